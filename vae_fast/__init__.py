@@ -1,0 +1,27 @@
+"""vae_fast: fused kernels, drop-in modules and an engine for variational autoencoders."""
+
+__version__ = "0.1.0"
+
+from vae_fast import noise
+from vae_fast.backend import get_backend, info, set_backend
+from vae_fast.functional import (
+    bce_kl_loss,
+    bernoulli_nll,
+    gaussian_kl,
+    reparameterize,
+    sample_and_kl,
+)
+from vae_fast.types import LossOutput
+
+__all__ = [
+    "LossOutput",
+    "bce_kl_loss",
+    "bernoulli_nll",
+    "gaussian_kl",
+    "get_backend",
+    "info",
+    "noise",
+    "reparameterize",
+    "sample_and_kl",
+    "set_backend",
+]

@@ -1,0 +1,177 @@
+"""Which implementation runs: the native kernels or plain PyTorch.
+
+The native libraries are looked for once, at import, and never built there. ``auto`` uses them
+for the devices they serve and otherwise falls back to ``vae_fast.reference``, saying so once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "native", "reference"]
+BACKENDS = get_args(Backend)
+MINIMUM_TORCH = (2, 11)
+
+_PACKAGE = Path(__file__).parent
+_choice: Backend = "auto"
+_libraries: dict[str, object] = {}  # device type -> extension module
+_reasons: dict[str, str] = {}  # device type -> why there is no library for it
+_warned: set[str] = set()
+
+
+def _why_missing(name: str, error: ImportError) -> str:
+    """One sentence for an extension that did not import."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    built = sorted(p.name for p in _PACKAGE.glob(f"{name}.*") if p.suffix in {".so", ".pyd"})
+    if not built:
+        return (
+            f"vae_fast.{name} is not built; reinstall with a C++ compiler"
+            + (" and the CUDA toolkit" if name == "_C_cuda" else "")
+            + " on PATH (VAE_FAST_BUILD="
+            + ("cuda" if name == "_C_cuda" else "cpu")
+            + " makes the build say what it lacks)"
+        )
+    if f"{name}{suffix}" not in built:
+        return (
+            f"vae_fast.{name} was built for another Python ({built[0]}), and this is Python "
+            f"{platform.python_version()} ({suffix}): reinstall vae_fast with this Python"
+        )
+    version = torch.__version__
+    if tuple(int(p) for p in version.split(".")[:2]) < MINIMUM_TORCH:
+        return (
+            f"vae_fast.{name} was built for torch {'.'.join(map(str, MINIMUM_TORCH))} or newer, "
+            f"and this is torch {version}: upgrade torch"
+        )
+    return f"vae_fast.{name} does not load under torch {version}: {error}"
+
+
+def _load(name: str, device: str) -> None:
+    try:
+        _libraries[device] = importlib.import_module(f"vae_fast.{name}")
+    except ImportError as error:
+        _reasons[device] = _why_missing(name, error)
+
+
+def _load_libraries() -> None:
+    _load("_C", "cpu")
+    if torch.version.cuda is None:
+        _reasons["cuda"] = f"this torch ({torch.__version__}) is built without CUDA"
+    elif "cpu" not in _libraries:
+        _reasons["cuda"] = "the CPU library, which defines the ops, is missing: " + _reasons["cpu"]
+    else:
+        # The ops' schemas are in _C, so _C_cuda comes second and cannot take the CPU with it.
+        _load("_C_cuda", "cuda")
+
+
+class set_backend:
+    """Choose the backend: at once and for good, or for a ``with`` block.
+
+    ``"auto"`` uses native kernels where they are built and falls back, with one warning, where
+    not; ``"native"`` raises where there are none, naming the reason; ``"reference"`` is plain
+    PyTorch. The environment variable ``VAE_FAST_BACKEND`` sets the choice at import.
+
+    >>> vae_fast.set_backend("reference")
+    >>> with vae_fast.set_backend("native"):
+    ...     ...
+    """
+
+    def __init__(self, name: Backend) -> None:
+        global _choice
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+        self._previous = _choice
+        _choice = name
+
+    def __enter__(self) -> set_backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        global _choice
+        _choice = self._previous
+
+
+def get_backend() -> Backend:
+    """The backend last chosen: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _choice
+
+
+def use_native(device_type: str) -> bool:
+    """Whether ops on this device type run natively; raises if they must and cannot."""
+    if _choice == "reference":
+        return False
+    if device_type in _libraries:
+        return True
+    reason = _reasons.get(device_type, f"there is no kernel for device type {device_type!r}")
+    if _choice == "native":
+        raise RuntimeError(f"backend 'native' was asked for, and {reason}")
+    if device_type not in _warned and not torch.compiler.is_compiling():
+        _warned.add(device_type)
+        warnings.warn(
+            f"vae_fast runs in plain PyTorch on {device_type}: {reason}. "
+            "vae_fast.set_backend('reference') silences this.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return False
+
+
+def native_reason(device_type: str) -> str | None:
+    """Why there is no native library for ``device_type``; None if there is one."""
+    if device_type in _libraries:
+        return None
+    return _reasons.get(device_type, f"there is no kernel for device type {device_type!r}")
+
+
+def library(device_type: str = "cpu") -> object:
+    """The extension module that serves ``device_type``, or RuntimeError with the reason."""
+    if device_type not in _libraries:
+        raise RuntimeError(native_reason(device_type))
+    return _libraries[device_type]
+
+
+def info() -> dict[str, object]:
+    """Versions, capability and why a backend is missing, for ``vae-fast info`` and bug reports."""
+    from vae_fast import __version__
+
+    facts: dict[str, object] = {
+        "vae_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "backend": _choice,
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    if "cpu" in _libraries:
+        native = _libraries["cpu"]
+        facts["native cpu"] = "yes"
+        facts["cpu capability"] = native.cpu_capability()
+        facts["cpu capabilities"] = ", ".join(native.cpu_capabilities())
+        facts.update({f"built with {k}": v for k, v in native.build_info().items()})
+    else:
+        facts["native cpu"] = "no: " + _reasons["cpu"]
+    if "cuda" in _libraries:
+        facts["native cuda"] = "yes"
+        cuda = _libraries["cuda"]
+        facts.update({f"cuda {k}": v for k, v in cuda.build_info().items()})
+    else:
+        facts["native cuda"] = "no: " + _reasons["cuda"]
+    if torch.cuda.is_available():
+        facts["gpus"] = ", ".join(
+            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+        )
+    else:
+        facts["gpus"] = "none"
+    return facts
+
+
+_load_libraries()
+set_backend(os.environ.get("VAE_FAST_BACKEND", "auto"))

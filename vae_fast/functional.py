@@ -1,0 +1,272 @@
+"""The public functions: they check their arguments and pick native kernels or plain PyTorch.
+
+Samples are dim 0 and every other dim is a feature; a 1-D tensor is one sample. Losses are in
+nats. Inputs may be float32, float64, bfloat16 or float16, contiguous or not; sums are float32
+(float64 for float64 inputs) and gradients have their input's dtype. Double backward raises.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vae_fast import reference
+from vae_fast.backend import _libraries, use_native
+from vae_fast.noise import check_key, new_key
+from vae_fast.types import REDUCTIONS, LossOutput, Reduction
+
+if "cpu" in _libraries:
+    from vae_fast.ops import bce_kl as _bce_kl
+    from vae_fast.ops import bernoulli as _bernoulli
+    from vae_fast.ops import gaussian as _gaussian
+
+_FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_TARGETS = _FLOATING | {torch.uint8, torch.bool}
+_REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
+
+
+def _reduction_code(reduction: str) -> int:
+    code = _REDUCTION_CODES.get(reduction)
+    if code is None:
+        hint = (
+            " (a mean over features would silently change beta; use 'batchmean')"
+            if reduction == "mean"
+            else ""
+        )
+        raise ValueError(
+            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}{hint}"
+        )
+    return code
+
+
+def _check_floating(name: str, t: torch.Tensor) -> None:
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}: "
+            f"convert it with {name}.float()"
+        )
+
+
+def _check_like(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    if t.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}, {other_name} has shape {tuple(other.shape)}: "
+            "they must be equal"
+        )
+    if t.device != other.device:
+        raise ValueError(
+            f"{name} is on {t.device}, {other_name} on {other.device}: move them to one device"
+        )
+
+
+def _gaussian_pair(
+    mu: torch.Tensor, logvar: torch.Tensor, mu_name: str = "mu", logvar_name: str = "logvar"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check a Gaussian's parameters and bring them to one dtype."""
+    if logvar is None:
+        raise TypeError(f"{logvar_name} is missing: a Gaussian needs {mu_name} and {logvar_name}")
+    _check_floating(mu_name, mu)
+    _check_floating(logvar_name, logvar)
+    _check_like(mu_name, mu, logvar_name, logvar)
+    if mu.dtype != logvar.dtype:
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(dtype), logvar.to(dtype)
+    return mu, logvar
+
+
+def _with_prior(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None,
+    prior_logvar: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Check posterior and prior, broadcast the prior to the posterior, and unite their dtypes."""
+    mu, logvar = _gaussian_pair(mu, logvar)
+    if prior_mu is None and prior_logvar is None:
+        return mu, logvar, None, None
+    if prior_mu is None or prior_logvar is None:
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise TypeError(f"{missing} is missing: give prior_mu and prior_logvar, or neither")
+    prior_mu, prior_logvar = _gaussian_pair(prior_mu, prior_logvar, "prior_mu", "prior_logvar")
+    if prior_mu.device != mu.device:
+        raise ValueError(
+            f"prior_mu is on {prior_mu.device}, mu on {mu.device}: move them to one device"
+        )
+    if prior_mu.shape != mu.shape:
+        try:
+            prior_mu, prior_logvar = prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"prior_mu has shape {tuple(prior_mu.shape)}, which does not broadcast to mu's "
+                f"shape {tuple(mu.shape)}"
+            ) from None
+    if prior_mu.dtype != mu.dtype:
+        dtype = torch.promote_types(prior_mu.dtype, mu.dtype)
+        mu, logvar, prior_mu, prior_logvar = (
+            t.to(dtype) for t in (mu, logvar, prior_mu, prior_logvar)
+        )
+    return mu, logvar, prior_mu, prior_logvar
+
+
+def _bernoulli_pair(
+    logits: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check logits (or probabilities) and target; exotic dtype mixtures become one of ours."""
+    _check_floating("logits", logits)
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.dtype not in _TARGETS:
+        raise TypeError(
+            f"target must be floating (0..1), uint8 (0..255) or bool, got {target.dtype}: "
+            "convert it with target.float() or target.to(torch.uint8)"
+        )
+    _check_like("logits", logits, "target", target)
+    return logits, target
+
+
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    *,
+    num_samples: int | None = None,
+    noise_key: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sample z = mu + exp(logvar / 2) * eps with eps ~ N(0, 1).
+
+    The reparameterisation trick of Kingma & Welling 2014, section 2.4.
+
+    Args:
+        mu, logvar: (..., D), same shape; logvar is log sigma^2.
+        num_samples: K draws per element, stacked in front; None for one draw without that dim.
+        noise_key: int64 tensor of 2 elements that fixes eps (``vae_fast.noise.new_key``); drawn
+            from torch's generator when None.
+
+    Returns:
+        z of mu's dtype: (..., D), or (K, ..., D) with ``num_samples=K``.
+
+    Raises:
+        ValueError, TypeError: shapes, devices or dtypes that don't fit.
+    """
+    mu, logvar = _gaussian_pair(mu, logvar)
+    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        raise ValueError(f"num_samples must be a positive integer or None, got {num_samples!r}")
+    if noise_key is not None:
+        check_key(noise_key, mu.device)
+    if not use_native(mu.device.type):
+        return reference.reparameterize(mu, logvar, num_samples, noise_key)
+    if noise_key is None:
+        noise_key = new_key(mu.device)
+    return _gaussian.reparameterize(mu, logvar, noise_key, num_samples)
+
+
+def gaussian_kl(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None = None,
+    prior_logvar: torch.Tensor | None = None,
+    *,
+    reduction: Reduction = "sum",
+) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) || p) in nats, to N(0, 1) or to the Gaussian given.
+
+    Kingma & Welling 2014, appendix B: 0.5 * (exp(logvar) + mu^2 - 1 - logvar) per element.
+
+    Args:
+        mu, logvar: (B, ...), same shape; logvar is log sigma^2.
+        prior_mu, prior_logvar: the prior's parameters, broadcast to mu's shape; both or neither.
+        reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (B,).
+    """
+    code = _reduction_code(reduction)
+    mu, logvar, prior_mu, prior_logvar = _with_prior(mu, logvar, prior_mu, prior_logvar)
+    if not use_native(mu.device.type):
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+    return _gaussian.gaussian_kl(mu, logvar, prior_mu, prior_logvar, code)
+
+
+def sample_and_kl(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None = None,
+    prior_logvar: torch.Tensor | None = None,
+    *,
+    noise_key: torch.Tensor | None = None,
+    reduction: Reduction = "sum",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``reparameterize`` and ``gaussian_kl`` of the same Gaussian in one pass over it.
+
+    Returns:
+        (z, kl): z has mu's shape and dtype; kl is in nats, reduced as asked.
+    """
+    code = _reduction_code(reduction)
+    mu, logvar, prior_mu, prior_logvar = _with_prior(mu, logvar, prior_mu, prior_logvar)
+    if noise_key is not None:
+        check_key(noise_key, mu.device)
+    if not use_native(mu.device.type):
+        return reference.sample_and_kl(mu, logvar, prior_mu, prior_logvar, noise_key, reduction)
+    if noise_key is None:
+        noise_key = new_key(mu.device)
+    return _gaussian.sample_and_kl(mu, logvar, prior_mu, prior_logvar, noise_key, code)
+
+
+def bernoulli_nll(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    reduction: Reduction = "sum",
+    from_logits: bool = True,
+) -> torch.Tensor:
+    """-log Bernoulli(target | logits) in nats: binary cross-entropy, from logits.
+
+    max(x, 0) - x t + log(1 + exp(-|x|)) per element, for t in [0, 1] (Loaiza-Ganem & Cunningham
+    2019 discuss t that is not binary).
+
+    Args:
+        logits: (B, ...); with ``from_logits=False``, probabilities in [0, 1], and the result
+            matches ``F.binary_cross_entropy`` with its clamps.
+        target: same shape; floating in [0, 1], uint8 (x stands for x / 255) or bool.
+        reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (B,).
+    """
+    code = _reduction_code(reduction)
+    logits, target = _bernoulli_pair(logits, target)
+    if not use_native(logits.device.type):
+        return reference.bernoulli_nll(logits, target, reduction, from_logits)
+    return _bernoulli.bernoulli_nll(logits, target, code, from_logits)
+
+
+def bce_kl_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    *,
+    beta: float | torch.Tensor = 1.0,
+    reduction: Reduction = "sum",
+    from_logits: bool = True,
+) -> LossOutput:
+    """The negative ELBO of a Bernoulli VAE: ``bernoulli_nll + beta * gaussian_kl``, in one op.
+
+    Kingma & Welling 2014, equation 10; beta as in Higgins et al. 2017.
+
+    Args:
+        logits, target: (B, ...), as for ``bernoulli_nll``.
+        mu, logvar: (B, ...), as for ``gaussian_kl``; their own shape, the same B.
+        beta: the KL's weight, a number or a 0-d tensor (which gets no gradient).
+        reduction: "sum" (over everything, as the tutorial's loss), "batchmean" or "none".
+
+    Returns:
+        LossOutput(loss, recon, kl) in nats, recon and kl unweighted.
+    """
+    code = _reduction_code(reduction)
+    logits, target = _bernoulli_pair(logits, target)
+    mu, logvar = _gaussian_pair(mu, logvar)
+    if mu.device != logits.device:
+        raise ValueError(f"mu is on {mu.device}, logits on {logits.device}: move to one device")
+    if reference.samples_of(mu) != reference.samples_of(logits):
+        raise ValueError(
+            f"logits has {reference.samples_of(logits)} samples (shape {tuple(logits.shape)}), "
+            f"mu has {reference.samples_of(mu)} (shape {tuple(mu.shape)}): they must be equal"
+        )
+    if not use_native(logits.device.type):
+        return reference.bce_kl_loss(logits, target, mu, logvar, beta, reduction, from_logits)
+    return _bce_kl.bce_kl_loss(logits, target, mu, logvar, beta, code, from_logits)

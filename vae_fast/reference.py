@@ -1,0 +1,237 @@
+"""Every op in plain PyTorch: the readable truth, the fallback, and the benchmarks' baseline.
+
+The functions take arguments that ``vae_fast.functional`` has checked. Half-precision inputs are
+computed in float32; sums are float32, or float64 for float64 inputs; autograd differentiates
+what is written here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from vae_fast.types import LossOutput, Reduction
+
+_MASK32 = 0xFFFFFFFF
+_PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+_PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+PHILOX_ROUNDS = 10
+
+
+def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 if any input is float64, else float32: the dtype of arithmetic and sums."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return torch.float64
+    return torch.float32
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+def philox(counter: list[torch.Tensor], key: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011): four counter words and two key words to four words.
+
+    Each word is an int64 tensor holding a value in [0, 2**32); products wrap in int64, and their
+    halves are recovered with shifts and masks.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(PHILOX_ROUNDS):
+        p0, p1 = c0 * _PHILOX_M0, c2 * _PHILOX_M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
+            p1 & _MASK32,
+            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
+            p0 & _MASK32,
+        )
+        k0, k1 = (k0 + _PHILOX_W0) & _MASK32, (k1 + _PHILOX_W1) & _MASK32
+    return [c0, c1, c2, c3]
+
+
+def random_words(key: torch.Tensor, n: int) -> torch.Tensor:
+    """The first ``n`` 32-bit words of ``key``'s noise, as int64: element i uses word i mod 4 of
+    counter i div 4. The key's first int64 is Philox's key, its second the counter's upper half.
+    """
+    block = torch.arange((n + 3) // 4, dtype=torch.int64, device=key.device)
+    philox_key, stream = key[0], key[1]
+    words = philox(
+        [
+            block & _MASK32,
+            (block >> 32) & _MASK32,
+            (stream & _MASK32).expand_as(block),
+            ((stream >> 32) & _MASK32).expand_as(block),
+        ],
+        [philox_key & _MASK32, (philox_key >> 32) & _MASK32],
+    )
+    return torch.stack(words, dim=-1).reshape(-1)[:n]
+
+
+def normal(key: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Standard normals of ``key`` by Box-Muller: words (0, 1) of a counter give two, (2, 3) two.
+
+    u = (w + 1/2) / 2**32 in (0, 1] for the radius. The angle's word is split into a quadrant and
+    a signed rest, so that the arguments of sin and cos stay within a quarter of pi.
+    """
+    n = math.prod(shape)
+    pairs = random_words(key, n + (-n) % 4).reshape(-1, 2)
+    u = pairs[:, 0].to(dtype) * 2.0**-32 + 2.0**-33
+    radius = torch.sqrt(-2.0 * torch.log(u))
+    quadrant = (pairs[:, 1] + 2**29) >> 30
+    rest = (pairs[:, 1] - (quadrant << 30)).to(dtype) * (2.0 * math.pi / 2**32)
+    sin, cos = torch.sin(rest), torch.cos(rest)
+    odd = (quadrant & 1) == 1
+    x, y = torch.where(odd, sin, cos), torch.where(odd, cos, sin)
+    x = torch.where(((quadrant + 1) & 2) != 0, -x, x)
+    y = torch.where((quadrant & 2) != 0, -y, y)
+    return torch.stack([radius * x, radius * y], dim=-1).reshape(-1)[:n].reshape(shape)
+
+
+# --- reductions ----------------------------------------------------------------------------------
+
+
+def samples_of(t: torch.Tensor) -> int:
+    """Samples are dim 0, all other dims are features; a 1-D tensor is one sample."""
+    return t.shape[0] if t.dim() >= 2 else 1
+
+
+def per_sample(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the features of each sample."""
+    return values.flatten(1).sum(1) if values.dim() >= 2 else values.sum()
+
+
+def reduce(values: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    """Sum elementwise ``values`` as ``reduction`` asks."""
+    if reduction == "none":
+        return per_sample(values)
+    total = values.sum()
+    return total / samples_of(values) if reduction == "batchmean" else total
+
+
+# --- Gaussian: sampling and KL -------------------------------------------------------------------
+
+
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    num_samples: int | None = None,
+    noise_key: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """z = mu + exp(logvar / 2) * eps (Kingma & Welling 2014, section 2.4)."""
+    dtype = compute_dtype(mu, logvar)
+    shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    if noise_key is None:
+        eps = torch.randn(shape, dtype=dtype, device=mu.device)
+    else:
+        eps = normal(noise_key, tuple(shape), dtype)
+    z = mu.to(dtype) + torch.exp(0.5 * logvar.to(dtype)) * eps
+    return z.to(mu.dtype)
+
+
+def gaussian_kl_terms(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None = None,
+    prior_logvar: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) || prior) of each element, in nats; the prior is N(0, 1) unless given.
+
+    Kingma & Welling 2014, appendix B, for the standard normal.
+    """
+    dtype = compute_dtype(mu, logvar)
+    mu, logvar = mu.to(dtype), logvar.to(dtype)
+    if prior_mu is None or prior_logvar is None:
+        return 0.5 * (torch.exp(logvar) - 1.0 - logvar + mu * mu)
+    difference = mu - prior_mu.to(dtype)
+    log_ratio = logvar - prior_logvar.to(dtype)
+    mahalanobis = difference * difference * torch.exp(-prior_logvar.to(dtype))
+    return 0.5 * (torch.exp(log_ratio) - 1.0 - log_ratio + mahalanobis)
+
+
+def gaussian_kl(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None = None,
+    prior_logvar: torch.Tensor | None = None,
+    reduction: Reduction = "sum",
+) -> torch.Tensor:
+    return reduce(gaussian_kl_terms(mu, logvar, prior_mu, prior_logvar), reduction)
+
+
+def sample_and_kl(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None = None,
+    prior_logvar: torch.Tensor | None = None,
+    noise_key: torch.Tensor | None = None,
+    reduction: Reduction = "sum",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    z = reparameterize(mu, logvar, noise_key=noise_key)
+    return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+# --- Bernoulli -----------------------------------------------------------------------------------
+
+
+def as_probability(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 0..255 stands for 0..1, bool for 0 or 1; floating targets keep their values."""
+    return target.to(dtype) / 255.0 if target.dtype == torch.uint8 else target.to(dtype)
+
+
+def bernoulli_nll_terms(
+    logits: torch.Tensor, target: torch.Tensor, from_logits: bool = True
+) -> torch.Tensor:
+    """-log p(target) of each element, in nats, from logits or from probabilities."""
+    dtype = compute_dtype(logits)
+    target = as_probability(target, dtype)
+    if from_logits:
+        return F.binary_cross_entropy_with_logits(logits.to(dtype), target, reduction="none")
+    # F.binary_cross_entropy's clamps, without its refusal of autocast and of out-of-range values.
+    p = logits.to(dtype)
+    log_p, log_q = _ClampedLog.apply(p, False), _ClampedLog.apply(p, True)
+    return -(target * log_p + (1.0 - target) * log_q)
+
+
+class _ClampedLog(torch.autograd.Function):
+    """max(log p, -100), or max(log(1 - p), -100) for the complement, as F.binary_cross_entropy.
+
+    Its gradient there is (p - t) / max(p (1 - p), 1e-12): the clamp does not cut the gradient
+    off, it bounds it. Splitting that between the two logarithms keeps their sum the same.
+    """
+
+    @staticmethod
+    def forward(ctx, p: torch.Tensor, complement: bool) -> torch.Tensor:
+        ctx.save_for_backward(p)
+        ctx.complement = complement
+        return torch.clamp_min(torch.log1p(-p) if complement else torch.log(p), -100.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (p,) = ctx.saved_tensors
+        other = -p if ctx.complement else 1.0 - p
+        return grad * other / torch.clamp_min(p * (1.0 - p), 1e-12), None
+
+
+def bernoulli_nll(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    reduction: Reduction = "sum",
+    from_logits: bool = True,
+) -> torch.Tensor:
+    return reduce(bernoulli_nll_terms(logits, target, from_logits), reduction)
+
+
+def bce_kl_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    beta: float | torch.Tensor = 1.0,
+    reduction: Reduction = "sum",
+    from_logits: bool = True,
+) -> LossOutput:
+    recon = bernoulli_nll(logits, target, reduction, from_logits)
+    kl = gaussian_kl(mu, logvar, reduction=reduction)
+    return LossOutput(recon + beta * kl, recon, kl)

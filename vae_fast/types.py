@@ -1,0 +1,24 @@
+"""Names shared by every layer: the result of a loss and the reductions it comes in."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+Reduction = Literal["none", "sum", "batchmean"]
+
+# The order is the native kernels' numbering (csrc/ops/args.h).
+REDUCTIONS: tuple[Reduction, ...] = ("none", "sum", "batchmean")
+
+
+class LossOutput(NamedTuple):
+    """The terms of a negative ELBO, in nats.
+
+    ``loss = recon + beta * kl``; ``recon`` and ``kl`` are reported unweighted. Each is a scalar,
+    or one value per sample with ``reduction="none"``.
+    """
+
+    loss: torch.Tensor
+    recon: torch.Tensor
+    kl: torch.Tensor
