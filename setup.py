@@ -1,0 +1,390 @@
+"""Build of the native kernels: vae_fast._C (CPU) and vae_fast._C_cuda.
+
+Everything about the package that is not compiled stands in pyproject.toml. This file decides what
+to compile (VAE_FAST_BUILD), with which tools, and says in one sentence why something is left out.
+
+Both libraries use LibTorch's stable ABI with 2.11 as the oldest torch, so a binary built against
+one torch runs under any other from 2.11 on. That is why a plain `pip install .`, which builds
+against whatever torch pip put in its isolated environment, is right for the user's torch as well.
+
+Environment:
+    VAE_FAST_BUILD        auto (default) | cpu | cuda | off
+    TORCH_CUDA_ARCH_LIST  GPU architectures, such as "8.0;9.0+PTX"; default: the GPUs present,
+                          else DEFAULT_CUDA_ARCHS as far as the toolkit knows them
+    CUDA_HOME             the CUDA toolkit; default: the one behind the nvcc on PATH
+    CXX                   the C++ compiler
+    MAX_JOBS              compilations at a time
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+BUILD_CHOICES = ("auto", "cpu", "cuda", "off")
+OLDEST_TORCH = (2, 11)
+# The macro's layout is one byte each of major, minor, patch: torch/headeronly/version.h.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % OLDEST_TORCH
+# Turing to Blackwell. "+PTX" on the last one lets later GPUs compile for themselves.
+DEFAULT_CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Commands that compile. The others (sdist, egg_info, clean, ...) need neither torch nor a compiler.
+COMPILING_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
+
+
+class BuildError(Exception):
+    """Something the user has to change; its text is the one sentence that they read."""
+
+
+def say(text: str) -> None:
+    print(f"vae_fast: {text}", file=sys.stderr, flush=True)
+
+
+def build_choice(environ: dict[str, str]) -> str:
+    """The value of VAE_FAST_BUILD; an unknown one is an error that lists those there are."""
+    choice = environ.get("VAE_FAST_BUILD", "").strip().lower() or "auto"
+    if choice not in BUILD_CHOICES:
+        raise BuildError(
+            f"VAE_FAST_BUILD={environ['VAE_FAST_BUILD']!r} is not one of "
+            f"{', '.join(BUILD_CHOICES)}; set it to one of these or leave it unset."
+        )
+    return choice
+
+
+def import_torch():
+    """torch, checked to be new enough to build against."""
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildError(
+            "building the kernels needs torch >= 2.11 in the building environment "
+            f"({error}); run `pip install torch`, drop --no-build-isolation, or set "
+            "VAE_FAST_BUILD=off to install without native kernels."
+        ) from None
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if version < OLDEST_TORCH:
+        raise BuildError(
+            f"building the kernels needs torch >= 2.11 and this is torch {torch.__version__}; "
+            "run `pip install --upgrade torch`."
+        )
+    return torch
+
+
+# --- the C++ compiler ---------------------------------------------------------------------------
+
+
+def cxx_compiler() -> str:
+    """The command that torch's ninja build will call (it reads CXX, and falls back to c++)."""
+    return os.environ.get("CXX") or "c++"
+
+
+def missing_for_cpu() -> str | None:
+    """Why the CPU kernels can't be compiled here, or None if they can."""
+    if not sys.platform.startswith("linux"):
+        return f"native kernels are built on Linux only, and this is {sys.platform}"
+    command = shlex.split(cxx_compiler())
+    if shutil.which(command[0]) is None:
+        return (
+            f"no C++ compiler ({command[0]!r} is not on PATH): "
+            "install g++ or clang++, or set CXX to one"
+        )
+    include = sysconfig.get_paths()["include"]
+    if not Path(include, "Python.h").is_file():
+        return (
+            f"Python's own headers are missing (no Python.h in {include}): "
+            "install python3-dev or its like"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        # A concept and a standard header: both a compiler before C++20 and one without its
+        # standard library fail here, in a second, and not in the middle of a build.
+        source.write_text(
+            "#include <concepts>\n#include <vector>\n"
+            "template <std::integral T> T twice(T x) { return 2 * x; }\n"
+            'extern "C" int probe() { return std::vector<int>{twice(1)}[0]; }\n'
+        )
+        library = Path(folder, "probe.so")
+        flags = ["-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)]
+        result = subprocess.run([*command, *flags], capture_output=True, text=True)
+    if result.returncode != 0:
+        return f"{cxx_compiler()!r} can't build a C++20 library: {last_line(result.stderr)}"
+    return None
+
+
+def last_line(text: str) -> str:
+    """The most telling line of a compiler's output: the first with 'error', or else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+
+
+# --- the CUDA toolkit ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CudaToolkit:
+    home: Path
+    version: tuple[int, int]
+    archs: tuple[str, ...]  # what nvcc can compile for: "7.5", "8.0", ...
+
+    @property
+    def nvcc(self) -> Path:
+        return self.home / "bin" / "nvcc"
+
+    def folders(self, *names: str) -> list[str]:
+        """Those of the named folders that exist, in the toolkit or its targets folder."""
+        tops = [self.home, *sorted(self.home.glob("targets/*-linux"))]
+        return [str(top / name) for top in tops for name in names if (top / name).is_dir()]
+
+
+def is_cuda_home(home: Path) -> bool:
+    """A folder with an nvcc is not enough: /usr/local/bin/nvcc may be somebody's wrapper script."""
+    headers = [home / "include", *home.glob("targets/*/include")]
+    return (home / "bin" / "nvcc").is_file() and any(
+        (folder / "cuda_runtime.h").is_file() for folder in headers
+    )
+
+
+def cuda_home_of(nvcc: str) -> Path | None:
+    """The toolkit that an nvcc belongs to, be it a link or a wrapper script."""
+    for path in (Path(nvcc), Path(nvcc).resolve()):
+        if is_cuda_home(path.parent.parent):
+            return path.parent.parent
+    # A wrapper: nvcc itself says where it stands (TOP=...) when asked what it would do.
+    result = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.+)$", result.stderr + result.stdout, flags=re.MULTILINE)
+    if top and is_cuda_home(home := Path(top.group(1).strip()).resolve()):
+        return home
+    return None
+
+
+def find_cuda_toolkit(environ: dict[str, str]) -> CudaToolkit:
+    """The CUDA toolkit: from CUDA_HOME or CUDA_PATH, from PATH, or in /usr/local/cuda."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(name):
+            home = Path(environ[name])
+            if not is_cuda_home(home):
+                raise BuildError(
+                    f"{name}={home} is no CUDA toolkit (it lacks bin/nvcc or "
+                    f"include/cuda_runtime.h); point {name} at one, or unset it"
+                )
+            break
+    else:
+        nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+        home = cuda_home_of(nvcc) if nvcc else None
+        if home is None and is_cuda_home(Path("/usr/local/cuda")):
+            home = Path("/usr/local/cuda")
+        if home is None:
+            found = f"{nvcc} leads to no toolkit" if nvcc else "nvcc is not on PATH"
+            raise BuildError(
+                f"no CUDA toolkit was found ({found} and /usr/local/cuda has none): install "
+                "one (nvcc and the runtime headers), or set CUDA_HOME to where it is"
+            )
+    nvcc = str(home / "bin" / "nvcc")
+    version = re.search(
+        r"release (\d+)\.(\d+)",
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout,
+    )
+    if version is None:
+        raise BuildError(f"{nvcc} --version does not name a CUDA release; reinstall the toolkit")
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    archs = [f"{n[:-1]}.{n[-1]}" for n in re.findall(r"compute_(\d+)\b", listed)]
+    return CudaToolkit(home, (int(version[1]), int(version[2])), tuple(archs))
+
+
+def check_cuda_toolkit(toolkit: CudaToolkit, torch) -> None:
+    """Raises BuildError if the toolkit can't build for this torch."""
+    ours = "%d.%d" % toolkit.version
+    # Within a major version CUDA's runtime is compatible both ways, so only that has to match.
+    if toolkit.version[0] != int(torch.version.cuda.split(".")[0]):
+        raise BuildError(
+            f"the toolkit in {toolkit.home} is CUDA {ours} and torch {torch.__version__} is built "
+            f"for CUDA {torch.version.cuda}: install a toolkit of that major version, or a torch "
+            f"for CUDA {toolkit.version[0]}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text("#include <cuda_runtime.h>\n__global__ void probe(int* x) { *x = 1; }\n")
+        command = [str(toolkit.nvcc), "-std=c++20", "-c", str(source), "-o", f"{source}.o"]
+        if os.environ.get("CC"):
+            command += ["-ccbin", os.environ["CC"]]  # as torch's build will
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = last_line(result.stderr + result.stdout)
+        raise BuildError(f"{toolkit.nvcc} can't compile with this C++ compiler: {reason}")
+
+
+def default_cuda_archs(toolkit: CudaToolkit) -> str:
+    """TORCH_CUDA_ARCH_LIST for a machine without a GPU."""
+    archs = [arch for arch in DEFAULT_CUDA_ARCHS if arch in toolkit.archs]
+    archs = archs or list(toolkit.archs[-1:])
+    return ";".join(archs) + "+PTX"
+
+
+# --- the two libraries --------------------------------------------------------------------------
+
+
+def include_dirs() -> list[str]:
+    import torch.utils.cpp_extension as torch_build
+
+    dirs = [str(ROOT / "csrc")]
+    try:
+        import pybind11
+
+        dirs.append(pybind11.get_include())
+    except ImportError:  # --no-build-isolation without it: torch brings a copy of its headers
+        pass
+    return dirs + torch_build.include_paths()
+
+
+def sources(*patterns: str) -> list[str]:
+    # setuptools wants them relative to setup.py.
+    return sorted(
+        os.path.relpath(path, ROOT) for pattern in patterns for path in glob(str(ROOT / pattern))
+    )
+
+
+def link_args(*libraries: str) -> list[str]:
+    """Against what of torch is really used and nothing else: that is what keeps one binary good
+    for every torch. (In extra_link_args because --as-needed counts only for what follows it.)"""
+    import torch.utils.cpp_extension as torch_build
+
+    folders = [f"-L{folder}" for folder in torch_build.library_paths()]
+    return ["-Wl,--as-needed", *folders, *(f"-l{library}" for library in libraries)]
+
+
+# Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and code
+# that must see NaN can't be compiled as if there were none. -std is torch's to choose.
+CXX_FLAGS = ["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", TORCH_TARGET]
+
+
+def cpu_extension() -> Extension:
+    return Extension(
+        "vae_fast._C",
+        sources("csrc/library.cpp", "csrc/module.cpp", "csrc/cpu/*.cpp"),
+        depends=sources("csrc/**/*.h"),
+        include_dirs=include_dirs(),
+        extra_compile_args={"cxx": [*CXX_FLAGS, "-Wno-unknown-pragmas"]},
+        extra_link_args=link_args("torch_cpu"),
+        language="c++",
+    )
+
+
+def cuda_extension(toolkit: CudaToolkit, archs: str) -> Extension:
+    cxx_flags = [*CXX_FLAGS, "-DUSE_CUDA", f'-DVAE_FAST_CUDA_ARCHS="{archs}"']
+    nvcc_flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", TORCH_TARGET]
+    return Extension(
+        "vae_fast._C_cuda",
+        sources("csrc/library_cuda.cpp", "csrc/module_cuda.cpp", "csrc/cuda/*.cu"),
+        include_dirs=[*include_dirs(), *toolkit.folders("include")],
+        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+        extra_link_args=[
+            *link_args("torch_cpu", "torch_cuda"),
+            *(f"-L{folder}" for folder in toolkit.folders("lib64", "lib")),
+            "-lcudart",
+        ],
+        language="c++",
+    )
+
+
+def plan_cuda(choice: str, torch) -> Extension | None:
+    """The CUDA library; None, with a word why, where it can't be built and wasn't asked for."""
+    if not sources("csrc/cuda/*.cu"):
+        if choice == "cuda":
+            raise BuildError("VAE_FAST_BUILD=cuda, but csrc/cuda holds no .cu sources.")
+        return None
+    try:
+        if torch.version.cuda is None:
+            raise BuildError(
+                f"torch {torch.__version__} is built without CUDA: install a CUDA build of torch "
+                "in the building environment"
+            )
+        toolkit = find_cuda_toolkit(dict(os.environ))
+        check_cuda_toolkit(toolkit, torch)
+    except BuildError as error:
+        if choice == "cuda":
+            raise BuildError(f"VAE_FAST_BUILD=cuda can't be done, because {error}.") from None
+        say(f"building without CUDA kernels, because {error}.")
+        return None
+
+    import torch.utils.cpp_extension as torch_build
+
+    # torch has taken its own guess, which a wrapper script leads one folder too high.
+    os.environ["CUDA_HOME"] = torch_build.CUDA_HOME = str(toolkit.home)
+    # check_cuda_toolkit has tried what torch would look up in a table of compiler versions.
+    os.environ.setdefault("TORCH_DONT_CHECK_COMPILER_ABI", "ON")
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        if torch.cuda.device_count() == 0:
+            os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "native"
+    if archs == "native":
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        archs = ";".join("%d.%d" % capability for capability in sorted(found)) + "+PTX"
+    say(f"building CUDA kernels with {toolkit.nvcc} for {archs}.")
+    return cuda_extension(toolkit, archs)
+
+
+def plan() -> list[Extension]:
+    """The libraries to compile, by VAE_FAST_BUILD and what is on this machine."""
+    choice = build_choice(dict(os.environ))
+    if choice == "off":
+        say("building without native kernels, because VAE_FAST_BUILD=off.")
+        return []
+    if reason := missing_for_cpu():
+        if choice != "auto":
+            raise BuildError(f"VAE_FAST_BUILD={choice} can't be done, because {reason}.")
+        say(
+            f"building without native kernels, because {reason}; "
+            "the package will run on its reference backend, which is plain PyTorch."
+        )
+        return []
+    torch = import_torch()
+    cuda = plan_cuda(choice, torch) if choice != "cpu" else None
+    return [cpu_extension(), *([cuda] if cuda else [])]
+
+
+def build_command() -> type:
+    """torch's build_ext, with a word on the way out of a failed compilation."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildKernels(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception:
+                say(
+                    "compiling the kernels failed (the compiler's words are above); "
+                    "VAE_FAST_BUILD=cpu leaves the CUDA kernels out, VAE_FAST_BUILD=off all of them."
+                )
+                raise
+
+    return BuildKernels
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    extensions = []
+    if COMPILING_COMMANDS & set(sys.argv):
+        try:
+            extensions = plan()
+        except BuildError as error:
+            # The sentence alone: a traceback would only hide it.
+            sys.exit(f"vae_fast: {error}")
+    setup(
+        ext_modules=extensions,
+        cmdclass={"build_ext": build_command()} if extensions else {},
+    )
+
+
+if __name__ == "__main__":
+    main()
