@@ -18,6 +18,7 @@ Environment:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parent
 BUILD_CHOICES = ("auto", "cpu", "cuda", "off")
 OLDEST_TORCH = (2, 11)
 # The macro's layout is one byte each of major, minor, patch: torch/headeronly/version.h.
-TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % OLDEST_TORCH
+TORCH_TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 # Turing to Blackwell. "+PTX" on the last one lets later GPUs compile for themselves.
 DEFAULT_CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # Commands that compile. The others (sdist, egg_info, clean, ...) need neither torch nor a compiler.
@@ -116,10 +117,14 @@ def missing_for_cpu() -> str | None:
         )
         library = Path(folder, "probe.so")
         flags = ["-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)]
-        result = subprocess.run([*command, *flags], capture_output=True, text=True)
+        result = run(*command, *flags)
     if result.returncode != 0:
         return f"{cxx_compiler()!r} can't build a C++20 library: {last_line(result.stderr)}"
     return None
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def last_line(text: str) -> str:
@@ -161,7 +166,7 @@ def cuda_home_of(nvcc: str) -> Path | None:
         if is_cuda_home(path.parent.parent):
             return path.parent.parent
     # A wrapper: nvcc itself says where it stands (TOP=...) when asked what it would do.
-    result = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    result = run(nvcc, "--dryrun", "-c", "x.cu")
     top = re.search(r"^#\$ TOP=(.+)$", result.stderr + result.stdout, flags=re.MULTILINE)
     if top and is_cuda_home(home := Path(top.group(1).strip()).resolve()):
         return home
@@ -191,20 +196,17 @@ def find_cuda_toolkit(environ: dict[str, str]) -> CudaToolkit:
                 "one (nvcc and the runtime headers), or set CUDA_HOME to where it is"
             )
     nvcc = str(home / "bin" / "nvcc")
-    version = re.search(
-        r"release (\d+)\.(\d+)",
-        subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout,
-    )
+    version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version").stdout)
     if version is None:
         raise BuildError(f"{nvcc} --version does not name a CUDA release; reinstall the toolkit")
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    listed = run(nvcc, "--list-gpu-arch").stdout
     archs = [f"{n[:-1]}.{n[-1]}" for n in re.findall(r"compute_(\d+)\b", listed)]
     return CudaToolkit(home, (int(version[1]), int(version[2])), tuple(archs))
 
 
 def check_cuda_toolkit(toolkit: CudaToolkit, torch) -> None:
     """Raises BuildError if the toolkit can't build for this torch."""
-    ours = "%d.%d" % toolkit.version
+    ours = ".".join(map(str, toolkit.version))
     # Within a major version CUDA's runtime is compatible both ways, so only that has to match.
     if toolkit.version[0] != int(torch.version.cuda.split(".")[0]):
         raise BuildError(
@@ -218,7 +220,7 @@ def check_cuda_toolkit(toolkit: CudaToolkit, torch) -> None:
         command = [str(toolkit.nvcc), "-std=c++20", "-c", str(source), "-o", f"{source}.o"]
         if os.environ.get("CC"):
             command += ["-ccbin", os.environ["CC"]]  # as torch's build will
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = run(*command)
     if result.returncode != 0:
         reason = last_line(result.stderr + result.stdout)
         raise BuildError(f"{toolkit.nvcc} can't compile with this C++ compiler: {reason}")
@@ -234,9 +236,16 @@ def default_cuda_archs(toolkit: CudaToolkit) -> str:
 # --- the two libraries --------------------------------------------------------------------------
 
 
-def include_dirs() -> list[str]:
-    import torch.utils.cpp_extension as torch_build
+def torch_build():
+    """torch.utils.cpp_extension, without its warnings: about a missing GPU and about a toolkit of
+    another minor version, both of which are fine, and about its own guess at CUDA_HOME."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import torch.utils.cpp_extension
 
+    return torch.utils.cpp_extension
+
+
+def include_dirs() -> list[str]:
     dirs = [str(ROOT / "csrc")]
     try:
         import pybind11
@@ -244,7 +253,7 @@ def include_dirs() -> list[str]:
         dirs.append(pybind11.get_include())
     except ImportError:  # --no-build-isolation without it: torch brings a copy of its headers
         pass
-    return dirs + torch_build.include_paths()
+    return dirs + torch_build().include_paths()
 
 
 def sources(*patterns: str) -> list[str]:
@@ -257,15 +266,14 @@ def sources(*patterns: str) -> list[str]:
 def link_args(*libraries: str) -> list[str]:
     """Against what of torch is really used and nothing else: that is what keeps one binary good
     for every torch. (In extra_link_args because --as-needed counts only for what follows it.)"""
-    import torch.utils.cpp_extension as torch_build
-
-    folders = [f"-L{folder}" for folder in torch_build.library_paths()]
+    folders = [f"-L{folder}" for folder in torch_build().library_paths()]
     return ["-Wl,--as-needed", *folders, *(f"-l{library}" for library in libraries)]
 
 
 # Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and code
-# that must see NaN can't be compiled as if there were none. -std is torch's to choose.
-CXX_FLAGS = ["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", TORCH_TARGET]
+# that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0 undoes
+# the -g that Python's own flags bring: it is half of the compile time and most of the file.
+CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", TORCH_TARGET]
 
 
 def cpu_extension() -> Extension:
@@ -317,19 +325,17 @@ def plan_cuda(choice: str, torch) -> Extension | None:
         say(f"building without CUDA kernels, because {error}.")
         return None
 
-    import torch.utils.cpp_extension as torch_build
-
-    # torch has taken its own guess, which a wrapper script leads one folder too high.
-    os.environ["CUDA_HOME"] = torch_build.CUDA_HOME = str(toolkit.home)
+    # Before torch.utils.cpp_extension is imported and takes its own guess, which a wrapper script
+    # leads one folder too high.
+    os.environ["CUDA_HOME"] = str(toolkit.home)
     # check_cuda_toolkit has tried what torch would look up in a table of compiler versions.
     os.environ.setdefault("TORCH_DONT_CHECK_COMPILER_ABI", "ON")
-    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        if torch.cuda.device_count() == 0:
-            os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and torch.cuda.device_count() == 0:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "native"
     if archs == "native":
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        archs = ";".join("%d.%d" % capability for capability in sorted(found)) + "+PTX"
+        archs = ";".join(f"{major}.{minor}" for major, minor in sorted(found)) + "+PTX"
     say(f"building CUDA kernels with {toolkit.nvcc} for {archs}.")
     return cuda_extension(toolkit, archs)
 
@@ -355,9 +361,8 @@ def plan() -> list[Extension]:
 
 def build_command() -> type:
     """torch's build_ext, with a word on the way out of a failed compilation."""
-    from torch.utils.cpp_extension import BuildExtension
 
-    class BuildKernels(BuildExtension):
+    class BuildKernels(torch_build().BuildExtension):
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
