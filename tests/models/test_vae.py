@@ -1,0 +1,216 @@
+"""The VAE: its loss against the ELBO written by hand in float64, gradients, inputs and errors."""
+
+import math
+
+import pytest
+import torch
+
+from vae_fast import models, noise, reference
+from vae_fast.models import VAE, Gaussian, Laplace, build
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def tiny(likelihood="bernoulli", **options):
+    return build(
+        "vae",
+        (1, 3, 4),
+        latent_dim=2,
+        network_options={"hidden": [5], "activation": "tanh"},
+        likelihood=likelihood,
+        **options,
+    ).double()
+
+
+def elbo_by_hand(model, x, key):
+    """Kingma & Welling 2014, equation 10, from torch.distributions."""
+    mu, logvar = model.encoder(x).chunk(2, -1)
+    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
+    z = mu + q.scale * reference.normal(key, tuple(mu.shape), mu.dtype)
+    p = torch.distributions.Bernoulli(logits=model.decoder(z), validate_args=False)
+    recon = -p.log_prob(x).flatten(1).sum(1)
+    prior = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    kl = torch.distributions.kl_divergence(q, prior).sum(1)
+    return recon, kl
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0])
+def test_loss_is_the_negative_elbo(beta):
+    model, key = tiny(), noise.new_key()
+    x = torch.rand(7, 1, 3, 4, dtype=torch.float64)
+    recon, kl = elbo_by_hand(model, x, key)
+    out = model.loss(x, beta=beta, reduction="none", noise_key=key)
+    torch.testing.assert_close(out.recon, recon)
+    torch.testing.assert_close(out.kl, kl)
+    torch.testing.assert_close(out.loss, recon + beta * kl)
+    mean = model.loss(x, beta=beta, noise_key=key)
+    torch.testing.assert_close(mean.loss, (recon + beta * kl).mean())
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "laplace"])
+def test_gradients(likelihood):
+    model, key = tiny(likelihood), noise.new_key()
+    x = torch.rand(3, 1, 3, 4, dtype=torch.float64)
+    names, values = zip(*model.named_parameters(), strict=True)
+
+    def loss(*parameters):
+        weights = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(model, weights, (x,), {"beta": 2.0, "noise_key": key})[0]
+
+    assert torch.autograd.gradcheck(loss, [v.detach().requires_grad_() for v in values])
+
+
+def test_uint8_is_x_over_255():
+    model, key = tiny(), noise.new_key()
+    x = torch.randint(0, 256, (5, 1, 3, 4), dtype=torch.uint8)
+    bytes_ = model.loss(x, noise_key=key)
+    floats = model.loss(x.double() / 255, noise_key=key)
+    torch.testing.assert_close(bytes_.loss, floats.loss)
+    torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x.double() / 255))
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 6)])
+def test_networks_fit_any_image_and_learn(network, shape):
+    narrow = {} if network == "mlp" else {"channels": (8, 16)}
+    model = build("vae", shape, latent_dim=4, network=network, network_options=narrow)
+    x = torch.randint(0, 2, shape).mul(255).to(torch.uint8).repeat(16, *[1] * len(shape))
+    assert model.reconstruct(x).shape == model.sample(16).shape == x.shape
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    first = model.loss(x).loss.item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        out = model.loss(x)
+        out.loss.backward()
+        optimizer.step()
+    assert out.loss.item() < 0.5 * first
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_reconstruct_uses_the_posterior_mean():
+    model = tiny()
+    x = torch.rand(4, 1, 3, 4, dtype=torch.float64)
+    mu = model.encoder(x)[:, :2]
+    torch.testing.assert_close(model.reconstruct(x), torch.sigmoid(model.decoder(mu)))
+
+
+def test_samples_follow_the_generator_and_the_temperature():
+    model = tiny()
+    first, again = (model.sample(6, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, model.sample(6))
+    cold = model.sample(6, temperature=0.0)
+    mode = torch.sigmoid(model.decoder(torch.zeros(1, 2, dtype=torch.float64)))
+    torch.testing.assert_close(cold, mode.expand_as(cold))
+
+
+def test_decode_takes_leading_dimensions():
+    model = tiny()
+    z = torch.randn(3, 5, 2, dtype=torch.float64)
+    params = model.decode(z)
+    assert params.shape == (3, 5, 1, 3, 4)
+    torch.testing.assert_close(params[2], model.decode(z[2]))
+
+
+def test_free_bits_floor_each_dimension():
+    model, key = tiny(), noise.new_key()
+    x = torch.rand(8, 1, 3, 4, dtype=torch.float64)
+    mu, logvar = model.encode(x)
+    per_dimension = 0.5 * (logvar.exp() + mu**2 - 1 - logvar).mean(0)
+    floor = per_dimension.mean().item()  # between the two dimensions, so one is floored
+    expected = per_dimension.clamp_min(floor).sum()
+    out = model.loss(x, beta=3.0, free_bits=floor, noise_key=key)
+    torch.testing.assert_close(out.kl, expected)
+    torch.testing.assert_close(out.loss, out.recon + 3.0 * expected)
+    high = model.loss(x, free_bits=100.0, noise_key=key)
+    high.kl.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.encoder.parameters())
+    with pytest.raises(ValueError, match="batchmean or sum"):
+        model.loss(x, free_bits=1.0, reduction="none")
+
+
+def test_beta_vae_is_a_vae_with_an_objective():
+    assert type(build("beta-vae", (1, 4, 4))) is VAE
+    assert models.OBJECTIVES["beta-vae"]["beta"] != 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: build("vea", (1, 4, 4)), "unknown model 'vea'; known: .*vae"),
+        (lambda: build("vae", (1, 0, 4)), "input_shape"),
+        (lambda: build("vae", (16,), network="conv"), r"\(channels, height, width\).*\(16,\)"),
+        (lambda: build("vae", (1, 4, 4), network="cnn"), "unknown network 'cnn'"),
+        (lambda: build("vae", (1, 4, 4), likelihood="normal"), "unknown likelihood 'normal'"),
+        (lambda: build("no_such_package:Model", (4,)), "can't import 'no_such_package'"),
+        (lambda: build("torch.nn:NoSuchModel", (4,)), "torch.nn has no 'NoSuchModel'"),
+        (lambda: build("vae", (1, 4, 4)).loss(torch.rand(2, 16)), r"\(2, 16\).*\(N, 1, 4, 4\)"),
+        (lambda: build("vae", (4,)).decode(torch.rand(2, 3)), r"\(2, 3\).*latent_dim is 20"),
+    ],
+)
+def test_bad_input_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_class_without_the_interface_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "class Wrong(nn.Module):\n"
+        "    def __init__(self, input_shape):\n"
+        "        super().__init__()\n"
+        "class Right(Wrong):\n"
+        "    encode = decode = loss = reconstruct = sample = lambda self: None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match="my_models:Wrong has no encode, decode, loss"):
+        build("my_models:Wrong", (4,))
+    assert type(build("my_models:Right", (4,))).__name__ == "Right"
+
+
+def test_likelihoods_against_torch_distributions():
+    torch.manual_seed(1)
+    x = torch.rand(5, 2, 3, dtype=torch.float64)
+    two = torch.randn(5, 4, 3, dtype=torch.float64)
+    one = two[:, :2]
+    learned = Gaussian("learned", min_logvar=-1.0)
+    scale = torch.exp(0.5 * two[:, 2:].clamp_min(-1.0))
+    normal, laplace = torch.distributions.Normal, torch.distributions.Laplace
+    for likelihood, params, p in [
+        (Gaussian(scale=0.3), one, normal(one, 0.3)),
+        (Gaussian("shared", scale=0.7), one, normal(one, 0.7)),
+        (learned, two, normal(one, scale)),
+        (Laplace(scale=0.3), one, laplace(one, 0.3)),
+    ]:
+        expected = -p.log_prob(x).flatten(1).sum(1)
+        torch.testing.assert_close(
+            likelihood.nll(params, x, reduction="none"), expected, rtol=1e-6, atol=1e-6
+        )
+        torch.testing.assert_close(likelihood.mean(params), one)
+        draws = torch.stack([likelihood.sample(params) for _ in range(4000)])
+        assert (draws.mean(0) - one).abs().max() < 6 * float(p.stddev.max()) / math.sqrt(4000)
+        torch.testing.assert_close(draws.std(0).mean(), p.stddev.mean(), rtol=0.05, atol=0.0)
+
+
+def test_categorical_reads_classes():
+    likelihood = models.Categorical(num_classes=5)
+    params = torch.randn(3, 10, 4, dtype=torch.float64)
+    x = torch.randint(0, 5, (3, 2, 4), dtype=torch.uint8)
+    logits = params.reshape(3, 5, 2, 4).movedim(1, -1)
+    p = torch.distributions.Categorical(logits=logits)
+    expected = -p.log_prob(x.long()).flatten(1).sum(1)
+    torch.testing.assert_close(likelihood.nll(params, x, reduction="none"), expected)
+    assert torch.equal(likelihood.mean(params), logits.argmax(-1))
+    draws = torch.stack([likelihood.sample(params) for _ in range(3000)])
+    frequency = (draws == 2).double().mean(0)
+    assert (frequency - p.probs[..., 2]).abs().max() < 0.06
+    with pytest.raises(TypeError, match="integer classes"):
+        likelihood.nll(params, x.double())
+
+
+def test_wrong_number_of_parameters_names_both_shapes():
+    with pytest.raises(ValueError, match=r"must give \(2, 6, 4\), not \(2, 3, 4\)"):
+        Gaussian("learned").nll(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))

@@ -1,0 +1,22 @@
+"""VAE families. Each model has encode, decode, loss, reconstruct and sample; networks and
+likelihoods are arguments.
+"""
+
+from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
+from vae_fast.models.registry import MODELS, OBJECTIVES, build
+from vae_fast.models.vae import VAE
+
+__all__ = [
+    "MODELS",
+    "OBJECTIVES",
+    "VAE",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Laplace",
+    "LatentModel",
+    "Likelihood",
+    "Posterior",
+    "build",
+]

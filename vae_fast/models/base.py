@@ -1,0 +1,161 @@
+"""What models share: a latent z, a decoder, a likelihood, and the calls every tool relies on.
+
+The interface, which the trainer, tasks and evaluation use, and which a model of your own offers:
+
+    encode(x) -> Posterior(mu, logvar)
+    decode(z) -> parameters of the likelihood
+    loss(x, *, beta=1.0, free_bits=0.0, reduction="batchmean") -> LossOutput(loss, recon, kl)
+    reconstruct(x) -> E[x | z] at the posterior's mean
+    sample(n) -> E[x | z] for n draws z from the prior
+
+x is (N, *input_shape), floating, uint8 (0..255 stands for x / 255) or bool. The network's input is
+scaled here, on the device; the loss reads uint8 as it is. All terms are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import gaussian_kl
+from vae_fast.models.likelihoods import Bernoulli, Likelihood
+from vae_fast.models.networks import device_and_dtype
+from vae_fast.reference import as_probability
+from vae_fast.types import LossOutput, Reduction
+
+
+class Posterior(NamedTuple):
+    """q(z | x) = N(mu, exp(logvar)), diagonal; both (N, latent_dim)."""
+
+    mu: Tensor
+    logvar: Tensor
+
+
+class LatentModel(nn.Module):
+    """x to z to x: an encoder, a decoder and a likelihood, for subclasses to give a loss.
+
+    Args:
+        encoder: maps (N, *input_shape) to (N, features); how many features, the model says.
+        decoder: maps (N, latent_dim) to (N, P * C, ...) for data of shape (C, ...), where P is
+            the likelihood's ``parameters_per_element``.
+        input_shape: the shape of one sample, without the batch.
+        latent_dim: the size of z.
+        likelihood: p(x | z); Bernoulli if left out.
+    """
+
+    # Whether loss, reconstruct and sample take labels; the trainer then passes them on.
+    uses_labels = False
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        input_shape: Sequence[int],
+        latent_dim: int,
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.input_shape = tuple(input_shape)
+        self.latent_dim = latent_dim
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+
+    def encode(self, x: Tensor) -> Posterior:
+        raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        raise NotImplementedError(f"{type(self).__name__} must implement loss(x)")
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """x as the encoder takes it: in the model's dtype, uint8 scaled to [0, 1]."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but the model was built for "
+                f"(N, {', '.join(map(str, self.input_shape))})"
+            )
+        return as_probability(x, device_and_dtype(self)[1])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters for z of shape (..., latent_dim)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"z has shape {tuple(z.shape)}, but the model's latent_dim is {self.latent_dim}"
+            )
+        params = self.decoder(z.reshape(-1, self.latent_dim))
+        return params.reshape(*z.shape[:-1], *params.shape[1:])
+
+    def features(self, x: Tensor) -> Tensor:
+        """The code of x, (N, latent_dim): the posterior's mean."""
+        return self.encode(x).mu
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z] at the posterior's mean, of the shape of x."""
+        return self.likelihood.mean(self.decode(self.features(x)))
+
+    def sample(
+        self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """E[x | z] for z ~ N(0, temperature^2), (n, *input_shape)."""
+        return self.likelihood.mean(self.decode(self.sample_prior(n, temperature, generator)))
+
+    def sample_prior(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z ~ N(0, temperature^2), (n, latent_dim)."""
+        if n < 0 or temperature < 0:
+            raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
+        device, dtype = device_and_dtype(self)
+        shape = (n, self.latent_dim)
+        return temperature * torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, **options: object) -> LossOutput:
+        """``loss``: what DistributedDataParallel and torch.compile wrap."""
+        return self.loss(x, **options)
+
+
+def split_gaussian(features: Tensor) -> Posterior:
+    """(N, 2 D) features, as an encoder's last layer gives them, to mu and logvar."""
+    mu, logvar = features.chunk(2, dim=-1)
+    return Posterior(mu, logvar)
+
+
+def free_bits_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    free_bits: float,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """sum_j max(free_bits, KL_j), KL_j the batch's mean in latent dimension j, in nats.
+
+    Below ``free_bits`` (nats per dimension) the KL has no gradient, so a dimension is not pushed
+    to collapse for less (Kingma et al. 2016, IAF, equation 15). It is a property of the batch:
+    reduction="none" can't express it, and raises.
+    """
+    if reduction == "none":
+        raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
+    n = mu.shape[0]
+    # Transposed, a latent dimension is a "sample" and the batch its features.
+    prior = () if prior_mu is None else (_by_dimension(prior_mu), _by_dimension(prior_logvar))
+    per_dimension = gaussian_kl(_by_dimension(mu), _by_dimension(logvar), *prior, reduction="none")
+    kl = torch.clamp_min(per_dimension / n, free_bits).sum()
+    return kl if reduction == "batchmean" else kl * n
+
+
+def _by_dimension(t: Tensor) -> Tensor:
+    return t.reshape(t.shape[0], math.prod(t.shape[1:])).t()

@@ -1,0 +1,227 @@
+"""Likelihoods p(x | z): what a decoder's output means.
+
+Every likelihood says how many parameters it needs for each element of x
+(``parameters_per_element``, P): for data of shape (C, ...) the decoder gives (P * C, ...), the
+parameters stacked along the first dimension. ``nll`` is in nats, ``mean`` is E[x | z] on the data's
+own scale. Data of dtype uint8 stand for x / 255 in [0, 1] and bool for {0, 1}; only the categorical
+likelihood reads integers as classes.
+
+Densities (Gaussian, Laplace) and probabilities (Bernoulli, categorical) are not comparable;
+``discrete`` tells them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.functional import bce_kl_loss, bernoulli_nll, gaussian_kl
+from vae_fast.reference import as_probability, compute_dtype, reduce
+from vae_fast.types import LossOutput, Reduction
+
+
+class Likelihood(nn.Module):
+    """What every p(x | z) offers; a new one implements ``nll`` and ``mean``."""
+
+    parameters_per_element: int = 1
+    discrete: bool = False
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        """-log p(x | z) in nats. ``params``: (N, P * C, ...), ``x``: (N, C, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement nll(params, x)")
+
+    def mean(self, params: Tensor) -> Tensor:
+        """E[x | z], of the shape of x."""
+        raise NotImplementedError(f"{type(self).__name__} must implement mean(params)")
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x ~ p(x | z), of the shape of x."""
+        raise NotImplementedError(f"{type(self).__name__} must implement sample(params)")
+
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        """-log p(x | z) + beta * KL(N(mu, exp(logvar)) || N(0, 1)), in nats."""
+        recon = self.nll(params, x, reduction=reduction)
+        kl = gaussian_kl(mu, logvar, reduction=reduction)
+        return LossOutput(recon + beta * kl, recon, kl)
+
+    def _split(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The P parameters, each of the shape of x."""
+        if x is not None:
+            wanted = (x.shape[0], self.parameters_per_element * x.shape[1], *x.shape[2:])
+            if tuple(params.shape) != wanted:
+                raise ValueError(
+                    f"{type(self).__name__} needs {self.parameters_per_element} parameter(s) per "
+                    f"element of x: for x of shape {tuple(x.shape)} the decoder must give {wanted},"
+                    f" not {tuple(params.shape)}"
+                )
+        return params.chunk(self.parameters_per_element, dim=1)
+
+
+class Bernoulli(Likelihood):
+    """-log p = softplus(l) - x l, with logits l; x in [0, 1] (Kingma & Welling 2014, appendix C).
+
+    In nats. For grey values strictly between 0 and 1 this is the customary cross-entropy, not a
+    normalised likelihood (Loaiza-Ganem & Cunningham 2019): compare it only with itself.
+    """
+
+    discrete = True
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        return bernoulli_nll(params, x, reduction=reduction)
+
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        return bce_kl_loss(params, x, mu, logvar, beta=beta, reduction=reduction)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return torch.sigmoid(params)
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(params), generator=generator)
+
+
+class Gaussian(Likelihood):
+    """-log p = (x - m)^2 / (2 s^2) + log s + log(2 pi) / 2, in nats, a density in x.
+
+    ``variance="fixed"`` keeps the standard deviation ``scale``; "shared" learns one for all
+    elements, starting there (Rybkin et al. 2021, sigma-VAE); "learned" has the decoder give
+    (m, log s^2) for each element, log s^2 clamped from below at ``min_logvar``: without a floor
+    the density of a constant pixel is unbounded.
+    """
+
+    def __init__(
+        self, variance: str = "fixed", scale: float = 1.0, min_logvar: float = -9.0
+    ) -> None:
+        super().__init__()
+        if variance not in ("fixed", "shared", "learned"):
+            raise ValueError(f"variance must be fixed, shared or learned, got {variance!r}")
+        if not scale > 0:
+            raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
+        self.variance = variance
+        self.min_logvar = min_logvar
+        self.parameters_per_element = 2 if variance == "learned" else 1
+        start = torch.tensor(2.0 * math.log(scale))
+        if variance == "shared":
+            self.logvar = nn.Parameter(start)
+        else:
+            self.register_buffer("logvar", start, persistent=False)
+
+    def _mean_logvar(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        parts = self._split(params, x)
+        if self.variance == "learned":
+            return parts[0], parts[1].clamp_min(self.min_logvar)
+        return parts[0], self.logvar
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        dtype = compute_dtype(params)
+        mean, logvar = (t.to(dtype) for t in self._mean_logvar(params, x))
+        difference = as_probability(x, dtype) - mean
+        terms = difference * difference * torch.exp(-logvar) + logvar + math.log(2.0 * math.pi)
+        return reduce(0.5 * terms, reduction)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return self._split(params)[0]
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        mean, logvar = self._mean_logvar(params)
+        eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + torch.exp(0.5 * logvar) * eps
+
+
+class Laplace(Likelihood):
+    """-log p = |x - m| / b + log(2 b), in nats, a density in x; the scale b is fixed."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        self.scale = scale
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        (mean,) = self._split(params, x)
+        dtype = compute_dtype(params)
+        difference = as_probability(x, dtype) - mean.to(dtype)
+        return reduce(difference.abs() / self.scale + math.log(2.0 * self.scale), reduction)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return params
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(params.shape, generator=generator, device=params.device, dtype=params.dtype)
+        u = u - 0.5
+        return params - self.scale * torch.sign(u) * torch.log1p(-2.0 * u.abs())
+
+
+class Categorical(Likelihood):
+    """-log p = logsumexp(l) - l_x, in nats, over ``num_classes`` values 0, 1, ... of each element.
+
+    x holds class indices (any integer dtype, uint8 included: 256 classes model 8-bit pixels).
+    ``mean`` is the most probable class, as int64: classes have no average.
+    """
+
+    discrete = True
+
+    def __init__(self, num_classes: int = 256) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        self.parameters_per_element = num_classes
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        if x.is_floating_point():
+            raise TypeError(f"the categorical likelihood needs integer classes, x is {x.dtype}")
+        self._split(params, x)
+        logits = self._by_class(params).to(compute_dtype(params))
+        return reduce(F.cross_entropy(logits, x.long(), reduction="none"), reduction)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return self._by_class(params).argmax(1)
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        probabilities = self._by_class(params).softmax(1).movedim(1, -1)
+        flat = probabilities.reshape(-1, self.parameters_per_element)
+        return torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+
+    def _by_class(self, params: Tensor) -> Tensor:
+        """(N, P * C, ...) to (N, P, C, ...)."""
+        return params.unflatten(1, (self.parameters_per_element, -1))
+
+
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "categorical": Categorical,
+}
+
+
+def make_likelihood(name: str | Likelihood, **options: object) -> Likelihood:
+    """A likelihood by name, with its options, or the given one itself."""
+    if isinstance(name, Likelihood):
+        if options:
+            raise ValueError("likelihood_options go with a likelihood's name, not with an object")
+        return name
+    if name not in LIKELIHOODS:
+        raise ValueError(f"unknown likelihood {name!r}; known: {', '.join(LIKELIHOODS)}")
+    return LIKELIHOODS[name](**options)

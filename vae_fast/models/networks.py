@@ -1,0 +1,257 @@
+"""Networks that models take as arguments: encoders (N, *shape) to (N, features), and decoders
+(N, features) to (N, *shape). Any nn.Module that maps these shapes serves as well.
+
+Convolutional ones halve height and width at each stage, rounding up, and their decoders undo
+exactly that, so any image size works.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+}
+NORMS = ("none", "batch", "layer")
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def _norm(name: str, features: int, spatial: bool) -> list[nn.Module]:
+    if name not in NORMS:
+        raise ValueError(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+    if name == "batch":
+        return [nn.BatchNorm2d(features) if spatial else nn.BatchNorm1d(features)]
+    if name == "layer":
+        return [nn.GroupNorm(1, features) if spatial else nn.LayerNorm(features)]
+    return []
+
+
+# --- MLP -----------------------------------------------------------------------------------------
+
+
+def mlp(
+    sizes: Sequence[int], *, activation: str = "relu", norm: str = "none", dropout: float = 0.0
+) -> nn.Sequential:
+    """Linear layers of the given sizes; norm, activation and dropout after all but the last."""
+    if len(sizes) < 2:
+        raise ValueError(f"an MLP needs an input and an output size, got {tuple(sizes)}")
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(sizes[:-1]):
+        layers += [nn.Linear(n_in, n_out), *_norm(norm, n_out, spatial=False)]
+        layers.append(_activation(activation))
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    layers.append(nn.Linear(sizes[-2], sizes[-1]))
+    return nn.Sequential(*layers)
+
+
+def mlp_encoder(
+    input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: object
+) -> nn.Sequential:
+    """(N, *input_shape) to (N, features); one hidden layer of 400 is the tutorial's."""
+    return nn.Sequential(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
+
+
+def mlp_decoder(
+    features: int, output_shape: Sequence[int], *, hidden: Sequence[int] = (400,), **options: object
+) -> nn.Sequential:
+    """(N, features) to (N, *output_shape), hidden layers in reverse order."""
+    sizes = [features, *reversed(hidden), math.prod(output_shape)]
+    return nn.Sequential(*mlp(sizes, **options), nn.Unflatten(1, tuple(output_shape)))
+
+
+# --- convolutions --------------------------------------------------------------------------------
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise ValueError(
+            f"conv and resnet networks need images of shape (channels, height, width), "
+            f"got {tuple(shape)}; use network='mlp' for other data"
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
+    """Sizes after 0, 1, ... halvings, rounding up, as a stride-2 convolution of size 3 does."""
+    sizes = [(height, width)]
+    for _ in range(stages):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append((height, width))
+    return sizes
+
+
+def _upsampling(n_in: int, n_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
+    """The transposed convolution whose output has exactly ``size``: 2 n - 1, plus one if even."""
+    padding = tuple(1 - side % 2 for side in size)
+    return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
+
+
+def conv_encoder(
+    input_shape: Sequence[int],
+    features: int,
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden: int = 256,
+    activation: str = "relu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer."""
+    n_in, height, width = _image_shape(input_shape)
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
+        layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
+        n_in = n_out
+    height, width = _pyramid(height, width, len(channels))[-1]
+    head = mlp([n_in * height * width, hidden, features], activation=activation, dropout=dropout)
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def conv_decoder(
+    features: int,
+    output_shape: Sequence[int],
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden: int = 256,
+    activation: str = "relu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """The mirror image of ``conv_encoder``, with transposed convolutions."""
+    n_out, height, width = _image_shape(output_shape)
+    sizes = _pyramid(height, width, len(channels))
+    small = (channels[-1], *sizes[-1])
+    layers: list[nn.Module] = [
+        *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
+        _activation(activation),
+        nn.Unflatten(1, small),
+    ]
+    widths = [*reversed(channels), n_out]
+    for stage, size in enumerate(reversed(sizes[:-1])):
+        layers.append(_upsampling(widths[stage], widths[stage + 1], size))
+        if stage < len(channels) - 1:
+            layers += [*_norm(norm, widths[stage + 1], spatial=True), _activation(activation)]
+    return nn.Sequential(*layers)
+
+
+# --- residual ------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x), with f two 3x3 convolutions behind norm and activation (He et al. 2016, v2)."""
+
+    def __init__(
+        self, channels: int, *, activation: str = "silu", norm: str = "none", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)  # starts as the identity, so depth does not hurt at first
+        nn.init.zeros_(last.bias)
+        self.residual = nn.Sequential(
+            *_norm(norm, channels, spatial=True),
+            _activation(activation),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            *_norm(norm, channels, spatial=True),
+            _activation(activation),
+            nn.Dropout(dropout),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.residual(x)
+
+
+def resnet_encoder(
+    input_shape: Sequence[int],
+    features: int,
+    *,
+    channels: Sequence[int] = (32, 64),
+    blocks: int = 1,
+    activation: str = "silu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer."""
+    n_in, height, width = _image_shape(input_shape)
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
+        for _ in range(blocks):
+            layers.append(ResidualBlock(n_out, activation=activation, norm=norm, dropout=dropout))
+        n_in = n_out
+    height, width = _pyramid(height, width, len(channels))[-1]
+    layers += [_activation(activation), nn.Flatten(), nn.Linear(n_in * height * width, features)]
+    return nn.Sequential(*layers)
+
+
+def resnet_decoder(
+    features: int,
+    output_shape: Sequence[int],
+    *,
+    channels: Sequence[int] = (32, 64),
+    blocks: int = 1,
+    activation: str = "silu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """The mirror image of ``resnet_encoder``."""
+    n_out, height, width = _image_shape(output_shape)
+    sizes = _pyramid(height, width, len(channels))
+    small = (channels[-1], *sizes[-1])
+    layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
+    widths = [*reversed(channels), n_out]
+    for stage, size in enumerate(reversed(sizes[:-1])):
+        n = widths[stage]
+        for _ in range(blocks):
+            layers.append(ResidualBlock(n, activation=activation, norm=norm, dropout=dropout))
+        layers += [_activation(activation), _upsampling(n, widths[stage + 1], size)]
+    return nn.Sequential(*layers)
+
+
+ENCODERS = {"mlp": mlp_encoder, "conv": conv_encoder, "resnet": resnet_encoder}
+DECODERS = {"mlp": mlp_decoder, "conv": conv_decoder, "resnet": resnet_decoder}
+
+
+def make_encoder(
+    network: str, input_shape: Sequence[int], features: int, **options: object
+) -> nn.Module:
+    """An encoder by the name of its network: mlp, conv or resnet."""
+    _check_name(network)
+    return ENCODERS[network](input_shape, features, **options)
+
+
+def make_decoder(
+    network: str, features: int, output_shape: Sequence[int], **options: object
+) -> nn.Module:
+    """The decoder that goes with ``make_encoder``."""
+    _check_name(network)
+    return DECODERS[network](features, output_shape, **options)
+
+
+def _check_name(network: str) -> None:
+    if network not in ENCODERS:
+        raise ValueError(f"unknown network {network!r}; known: {', '.join(ENCODERS)}")
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a module lives and in what precision it computes: those of its first parameter."""
+    parameter = next(module.parameters())
+    return parameter.device, parameter.dtype

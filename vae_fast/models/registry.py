@@ -1,0 +1,99 @@
+"""Models by name: what ``vae-fast train --model NAME`` builds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from vae_fast.models.base import LatentModel
+from vae_fast.models.likelihoods import Likelihood, make_likelihood
+from vae_fast.models.networks import make_decoder, make_encoder
+from vae_fast.models.vae import VAE
+
+INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
+
+
+def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callable[..., nn.Module]:
+    """A builder for models with one encoder, one decoder and a latent vector."""
+
+    def build_model(
+        input_shape: Sequence[int],
+        *,
+        latent_dim: int = 20,
+        network: str = "mlp",
+        network_options: dict | None = None,
+        likelihood: str | Likelihood = "bernoulli",
+        likelihood_options: dict | None = None,
+        **options: object,
+    ) -> nn.Module:
+        p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+        channels = p_x.parameters_per_element * input_shape[0]
+        networks = network_options or {}
+        return model(
+            make_encoder(network, input_shape, features_per_latent * latent_dim, **networks),
+            make_decoder(network, latent_dim, (channels, *input_shape[1:]), **networks),
+            input_shape=input_shape,
+            latent_dim=latent_dim,
+            likelihood=p_x,
+            **options,
+        )
+
+    return build_model
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vae": _gaussian(VAE),
+    "beta-vae": _gaussian(VAE),
+}
+
+# A beta-VAE is a VAE with another objective; these are defaults that a config overrides.
+OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}}
+
+
+def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module:
+    """Build a model for samples of shape ``input_shape``.
+
+    Args:
+        name: one of ``MODELS``, or the import path ``package.module:Class`` of your own class,
+            which is called as ``Class(input_shape=..., **options)``.
+        input_shape: the shape of one sample, such as (1, 28, 28).
+        options: latent_dim=20, network="mlp" | "conv" | "resnet", network_options={...},
+            likelihood="bernoulli" | "gaussian" | "laplace" | "categorical" or an object,
+            likelihood_options={...}, and what the model itself takes.
+
+    Raises:
+        ValueError: an unknown name, or an import path that leads nowhere.
+        TypeError: options that the model does not have, or a class without the interface.
+    """
+    input_shape = tuple(input_shape)
+    if not input_shape or any(side < 1 for side in input_shape):
+        raise ValueError(f"input_shape must be positive sizes such as (1, 28, 28): {input_shape}")
+    if ":" in name:
+        model = _imported(name)(input_shape=input_shape, **options)
+        missing = [method for method in INTERFACE if not callable(getattr(model, method, None))]
+        if missing:
+            raise TypeError(f"{name} has no {', '.join(missing)}: a model needs {INTERFACE}")
+        return model
+    if name not in MODELS:
+        raise ValueError(
+            f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}, "
+            f"or an import path like package.module:Class"
+        )
+    return MODELS[name](input_shape, **options)
+
+
+def _imported(path: str) -> Callable[..., nn.Module]:
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module was found; something it imports was not
+        raise ValueError(
+            f"can't import {module_name!r} for the model {path!r}: is its folder on PYTHONPATH?"
+        ) from error
+    if not hasattr(module, class_name):
+        raise ValueError(f"{module_name} has no {class_name!r}, asked for by the model {path!r}")
+    return getattr(module, class_name)
