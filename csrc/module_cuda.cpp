@@ -4,14 +4,29 @@
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #ifndef VAE_FAST_CUDA_ARCHS
 #error "setup.py defines VAE_FAST_CUDA_ARCHS, the GPU architectures compiled for"
 #endif
 
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  // CUDART_VERSION is 13000 for CUDA 13.0 and 12090 for CUDA 12.9.
+  constexpr int version = CUDART_VERSION;
+  py::dict info;
+  info["toolkit"] = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  info["architectures"] = VAE_FAST_CUDA_ARCHS;  // as in TORCH_CUDA_ARCH_LIST: "8.0;9.0+PTX"
+  return info;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "CUDA kernels of vae_fast; importing it registers them with PyTorch.";
-  // Encoded as CUDA does it: 13000 is 13.0.
-  module.attr("cuda_version") = CUDART_VERSION;
-  // As in TORCH_CUDA_ARCH_LIST: "8.0;9.0+PTX".
-  module.attr("architectures") = VAE_FAST_CUDA_ARCHS;
+  module.def("build_info", &build_info,
+             "The CUDA toolkit and the GPU architectures this library was built with and for.");
 }
