@@ -1,0 +1,28 @@
+"""Data: sources by name, arrays, files and torch Datasets, and uint8 mini-batches of them.
+
+`load` gives a split of a data set, `as_data` wraps one's own, `Batches` serves either to a training
+loop. Importing this needs torch and NumPy only.
+"""
+
+from .arrays import ArrayData, from_array
+from .batches import Batch, Batches
+from .catalog import NAMES, SPLITS
+from .datasets import DatasetData, from_dataset
+from .errors import DataUnavailableError
+from .idx import read_idx
+from .sources import as_data, load
+
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "ArrayData",
+    "Batch",
+    "Batches",
+    "DataUnavailableError",
+    "DatasetData",
+    "as_data",
+    "from_array",
+    "from_dataset",
+    "load",
+    "read_idx",
+]

@@ -1,0 +1,211 @@
+"""Mini-batches in an order that depends on the seed and the epoch alone, and can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .arrays import FLOATS, ArrayData
+from .datasets import DatasetData, collate
+from .sources import as_data
+
+
+class Batch(NamedTuple):
+    """images (B, C, H, W) or (B, D), as the data has them; labels (B,) int64, or None."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of `count` samples for one epoch, (count,) int64; no global RNG is touched."""
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+    return torch.randperm(count, generator=generator)
+
+
+class Batches:
+    """An iterable of `Batch`, one pass over the data each time it is iterated.
+
+    Arrays are put on the device once, in their own dtype (uint8 stays uint8), and batches are
+    gathered there; a memory-mapped file stays where it is and only the batch's rows are read. A
+    torch Dataset is read through a DataLoader. Floating-point images come as float32.
+
+    A pass that is iterated to its end moves on to the next epoch; one that is left early doesn't,
+    and the next pass begins anew. `state_dict` taken anywhere within a pass and given to
+    `load_state_dict`, there or in another process, makes the next pass go on after the last batch
+    that had been handed out. (A Dataset that draws random numbers for its items, as augmentations
+    do, draws others after a resume in the middle of an epoch.)
+
+    Args:
+        data: what `load` gives, or anything that `as_data` takes.
+        batch_size: samples per batch.
+        shuffle: a new order every epoch, or always the data's own.
+        seed: of the order, at least 0.
+        drop_last: leave out the last batch where it would be smaller.
+        device: where batches are wanted.
+        num_workers: of the DataLoader, for a torch Dataset.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        num_workers: int = 0,
+    ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, and is {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, and is {value}")
+        self.data = as_data(data)
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.drop_last, self.device = drop_last, torch.device(device)
+        if len(self) == 0:
+            raise ValueError(
+                f"{self.data.name} has {len(self.data)} samples, fewer than one batch of "
+                f"{batch_size}, and drop_last leaves out smaller ones"
+            )
+        self._epoch = 0
+        self._given = 0  # batches of the current pass that have been handed out
+        self._begin = 0  # batch at which the next pass begins
+        if isinstance(self.data, ArrayData):
+            self._resident = not self.data.mapped
+            if self._resident:
+                self._images = self.data.images.to(self.device)
+                labels = self.data.labels
+                self._labels = None if labels is None else labels.to(self.device)
+            else:
+                self._images, self._labels = self.data.images, self.data.labels
+        else:
+            self._loader = self._make_loader(self.data, num_workers)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the pass under way, or of the next one."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass; a place to resume at within that epoch is kept."""
+        if epoch < 0:
+            raise ValueError(f"an epoch is at least 0, and this one is {epoch}")
+        if epoch != self._epoch:
+            self._epoch, self._given, self._begin = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in which epoch this is, and what the order depends on: plain numbers."""
+        return {"epoch": self._epoch, "batch": self._given, **self._order_depends_on()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next pass continue where `state` was taken.
+
+        Raises:
+            ValueError: it was taken with other data or settings, so that it names another order.
+        """
+        missing = {"epoch", "batch", *self._order_depends_on()} - set(state)
+        if missing:
+            raise ValueError(f"this is no state of Batches: it lacks {', '.join(sorted(missing))}")
+        for name, mine in self._order_depends_on().items():
+            if state[name] != mine:
+                raise ValueError(
+                    f"these batches can't continue that run: {name} was {state[name]} there, "
+                    f"and is {mine} here"
+                )
+        if not (0 <= state["batch"] <= len(self) and state["epoch"] >= 0):
+            raise ValueError(
+                f"batch {state['batch']} of epoch {state['epoch']} does not exist: "
+                f"an epoch has {len(self)} batches"
+            )
+        self._epoch = state["epoch"]
+        self._given = self._begin = state["batch"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._given, self._begin = self._begin, 0
+        return self._pass(self._gather() if isinstance(self.data, ArrayData) else self._load())
+
+    def _pass(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._given += 1
+            yield batch
+        self._epoch, self._given = self._epoch + 1, 0
+
+    def _gather(self) -> Iterator[Batch]:
+        device = self.device if self._resident else torch.device("cpu")
+        for rows in self._rows(device):
+            images = self._images.index_select(0, rows)
+            labels = None if self._labels is None else self._labels.index_select(0, rows)
+            yield self._finish(images, labels)
+
+    def _load(self) -> Iterator[Batch]:
+        # The DataLoader draws its workers' seeds from this generator; else from the global one.
+        self._loader.generator.manual_seed(self.seed + self._epoch)
+        for images, labels in self._loader:
+            yield self._finish(images, labels)
+
+    def _finish(self, images: torch.Tensor, labels: torch.Tensor | None) -> Batch:
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype in FLOATS:
+            images = images.float()
+        return Batch(images, None if labels is None else labels.to(self.device, non_blocking=True))
+
+    def _rows(self, device: torch.device) -> Iterator[torch.Tensor]:
+        """The samples of each remaining batch of the pass."""
+        count = len(self.data)
+        if self.shuffle:
+            order = epoch_order(count, self.seed, self._epoch)
+        else:
+            order = torch.arange(count)
+        end = len(self) * self.batch_size
+        yield from order[self._given * self.batch_size : end].to(device).split(self.batch_size)
+
+    def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_sampler=_LoaderSampler(self),
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+
+    def _order_depends_on(self) -> dict[str, Any]:
+        return {
+            "samples": len(self.data),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+        }
+
+
+class _LoaderSampler:
+    """Gives the DataLoader the rows of each batch that is left of the pass."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self._batches._rows(torch.device("cpu")):
+            yield rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._batches)

@@ -1,0 +1,32 @@
+"""The one error of this package that isn't a ValueError or TypeError: data that can't be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class DataUnavailableError(RuntimeError):
+    """A data set was asked for by name and no place that may hold it did.
+
+    The message says what was tried, in order, with each reason, and how to get the data.
+
+    Args:
+        name: the data set's name.
+        tried: one line for every place looked at and why it did not serve.
+        remedies: one line for every way to get the data.
+    """
+
+    def __init__(self, name: str, tried: Iterable[str], remedies: Iterable[str]):
+        self.name = name
+        self.tried = list(tried)
+        self.remedies = list(remedies)
+        super().__init__(
+            f"the data set {name!r} could not be had.\nTried:\n"
+            + "".join(f"  - {line}\n" for line in self.tried)
+            + "To get it, do one of:\n"
+            + "".join(f"  - {line}\n" for line in self.remedies).rstrip("\n")
+        )
+
+    def __reduce__(self):
+        # The default would call __init__ with the message alone, and so break in worker processes.
+        return type(self), (self.name, self.tried, self.remedies)

@@ -1,0 +1,68 @@
+"""Named data sets through torchvision, which is imported only here and only when needed.
+
+torchvision keeps CIFAR-10 as pickles. It compares their MD5 with its own list before it reads them;
+it is the only pickle that a name of ours can lead to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .catalog import Entry
+
+
+class NotHere(Exception):
+    """Why torchvision could not give the data, in one line."""
+
+
+def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -> tuple[Any, Any]:
+    """The official training or test set: images (N, H, W) or (N, C, H, W) uint8, labels (N,).
+
+    Raises:
+        NotHere: torchvision is missing or broken, or has no such data in root and could not, or was
+            not asked to, download it.
+    """
+    datasets = import_datasets()
+    part = {"train": train}
+    if entry.torchvision == "SVHN":
+        part = {"split": "train" if train else "test"}
+    try:
+        found = getattr(datasets, entry.torchvision)(str(root), download=download, **part)
+    except Exception as error:  # a network, an archive and a file system lie behind this call
+        where = f"torchvision's {entry.torchvision} in {root}"
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").partition(".")[0]
+            raise NotHere(f"{where}: it needs {package} too: pip install {package}") from error
+        if download:
+            raise NotHere(f"{where}: the download failed: {first_line(error)}") from error
+        raise NotHere(f"{where}: {first_line(error)}") from error
+    images = found.data
+    labels = found.labels if hasattr(found, "labels") else found.targets
+    if entry.torchvision == "CIFAR10":
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images, np.asarray(labels)
+
+
+def import_datasets() -> Any:
+    """torchvision.datasets, or NotHere with one sentence on why not."""
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torchvision":
+            raise NotHere(f"torchvision does not import: {first_line(error)}") from error
+        raise NotHere('torchvision is not installed: pip install "vae_fast[data]"') from error
+    except Exception as error:  # a torchvision built for another torch fails in many ways
+        raise NotHere(
+            f"torchvision is installed and does not import beside torch {torch.__version__} "
+            f"({first_line(error)}): install the torchvision that was made for this torch"
+        ) from error
+    return datasets
+
+
+def first_line(error: BaseException) -> str:
+    """The error in one line: its message's first line, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
