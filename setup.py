@@ -256,6 +256,16 @@ def include_dirs() -> list[str]:
     return dirs + torch_build().include_paths()
 
 
+def cxx_flags() -> list[str]:
+    import torch
+
+    # Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and
+    # code that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0
+    # undoes the -g of Python's own flags, which is half the compile time and most of the file.
+    flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+    return [*flags, TORCH_TARGET, f'-DVAE_FAST_BUILD_TORCH="{torch.__version__}"']
+
+
 def sources(*patterns: str) -> list[str]:
     # setuptools wants them relative to setup.py.
     return sorted(
@@ -270,32 +280,27 @@ def link_args(*libraries: str) -> list[str]:
     return ["-Wl,--as-needed", *folders, *(f"-l{library}" for library in libraries)]
 
 
-# Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and code
-# that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0 undoes
-# the -g that Python's own flags bring: it is half of the compile time and most of the file.
-CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", TORCH_TARGET]
-
-
 def cpu_extension() -> Extension:
     return Extension(
         "vae_fast._C",
         sources("csrc/library.cpp", "csrc/module.cpp", "csrc/cpu/*.cpp"),
         depends=sources("csrc/**/*.h"),
         include_dirs=include_dirs(),
-        extra_compile_args={"cxx": [*CXX_FLAGS, "-Wno-unknown-pragmas"]},
+        extra_compile_args={"cxx": [*cxx_flags(), "-Wno-unknown-pragmas"]},
         extra_link_args=link_args("torch_cpu"),
         language="c++",
     )
 
 
 def cuda_extension(toolkit: CudaToolkit, archs: str) -> Extension:
-    cxx_flags = [*CXX_FLAGS, "-DUSE_CUDA", f'-DVAE_FAST_CUDA_ARCHS="{archs}"']
+    # USE_CUDA shows torch's declarations for CUDA streams; no header of torch needs more of it.
+    host_flags = [*cxx_flags(), "-DUSE_CUDA", f'-DVAE_FAST_CUDA_ARCHS="{archs}"']
     nvcc_flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", TORCH_TARGET]
     return Extension(
         "vae_fast._C_cuda",
         sources("csrc/library_cuda.cpp", "csrc/module_cuda.cpp", "csrc/cuda/*.cu"),
         include_dirs=[*include_dirs(), *toolkit.folders("include")],
-        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+        extra_compile_args={"cxx": host_flags, "nvcc": nvcc_flags},
         extra_link_args=[
             *link_args("torch_cpu", "torch_cuda"),
             *(f"-L{folder}" for folder in toolkit.folders("lib64", "lib")),

@@ -1,0 +1,122 @@
+# Everything from a bare clone: each target makes what it needs, in a virtual environment inside the
+# clone, and nothing is installed twice. `make help` lists the targets.
+
+# What you may set, as in `make test TORCH=torch==2.13.0`:
+PYTHON ?= python3
+VENV ?= .venv
+# What pip installs as PyTorch. Changing it reinstalls.
+TORCH ?= torch
+# Only tests use it; empty leaves it out (for a torch that has no torchvision).
+TORCHVISION ?= torchvision
+# More arguments for pytest, and for the benchmarks.
+ARGS ?=
+# Where gpu-check writes.
+OUT ?= benchmarks/results/gpu-check
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BIN := $(VENV)/bin
+DONE := $(VENV)/.done
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One stamp per wish, so that another TORCH is another stamp: "torch==2.13.0" is torch--2.13.0.
+TORCH_DONE := $(DONE)/$(subst /,-,$(subst >,-,$(subst <,-,$(subst =,-,$(subst $() $(),_,$(TORCH))))))
+NATIVE_SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu \
+	csrc/*/*.cuh csrc/*/*.inc)
+
+# On a machine without a GPU the CUDA kernels are built to see that they build, and one architecture
+# is enough for that. (A plain `pip install .` takes all of setup.py's default list.)
+ifeq ($(shell command -v nvidia-smi > /dev/null 2>&1 && nvidia-smi -L 2> /dev/null),)
+export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
+endif
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- what people do -------------------------------------------------------------------------------
+
+# The run folder: runs/first, or the next number where that is taken.
+.PHONY: train
+train: $(DONE)/train $(DONE)/native ## train a VAE on real images, compare with plain PyTorch, draw pictures
+	@run=runs/first; n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=runs/first-$$n; done; \
+	$(BIN)/vae-fast train --model vae --data fashion10k --epochs 10 --out "$$run" --compare-reference
+
+.PHONY: test
+test: $(DONE)/test $(DONE)/native ## prove the kernels equal to plain PyTorch (the quick tests)
+	$(BIN)/python -m pytest -q -m "not slow and not cuda" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not cuda" $(ARGS)
+
+.PHONY: bench
+bench: $(DONE)/bench $(DONE)/native ## measure every op against eager PyTorch and torch.compile
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: lint
+lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	scripts/check_includes.sh
+
+.PHONY: gpu-check
+gpu-check: ## on a machine with a GPU: build, test, sanitize and measure with its own python3
+	PYTHON="$(PYTHON)" scripts/gpu_check.sh "$(OUT)"
+
+.PHONY: build
+build: $(DONE)/native ## compile the kernels in place
+
+.PHONY: verify
+verify: ## the checks of building and installing (scripts/check_*.sh); they download several torches
+	PYTHON="$(PYTHON)" scripts/verify_builds.sh
+
+.PHONY: clean
+clean: ## remove what was compiled; the environment and your runs stay
+	rm -rf build dist *.egg-info vae_fast/_C*.so $(DONE)/native
+
+.PHONY: distclean
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)
+
+# --- the environment ------------------------------------------------------------------------------
+
+$(DONE)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	    "vae_fast needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make ... PYTHON=python3.11" \
+	    % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(DONE) && touch $@
+
+# Pinned: a new ruff brings new rules, and those are taken on purpose.
+$(DONE)/lint: $(DONE)/venv pyproject.toml
+	$(PIP) install -q "ruff==0.17.6"
+	touch $@
+
+$(TORCH_DONE): $(DONE)/venv
+	@echo "installing $(TORCH): this can be several GB, and takes a minute or two"
+	$(PIP) install -q "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" ninja numpy
+	rm -f $(DONE)/torch* && touch $@
+
+# The package itself is installed editable and without its kernels: those are compiled below, where
+# only what changed is compiled again.
+INSTALL = VAE_FAST_BUILD=off $(PIP) install -q --no-build-isolation
+
+$(DONE)/train: $(TORCH_DONE) pyproject.toml
+	$(INSTALL) -e ".[train]"
+	touch $@
+
+$(DONE)/test: $(TORCH_DONE) pyproject.toml
+	$(INSTALL) "$(TORCH)" $(TORCHVISION) -e ".[test]"
+	touch $@
+
+$(DONE)/bench: $(TORCH_DONE) pyproject.toml
+	$(INSTALL) -e ".[bench,train]"
+	touch $@
+
+$(DONE)/native: $(TORCH_DONE) $(NATIVE_SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@

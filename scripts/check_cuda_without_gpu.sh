@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# nvcc is there and no GPU is: _C_cuda is built for every architecture of the default list, loads,
+# and has registered a CUDA kernel for each op.
+source "$(dirname "$0")/common.sh"
+
+command -v nvcc >/dev/null || [ -n "${CUDA_HOME:-}" ] || [ -x /usr/local/cuda/bin/nvcc ] ||
+    skip "there is no nvcc here"
+
+env="$(environment new "$NEW_TORCH")"
+# Hidden, should there be one: a build must not need it.
+export CUDA_VISIBLE_DEVICES=""
+unset TORCH_CUDA_ARCH_LIST
+sources "$VERIFY_DIR/cuda-src"
+VAE_FAST_BUILD=cuda "$env/bin/python" -m pip install -q --disable-pip-version-check --no-deps \
+    --no-build-isolation "$VERIFY_DIR/cuda-src"
+
+said="$(python_in "$env" '
+import torch
+import vae_fast
+from vae_fast import _C_cuda
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")]
+ops = [name for name in ops if has_kernel(name, "CPU")]
+assert ops, "no op has a CPU kernel, so there is nothing to compare with"
+missing = [name for name in ops if not has_kernel(name, "CUDA")]
+assert not missing, f"these ops have a CPU kernel and no CUDA kernel: {missing}"
+assert vae_fast.info()["native cuda"] == "yes", vae_fast.info()
+assert not torch.cuda.is_available()
+archs = _C_cuda.build_info()["architectures"]
+assert len(archs.split(";")) > 3 and archs.endswith("+PTX"), archs
+print(f"{len(ops)} ops for {archs}")
+')"
+pass "without a GPU _C_cuda builds, loads and registers $said"

@@ -1,0 +1,68 @@
+# Shared by the check_*.sh scripts: a work folder with virtual environments that are made once, a
+# clean copy of the sources, and one way to say PASS, FAIL or SKIP. Source it; don't run it.
+#
+#   VERIFY_DIR   the work folder                          default: build/verify
+#   PYTHON       makes the virtual environments           default: python3
+#   OLD_TORCH    a CPU-only torch, older than the newest  default: torch==2.13.0+cpu
+#   NEW_TORCH    the newest torch, a CUDA build           default: torch
+#
+# Where pip knows no "+cpu" builds, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.
+
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CHECK="$(basename "$0" .sh)"
+VERIFY_DIR="${VERIFY_DIR:-$ROOT/build/verify}"
+PYTHON="${PYTHON:-python3}"
+OLD_TORCH="${OLD_TORCH:-torch==2.13.0+cpu}"
+NEW_TORCH="${NEW_TORCH:-torch}"
+# The commands below must not see a package in the current folder, nor the caller's choices.
+unset PYTHONPATH VAE_FAST_BUILD VAE_FAST_BACKEND VAE_FAST_CPU_CAPABILITY
+mkdir -p "$VERIFY_DIR"
+VERIFY_DIR="$(cd "$VERIFY_DIR" && pwd)"
+
+say() { echo "$CHECK: $*"; }
+pass() { say "PASS: $*"; exit 0; }
+fail() { say "FAIL: $*" >&2; exit 1; }
+skip() { say "SKIP: $*"; exit 77; } # 77 is what automake calls a skipped test
+trap 'say "FAIL: the command on line $LINENO of $0 failed (above)" >&2' ERR
+
+# environment NAME TORCH: prints the folder of a virtual environment that holds that torch, what
+# the package needs at run time, and what building and testing it need, but not the package.
+environment() {
+    local folder="$VERIFY_DIR/$1" torch="$2"
+    local stamp="$folder/.made-for-${torch//[^a-zA-Z0-9.+]/-}"
+    if [ ! -e "$stamp" ]; then
+        say "making $folder with $torch (several GB for a CUDA build)" >&2
+        rm -rf "$folder"
+        "$PYTHON" -m venv "$folder"
+        "$folder/bin/python" -m pip install -q --disable-pip-version-check "$torch" \
+            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest scipy pytest-benchmark \
+            "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm >&2
+        touch "$stamp"
+    fi
+    "$folder/bin/python" -m pip uninstall -q -y vae_fast >&2 2>/dev/null || true
+    echo "$folder"
+}
+
+# sources FOLDER: a copy of the project as git has it (changes included), with nothing compiled.
+sources() {
+    rm -rf "$1" && mkdir -p "$1"
+    (cd "$ROOT" && git ls-files -z --cached --others --exclude-standard |
+        while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done |
+        tar --null -T - -cf -) | tar -xf - -C "$1"
+}
+
+# test_installed ENVIRONMENT [PYTEST ARGUMENTS]: the quick tests, from a folder in which the
+# installed package is the only vae_fast there is.
+test_installed() {
+    local folder="$1" run="$VERIFY_DIR/tests-of-$CHECK"
+    shift
+    sources "$run"
+    rm -rf "$run/vae_fast" "$run/csrc" "$run/setup.py"
+    (cd "$run" && "$folder/bin/python" -m pytest -q -m "not slow and not cuda" "$@")
+}
+
+# python_in ENVIRONMENT CODE: runs it away from the source tree.
+python_in() {
+    (cd "$VERIFY_DIR" && "$1/bin/python" -c "$2")
+}

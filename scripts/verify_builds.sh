@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# All the checks of building and installing, one after the other, and a summary. Fails if one does.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+checks=(check_isolated_install check_no_compiler check_cuda_toolkit_missing
+    check_cuda_without_gpu check_wheel_two_torches)
+[ $# -gt 0 ] && checks=("$@")
+
+summary=()
+status=0
+for check in "${checks[@]}"; do
+    echo "=== $check"
+    started=$SECONDS
+    "scripts/$check.sh"
+    case $? in
+        0) outcome=PASS ;;
+        77) outcome=SKIP ;;
+        *) outcome=FAIL status=1 ;;
+    esac
+    summary+=("$outcome $check ($((SECONDS - started)) s)")
+done
+echo "=== summary"
+printf '%s\n' "${summary[@]}"
+exit $status
