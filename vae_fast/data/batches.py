@@ -91,6 +91,7 @@ class Batches:
             else:
                 self._images, self._labels = self.data.images, self.data.labels
         else:
+            self._loader_rows = _Rows()
             self._loader = self._make_loader(self.data, num_workers)
 
     def __len__(self) -> int:
@@ -157,6 +158,7 @@ class Batches:
     def _load(self) -> Iterator[Batch]:
         # The DataLoader draws its workers' seeds from this generator; else from the global one.
         self._loader.generator.manual_seed(self.seed + self._epoch)
+        self._loader_rows.rows = self._rows(torch.device("cpu"))
         for images, labels in self._loader:
             yield self._finish(images, labels)
 
@@ -173,13 +175,14 @@ class Batches:
             order = epoch_order(count, self.seed, self._epoch)
         else:
             order = torch.arange(count)
-        end = len(self) * self.batch_size
-        yield from order[self._given * self.batch_size : end].to(device).split(self.batch_size)
+        order = order.to(device)
+        for batch in range(self._given, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:
         return DataLoader(
             data,
-            batch_sampler=_LoaderSampler(self),
+            batch_sampler=self._loader_rows,
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -197,15 +200,15 @@ class Batches:
         }
 
 
-class _LoaderSampler:
-    """Gives the DataLoader the rows of each batch that is left of the pass."""
+class _Rows:
+    """A DataLoader's batch sampler that gives the rows it was last handed.
 
-    def __init__(self, batches: Batches):
-        self._batches = batches
+    It knows nothing of its Batches: a cycle would leave the worker processes to the garbage
+    collector, which can't end them in order.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Iterator[torch.Tensor] = iter(())
 
     def __iter__(self) -> Iterator[list[int]]:
-        for rows in self._batches._rows(torch.device("cpu")):
-            yield rows.tolist()
-
-    def __len__(self) -> int:
-        return len(self._batches)
+        return (rows.tolist() for rows in self.rows)

@@ -1,0 +1,148 @@
+"""Custom data in .npy and .npz files, and files that aren't what they say."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from vae_fast.data import as_data, load
+
+IMAGES = np.random.RandomState(3).randint(0, 256, (20, 6, 5), dtype=np.uint8)
+
+
+class Bomb:
+    """Unpickling one of these is seen."""
+
+    exploded = False
+
+    def __reduce__(self):
+        return (_explode, ())
+
+
+def _explode():
+    Bomb.exploded = True
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_unpickled():
+    Bomb.exploded = False
+    yield
+    assert not Bomb.exploded
+
+
+def test_npy_is_mapped_and_not_loaded(tmp_path):
+    path = tmp_path / "images.npy"
+    np.save(path, IMAGES)
+    for source in (path, str(path)):
+        data = as_data(source)
+        assert data.mapped and data.name == "images.npy"
+        assert str(path) in data.provenance and "memory-mapped" in data.provenance
+        np.testing.assert_array_equal(data.images[:, 0].numpy(), IMAGES)
+    with open(path, "r+b") as file:  # a change on disk shows through the map
+        file.seek(-1, 2)
+        file.write(bytes([IMAGES[-1, -1, -1] ^ 1]))
+    assert data.images[-1, 0, -1, -1] == IMAGES[-1, -1, -1] ^ 1
+
+
+def test_a_mapped_file_larger_than_memory_opens(tmp_path):
+    path = tmp_path / "huge.npy"
+    count = 1 << 27  # 512 GiB of 64x64 images, of which the disk holds one page: a sparse file
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (count, 64, 64)}
+        )
+        start = file.tell()
+        try:
+            file.truncate(start + count * 4096)
+        except OSError as error:
+            pytest.skip(f"this file system takes no file of 512 GiB ({error})")
+        file.seek(start + (count - 1) * 4096)
+        file.write(b"\7" * 4096)
+    data = as_data(path)
+    assert len(data) == count
+    assert data.images[count - 1].unique().tolist() == [7]
+
+
+def test_mapped_channels_last_and_fortran_order_are_read_rightly(tmp_path):
+    rgb = np.random.RandomState(1).randint(0, 256, (9, 8, 7, 3), dtype=np.uint8)
+    np.save(tmp_path / "rgb.npy", rgb)
+    data = as_data(tmp_path / "rgb.npy")
+    assert data.mapped
+    np.testing.assert_array_equal(data.images.numpy(), rgb.transpose(0, 3, 1, 2))
+    np.save(tmp_path / "f.npy", np.asfortranarray(IMAGES))
+    np.testing.assert_array_equal(as_data(tmp_path / "f.npy").images[:, 0].numpy(), IMAGES)
+
+
+def test_npz_holds_images_and_labels(tmp_path):
+    labels = np.arange(20, dtype=np.uint8) % 3
+    np.savez_compressed(tmp_path / "a.npz", images=IMAGES, labels=labels, other=np.zeros(2))
+    data = as_data(tmp_path / "a.npz")
+    np.testing.assert_array_equal(data.images[:, 0].numpy(), IMAGES)
+    assert data.labels.tolist() == labels.tolist() and not data.mapped
+    np.savez(tmp_path / "b.npz", IMAGES)  # alone in its file, under whatever name
+    assert torch.equal(as_data(tmp_path / "b.npz").images, data.images)
+
+
+def test_a_float_file_is_checked_to_its_end(tmp_path):
+    images = np.zeros((50, 64, 64), np.float32)
+    images[-1, -1, -1] = np.nan
+    np.save(tmp_path / "x.npy", images)
+    with pytest.raises(ValueError, match=r"x\.npy.*NaN"):
+        as_data(tmp_path / "x.npy")
+
+
+def _npy(path, array):
+    np.save(path, array, allow_pickle=True)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("a.npy", lambda p: p.write_bytes(b"not numpy at all"), ["not a whole .npy file"]),
+        ("b.npy", lambda p: p.write_bytes(b""), ["not a whole .npy file"]),
+        ("c.npy", lambda p: (_npy(p, IMAGES), _truncate(p)), ["not a whole .npy file"]),
+        ("d.npy", lambda p: _npy(p, np.array([Bomb()])), ["Python objects", "run code"]),
+        ("e.npy", lambda p: p.write_bytes(pickle.dumps(Bomb())), ["not a whole .npy file"]),
+        ("f.npz", lambda p: p.write_bytes(pickle.dumps(Bomb())), ["not a whole .npz", "zip"]),
+        ("g.npz", lambda p: (np.savez(p, IMAGES), _truncate(p)), ["not a whole .npz", "zip"]),
+        ("h.npz", lambda p: np.savez(p, np.array([Bomb()])), ["Python objects", "run code"]),
+        ("i.npz", lambda p: np.savez(p, x=IMAGES, y=IMAGES), ["holds x, y", "images", "labels"]),
+        ("j.npz", lambda p: np.savez(p), ["holds nothing"]),
+        ("k.png", lambda p: p.write_bytes(b"\x89PNG"), ["can't be read", ".npy or .npz"]),
+    ],
+)
+def test_a_file_that_is_not_what_it_says(tmp_path, name, make, words):
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(ValueError) as caught:
+        as_data(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_zip_member_that_is_no_array(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("images.txt", "hello")
+    with pytest.raises(TypeError, match=r"a\.npz: images\.txt is not an array; .*np\.savez"):
+        as_data(tmp_path / "a.npz")
+
+
+def test_missing_files_folders_and_unknown_names(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npy does not exist"):
+        as_data(tmp_path / "none.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        as_data(tmp_path / "folder.npy")
+    with pytest.raises(ValueError, match="can't be read as data"):
+        as_data(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown data 'fashon10k' \(did you mean fashion10k\?\)"):
+        as_data("fashon10k")
+    with pytest.raises(ValueError, match="unknown data 'x/y'.*neither one of fashion10k, mnist"):
+        load("x/y")
