@@ -2,18 +2,23 @@
 likelihoods are arguments.
 """
 
+from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.iwae import IWAE, ImportanceWeighted
 from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.vae import VAE
 
 __all__ = [
+    "AE",
+    "IWAE",
     "MODELS",
     "OBJECTIVES",
     "VAE",
     "Bernoulli",
     "Categorical",
     "Gaussian",
+    "ImportanceWeighted",
     "Laplace",
     "LatentModel",
     "Likelihood",

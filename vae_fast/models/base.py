@@ -14,7 +14,6 @@ scaled here, on the device; the loss reads uint8 as it is. All terms are in nats
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,8 +46,10 @@ class LatentModel(nn.Module):
         likelihood: p(x | z); Bernoulli if left out.
     """
 
-    # Whether loss, reconstruct and sample take labels; the trainer then passes them on.
+    # Whether loss, reconstruct and sample take labels y after x; the trainer then passes them on.
     uses_labels = False
+    # Whether z has a density, so that there is a KL, an ELBO and a log-likelihood to speak of.
+    is_probabilistic = True
 
     def __init__(
         self,
@@ -97,13 +98,13 @@ class LatentModel(nn.Module):
         params = self.decoder(z.reshape(-1, self.latent_dim))
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The code of x, (N, latent_dim): the posterior's mean."""
-        return self.encode(x).mu
+        return self.encode(x, *condition).mu
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
         """E[x | z] at the posterior's mean, of the shape of x."""
-        return self.likelihood.mean(self.decode(self.features(x)))
+        return self.likelihood.mean(self.decode(self.features(x, *condition), *condition))
 
     def sample(
         self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
@@ -121,9 +122,9 @@ class LatentModel(nn.Module):
         shape = (n, self.latent_dim)
         return temperature * torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, **options: object) -> LossOutput:
+    def forward(self, x: Tensor, *condition: Tensor, **options: object) -> LossOutput:
         """``loss``: what DistributedDataParallel and torch.compile wrap."""
-        return self.loss(x, **options)
+        return self.loss(x, *condition, **options)
 
 
 def split_gaussian(features: Tensor) -> Posterior:
@@ -132,14 +133,17 @@ def split_gaussian(features: Tensor) -> Posterior:
     return Posterior(mu, logvar)
 
 
+def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:
+    """KL(q || p) of each latent dimension, summed over the batch, (D,), in nats; p=None: N(0, 1).
+
+    Transposed, a latent dimension is a "sample" of the op, and the batch its features.
+    """
+    prior = () if p is None else (p.mu.t(), p.logvar.t())
+    return gaussian_kl(q.mu.t(), q.logvar.t(), *prior, reduction="none")
+
+
 def free_bits_kl(
-    mu: Tensor,
-    logvar: Tensor,
-    free_bits: float,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
-    *,
-    reduction: Reduction = "batchmean",
+    q: Posterior, p: Posterior | None, free_bits: float, *, reduction: Reduction = "batchmean"
 ) -> Tensor:
     """sum_j max(free_bits, KL_j), KL_j the batch's mean in latent dimension j, in nats.
 
@@ -147,15 +151,13 @@ def free_bits_kl(
     to collapse for less (Kingma et al. 2016, IAF, equation 15). It is a property of the batch:
     reduction="none" can't express it, and raises.
     """
+    n = q.mu.shape[0]
+    return floored_kl(kl_by_dimension(q, p) / n, n, free_bits, reduction=reduction)
+
+
+def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reduction) -> Tensor:
+    """sum_j max(free_bits, mean_kl_j), times n for reduction="sum"."""
     if reduction == "none":
         raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
-    n = mu.shape[0]
-    # Transposed, a latent dimension is a "sample" and the batch its features.
-    prior = () if prior_mu is None else (_by_dimension(prior_mu), _by_dimension(prior_logvar))
-    per_dimension = gaussian_kl(_by_dimension(mu), _by_dimension(logvar), *prior, reduction="none")
-    kl = torch.clamp_min(per_dimension / n, free_bits).sum()
+    kl = torch.clamp_min(mean_kl, free_bits).sum()
     return kl if reduction == "batchmean" else kl * n
-
-
-def _by_dimension(t: Tensor) -> Tensor:
-    return t.reshape(t.shape[0], math.prod(t.shape[1:])).t()

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel
+from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
 from vae_fast.models.networks import make_decoder, make_encoder
 from vae_fast.models.vae import VAE
@@ -44,8 +46,10 @@ def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callabl
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "ae": _gaussian(AE, features_per_latent=1),
     "vae": _gaussian(VAE),
     "beta-vae": _gaussian(VAE),
+    "iwae": _gaussian(IWAE),
 }
 
 # A beta-VAE is a VAE with another objective; these are defaults that a config overrides.

@@ -7,24 +7,37 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vae_fast.functional import reparameterize
-from vae_fast.models.base import LatentModel, Posterior, free_bits_kl, split_gaussian
+from vae_fast.functional import gaussian_kl, reparameterize
+from vae_fast.models import importance
+from vae_fast.models.base import (
+    LatentModel,
+    Posterior,
+    free_bits_kl,
+    kl_by_dimension,
+    split_gaussian,
+)
+from vae_fast.models.importance import WeightedSamples
 from vae_fast.types import LossOutput, Reduction
 
 
 class VAE(LatentModel):
     """q(z | x) = N(mu(x), exp(logvar(x))), p(z) = N(0, 1), p(x | z) any likelihood.
 
-    The encoder gives 2 * latent_dim features: mu, then logvar.
+    The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty here;
+    conditional models put what they are conditioned on there.
     """
 
     def encode(self, x: Tensor) -> Posterior:
         return split_gaussian(self.encoder(self.network_input(x)))
 
+    def prior(self) -> Posterior | None:
+        """p(z); None stands for N(0, 1)."""
+        return None
+
     def loss(
         self,
         x: Tensor,
-        *,
+        *condition: Tensor,
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
@@ -34,10 +47,41 @@ class VAE(LatentModel):
 
         The negative ELBO for beta = 1 (equation 10).
         """
-        mu, logvar = self.encode(x)
-        params = self.decode(reparameterize(mu, logvar, noise_key=noise_key))
+        q, p = self.encode(x, *condition), self.prior(*condition)
+        params = self.decode(reparameterize(*q, noise_key=noise_key), *condition)
+        if p is None and free_bits == 0:
+            return self.likelihood.loss(params, x, *q, beta=beta, reduction=reduction)
+        recon = self.likelihood.nll(params, x, reduction=reduction)
         if free_bits > 0:
-            recon = self.likelihood.nll(params, x, reduction=reduction)
-            kl = free_bits_kl(mu, logvar, free_bits, reduction=reduction)
-            return LossOutput(recon + beta * kl, recon, kl)
-        return self.likelihood.loss(params, x, mu, logvar, beta=beta, reduction=reduction)
+            kl = free_bits_kl(q, p, free_bits, reduction=reduction)
+        else:
+            kl = gaussian_kl(*q, *p, reduction=reduction)
+        return LossOutput(recon + beta * kl, recon, kl)
+
+    def weighted_samples(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        num_samples: int,
+        beta: float | Tensor = 1.0,
+        constant_posterior: bool = False,
+        noise_key: Tensor | None = None,
+    ) -> WeightedSamples:
+        """K samples of z ~ q(z | x) with log w = log p(x | z) + beta * (log p(z) - log q(z | x)).
+
+        ``constant_posterior`` keeps q's parameters out of the density's gradient, though not out
+        of z's: what doubly reparameterised gradients need.
+        """
+        q, p = self.encode(x, *condition), self.prior(*condition)
+        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
+        nll = importance.repeated_nll(self.likelihood, self.decode(z, *condition), x)
+        density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
+        log_q = importance.log_density(z, *density_of)
+        log_p = importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
+        kl = gaussian_kl(*q, *(p or ()), reduction="none")
+        return WeightedSamples(beta * (log_p - log_q) - nll, nll, kl, z)
+
+    def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""
+        q, p = self.encode(x, *condition), self.prior(*condition)
+        return kl_by_dimension(q, p) / x.shape[0]

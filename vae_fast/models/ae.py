@@ -1,0 +1,61 @@
+"""The deterministic autoencoder: the baseline for dimension reduction, features, compression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.types import LossOutput, Reduction
+
+
+class AE(LatentModel):
+    """z = encoder(x), with latent_dim features, and p(x | z) as for the others.
+
+    A point is a Gaussian of no width, so ``encode`` gives logvar = -inf. There is no prior: for
+    ``sample``, a Gaussian fitted to the training codes (a running mean and covariance) stands in.
+    """
+
+    is_probabilistic = False
+
+    def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options) -> None:
+        super().__init__(*networks, **options)
+        self.momentum = momentum
+        self.register_buffer("code_mean", torch.zeros(self.latent_dim))
+        self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]
+
+    def encode(self, x: Tensor) -> Posterior:
+        z = self.encoder(self.network_input(x))
+        return Posterior(z, torch.full_like(z, -torch.inf))
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        """-log p(x | z), in nats. kl is 0, and so beta and free_bits have nothing to weigh."""
+        z = self.features(x)
+        if self.training:
+            self._follow(z.detach())
+        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
+        return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
+
+    @torch.no_grad()
+    def _follow(self, z: Tensor) -> None:
+        z = z.to(self.code_mean.dtype)
+        self.code_mean.lerp_(z.mean(0), self.momentum)
+        self.code_square.lerp_(z.t() @ z / z.shape[0], self.momentum)
+
+    def sample_prior(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z from the Gaussian fitted to the training codes, its covariance times temperature^2."""
+        eps = super().sample_prior(n, temperature, generator)
+        covariance = self.code_square - torch.outer(self.code_mean, self.code_mean)
+        # The floor keeps the factorisation defined for codes that don't vary.
+        floor = 1e-5 * covariance.diagonal().mean().clamp_min(1e-6)
+        eye = torch.eye(self.latent_dim, device=eps.device, dtype=covariance.dtype)
+        return self.code_mean + eps @ torch.linalg.cholesky(covariance + floor * eye).t()

@@ -1,0 +1,55 @@
+"""Importance weights: log w = log p(x, z) - log q(z | x) for z ~ q(z | x), in nats.
+
+One name for what the IWAE's bound, importance-sampled NLL and anomaly scores are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fast.models.likelihoods import Likelihood
+
+
+class WeightedSamples(NamedTuple):
+    """K samples of z for each x, with their importance weights.
+
+    ``log_weight``: (K, N); ``nll``: -log p(x | z), (K, N); ``kl``: KL(q(z | x) || p(z)) as the
+    ELBO has it, (N,); ``z``: (K, N, D), or None where z has several parts.
+    """
+
+    log_weight: Tensor
+    nll: Tensor
+    kl: Tensor
+    z: Tensor | None = None
+
+
+def bound(log_weight: Tensor) -> Tensor:
+    """log (1/K) sum_k w_k of (K, N) log-weights, (N,) in nats: at most log p(x) on average.
+
+    Burda et al. 2015, equation 8. Its gradient weighs each sample's by the normalised weight,
+    as a constant (equation 14): that is what differentiating logsumexp gives.
+    """
+    return torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
+
+
+def repeated_nll(likelihood: Likelihood, params: Tensor, x: Tensor) -> Tensor:
+    """-log p(x | z_k), (K, N), for the parameters (K, N, ...) of K samples and one x (N, ...)."""
+    k, n = params.shape[:2]
+    repeated = x.expand(k, *x.shape).flatten(0, 1)
+    return likelihood.nll(params.flatten(0, 1), repeated, reduction="none").view(k, n)
+
+
+def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mu, exp(logvar)) summed over the last dimension, in nats."""
+    difference = z - mu
+    terms = difference * difference * torch.exp(-logvar) + logvar + math.log(2.0 * math.pi)
+    return -0.5 * terms.sum(-1)
+
+
+def standard_log_density(z: Tensor) -> Tensor:
+    """log N(z; 0, 1) summed over the last dimension, in nats."""
+    return -0.5 * (z * z + math.log(2.0 * math.pi)).sum(-1)
