@@ -63,6 +63,8 @@ def _load(name: str, device: str) -> None:
 
 def _load_libraries() -> None:
     _load("_C", "cpu")
+    if "cpu" in _libraries:
+        _libraries["cpu"].cpu_capability()  # raises if VAE_FAST_CPU_CAPABILITY names no level
     if torch.version.cuda is None:
         _reasons["cuda"] = f"this torch ({torch.__version__}) is built without CUDA"
     elif "cpu" not in _libraries:

@@ -267,6 +267,10 @@ def bce_kl_loss(
             f"logits has {reference.samples_of(logits)} samples (shape {tuple(logits.shape)}), "
             f"mu has {reference.samples_of(mu)} (shape {tuple(mu.shape)}): they must be equal"
         )
+    if isinstance(beta, torch.Tensor):
+        if beta.numel() != 1:
+            raise ValueError(f"beta must be one number, got a tensor of {tuple(beta.shape)}")
+        beta = beta.detach().reshape(())
     if not use_native(logits.device.type):
         return reference.bce_kl_loss(logits, target, mu, logvar, beta, reduction, from_logits)
     return _bce_kl.bce_kl_loss(logits, target, mu, logvar, beta, code, from_logits)

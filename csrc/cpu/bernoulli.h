@@ -1,0 +1,118 @@
+// The Bernoulli loss on the CPU: value, gradient, or both in one pass over logits and target.
+//
+// Bytes per element, float32 logits and uint8 target: 5 read, and 4 written for the gradient.
+#pragma once
+
+#include "cpu/driver.h"
+#include "ops/bernoulli.h"
+
+namespace vae_fast::cpu {
+
+// Sums the terms of n elements, in a fixed order, and writes their gradients times `factor`.
+template <class M, bool FROM_LOGITS, bool VALUE, bool GRAD, class X, class Y>
+VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n,
+                            float target_scale, double factor) {
+  using T = typename M::T;
+  using Float = typename M::Element;
+  const T scale = M::splat(Float(factor));
+  typename M::Sum sum;
+  for (int64_t block = 0; block < n; block += kBlock) {
+    T partial[4] = {};
+    const auto term = [&](T x, T t, T& nll) {
+      T g{};
+      if constexpr (std::is_same_v<Y, uint8_t>) t = t * target_scale;
+      bernoulli::terms<M, FROM_LOGITS, VALUE, GRAD>(x, t, nll, g);
+      return g * scale;
+    };
+    walk<M>(
+        block, block + kBlock < n ? block + kBlock : n,
+        [&](int64_t i, int lane) __attribute__((always_inline)) {
+          T nll{};
+          const T g = term(M::load(logits + i), M::load(target + i), nll);
+          if constexpr (VALUE) partial[lane] += nll;
+          if constexpr (GRAD) M::store(g, grad + i);
+        },
+        [&](int64_t i, int64_t count) {
+          T nll{};
+          const T g =
+              term(load_tail<M>(logits + i, count), load_tail<M>(target + i, count), nll);
+          if constexpr (VALUE) partial[0] += M::first(count, nll);
+          if constexpr (GRAD) store_tail<M>(g, grad + i, count);
+        });
+    if constexpr (VALUE) sum.add((partial[0] + partial[1]) + (partial[2] + partial[3]));
+  }
+  return VALUE ? sum.total() : 0.0;
+}
+
+// Calls body(x, y) with null pointers of the storage types of logits and target.
+template <class M, class Body>
+void with_bernoulli_storage(const Bernoulli& args, Body&& body) {
+  const bool bytes = args.target_dtype == DType::u8 || args.target_dtype == DType::boolean;
+  if constexpr (M::width == 1) {
+    bytes ? body(Storage<double>{}, Storage<uint8_t>{}) : body(Storage<double>{}, Storage<double>{});
+  } else {
+    with_storage(args.dtype, [&](auto x) {
+      if (bytes) return body(x, Storage<uint8_t>{});
+      if (args.target_dtype == DType::f32) return body(x, Storage<float>{});
+      return body(x, x);
+    });
+  }
+}
+
+// Calls body(value, grad) with the pair as compile-time constants.
+template <class Body>
+void with_outputs(bool value, bool grad, Body&& body) {
+  if (value && grad) return body(std::true_type{}, std::true_type{});
+  if (value) return body(std::true_type{}, std::false_type{});
+  return body(std::false_type{}, std::true_type{});
+}
+
+// One op's work, typed: terms of [begin, end) as one sum, gradients scaled by `factor`.
+template <class M, class X, class Y, bool VALUE, bool GRAD>
+struct BernoulliSpan {
+  const Bernoulli& args;
+  const float target_scale = args.target_dtype == DType::u8 ? 1.0f / 255.0f : 1.0f;
+
+  double operator()(int64_t begin, int64_t end, double factor) const {
+    const X* x = static_cast<const X*>(args.logits) + begin;
+    const Y* t = static_cast<const Y*>(args.target) + begin;
+    X* g = GRAD ? static_cast<X*>(args.grad) + begin : nullptr;
+    return args.from_logits
+               ? bernoulli_span<M, true, VALUE, GRAD>(x, t, g, end - begin, target_scale, factor)
+               : bernoulli_span<M, false, VALUE, GRAD>(x, t, g, end - begin, target_scale, factor);
+  }
+};
+
+template <class M>
+void bernoulli_driver(const Bernoulli& args, const Threads& threads) {
+  using Acc = typename M::Element;
+  const int64_t n = args.rows * args.cols;
+  with_bernoulli_storage<M>(args, [&](auto x, auto y) {
+    with_outputs(args.nll != nullptr, args.grad != nullptr, [&](auto value, auto grad) {
+      using X = typename decltype(x)::type;
+      using Y = typename decltype(y)::type;
+      constexpr bool kGrad = decltype(grad)::value;
+      const BernoulliSpan<M, X, Y, decltype(value)::value, kGrad> span{args};
+      const auto factor = [&](int64_t row) {
+        return kGrad ? coefficient<Acc>(args.grad_nll, row) : 0.0;
+      };
+      Acc* nll = static_cast<Acc*>(args.nll);
+      if (args.grad_nll.per_row || args.reduction == Reduction::none) {
+        parallel(threads, args.rows, args.cols, [&](int64_t row) {
+          const double sum = span(row * args.cols, (row + 1) * args.cols, factor(row));
+          if (nll != nullptr) nll[row] = Acc(sum);
+        });
+        return;
+      }
+      const int64_t chunks = chunks_of(n);
+      const double whole = factor(0);
+      Partials partials(chunks);
+      parallel(threads, chunks, kChunk, [&](int64_t c) {
+        partials[c] = span(c * kChunk, (c + 1) * kChunk < n ? (c + 1) * kChunk : n, whole);
+      });
+      if (nll != nullptr) nll[0] = Acc(partials.sum() * mean_scale(args.reduction, args.rows));
+    });
+  });
+}
+
+}  // namespace vae_fast::cpu

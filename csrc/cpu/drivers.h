@@ -1,0 +1,47 @@
+// The CPU drivers of one level, as a table of functions, and the thread pool they are handed.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/args.h"
+
+namespace vae_fast::cpu {
+
+// Runs body(context, begin, end) over [begin, end) in pieces, on the caller's thread pool.
+struct Threads {
+  using Body = void (*)(int64_t begin, int64_t end, void* context);
+  void (*run)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+};
+
+struct Level {
+  const char* name;
+  void (*gaussian_forward)(const GaussianForward&, const Threads&);
+  void (*gaussian_backward)(const GaussianBackward&, const Threads&);
+  void (*bernoulli)(const Bernoulli&, const Threads&);
+  void (*bce_kl)(const BceKl&, const Threads&);
+  // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
+  void (*random_words)(const int64_t key[2], uint64_t block, int64_t blocks, uint32_t* words);
+};
+
+// The level of float64 is the same on every machine; the others' float64 entries are its.
+extern const Level kGeneric;
+#if defined(__x86_64__)
+extern const Level kAvx2;
+extern const Level kAvx512;
+#endif
+
+// The level in use: the best this machine runs, unless VAE_FAST_CPU_CAPABILITY names one. Throws
+// std::runtime_error listing the levels if it names one that is unknown or not supported here.
+const Level& level();
+// Makes `name` the level in use; throws as `level` does. For tests and benchmarks.
+void use_level(const char* name);
+// The levels that this machine runs, best last; a null name ends the list.
+const char* const* supported_levels();
+
+// float64 drivers: scalar code, whatever the level.
+void gaussian_forward_f64(const GaussianForward&, const Threads&);
+void gaussian_backward_f64(const GaussianBackward&, const Threads&);
+void bernoulli_f64(const Bernoulli&, const Threads&);
+void bce_kl_f64(const BceKl&, const Threads&);
+
+}  // namespace vae_fast::cpu

@@ -1,0 +1,40 @@
+// float64 on the CPU: the drivers over scalar code with the C library's functions.
+//
+// float64 is the truth that the other dtypes are held against, not a dtype that VAEs are trained
+// in, so accuracy counts here and speed does not.
+#include "cpu/bce_kl.h"
+#include "math/scalar.h"
+
+namespace vae_fast::cpu {
+namespace {
+
+struct Float64 : Scalar<double> {
+  using Element = double;
+  static VF_FN T splat(T x) { return x; }
+  static VF_FN T load(const double* p) { return *p; }
+  static VF_FN T load(const uint8_t* p) { return T(*p); }
+  static VF_FN void store(T x, double* p) { *p = x; }
+  static VF_FN T first(int64_t, T x) { return x; }
+  struct Sum {
+    double sum = 0.0;
+    VF_FN void add(T x) { sum += x; }
+    VF_FN double total() const { return sum; }
+  };
+};
+
+}  // namespace
+
+void gaussian_forward_f64(const GaussianForward& args, const Threads& threads) {
+  gaussian_forward_driver<Float64>(args, threads);
+}
+void gaussian_backward_f64(const GaussianBackward& args, const Threads& threads) {
+  gaussian_backward_driver<Float64>(args, threads);
+}
+void bernoulli_f64(const Bernoulli& args, const Threads& threads) {
+  bernoulli_driver<Float64>(args, threads);
+}
+void bce_kl_f64(const BceKl& args, const Threads& threads) {
+  bce_kl_driver<Float64>(args, threads);
+}
+
+}  // namespace vae_fast::cpu

@@ -1,0 +1,7 @@
+// The level that every machine runs: 16-byte vectors (SSE2 on x86-64, NEON on 64-bit Arm).
+#include "cpu/prelude.h"
+
+#define VF_LEVEL generic
+#define VF_TABLE kGeneric
+#define VF_BYTES 16
+#include "cpu/level.inc"

@@ -1,0 +1,291 @@
+// The math policy of one SIMD level: a vector of floats, its loads and stores, and its functions.
+//
+// Included once per level, after VF_LEVEL (a namespace) and VF_BYTES (the vector's size) are set.
+// Arithmetic, comparison and selection are the compiler's own vector operations; only what those
+// lack is spelt out: conversions, square root, exponential, logarithms, sine and cosine.
+#pragma once
+
+#include "cpu/prelude.h"
+
+namespace vae_fast::VF_LEVEL {
+
+struct Simd {
+  static constexpr int width = VF_BYTES / 4;
+  typedef float T __attribute__((vector_size(VF_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(VF_BYTES)));
+  typedef int32_t I __attribute__((vector_size(VF_BYTES)));  // also what a comparison yields
+  typedef uint64_t W __attribute__((vector_size(VF_BYTES)));
+  typedef double D __attribute__((vector_size(VF_BYTES)));
+  typedef float HalfT __attribute__((vector_size(VF_BYTES / 2)));
+  typedef uint16_t H __attribute__((vector_size(VF_BYTES / 2)));
+  typedef uint8_t B __attribute__((vector_size(VF_BYTES / 4)));
+  using Element = float;
+
+  static constexpr float kRadiansPerWord = 6.283185307179586476925 / 4294967296.0;
+
+  static VF_FN T splat(float x) { return x - T{}; }
+  static VF_FN U bits(T x) { return (U)x; }
+  static VF_FN T from_bits(U x) { return (T)x; }
+
+  // --- selection ---------------------------------------------------------------------------------
+  // A condition is an I of lanes 0 or -1.
+  template <class A, class B_>
+  static VF_FN T select(I c, A a, B_ b) {
+    return c ? as_vector(a) : as_vector(b);
+  }
+  static VF_FN T as_vector(T x) { return x; }
+  static VF_FN T as_vector(float x) { return splat(x); }
+  static VF_FN I bit(U w) { return (I)(w != 0); }
+  // Flips the sign where w, 0 or 2, is 2.
+  static VF_FN T negate_if(U w, T x) { return from_bits(bits(x) ^ (w << 30)); }
+  static VF_FN T abs(T x) { return from_bits(bits(x) & 0x7fffffffu); }
+  static VF_FN T at_least(T x, float low) { return select(x < low, low, x); }
+  static VF_FN T at_most(T x, float high) { return select(x > high, high, x); }
+  // x in the first `count` lanes, 0 in the rest.
+  static VF_FN T first(int64_t count, T x) {
+    I lane;
+    for (int i = 0; i < width; ++i) lane[i] = i;
+    return select(lane < (int32_t)count, x, 0.0f);
+  }
+
+  // --- memory ------------------------------------------------------------------------------------
+  template <class V, class P>
+  static VF_FN V load_as(const P* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+  }
+  static VF_FN T load(const float* p) { return load_as<T>(p); }
+  static VF_FN T load(const uint8_t* p) {
+    return __builtin_convertvector(__builtin_convertvector(load_as<B>(p), I), T);
+  }
+  static VF_FN T load(const bf16* p) {
+    return from_bits(__builtin_convertvector(load_as<H>(p), U) << 16);
+  }
+  static VF_FN T load(const f16* p) {
+#if defined(__AVX512F__) && VF_BYTES == 64
+    return (T)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif defined(__F16C__) && VF_BYTES == 32
+    return (T)_mm256_cvtph_ps(load_as<__m128i>(p));
+#else
+    // Shift exponent and mantissa into place, then scale: exact for subnormals too. The largest
+    // exponent means infinity or NaN, and becomes float's largest.
+    const U h = __builtin_convertvector(load_as<H>(p), U);
+    const U magnitude = (h & 0x7fffu) << 13;
+    const T finite = from_bits(magnitude) * 0x1p112f;
+    const U special = (U)(magnitude >= 0x0f800000u) & 0x7f800000u;
+    return from_bits(bits(finite) | special | ((h & 0x8000u) << 16));
+#endif
+  }
+
+  static VF_FN void store(T x, float* p) { std::memcpy(p, &x, sizeof(T)); }
+  static VF_FN void store(T x, bf16* p) {
+    // Round to nearest even; NaN keeps its top bits and stays a NaN.
+    const U u = bits(x);
+    const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const U nan = (u >> 16) | 0x40u;
+    const H h = __builtin_convertvector((x != x) ? nan : rounded, H);
+    std::memcpy(p, &h, sizeof(H));
+  }
+  static VF_FN void store(T x, f16* p) {
+#if defined(__AVX512F__) && VF_BYTES == 64
+    const __m256i h = _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(p, &h, sizeof h);
+#elif defined(__F16C__) && VF_BYTES == 32
+    const __m128i h = _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(p, &h, sizeof h);
+#else
+    const U u = bits(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+    // Normal numbers: re-bias, round to nearest even by integer arithmetic; overflow carries into
+    // the exponent and gives infinity, as it should.
+    const U normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+    // Subnormals: adding 0.5 puts the result's last bit at float's last, rounded by the addition.
+    const U tiny = bits(from_bits(a) + 0.5f) - 0x3f000000u;
+    const U huge = U{} + 0x7c00u, nan = U{} + 0x7e00u;
+    U h = a < 0x38800000u ? tiny : normal;
+    h = a >= 0x47800000u ? huge : h;
+    h = a > 0x7f800000u ? nan : h;
+    const H out = __builtin_convertvector(h | sign, H);
+    std::memcpy(p, &out, sizeof out);
+#endif
+  }
+
+  // --- integers ----------------------------------------------------------------------------------
+  static VF_FN W mul32(W a, uint32_t m) {
+#if defined(__AVX512F__) && VF_BYTES == 64
+    return (W)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
+#elif defined(__AVX2__) && VF_BYTES == 32
+    return (W)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+#elif defined(VF_X86) && VF_BYTES == 16
+    return (W)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
+#else
+    return (a & 0xffffffffu) * uint64_t(m);
+#endif
+  }
+  static VF_FN T from_unsigned(U w) { return __builtin_convertvector(w, T); }
+  static VF_FN T from_signed(U w) { return __builtin_convertvector((I)w, T); }
+
+  // --- functions ---------------------------------------------------------------------------------
+  static VF_FN T divide(T a, T b) { return a / b; }
+
+  static VF_FN T sqrt(T x) {
+#if defined(__AVX512F__) && VF_BYTES == 64
+    return (T)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__) && VF_BYTES == 32
+    return (T)_mm256_sqrt_ps((__m256)x);
+#elif defined(VF_X86) && VF_BYTES == 16
+    return (T)_mm_sqrt_ps((__m128)x);
+#else
+    for (int i = 0; i < width; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+  }
+
+  // Nearest integer, as a float and as an integer, for |x| < 2^22: the sum with 1.5 * 2^23 has no
+  // room for a fraction, and its low bits are the integer.
+  static VF_FN T nearest(T x, I& integer) {
+    const T shifted = x + 0x1.8p23f;
+    integer = (I)bits(shifted) - 0x4b400000;
+    return shifted - 0x1.8p23f;
+  }
+
+  // x * 2^n for -252 <= n <= 254: in two steps where 2^n itself may be out of range.
+  static VF_FN T scale(T x, T nearest_n, I n) {
+#if defined(__AVX512F__) && VF_BYTES == 64
+    (void)n;
+    return (T)_mm512_scalef_ps((__m512)x, (__m512)nearest_n);
+#else
+    (void)nearest_n;
+    const I half = n >> 1;
+    const T low = from_bits((U)((half + 127) << 23)), high = from_bits((U)((n - half + 127) << 23));
+    return x * low * high;
+#endif
+  }
+
+  // e^x: x = n log 2 + r, e^r by a polynomial of degree 6 (minimax error 4e-9). Arguments beyond
+  // the float range give 0 and infinity; the clamps are written so that NaN passes.
+  static VF_FN T exp_clamped(T x) {
+    I n;
+    const T nf = nearest(x * 0x1.715476p+0f, n);
+    T r = x - nf * 0x1.62e4p-1f;   // log 2 in two parts, the first with trailing zeros,
+    r = r - nf * 0x1.7f7d1cp-20f;  // so that nf times it is exact
+    T p = r * 0x1.6a234ep-10f + 0x1.123a6cp-7f;
+    p = p * r + 0x1.5558f4p-5f;
+    p = p * r + 0x1.55549p-3f;
+    p = p * r + 0x1.fffffcp-2f;
+    p = (p * r) * r + r;
+    return scale(p + 1.0f, nf, n);
+  }
+  static VF_FN T exp(T x) { return exp_clamped(at_most(at_least(x, -104.0f), 89.0f)); }
+  static VF_FN T exp_nonpositive(T x) { return exp_clamped(at_least(x, -104.0f)); }
+
+  // log(1 + e) for e in [0, 1]: e + e^2 Q(e), relative error 4e-8.
+  static VF_FN T log1p_unit(T e) {
+    T q = e * -0x1.a931eep-9f + 0x1.453e3ap-6f;
+    q = q * e + -0x1.d29c04p-5f;
+    q = q * e + 0x1.b252fcp-4f;
+    q = q * e + -0x1.397544p-3f;
+    q = q * e + 0x1.92f68cp-3f;
+    q = q * e + -0x1.ff0f86p-3f;
+    q = q * e + 0x1.554c8p-2f;
+    q = q * e + -0x1.ffffbep-2f;
+    return (q * e) * e + e;
+  }
+
+  // log x of a positive, normal x: x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and
+  // log(1 + f) = f - f^2 / 2 + f^3 P(f), relative error 8e-9.
+  static VF_FN T log_normal(T x) {
+    const U u = bits(x) - 0x3f3504f3u;  // sqrt(1/2)
+    const T n = __builtin_convertvector((I)u >> 23, T);
+    const T f = from_bits((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    T p = f * -0x1.38b4ccp-4f + 0x1.055b46p-3f;
+    p = p * f + -0x1.0d8552p-3f;
+    p = p * f + 0x1.22da22p-3f;
+    p = p * f + -0x1.547244p-3f;
+    p = p * f + 0x1.99a008p-3f;
+    p = p * f + -0x1.000228p-2f;
+    p = p * f + 0x1.555554p-2f;
+    const T f2 = f * f;
+    T y = (p * f) * f2 + n * -0x1.bd0106p-13f;  // log 2 in two parts again
+    y = y - 0.5f * f2;
+    return (y + f) + n * 0x1.63p-1f;
+  }
+
+  // log x of anything: subnormals are scaled up; 0 gives -infinity, negative numbers NaN.
+  static VF_FN T log(T x) {
+    const I small = x < 0x1p-126f;
+    const T y = log_normal(select(small, x * 0x1p23f, x)) - select(small, 0x1.fe2804p+3f, 0.0f);
+    const float infinity = std::numeric_limits<float>::infinity();
+    T result = select(x == infinity, x, y);
+    result = select(x == 0.0f, -infinity, result);
+    return select((x >= 0.0f), result, std::numeric_limits<float>::quiet_NaN());  // NaN too
+  }
+
+  // log(1 + x), x > -1: log of the rounded sum, corrected for its rounding (Kahan).
+  static VF_FN T log1p(T x) {
+    const T sum = 1.0f + x;
+    const T lost = x - (sum - 1.0f);
+    const T y = log(sum);
+    return select(sum > 0.0f, y + lost / sum, y);
+  }
+
+  // Sine and cosine of |x| <= pi / 4.
+  static VF_FN void sincos_quarter(T x, T& sine, T& cosine) {
+    const T z = x * x;
+    T s = z * -0x1.994b3ep-13f + 0x1.110756p-7f;
+    s = s * z + -0x1.555546p-3f;
+    sine = (s * z) * x + x;
+    T c = z * 0x1.99e868p-16f + -0x1.6c0c28p-10f;
+    c = c * z + 0x1.55554ap-5f;
+    cosine = (c * z) * z + (1.0f - 0.5f * z);
+  }
+
+  // --- sums --------------------------------------------------------------------------------------
+  // The sum of the lanes in double, in a fixed order.
+  static VF_FN double total(T x) {
+    double sum = 0.0;
+    for (int i = 0; i < width; ++i) sum += double(x[i]);
+    return sum;
+  }
+  // Adds a vector of floats to a wider sum without losing digits.
+  struct Sum {
+    D low = {}, high = {};
+    VF_FN void add(T x) {
+      HalfT parts[2];
+      std::memcpy(parts, &x, sizeof x);
+      low += __builtin_convertvector(parts[0], D);
+      high += __builtin_convertvector(parts[1], D);
+    }
+    VF_FN double total() const {
+      const D sum = low + high;
+      double t = 0.0;
+      for (int i = 0; i < width / 2; ++i) t += sum[i];
+      return t;
+    }
+  };
+
+  // --- interleaving ------------------------------------------------------------------------------
+  // Lane i of a, lane i of b, lane i + 1 of a, ...: the first or second half of that sequence.
+  template <bool HIGH>
+  static VF_FN T zip(T a, T b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return zip_indices<HIGH>(a, b, std::make_index_sequence<width>{});
+#else
+    T out;
+    for (int i = 0; i < width; ++i) {
+      const int lane = (HIGH ? width / 2 : 0) + i / 2;
+      out[i] = i % 2 == 0 ? a[lane] : b[lane];
+    }
+    return out;
+#endif
+  }
+#if defined(__clang__) || __GNUC__ >= 12
+  template <bool HIGH, size_t... I_>
+  static VF_FN T zip_indices(T a, T b, std::index_sequence<I_...>) {
+    return __builtin_shufflevector(
+        a, b, ((HIGH ? width / 2 : 0) + int(I_) / 2 + (I_ % 2 == 0 ? 0 : width))...);
+  }
+#endif
+};
+
+}  // namespace vae_fast::VF_LEVEL

@@ -1,0 +1,79 @@
+// The schema of every op, in one place, and the CPU's implementations.
+//
+// vae_fast/ops/ wraps these with autograd; reduction is an index into vae_fast.types.REDUCTIONS.
+#include "bindings.h"
+#include "cpu/drivers.h"
+
+STABLE_TORCH_LIBRARY(vae_fast, m) {
+  // Gaussian: z = mu + exp(logvar / 2) * eps(key), and KL to N(0, 1) or to the prior given.
+  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor key, int? num_samples) -> Tensor");
+  m.def(
+      "reparameterize_backward(Tensor grad_z, Tensor logvar, Tensor key, int? num_samples) -> "
+      "(Tensor grad_mu, Tensor grad_logvar)");
+  m.def(
+      "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "int reduction) -> Tensor");
+  m.def(
+      "sample_and_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "Tensor key, int reduction) -> (Tensor z, Tensor kl)");
+  m.def(
+      "gaussian_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? key, "
+      "int reduction) -> (Tensor grad_mu, Tensor grad_logvar)");
+  m.def(
+      "gaussian_prior_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
+      "Tensor prior_mu, Tensor prior_logvar, Tensor? key, int reduction) -> "
+      "(Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
+
+  // Bernoulli: -log p(target | logits).
+  m.def(
+      "bernoulli_nll(Tensor logits, Tensor target, int reduction, bool from_logits) -> Tensor");
+  m.def(
+      "bernoulli_nll_backward(Tensor grad_nll, Tensor logits, Tensor target, int reduction, "
+      "bool from_logits) -> Tensor");
+  m.def(
+      "bernoulli_nll_with_grad(Tensor logits, Tensor target, int reduction, bool from_logits, "
+      "float grad_scale) -> (Tensor nll, Tensor grad_logits)");
+
+  // Bernoulli + beta * KL; beta is multiplied by beta_tensor where that is given.
+  m.def(
+      "bce_kl(Tensor logits, Tensor target, Tensor mu, Tensor logvar, float beta, "
+      "Tensor? beta_tensor, int reduction, bool from_logits) -> "
+      "(Tensor loss, Tensor recon, Tensor kl)");
+  m.def(
+      "bce_kl_backward(Tensor? grad_loss, Tensor? grad_recon, Tensor? grad_kl, Tensor logits, "
+      "Tensor target, Tensor mu, Tensor logvar, float beta, Tensor? beta_tensor, int reduction, "
+      "bool from_logits) -> (Tensor grad_logits, Tensor grad_mu, Tensor grad_logvar)");
+  m.def(
+      "bce_kl_with_grad(Tensor logits, Tensor target, Tensor mu, Tensor logvar, float beta, "
+      "Tensor? beta_tensor, int reduction, bool from_logits, float grad_scale) -> "
+      "(Tensor loss, Tensor recon, Tensor kl, Tensor grad_logits, Tensor grad_mu, "
+      "Tensor grad_logvar)");
+}
+
+namespace vae_fast {
+namespace {
+
+// torch's own pool: its size is torch.get_num_threads(), and nothing oversubscribes the machine.
+const cpu::Threads kThreads{[](int64_t begin, int64_t end, int64_t grain, cpu::Threads::Body body,
+                               void* context) {
+  torch::stable::parallel_for(begin, end, grain,
+                              [&](int64_t b, int64_t e) { body(b, e, context); });
+}};
+
+struct Cpu {
+  static void gaussian_forward(const GaussianForward& args, const Tensor&) {
+    cpu::level().gaussian_forward(args, kThreads);
+  }
+  static void gaussian_backward(const GaussianBackward& args, const Tensor&) {
+    cpu::level().gaussian_backward(args, kThreads);
+  }
+  static void bernoulli(const Bernoulli& args, const Tensor&) {
+    cpu::level().bernoulli(args, kThreads);
+  }
+  static void bce_kl(const BceKl& args, const Tensor&) { cpu::level().bce_kl(args, kThreads); }
+};
+
+}  // namespace
+}  // namespace vae_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) { vae_fast::Ops<vae_fast::Cpu>::register_all(m); }

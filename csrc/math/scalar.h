@@ -1,0 +1,60 @@
+// The math policy of one float or one double: what the GPU runs, and the CPU for float64.
+//
+// A policy M has a value type T, its 32-bit unsigned integer U, and the functions below; cpu/simd.h
+// has the same for vectors. Every function lets NaN through.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "math/macros.h"
+
+namespace vae_fast {
+
+template <class Float>
+struct Scalar {
+  using T = Float;
+  using U = uint32_t;
+  static constexpr int width = 1;
+  static constexpr T kRadiansPerWord = T(6.283185307179586476925 / 4294967296.0);
+
+  static VF_FN uint64_t mul32(uint64_t a, uint32_t m) { return uint64_t(uint32_t(a)) * m; }
+  static VF_FN T from_unsigned(U w) { return static_cast<T>(w); }
+  static VF_FN T from_signed(U w) { return static_cast<T>(static_cast<int32_t>(w)); }
+  static VF_FN bool bit(U w) { return w != 0; }
+  static VF_FN T select(bool c, T a, T b) { return c ? a : b; }
+  static VF_FN T negate_if(U w, T x) { return w != 0 ? -x : x; }
+  static VF_FN T abs(T x) { return ::fabs(x); }
+  static VF_FN T at_least(T x, T low) { return x < low ? low : x; }
+  static VF_FN T divide(T a, T b) { return a / b; }
+  static VF_FN T sqrt(T x);
+  static VF_FN T exp(T x);
+  static VF_FN T exp_nonpositive(T x) { return exp(x); }
+  static VF_FN T log(T x);
+  static VF_FN T log_normal(T x) { return log(x); }  // of a positive normal number
+  static VF_FN T log1p(T x);
+  static VF_FN T log1p_unit(T x) { return log1p(x); }  // of a number in [0, 1]
+  static VF_FN void sincos_quarter(T x, T& sine, T& cosine);  // of |x| <= pi / 4
+};
+
+#define VF_SCALAR_MATH(Float, suffix)                                                        \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::sqrt(Float x) { return ::sqrt##suffix(x); }                     \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::exp(Float x) { return ::exp##suffix(x); }                       \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::log(Float x) { return ::log##suffix(x); }                       \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::log1p(Float x) { return ::log1p##suffix(x); }                   \
+  template <>                                                                                \
+  VF_FN void Scalar<Float>::sincos_quarter(Float x, Float& sine, Float& cosine) {            \
+    sine = ::sin##suffix(x);                                                                 \
+    cosine = ::cos##suffix(x);                                                               \
+  }
+VF_SCALAR_MATH(float, f)
+VF_SCALAR_MATH(double, )
+#undef VF_SCALAR_MATH
+template <>
+VF_FN float Scalar<float>::abs(float x) { return ::fabsf(x); }
+
+}  // namespace vae_fast

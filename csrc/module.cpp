@@ -1,0 +1,63 @@
+// vae_fast._C as Python sees it: build information, the CPU's capability, and hooks for tests.
+//
+// Importing it loads the library, whose static initialisers register the ops (library.cpp). No
+// torch header is included here: pybind11 and the stable ABI's headers clash.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/drivers.h"
+
+namespace py = pybind11;
+namespace cpu = vae_fast::cpu;
+
+namespace {
+
+std::vector<std::string> capabilities() {
+  std::vector<std::string> names;
+  for (const char* const* name = cpu::supported_levels(); *name != nullptr; ++name) {
+    names.emplace_back(*name);
+  }
+  return names;
+}
+
+std::map<std::string, std::string> build_info() {
+  return {
+#if defined(__clang__)
+      {"compiler", "clang " __clang_version__},
+#elif defined(__GNUC__)
+      {"compiler", "gcc " __VERSION__},
+#endif
+      {"stable ABI of torch", "2.11"},
+  };
+}
+
+py::array_t<uint32_t> random_words(int64_t key, int64_t stream, uint64_t block, int64_t blocks) {
+  if (blocks < 0) throw std::invalid_argument("blocks must not be negative");
+  const int64_t keys[2] = {key, stream};
+  py::array_t<uint32_t> words(4 * blocks);
+  cpu::level().random_words(keys, block, blocks, words.mutable_data());
+  return words;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "vae_fast's CPU kernels; importing this registers torch.ops.vae_fast";
+  m.def("cpu_capability", [] { return std::string(cpu::level().name); },
+        "The SIMD level in use; RuntimeError if VAE_FAST_CPU_CAPABILITY names none of this "
+        "machine's.");
+  m.def("cpu_capabilities", &capabilities, "The SIMD levels that this machine runs, best last.");
+  m.def("set_cpu_capability", [](const std::string& name) { cpu::use_level(name.c_str()); },
+        py::arg("name"), "Switch the SIMD level, for tests and benchmarks.");
+  m.def("build_info", &build_info, "What the library was built with.");
+  m.def("random_words", &random_words, py::arg("key"), py::arg("stream"), py::arg("block"),
+        py::arg("blocks"),
+        "The Philox words of `blocks` consecutive counters from `block` on, 4 each, at the level "
+        "in use.");
+}

@@ -1,0 +1,94 @@
+// The plain arguments of every op: what the torch bindings hand to a driver, on either device.
+//
+// No torch header and no CUDA header: the drivers in cpu/ and cuda/ are built from these alone.
+// All tensors are contiguous; "rows" are samples and "cols" the features of one sample.
+#pragma once
+
+#include <cstdint>
+
+namespace vae_fast {
+
+enum class DType : int { f32, f64, bf16, f16, u8, boolean };
+
+// The order is vae_fast/types.py's.
+enum class Reduction : int { none, sum, batchmean };
+
+// Sums and upstream gradients are double when the inputs are double, else float ("accumulators").
+
+// A loss's upstream gradient. What reaches a part (recon or kl) of sample r is
+//   scale * (weight * loss[r] + part[r]),  with r = 0 unless per_row,
+// where a null pointer counts as 0, and `weight` is multiplied by *weight_tensor if that is given.
+// With neither pointer the gradient is the known constant scale * weight.
+struct Upstream {
+  const void* loss = nullptr;
+  const void* part = nullptr;
+  double weight = 1.0;
+  const float* weight_tensor = nullptr;
+  double scale = 1.0;  // 1 / rows for batchmean
+  bool per_row = false;
+};
+
+// z = mu + exp(logvar / 2) * eps and KL(N(mu, exp(logvar)) || prior), forward.
+struct GaussianForward {
+  DType dtype;  // of mu, logvar, the prior and z
+  int64_t rows, cols;
+  const void* mu;
+  const void* logvar;
+  const void* prior_mu = nullptr;  // null: the prior is N(0, 1)
+  const void* prior_logvar = nullptr;
+  const int64_t* key = nullptr;  // 2 elements on the device; null: no sampling
+  int64_t num_samples = 1;
+  void* z = nullptr;   // (num_samples, rows, cols), element i of it takes the key's normal i
+  void* kl = nullptr;  // accumulator, (1) or (rows); null: no KL
+  Reduction reduction = Reduction::sum;
+};
+
+struct GaussianBackward {
+  DType dtype;
+  int64_t rows, cols;
+  const void* mu = nullptr;  // may be null when only sampling is differentiated
+  const void* logvar;
+  const void* prior_mu = nullptr;
+  const void* prior_logvar = nullptr;
+  const int64_t* key = nullptr;
+  int64_t num_samples = 1;
+  const void* grad_z = nullptr;  // (num_samples, rows, cols); null: z has no gradient
+  bool has_kl = false;           // whether kl has a gradient
+  Upstream grad_kl;
+  void* grad_mu;
+  void* grad_logvar;
+  void* grad_prior_mu = nullptr;  // both given exactly when the prior is
+  void* grad_prior_logvar = nullptr;
+};
+
+// -log Bernoulli(target | logits): its value, its gradient, or both in one pass.
+struct Bernoulli {
+  DType dtype;         // of logits and grad
+  DType target_dtype;  // dtype's own, f32, u8 (x stands for x / 255) or boolean
+  int64_t rows, cols;
+  const void* logits;
+  const void* target;
+  bool from_logits = true;  // false: logits holds probabilities
+  void* nll = nullptr;      // accumulator, (1) or (rows); null: gradient only
+  Reduction reduction = Reduction::sum;
+  void* grad = nullptr;  // of logits; null: value only
+  Upstream grad_nll;
+};
+
+// bernoulli + weight * kl of a standard-normal prior, both extents in one pass.
+struct BceKl {
+  Bernoulli recon;
+  DType kl_dtype;  // of mu, logvar and their gradients
+  int64_t kl_cols;
+  const void* mu;
+  const void* logvar;
+  double beta = 1.0;
+  const float* beta_tensor = nullptr;
+  void* kl = nullptr;    // accumulators like recon.nll, all three null for gradients only
+  void* loss = nullptr;  // accumulator dtype: recon's
+  void* grad_mu = nullptr;  // gradients of the KL term alone; null: value only
+  void* grad_logvar = nullptr;
+  Upstream grad_kl;
+};
+
+}  // namespace vae_fast

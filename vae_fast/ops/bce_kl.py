@@ -1,0 +1,139 @@
+"""BCE + beta * KL, natively: the loss of a Bernoulli VAE in one op, forward and backward.
+
+Where the gradients are made is decided as in ``vae_fast.ops.bernoulli``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, pair
+from vae_fast.ops.gaussian import _pair as gaussian_pair
+from vae_fast.ops.gaussian import empty_sum
+from vae_fast.types import LossOutput
+
+_ops = torch.ops.vae_fast
+_bce_kl = _ops.bce_kl.default
+_bce_kl_backward = _ops.bce_kl_backward.default
+_bce_kl_with_grad = _ops.bce_kl_with_grad.default
+
+Tensor = torch.Tensor
+Maybe = torch.Tensor | None
+
+
+def _dense(grad: Maybe) -> Maybe:
+    return None if grad is None else grad.contiguous()
+
+
+def _backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
+    return _bce_kl_backward(
+        _dense(grad_loss), _dense(grad_recon), _dense(grad_kl), *ctx.saved_tensors[:4],
+        ctx.beta, ctx.beta_tensor, *ctx.options,
+    )  # fmt: skip
+
+
+class _BceKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
+        ctx.save_for_backward(logits, target, mu, logvar)
+        ctx.beta, ctx.beta_tensor, ctx.options = beta, beta_tensor, (reduction, from_logits)
+        ctx.set_materialize_grads(False)
+        ctx.grads = None
+        arguments = logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits
+        if made_in_forward(logits, reduction):
+            loss, recon, kl, *ctx.grads = _bce_kl_with_grad(*arguments, 1.0)
+            return loss, recon, kl
+        return _bce_kl(*arguments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
+        if grad_loss is None and grad_recon is None and grad_kl is None:
+            return (None,) * 8
+        # The gradients made in forward are given away, once: whoever gets them may write to them.
+        grads, ctx.grads = ctx.grads, None
+        if grads is None or grad_recon is not None or grad_kl is not None:
+            grads = _backward(ctx, grad_loss, grad_recon, grad_kl)
+        elif (factor := grad_loss.item()) != 1.0:
+            for grad in grads:
+                grad.mul_(factor)
+        grad_target = None
+        if ctx.needs_input_grad[1]:
+            grad_target = _target_grad(ctx, grad_loss, grad_recon)
+        return grads[0], grad_target, grads[1], grads[2], None, None, None, None
+
+
+def _target_grad(ctx, grad_loss: Maybe, grad_recon: Maybe) -> Maybe:
+    parts = [g for g in (grad_loss, grad_recon) if g is not None]
+    if not parts:
+        return None
+    logits, target = ctx.saved_tensors[:2]
+    reduction, from_logits = ctx.options
+    scale = 1.0 / logits.shape[0] if reduction == 2 and logits.dim() >= 2 else 1.0
+    return grad_of_target(sum(parts) * scale, logits, target, from_logits)
+
+
+class _BceKLTraced(torch.autograd.Function):
+    """The same without state between forward and backward, which torch.compile can follow."""
+
+    @staticmethod
+    def forward(ctx, logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
+        ctx.save_for_backward(logits, target, mu, logvar)
+        ctx.beta, ctx.beta_tensor, ctx.options = beta, beta_tensor, (reduction, from_logits)
+        return _bce_kl(logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor):
+        grads = _backward(ctx, grad_loss, grad_recon, grad_kl)
+        return grads[0], None, grads[1], grads[2], None, None, None, None
+
+
+def bce_kl_loss(
+    logits: Tensor,
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    beta: float | Tensor,
+    reduction: int,
+    from_logits: bool,
+) -> LossOutput:
+    if (logits.dtype == torch.float64) != (mu.dtype == torch.float64):
+        logits, mu, logvar = (t.to(torch.float64) for t in (logits, mu, logvar))
+    logits, target = pair(logits, target)
+    mu, logvar = gaussian_pair(mu, logvar)
+    beta_tensor = None
+    if isinstance(beta, torch.Tensor):
+        beta_tensor, beta = beta.detach().to(logits.device, torch.float32), 1.0
+    arguments = logits, target, mu, logvar, float(beta), beta_tensor, reduction, from_logits
+    needs_grad = torch.is_grad_enabled() and (
+        logits.requires_grad or mu.requires_grad or logvar.requires_grad or target.requires_grad
+    )
+    if not needs_grad:
+        return LossOutput(*_bce_kl(*arguments))
+    if torch.compiler.is_compiling() and not target.requires_grad:
+        return LossOutput(*_BceKLTraced.apply(*arguments))
+    return LossOutput(*_BceKL.apply(*arguments))
+
+
+# --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
+
+
+@torch.library.register_fake("vae_fast::bce_kl")
+def _(logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
+    return tuple(empty_sum(logits, reduction) for _ in range(3))
+
+
+@torch.library.register_fake("vae_fast::bce_kl_backward")
+def _(
+    grad_loss, grad_recon, grad_kl,
+    logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits,
+):  # fmt: skip
+    return torch.empty_like(logits), torch.empty_like(mu), torch.empty_like(mu)
+
+
+@torch.library.register_fake("vae_fast::bce_kl_with_grad")
+def _(logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits, grad_scale):
+    losses = tuple(empty_sum(logits, reduction) for _ in range(3))
+    return *losses, torch.empty_like(logits), torch.empty_like(mu), torch.empty_like(mu)

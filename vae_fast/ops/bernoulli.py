@@ -1,0 +1,133 @@
+"""The Bernoulli loss, natively.
+
+On the CPU the gradient is made in the forward pass, where logits and target are in the cache
+anyway, and handed out by backward; on the GPU, and while torch.compile traces, backward computes
+it from the saved inputs (reading 5 bytes and writing 4 again costs less there than rescaling).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from vae_fast.ops.gaussian import empty_sum
+from vae_fast.ops.layout import dense, like
+from vae_fast.reference import as_probability
+
+_ops = torch.ops.vae_fast
+_bernoulli_nll = _ops.bernoulli_nll.default
+_bernoulli_nll_backward = _ops.bernoulli_nll_backward.default
+_bernoulli_nll_with_grad = _ops.bernoulli_nll_with_grad.default
+
+Tensor = torch.Tensor
+Maybe = torch.Tensor | None
+NONE = 0  # reduction="none"
+
+
+def pair(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and target in one dense layout and in a pair of dtypes that has a kernel."""
+    logits = dense(logits)
+    if target.is_floating_point() and target.dtype != logits.dtype:
+        # float32 targets of half-precision logits have a kernel; what else differs is converted
+        # to the dtype that keeps the target's digits.
+        if logits.dtype in (torch.float32, torch.float64):
+            target = target.to(logits.dtype)
+        elif target.dtype != torch.float32:
+            target = target.to(torch.float32)
+    return logits, like(target, logits)
+
+
+def grad_of_target(grad: Tensor, logits: Tensor, target: Tensor, from_logits: bool) -> Tensor:
+    """d nll / d target of each element times its upstream gradient. Rarely asked for, and so
+    left to plain PyTorch: it is log((1 - p) / p), which from logits is just -logits."""
+    if grad.dim() == 1:
+        grad = grad.reshape(-1, *[1] * (logits.dim() - 1))
+    if from_logits:
+        slope = -logits
+    else:
+        p = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        slope = torch.log1p(-p).clamp_min(-100.0) - torch.log(p).clamp_min(-100.0)
+    return (grad * slope).to(target.dtype)
+
+
+def made_in_forward(logits: Tensor, reduction: int) -> bool:
+    """Whether the gradient is best made together with the value; see the module's docstring."""
+    return logits.is_cpu and reduction != NONE and not torch.compiler.is_compiling()
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, reduction: int, from_logits: bool) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        ctx.options = reduction, from_logits
+        ctx.grad_logits = None
+        if made_in_forward(logits, reduction) and ctx.needs_input_grad[0]:
+            nll, ctx.grad_logits = _bernoulli_nll_with_grad(
+                logits, target, reduction, from_logits, 1.0
+            )
+            return nll
+        return _bernoulli_nll(logits, target, reduction, from_logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nll: Tensor):
+        logits, target = ctx.saved_tensors
+        reduction, from_logits = ctx.options
+        grad_logits = grad_target = None
+        if ctx.needs_input_grad[0]:
+            # The gradient made in forward is given away, once: whoever gets it may write to it.
+            grad_logits, ctx.grad_logits = ctx.grad_logits, None
+            if grad_logits is None:
+                grad_logits = _bernoulli_nll_backward(
+                    grad_nll.contiguous(), logits, target, reduction, from_logits
+                )
+            elif (factor := grad_nll.item()) != 1.0:
+                grad_logits.mul_(factor)
+        if ctx.needs_input_grad[1]:
+            scale = 1.0 / logits.shape[0] if reduction == 2 and logits.dim() >= 2 else 1.0
+            grad_target = grad_of_target(grad_nll * scale, logits, target, from_logits)
+        return grad_logits, grad_target, None, None
+
+
+class _BernoulliNLLTraced(torch.autograd.Function):
+    """The same without state between forward and backward, which torch.compile can follow."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, reduction: int, from_logits: bool) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        ctx.options = reduction, from_logits
+        return _bernoulli_nll(logits, target, reduction, from_logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nll: Tensor):
+        logits, target = ctx.saved_tensors
+        grad = _bernoulli_nll_backward(grad_nll.contiguous(), logits, target, *ctx.options)
+        return grad, None, None, None
+
+
+def bernoulli_nll(logits: Tensor, target: Tensor, reduction: int, from_logits: bool) -> Tensor:
+    logits, target = pair(logits, target)
+    if not torch.is_grad_enabled() or not (logits.requires_grad or target.requires_grad):
+        return _bernoulli_nll(logits, target, reduction, from_logits)
+    if torch.compiler.is_compiling() and not target.requires_grad:
+        return _BernoulliNLLTraced.apply(logits, target, reduction, from_logits)
+    return _BernoulliNLL.apply(logits, target, reduction, from_logits)
+
+
+# --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
+
+
+@torch.library.register_fake("vae_fast::bernoulli_nll")
+def _(logits, target, reduction, from_logits):
+    return empty_sum(logits, reduction)
+
+
+@torch.library.register_fake("vae_fast::bernoulli_nll_backward")
+def _(grad_nll, logits, target, reduction, from_logits):
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("vae_fast::bernoulli_nll_with_grad")
+def _(logits, target, reduction, from_logits, grad_scale):
+    return empty_sum(logits, reduction), torch.empty_like(logits)

@@ -1,0 +1,174 @@
+"""Sampling and KL of a Gaussian, natively: reparameterize, gaussian_kl, sample_and_kl.
+
+Backward saves mu, logvar and the noise key, and makes eps again from the key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from vae_fast.ops.layout import dense, like
+from vae_fast.reference import compute_dtype
+
+_ops = torch.ops.vae_fast
+_reparameterize = _ops.reparameterize.default
+_reparameterize_backward = _ops.reparameterize_backward.default
+_gaussian_kl = _ops.gaussian_kl.default
+_sample_and_kl = _ops.sample_and_kl.default
+_gaussian_backward = _ops.gaussian_backward.default
+_gaussian_prior_backward = _ops.gaussian_prior_backward.default
+
+Tensor = torch.Tensor
+Maybe = torch.Tensor | None
+
+
+def _pair(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    mu = dense(mu)
+    return mu, like(logvar, mu)
+
+
+def _needs_grad(*tensors: Maybe) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Reparameterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
+        ctx.save_for_backward(logvar, key)
+        ctx.num_samples = num_samples
+        return _reparameterize(mu, logvar, key, num_samples)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z: Tensor):
+        logvar, key = ctx.saved_tensors
+        grad_z = like(grad_z, logvar) if ctx.num_samples is None else grad_z.contiguous()
+        return *_reparameterize_backward(grad_z, logvar, key, ctx.num_samples), None, None
+
+
+def reparameterize(mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
+    if num_samples is None:
+        mu, logvar = _pair(mu, logvar)
+    else:
+        mu, logvar = mu.contiguous(), logvar.contiguous()
+    if _needs_grad(mu, logvar):
+        return _Reparameterize.apply(mu, logvar, key, num_samples)
+    return _reparameterize(mu, logvar, key, num_samples)
+
+
+def _backward(
+    grad_z: Maybe,
+    grad_kl: Maybe,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Maybe,
+    prior_logvar: Maybe,
+    key: Maybe,
+    reduction: int,
+) -> tuple[Maybe, Maybe, Maybe, Maybe]:
+    """Gradients of mu, logvar and the prior from those of z and of the KL, either absent."""
+    if grad_z is None and grad_kl is None:
+        return None, None, None, None
+    if grad_z is not None:
+        grad_z = like(grad_z, mu)
+    if grad_kl is not None:
+        grad_kl = grad_kl.contiguous()
+    if prior_mu is None or grad_kl is None:
+        grads = _gaussian_backward(grad_z, grad_kl, mu, logvar, key, reduction)
+        return *grads, None, None
+    return _gaussian_prior_backward(
+        grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, reduction
+    )
+
+
+class _GaussianKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu, logvar, prior_mu, prior_logvar, reduction) -> Tensor:
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
+        ctx.reduction = reduction
+        return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_kl: Tensor):
+        return *_backward(None, grad_kl, *ctx.saved_tensors, None, ctx.reduction), None
+
+
+class _SampleAndKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu, logvar, prior_mu, prior_logvar, key, reduction) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, key)
+        ctx.reduction = reduction
+        ctx.set_materialize_grads(False)
+        return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z: Maybe, grad_kl: Maybe):
+        return *_backward(grad_z, grad_kl, *ctx.saved_tensors, ctx.reduction), None, None
+
+
+def _prior(mu: Tensor, prior_mu: Maybe, prior_logvar: Maybe) -> tuple[Maybe, Maybe]:
+    if prior_mu is None:
+        return None, None
+    return like(prior_mu, mu), like(prior_logvar, mu)
+
+
+def gaussian_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe, reduction: int
+) -> Tensor:
+    mu, logvar = _pair(mu, logvar)
+    prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
+    if _needs_grad(mu, logvar, prior_mu, prior_logvar):
+        return _GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, reduction)
+    return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+def sample_and_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe, key: Tensor, reduction: int
+) -> tuple[Tensor, Tensor]:
+    mu, logvar = _pair(mu, logvar)
+    prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
+    if _needs_grad(mu, logvar, prior_mu, prior_logvar):
+        return _SampleAndKL.apply(mu, logvar, prior_mu, prior_logvar, key, reduction)
+    return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
+
+
+# --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
+
+
+def empty_sum(t: Tensor, reduction: int) -> Tensor:
+    """The loss of ``t``: one value, or with reduction "none" (0) one per sample."""
+    shape = (t.shape[0],) if reduction == 0 and t.dim() >= 2 else ()
+    return t.new_empty(shape, dtype=compute_dtype(t))
+
+
+@torch.library.register_fake("vae_fast::reparameterize")
+def _(mu, logvar, key, num_samples):
+    return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
+
+
+@torch.library.register_fake("vae_fast::reparameterize_backward")
+def _(grad_z, logvar, key, num_samples):
+    return torch.empty_like(logvar), torch.empty_like(logvar)
+
+
+@torch.library.register_fake("vae_fast::gaussian_kl")
+def _(mu, logvar, prior_mu, prior_logvar, reduction):
+    return empty_sum(mu, reduction)
+
+
+@torch.library.register_fake("vae_fast::sample_and_kl")
+def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
+    return torch.empty_like(mu), empty_sum(mu, reduction)
+
+
+@torch.library.register_fake("vae_fast::gaussian_backward")
+def _(grad_z, grad_kl, mu, logvar, key, reduction):
+    return torch.empty_like(mu), torch.empty_like(mu)
+
+
+@torch.library.register_fake("vae_fast::gaussian_prior_backward")
+def _(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, reduction):
+    return tuple(torch.empty_like(mu) for _ in range(4))

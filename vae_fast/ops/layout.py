@@ -1,0 +1,26 @@
+"""Memory layouts that the kernels read as they are, and the copies that bring others to one."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Whether samples are outermost and a sample's features have no holes between them."""
+    if t.is_contiguous():
+        return True
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense(t: torch.Tensor) -> torch.Tensor:
+    """``t`` itself if a kernel can read it, else a contiguous copy."""
+    return t if is_dense(t) else t.contiguous()
+
+
+def like(t: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """``t`` in the memory layout of ``other``, which is dense and of the same shape."""
+    if t.stride() == other.stride():
+        return t
+    if other.is_contiguous():
+        return t.contiguous()
+    return t.contiguous(memory_format=torch.channels_last)
