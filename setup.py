@@ -360,23 +360,26 @@ def plan() -> list[Extension]:
         )
         return []
     torch = import_torch()
+    say(f"building CPU kernels against torch {torch.__version__}.")
     cuda = plan_cuda(choice, torch) if choice != "cpu" else None
     return [cpu_extension(), *([cuda] if cuda else [])]
 
 
 def build_command() -> type:
-    """torch's build_ext, with a word on the way out of a failed compilation."""
+    """torch's build_ext, ending in a sentence where compilation fails."""
 
     class BuildKernels(torch_build().BuildExtension):
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
-            except Exception:
-                say(
-                    "compiling the kernels failed (the compiler's words are above); "
-                    "VAE_FAST_BUILD=cpu leaves the CUDA kernels out, VAE_FAST_BUILD=off all of them."
+            except RuntimeError as error:
+                if "compiling objects" not in str(error):
+                    raise
+                # ninja has printed what the compiler said; torch's traceback would bury it.
+                sys.exit(
+                    "vae_fast: compiling the kernels failed (the compiler's words are above); "
+                    "VAE_FAST_BUILD=cpu leaves the CUDA kernels out, VAE_FAST_BUILD=off all."
                 )
-                raise
 
     return BuildKernels
 

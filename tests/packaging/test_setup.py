@@ -1,0 +1,186 @@
+"""What setup.py decides to build, and the sentence it says where it can't."""
+
+import os
+import stat
+from types import SimpleNamespace
+
+import pytest
+
+
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def make_toolkit(home, version="13.0", archs=("75", "80", "90")):
+    """A CUDA toolkit as far as setup.py looks: headers, and an nvcc that answers its questions."""
+    (home / "include").mkdir(parents=True)
+    (home / "include" / "cuda_runtime.h").write_text("")
+    listed = "; ".join(f"echo compute_{arch}" for arch in archs)
+    write_script(
+        home / "bin" / "nvcc",
+        f'case "$1" in\n'
+        f"--version) echo 'Cuda compilation tools, release {version}, V{version}.1' ;;\n"
+        f"--list-gpu-arch) {listed} ;;\n"
+        f"--dryrun) echo '#$ _SPACE_= ' >&2; echo '#$ TOP={home}/bin/..' >&2 ;;\n"
+        f"esac",
+    )
+    return home
+
+
+# --- VAE_FAST_BUILD -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "choice"),
+    [({}, "auto"), ({"VAE_FAST_BUILD": ""}, "auto"), ({"VAE_FAST_BUILD": "CPU"}, "cpu")],
+)
+def test_build_choice(setup_py, environ, choice):
+    assert setup_py.build_choice(environ) == choice
+
+
+def test_unknown_choice_lists_those_there_are(project):
+    result = project.build(VAE_FAST_BUILD="gpu")
+    assert result.returncode != 0
+    assert result.stderr.strip() == (
+        "vae_fast: VAE_FAST_BUILD='gpu' is not one of auto, cpu, cuda, off; "
+        "set it to one of these or leave it unset."
+    )
+
+
+def test_off_builds_nothing(project):
+    result = project.build(VAE_FAST_BUILD="off")
+    assert result.returncode == 0, result.stderr
+    assert project.libraries() == []
+
+
+def test_auto_without_compiler_says_so_and_goes_on(project):
+    result = project.build(CXX="no-such-compiler")
+    assert result.returncode == 0, result.stderr
+    assert project.libraries() == []
+    said = [line for line in result.stderr.splitlines() if line.startswith("vae_fast:")]
+    assert len(said) == 1, result.stderr
+    assert "'no-such-compiler' is not on PATH" in said[0] and "reference backend" in said[0]
+
+
+@pytest.mark.parametrize("choice", ["cpu", "cuda"])
+def test_explicit_choice_without_compiler_stops(project, choice):
+    result = project.build(VAE_FAST_BUILD=choice, CXX="no-such-compiler")
+    assert result.returncode != 0
+    (sentence,) = result.stderr.strip().splitlines()
+    assert sentence.startswith(f"vae_fast: VAE_FAST_BUILD={choice} can't be done, because no C++")
+
+
+def test_compiler_that_fails_is_no_compiler(project, tmp_path):
+    broken = write_script(tmp_path / "bin" / "broken-c++", "echo 'error: too old' >&2; exit 1")
+    result = project.build(VAE_FAST_BUILD="cpu", CXX=str(broken))
+    assert result.returncode != 0
+    assert "can't build a C++20 library: error: too old" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- the CUDA toolkit -----------------------------------------------------------------------------
+
+
+def test_toolkit_behind_plain_nvcc(setup_py, tmp_path):
+    home = make_toolkit(tmp_path / "cuda", version="12.9")
+    toolkit = setup_py.find_cuda_toolkit({"PATH": str(home / "bin")})
+    assert toolkit.home == home
+    assert toolkit.version == (12, 9)
+    assert toolkit.archs == ("7.5", "8.0", "9.0")
+
+
+def test_toolkit_behind_link(setup_py, tmp_path):
+    home = make_toolkit(tmp_path / "cuda-13.0")
+    (tmp_path / "usr" / "bin").mkdir(parents=True)
+    (tmp_path / "usr" / "bin" / "nvcc").symlink_to(home / "bin" / "nvcc")
+    assert setup_py.find_cuda_toolkit({"PATH": str(tmp_path / "usr/bin")}).home == home
+
+
+def test_toolkit_behind_wrapper_script(setup_py, tmp_path):
+    home = make_toolkit(tmp_path / "cuda-13.0")
+    wrapper = write_script(tmp_path / "usr" / "bin" / "nvcc", f'exec {home}/bin/nvcc "$@"')
+    # Where torch would guess: an nvcc in bin, and no headers beside it.
+    assert not setup_py.is_cuda_home(wrapper.parent.parent)
+    path = f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}"
+    assert setup_py.find_cuda_toolkit({"PATH": path}).home == home
+
+
+def test_cuda_home_wins_over_path(setup_py, tmp_path):
+    chosen = make_toolkit(tmp_path / "chosen", version="13.2")
+    other = make_toolkit(tmp_path / "other", version="12.4")
+    environ = {"CUDA_HOME": str(chosen), "PATH": str(other / "bin")}
+    assert setup_py.find_cuda_toolkit(environ).version == (13, 2)
+
+
+def test_cuda_home_that_is_none_is_an_error(setup_py, tmp_path):
+    with pytest.raises(setup_py.BuildError, match=f"CUDA_HOME={tmp_path} is no CUDA toolkit"):
+        setup_py.find_cuda_toolkit({"CUDA_HOME": str(tmp_path)})
+
+
+def test_other_major_version_names_both(setup_py, tmp_path):
+    home = make_toolkit(tmp_path / "cuda", version="12.4")
+    toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(home)})
+    torch = SimpleNamespace(__version__="2.15.0", version=SimpleNamespace(cuda="13.2"))
+    with pytest.raises(setup_py.BuildError, match=r"is CUDA 12\.4 .* for CUDA 13\.2"):
+        setup_py.check_cuda_toolkit(toolkit, torch)
+
+
+def test_other_minor_version_is_fine(setup_py, tmp_path):
+    # This nvcc "compiles" whatever it is given: what is tested is that versions don't stop it.
+    home = make_toolkit(tmp_path / "cuda", version="13.0")
+    toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(home)})
+    torch = SimpleNamespace(__version__="2.15.0", version=SimpleNamespace(cuda="13.2"))
+    setup_py.check_cuda_toolkit(toolkit, torch)
+
+
+def test_nvcc_that_refuses_the_compiler_says_why(setup_py, tmp_path):
+    home = make_toolkit(tmp_path / "cuda", version="13.0")
+    toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(home)})
+    write_script(home / "bin" / "nvcc", "echo 'error: unsupported GNU version!' >&2; exit 1")
+    torch = SimpleNamespace(__version__="2.15.0", version=SimpleNamespace(cuda="13.2"))
+    with pytest.raises(setup_py.BuildError, match="unsupported GNU version"):
+        setup_py.check_cuda_toolkit(toolkit, torch)
+
+
+@pytest.mark.parametrize(
+    ("known", "archs"),
+    [
+        (("7.0", "7.5", "8.0", "8.6", "9.0"), "7.5;8.0;8.6;9.0+PTX"),
+        (("8.0", "9.0", "10.0", "12.0", "12.1"), "8.0;9.0;10.0;12.0+PTX"),
+        (("13.0", "14.0"), "14.0+PTX"),
+    ],
+)
+def test_default_architectures_are_those_nvcc_knows(setup_py, tmp_path, known, archs):
+    toolkit = setup_py.CudaToolkit(tmp_path, (13, 0), known)
+    assert setup_py.default_cuda_archs(toolkit) == archs
+
+
+def test_cuda_with_torch_without_cuda_says_so(setup_py, monkeypatch):
+    monkeypatch.setattr(setup_py, "sources", lambda *patterns: ["csrc/cuda/some.cu"])
+    torch = SimpleNamespace(__version__="2.13.0+cpu", version=SimpleNamespace(cuda=None))
+    with pytest.raises(setup_py.BuildError, match=r"torch 2\.13\.0\+cpu is built without CUDA"):
+        setup_py.plan_cuda("cuda", torch)
+
+
+def test_auto_with_torch_without_cuda_leaves_cuda_out(setup_py, monkeypatch, capsys):
+    monkeypatch.setattr(setup_py, "sources", lambda *patterns: ["csrc/cuda/some.cu"])
+    torch = SimpleNamespace(__version__="2.13.0+cpu", version=SimpleNamespace(cuda=None))
+    assert setup_py.plan_cuda("auto", torch) is None
+    assert "building without CUDA kernels, because torch 2.13.0+cpu" in capsys.readouterr().err
+
+
+# --- torch ----------------------------------------------------------------------------------------
+
+
+def test_target_version_is_torch_2_11(setup_py):
+    # torch/headeronly/version.h: major and minor are the two highest bytes.
+    assert setup_py.TORCH_TARGET == f"-DTORCH_TARGET_VERSION={(2 << 56) | (11 << 48):#018x}"
+
+
+def test_torch_too_old_is_named(setup_py, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", SimpleNamespace(__version__="2.10.1"))
+    with pytest.raises(setup_py.BuildError, match=r"torch >= 2\.11 and this is torch 2\.10\.1"):
+        setup_py.import_torch()
