@@ -4,19 +4,24 @@ likelihoods are arguments.
 
 from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.iwae import IWAE, ImportanceWeighted
 from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
+from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
 
 __all__ = [
     "AE",
+    "CVAE",
     "IWAE",
     "MODELS",
     "OBJECTIVES",
+    "SSVAE",
     "VAE",
     "Bernoulli",
     "Categorical",
+    "ConditionalIWAE",
     "Gaussian",
     "ImportanceWeighted",
     "Laplace",

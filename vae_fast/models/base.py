@@ -46,7 +46,7 @@ class LatentModel(nn.Module):
         likelihood: p(x | z); Bernoulli if left out.
     """
 
-    # Whether loss, reconstruct and sample take labels y after x; the trainer then passes them on.
+    # Whether loss, reconstruct and sample want labels y after x; the trainer then passes them on.
     uses_labels = False
     # Whether z has a density, so that there is a KL, an ELBO and a log-likelihood to speak of.
     is_probabilistic = True
@@ -91,12 +91,23 @@ class LatentModel(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for z of shape (..., latent_dim)."""
+        return self.run_decoder(self.check_latent(z))
+
+    def check_latent(self, z: Tensor) -> Tensor:
         if z.shape[-1] != self.latent_dim:
             raise ValueError(
                 f"z has shape {tuple(z.shape)}, but the model's latent_dim is {self.latent_dim}"
             )
-        params = self.decoder(z.reshape(-1, self.latent_dim))
-        return params.reshape(*z.shape[:-1], *params.shape[1:])
+        return z
+
+    def run_decoder(self, h: Tensor) -> Tensor:
+        """The decoder over any number of leading dimensions of h, (..., features)."""
+        params = self.decoder(h.reshape(-1, h.shape[-1]))
+        return params.reshape(*h.shape[:-1], *params.shape[1:])
+
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """What the other calls take after x, for a batch x with labels y: nothing, here."""
+        return ()
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The code of x, (N, latent_dim): the posterior's mean."""
@@ -161,3 +172,8 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
         raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
     kl = torch.clamp_min(mean_kl, free_bits).sum()
     return kl if reduction == "batchmean" else kl * n
+
+
+def streams_of(noise_key: Tensor, i: int) -> Tensor:
+    """The i-th of many keys made from one: the same Philox key, the i-th stream after its own."""
+    return noise_key + noise_key.new_tensor([0, i])

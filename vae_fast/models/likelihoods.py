@@ -13,7 +13,7 @@ Densities (Gaussian, Laplace) and probabilities (Bernoulli, categorical) are not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ class Likelihood(nn.Module):
 
     parameters_per_element: int = 1
     discrete: bool = False
+
+    def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """What a decoder has to give for data of ``shape`` (C, ...): (P * C, ...)."""
+        return (self.parameters_per_element * shape[0], *shape[1:])
 
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
         """-log p(x | z) in nats. ``params``: (N, P * C, ...), ``x``: (N, C, ...)."""

@@ -9,9 +9,12 @@ from torch import nn
 
 from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel
+from vae_fast.models.conditions import DERIVED, Attributes, Condition, Images, Labels
+from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
-from vae_fast.models.networks import make_decoder, make_encoder
+from vae_fast.models.networks import make_decoder, make_encoder, mlp
+from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
@@ -31,11 +34,10 @@ def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callabl
         **options: object,
     ) -> nn.Module:
         p_x = make_likelihood(likelihood, **(likelihood_options or {}))
-        channels = p_x.parameters_per_element * input_shape[0]
         networks = network_options or {}
         return model(
             make_encoder(network, input_shape, features_per_latent * latent_dim, **networks),
-            make_decoder(network, latent_dim, (channels, *input_shape[1:]), **networks),
+            make_decoder(network, latent_dim, p_x.parameters_shape(input_shape), **networks),
             input_shape=input_shape,
             latent_dim=latent_dim,
             likelihood=p_x,
@@ -45,11 +47,89 @@ def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callabl
     return build_model
 
 
+def _conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
+    """A builder for models conditioned on y, which join it to the encoder's features and to z."""
+
+    def build_model(
+        input_shape: Sequence[int],
+        *,
+        latent_dim: int = 20,
+        network: str = "mlp",
+        network_options: dict | None = None,
+        likelihood: str | Likelihood = "bernoulli",
+        likelihood_options: dict | None = None,
+        condition: str | Condition = "labels",
+        condition_options: dict | None = None,
+        hidden: int = 256,
+        prior: str = "standard",
+        **options: object,
+    ) -> nn.Module:
+        if prior not in ("standard", "learned"):
+            raise ValueError(f"prior must be standard or learned, got {prior!r}")
+        p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+        networks = network_options or {}
+        y = _condition(condition, input_shape, network, networks, **(condition_options or {}))
+        joined = latent_dim + y.features
+        if model is SSVAE:
+            options["classifier"] = make_encoder(network, input_shape, y.features, **networks)
+        elif prior == "learned":
+            options["prior_network"] = mlp([y.features, hidden, 2 * latent_dim])
+        return model(
+            nn.Sequential(make_encoder(network, input_shape, hidden, **networks), nn.SiLU()),
+            mlp([hidden + y.features, hidden, 2 * latent_dim]),
+            make_decoder(network, joined, p_x.parameters_shape(input_shape), **networks),
+            y,
+            input_shape=input_shape,
+            latent_dim=latent_dim,
+            likelihood=p_x,
+            **options,
+        )
+
+    return build_model
+
+
+def _condition(
+    condition: str | Condition,
+    input_shape: Sequence[int],
+    network: str,
+    network_options: dict,
+    *,
+    num_classes: int = 10,
+    size: int | None = None,
+    shape: Sequence[int] | None = None,
+    features: int = 64,
+) -> Condition:
+    """labels (num_classes), attributes (size), images (shape), left-half or edges."""
+    if isinstance(condition, Condition):
+        return condition
+    if condition == "labels":
+        return Labels(num_classes)
+    if condition == "attributes":
+        if size is None:
+            raise ValueError("condition='attributes' needs condition_options={'size': ...}")
+        return Attributes(size)
+    if condition == "images" or condition in DERIVED:
+        shape = tuple(input_shape if shape is None else shape)
+        encoder = make_encoder(network, shape, features, **network_options)
+        return Images(encoder, shape, features, derive=DERIVED.get(condition))
+    known = ["labels", "attributes", "images", *DERIVED]
+    raise ValueError(f"unknown condition {condition!r}; known: {', '.join(known)}")
+
+
+def _importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Module:
+    """IWAE, or with ``condition`` among the options its conditional form."""
+    conditional = "condition" in options
+    builder = _conditional(ConditionalIWAE) if conditional else _gaussian(IWAE)
+    return builder(input_shape, **options)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ae": _gaussian(AE, features_per_latent=1),
     "vae": _gaussian(VAE),
     "beta-vae": _gaussian(VAE),
-    "iwae": _gaussian(IWAE),
+    "iwae": _importance_weighted,
+    "cvae": _conditional(CVAE),
+    "ssvae": _conditional(SSVAE),
 }
 
 # A beta-VAE is a VAE with another objective; these are defaults that a config overrides.

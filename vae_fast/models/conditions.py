@@ -1,0 +1,128 @@
+"""What a conditional model is conditioned on: labels, attribute vectors, or images.
+
+A condition turns y into (N, features) numbers for the networks. Some make y from x itself, so that
+image-to-image translation trains on plain images: half an image, or its edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.reference import as_probability
+
+
+class Condition(nn.Module):
+    """y to (N, features). ``derive``, if there is one, makes y from x."""
+
+    features: int
+    derive: Callable[[Tensor], Tensor] | None = None
+
+    def default(self, n: int, device: torch.device) -> Tensor:
+        """The y that ``sample(n)`` takes if none is given."""
+        raise ValueError("this model is conditional: give sample() what to condition on")
+
+
+class Labels(Condition):
+    """Class labels (N,), integers 0 .. num_classes - 1, as one-hot vectors.
+
+    -1 stands for an unknown class and becomes zeros; class probabilities (N, num_classes),
+    floating, are taken as they are.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.features = num_classes
+        self.register_buffer("classes", torch.arange(num_classes), persistent=False)
+
+    def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        if y.is_floating_point():
+            if y.dim() != 2 or y.shape[1] != self.features:
+                raise ValueError(
+                    f"class probabilities must be (N, {self.features}), got {tuple(y.shape)}"
+                )
+            return y.to(dtype)
+        if y.dim() != 1:
+            raise ValueError(f"labels must be (N,), got {tuple(y.shape)}")
+        # Checked where that waits for no device and breaks no graph.
+        cheap = y.device.type == "cpu" and not torch.compiler.is_compiling()
+        if cheap and y.numel() and int(y.max()) >= self.features:
+            raise ValueError(
+                f"label {int(y.max())} is out of range for num_classes={self.features}"
+            )
+        return (y.unsqueeze(1) == self.classes).to(dtype)
+
+    def default(self, n: int, device: torch.device) -> Tensor:
+        """0, 1, ..., and again, so that a grid of samples has a column per class."""
+        return torch.arange(n, device=device) % self.features
+
+
+class Attributes(Condition):
+    """Attribute vectors (N, size), floating: as they are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.features = size
+
+    def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        if y.dim() != 2 or y.shape[1] != self.features:
+            raise ValueError(f"attributes must be (N, {self.features}), got {tuple(y.shape)}")
+        return y.to(dtype)
+
+
+class Images(Condition):
+    """Images, (N, *shape), through a network that gives (N, features).
+
+    Args:
+        network: the module, an encoder of ``vae_fast.models.networks`` for instance.
+        shape: of one image.
+        features: how many the network gives.
+        derive: makes the image from x where none is given: ``left_half``, ``edges``, or your own.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: Sequence[int],
+        features: int,
+        derive: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = tuple(shape)
+        self.features = features
+        self.derive = derive
+
+    def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        if tuple(y.shape[1:]) != self.shape:
+            raise ValueError(
+                f"the condition has shape {tuple(y.shape)}, but the model was built for "
+                f"(N, {', '.join(map(str, self.shape))})"
+            )
+        return self.network(as_probability(y, dtype))
+
+
+def left_half(x: Tensor) -> Tensor:
+    """The images x with their right half black."""
+    half = x.clone()
+    half[..., x.shape[-1] // 2 :] = 0
+    return half
+
+
+def edges(x: Tensor) -> Tensor:
+    """The edge map of images (N, C, H, W): the Sobel gradient's length, scaled to [0, 1]."""
+    image = as_probability(x, x.dtype if x.is_floating_point() else torch.float32)
+    sobel = image.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4.0
+    kernels = torch.stack([sobel, sobel.t()]).unsqueeze(1)
+    channels = image.flatten(0, 1).unsqueeze(1)
+    padded = F.pad(channels, (1, 1, 1, 1), mode="replicate")
+    length = F.conv2d(padded, kernels).square().sum(1).sqrt()
+    return length.clamp(max=1.0).view(image.shape)
+
+
+DERIVED = {"left-half": left_half, "edges": edges}

@@ -1,0 +1,110 @@
+"""The conditional VAE (Sohn, Lee & Yan 2015): p(x | y), with y in the encoder and the decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.base import Posterior, split_gaussian
+from vae_fast.models.conditions import Condition
+from vae_fast.models.iwae import ImportanceWeighted
+from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.vae import VAE
+
+
+class CVAE(VAE):
+    """q(z | x, y), p(x | z, y), and p(z | y) or N(0, 1) as the prior.
+
+    Args:
+        encoder: (N, *input_shape) to (N, features).
+        head: (N, features + condition.features) to (N, 2 * latent_dim): mu, then logvar.
+        decoder: (N, latent_dim + condition.features) to the likelihood's parameters.
+        condition: what y is, and how the networks see it.
+        prior_network: (N, condition.features) to (N, 2 * latent_dim), the paper's p(z | y);
+            None for N(0, 1).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        decoder: nn.Module,
+        condition: Condition,
+        prior_network: nn.Module | None = None,
+        **options,
+    ) -> None:
+        super().__init__(encoder, decoder, **options)
+        self.head = head
+        self.condition = condition
+        self.prior_network = prior_network
+        self.uses_labels = condition.derive is None
+
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """y, or what the condition derives from x."""
+        if self.condition.derive is not None:
+            return (self.condition.derive(x),)
+        if y is None:
+            raise ValueError("this model is conditional: give it labels or attributes y after x")
+        return (y,)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """The condition's features, (N, condition.features)."""
+        return self.condition(y, device_and_dtype(self)[1])
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
+        if y is None:
+            (y,) = self.condition_from(x, y)
+        h = self.encoder(self.network_input(x))
+        return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)))
+
+    def prior(self, y: Tensor) -> Posterior | None:
+        return (
+            None if self.prior_network is None else split_gaussian(self.prior_network(self.seen(y)))
+        )
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """The likelihood's parameters for z (..., N, latent_dim), y the condition of N samples."""
+        c = self.seen(y)
+        return self.run_decoder(
+            torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
+        )
+
+    def loss(self, x: Tensor, y: Tensor | None = None, **options):
+        """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
+
+        Takes what ``VAE.loss`` takes.
+        """
+        if y is None:
+            (y,) = self.condition_from(x, y)
+        return super().loss(x, y, **options)
+
+    def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.encode(x, y).mu
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        if y is None:
+            (y,) = self.condition_from(x, y)
+        return super().reconstruct(x, y)
+
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """E[x | z, y] for z from the prior, (n, *input_shape); labels not given are 0, 1, ..."""
+        if y is None:
+            y = self.condition.default(n, device_and_dtype(self)[0])
+        if y.shape[0] != n:
+            raise ValueError(f"n is {n}, but y has {y.shape[0]} entries")
+        z = self.sample_prior(n, temperature, generator)
+        p = self.prior(y)
+        if p is not None:
+            z = p.mu + torch.exp(0.5 * p.logvar) * z
+        return self.likelihood.mean(self.decode(z, y))
+
+
+class ConditionalIWAE(ImportanceWeighted, CVAE):
+    """A CVAE trained on the K-sample bound."""

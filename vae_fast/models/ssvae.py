@@ -1,0 +1,129 @@
+"""The semi-supervised VAE M2 (Kingma, Rezende, Mohamed & Welling 2014), on the CVAE's parts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.functional import gaussian_kl, reparameterize
+from vae_fast.models import importance
+from vae_fast.models.base import split_gaussian, streams_of
+from vae_fast.models.conditions import Labels
+from vae_fast.models.cvae import CVAE
+from vae_fast.models.importance import WeightedSamples
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+
+class SSVAE(CVAE):
+    """q(y | x) q(z | x, y), p(y) uniform, p(z) = N(0, 1), p(x | z, y).
+
+    Labels y are integers; -1 marks a sample without one. Every sample is decoded under every
+    class, which gives the expectation over q(y | x) exactly and every batch the same shapes.
+
+    Args:
+        classifier: (N, *input_shape) to (N, num_classes) logits of q(y | x).
+        alpha: weight of the labelled samples' cross-entropy in nats (equation 9; the paper takes
+            0.1 times the number of training samples over the number of labelled ones).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        decoder: nn.Module,
+        condition: Labels,
+        classifier: nn.Module,
+        *,
+        alpha: float = 10.0,
+        **options,
+    ) -> None:
+        super().__init__(encoder, head, decoder, condition, **options)
+        self.classifier = classifier
+        self.alpha = alpha
+
+    @property
+    def num_classes(self) -> int:
+        return self.condition.features
+
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """y, or q(y | x) where there is none."""
+        return (self.predict(x) if y is None else y,)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """q(y | x), (N, num_classes)."""
+        return self.classifier(self.network_input(x)).softmax(-1)
+
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """Labelled: L(x, y) + alpha * cross-entropy; else: E_q(y|x)[L(x, y)] - H(q(y | x)).
+
+        In nats (equations 6 to 9), with L(x, y) = -log p(x | z, y) - log p(y) + KL(q(z) || p(z)).
+        recon and kl are L's two sides, kl with -log p(y) and -H in it;
+        loss = recon + beta * kl + alpha * cross-entropy.
+        """
+        if free_bits > 0:
+            raise ValueError("free_bits is not defined for a mixture over classes; use beta")
+        if y is None:
+            y = torch.full(x.shape[:1], -1, device=x.device)
+        nll, kl, _ = self._under_every_class(x, noise_key=noise_key)
+        log_q = self.classifier(self.network_input(x)).log_softmax(-1)
+        labelled = (y >= 0).unsqueeze(1)
+        weight = torch.where(labelled, self.seen(y), log_q.exp())
+        negative_entropy = torch.where(labelled, 0.0, log_q.exp() * log_q)
+        recon = weight * nll.t()
+        kl = weight * (kl.t() + math.log(self.num_classes)) + negative_entropy
+        cross_entropy = -(labelled * self.seen(y) * log_q)
+        total = recon + beta * kl + self.alpha * cross_entropy
+        return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
+
+    def weighted_samples(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        num_samples: int,
+        noise_key: Tensor | None = None,
+        **options: object,
+    ) -> WeightedSamples:
+        """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled."""
+        if y is not None:
+            options = {"num_samples": num_samples, "noise_key": noise_key, **options}
+            return super().weighted_samples(x, y, **options)
+        keys = [None if noise_key is None else streams_of(noise_key, i) for i in range(num_samples)]
+        draws = [self._under_every_class(x, noise_key=key) for key in keys]
+        q = self.predict(x).t()
+        log_weight = torch.stack([w.logsumexp(0) for *_, w in draws]) - math.log(self.num_classes)
+        nll = torch.stack([(q * nll).sum(0) for nll, *_ in draws])
+        return WeightedSamples(log_weight, nll, (q * draws[0][1]).sum(0))
+
+    def _under_every_class(
+        self, x: Tensor, noise_key: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-log p(x | z, y), KL(q(z | x, y) || p(z)) and log p(x, z | y) - log q(z | x, y).
+
+        Each is (num_classes, N).
+        """
+        h = self.encoder(self.network_input(x))
+        k, n = self.num_classes, x.shape[0]
+        one_hot = F.one_hot(self.condition.classes, k).to(h.dtype)
+        y = one_hot.unsqueeze(1).expand(k, n, k)
+        h = torch.cat([h.expand(k, *h.shape), y], dim=-1).flatten(0, 1)
+        q = split_gaussian(self.head(h))
+        z = reparameterize(*q, noise_key=noise_key)
+        kl = gaussian_kl(*q, reduction="none").view(k, n)
+        params = self.run_decoder(torch.cat([z, y.flatten(0, 1)], dim=-1)).unflatten(0, (k, n))
+        nll = importance.repeated_nll(self.likelihood, params, x)
+        log_ratio = importance.standard_log_density(z) - importance.log_density(z, *q)
+        return nll, kl, log_ratio.view(k, n) - nll
