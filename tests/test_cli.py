@@ -1,0 +1,179 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vae_fast.cli import main
+
+SMALL = [
+    "--data", "small.npy", "--epochs", "1", "--batch-size", "50", "--device", "cpu",
+    "--model-args.latent_dim", "3",
+]  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with 300 random images in small.npy."""
+    monkeypatch.chdir(tmp_path)
+    np.save("small.npy", np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8))
+    return tmp_path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def config_of(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_train_says_where_the_pictures_are_the_loss_and_the_speed(workplace, capsys):
+    assert run("train", *SMALL, "--out", "out") == 0
+    shown = capsys.readouterr().out
+    for name in ("reconstructions.png", "samples.png", "curves.png"):
+        assert f"out/{name}" in shown and (workplace / "out" / name).is_file()
+    last = json.loads((workplace / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"Validation loss {last['loss']:.2f} nats per sample" in shown
+    assert "samples per second" in shown
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(workplace):
+    (workplace / "run.yaml").write_text(
+        "lr: 0.01\nbatch_size: 30\nobjective:\n  beta: 2.0\nmodel_args:\n  latent_dim: 5\n"
+        "data: small.npy\nepochs: 1\n"
+    )
+    assert run("train", "--config", "run.yaml", "--objective.beta", 4, "--batch-size=60",
+               "--out", "out") == 0  # fmt: skip
+    found = config_of(workplace / "out")
+    assert found["lr"] == 0.01
+    assert found["batch_size"] == 60
+    assert found["objective"]["beta"] == 4.0
+    assert found["model_args"] == {"latent_dim": 5}
+    assert found["log_every"] == 50
+
+
+def test_the_config_of_a_run_makes_the_same_run(workplace):
+    assert run("train", *SMALL, "--out", "a") == 0
+    assert run("train", "--config", "a/config.yaml", "--out", "b") == 0
+
+    def losses(name):
+        lines = (workplace / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    assert losses("a") == losses("b")
+
+
+def test_sample_and_reconstruct_write_pictures_and_arrays(workplace, capsys):
+    run("train", *SMALL, "--out", "out")
+    assert run("sample", "out", "--n", 7, "--out", "s.npy", "--seed", 3) == 0
+    assert run("sample", "out", "--n", 7, "--out", "again.npy", "--seed", 3) == 0
+    assert run("sample", "out", "--n", 7, "--out", "other.npy", "--seed", 4) == 0
+    s, again, other = (np.load(f"{name}.npy") for name in ("s", "again", "other"))
+    assert s.shape == (7, 1, 8, 8) and 0 <= s.min() and s.max() <= 1
+    assert (s == again).all() and not (s == other).all()
+    assert run("sample", "out", "--n", 5, "--out", "s.png") == 0
+    assert run("reconstruct", "out", "--n", 4, "--out", "r.png") == 0
+    assert (workplace / "s.png").is_file() and (workplace / "r.png").is_file()
+    assert run("reconstruct", "out", "--data", "small.npy", "--n", 4, "--out", "r.npy") == 0
+    from vae_fast.tasks import load_model
+
+    model = load_model("out", device="cpu").model
+    images = torch.from_numpy(np.load("small.npy")[:4, None])
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(np.load("r.npy")), model.reconstruct(images))
+    assert "r.png" in capsys.readouterr().out
+
+
+def test_info_names_versions(capsys):
+    assert run("info") == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown and "native cpu" in shown
+
+
+def test_overview_and_help(capsys):
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert "train" in shown and "reconstruct" in shown
+    with pytest.raises(SystemExit) as leaving:
+        run("train", "--help")
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--batch-size" in shown and "--batch_size" not in shown
+    assert "--objective.beta" in shown and "weight of the KL term" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["trian"], 2, "'trian' is not a command; the commands are train, "),
+        (["train", "--batchsize", "3"], 2, "no flag --batchsize; did you mean --batch-size?"),
+        (["train", "--objective.bta", "3"], 2, "--objective.bta; did you mean --objective.beta?"),
+        (["train", "--lr", "fast"], 2, "--lr takes a value of type float, got fast"),
+        (["train", "--config", "bad.yaml"], 2, "key learning does not exist"),
+        (["train", "--config", "nested.yaml"], 2, "key objective.bta does not exist; did you mean"),
+        (["train", "--config", "none.yaml"], 2, "none.yaml"),
+        (["train", "--precision", "fp8"], 1, "precision 'fp8' is unknown: it is one of fp32, bf16"),
+        (["train", "--model", "vea"], 1, "unknown model 'vea'; known: "),
+        (["train", "--data", "fashion"], 1, "unknown data 'fashion'"),
+        (["train", "--model-args.depth", "3"], 1, "depth"),
+        (["sample", "."], 1, "is not the folder of a run: it holds no config.yaml"),
+        (["sample", "nowhere"], 1, "nowhere is not the folder of a run: it does not exist"),
+        (["sample", ".", "--out", "x.jpg"], 2, "--out must end in .png"),
+        (["sample", ".", "--n", "0"], 2, "--n must be at least 1"),
+        (["info", "more"], 2, "it takes no arguments"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(workplace, capsys, arguments, status, message):
+    (workplace / "bad.yaml").write_text("learning: 3\n")
+    (workplace / "nested.yaml").write_text("objective:\n  bta: 3\n")
+    assert run(*arguments) == status
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("vae-fast") and "Traceback" not in error
+    assert not (workplace / "runs").exists()
+
+
+def test_reconstruct_refuses_other_shapes(workplace, capsys):
+    run("train", *SMALL, "--out", "out")
+    assert run("reconstruct", "out", "--data", "fashion10k") == 1
+    error = capsys.readouterr().err
+    assert "samples of shape (1, 28, 28), the model takes (1, 8, 8)" in error
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "safetensors.torch", "matplotlib", "yaml"])
+def test_a_missing_library_is_one_sentence_before_any_work(workplace, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run("train", *SMALL, "--out", "out") == 1
+    error = capsys.readouterr().err
+    assert "which is not installed: pip install 'vae_fast[train]'" in error
+    assert error.count("\n") == 1
+    assert not (workplace / "out").exists()
+
+
+def test_importing_the_engine_loads_no_command_line_library():
+    code = (
+        "import sys, vae_fast.train, vae_fast.cli\n"
+        "for name in ('jsonargparse', 'matplotlib', 'yaml', 'safetensors', 'PIL'):\n"
+        "    assert name not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "vae_fast", "info"], capture_output=True, text=True, check=True
+    )
+    assert "torch" in done.stdout
+
+
+def test_compare_reference_prints_both_backends_and_their_ratio(workplace, capsys):
+    import vae_fast
+
+    if vae_fast.info()["native cpu"] != "yes":
+        pytest.skip("native kernels are not built")
+    assert run("train", *SMALL, "--out", "out", "--compare-reference") == 0
+    shown = capsys.readouterr().out
+    assert "native  " in shown and "reference  " in shown and "times as fast" in shown

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from vae_fast.data import load
+from vae_fast.train import TrainConfig
+
+
+@pytest.fixture(scope="session")
+def clothes():
+    """1,000 training and 200 validation images of fashion10k."""
+    return load("fashion10k").images[:1000], load("fashion10k", split="val").images[:200]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        epochs=2,
+        batch_size=100,
+        log_every=4,
+        device="cpu",
+        out=str(tmp_path / "run"),
+        model_args={"latent_dim": 4, "network_options": {"hidden": [32]}},
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small problems on a busy machine: threads that wait for each other cost more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

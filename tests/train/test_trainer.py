@@ -1,0 +1,233 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vae_fast.tasks import load_model
+from vae_fast.train import RunFolder, TrainConfig, Trainer, TrainingError
+
+
+@pytest.fixture
+def fitted(config, clothes):
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    return trainer, trainer.fit()
+
+
+def test_rows_of_metrics(fitted):
+    trainer, result = fitted
+    rows = trainer.folder.metrics()
+    # 10 steps an epoch, a row every 4 and at the epoch's end.
+    assert [(r["epoch"], r["step"], r["split"]) for r in rows] == [
+        (1, 4, "train"), (1, 8, "train"), (1, 10, "train"), (1, 10, "val"),
+        (2, 12, "train"), (2, 16, "train"), (2, 20, "train"), (2, 20, "val"),
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row) == {
+            "epoch", "step", "split", "loss", "recon", "kl", "seconds", "samples_per_second",
+        }  # fmt: skip
+        assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5)
+        assert row["seconds"] > 0 and row["samples_per_second"] > 0
+    assert rows[-1]["loss"] == result.loss
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+
+
+def test_first_row_is_the_mean_of_plain_training(config, clothes):
+    """The engine's numbers are those of a loop written out by hand, with the same noise."""
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    torch.manual_seed(0)
+    by_hand = Trainer(
+        TrainConfig(**{**vars(config), "out": config.out + "2"}),
+        train_data=clothes[0],
+        val_data=clothes[1],
+    )
+    losses = []
+    optimizer = torch.optim.Adam(by_hand.model.parameters(), lr=config.lr)
+    torch.manual_seed(5)
+    for batch in by_hand.batches:
+        loss = by_hand.model.loss(batch.images).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if len(losses) == 4:
+            break
+    torch.manual_seed(5)
+    trainer.fit()
+    assert trainer.folder.metrics()[0]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+
+
+def test_validation_is_the_mean_over_samples_and_leaves_the_noise_alone(config, clothes):
+    # 200 validation samples in batches of 150 and 50: a mean of batch means would be wrong.
+    config.batch_size = 150
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    from vae_fast.train.progress import Progress
+
+    trainer.progress = Progress(0, 1, visible=False)
+    before = torch.get_rng_state()
+    found = trainer.validate()
+    assert torch.equal(before, torch.get_rng_state())
+    assert found == trainer.validate()
+    torch.manual_seed(config.seed)
+    with torch.no_grad():
+        parts = [
+            trainer.model.loss(images, reduction="none").loss for images in clothes[1].split(150)
+        ]
+    assert found["loss"] == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+
+
+def test_beta_weighs_the_kl(config, clothes):
+    config.objective.beta = 4.0
+    config.epochs = 1
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    result = trainer.fit()
+    assert result.loss == pytest.approx(result.recon + 4.0 * result.kl, rel=1e-5)
+
+
+def test_beta_vae_has_its_own_default(config, clothes):
+    config.model = "beta-vae"
+    config.epochs = 1
+    result = Trainer(config, train_data=clothes[0], val_data=clothes[1]).fit()
+    assert result.loss == pytest.approx(result.recon + 4.0 * result.kl, rel=1e-5)
+
+
+def test_same_seed_same_run_and_another_seed_another(config, clothes):
+    def losses(name, seed):
+        run = TrainConfig(**{**vars(config), "out": f"{config.out}-{name}", "seed": seed})
+        trainer = Trainer(run, train_data=clothes[0], val_data=clothes[1])
+        trainer.fit()
+        return [row["loss"] for row in trainer.folder.metrics()]
+
+    assert losses("a", 0) == losses("b", 0)
+    assert losses("a2", 0) != losses("c", 1)
+
+
+def test_the_folder_of_a_run(fitted, config):
+    trainer, result = fitted
+    path = trainer.folder.path
+    assert RunFolder(path).config() == config
+    assert yaml.safe_load((path / "config.yaml").read_text())["batch_size"] == 100
+    start = json.loads((path / "environment.json").read_text())[0]
+    assert start["torch"] == torch.__version__ and start["seed"] == 0 and start["device"] == "cpu"
+    assert [p.name for p in result.pictures] == [
+        "reconstructions.png", "samples.png", "curves.png",
+    ]  # fmt: skip
+    for picture in result.pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not [p for p in path.iterdir() if p.name.startswith(".")]
+
+
+def test_last_checkpoint_is_the_trained_model_and_best_the_lowest(fitted):
+    trainer, _ = fitted
+    restored = load_model(trainer.folder.path, "last", "cpu")
+    assert restored.step == 20
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(restored.model.state_dict()[name], value)
+    rows = [r for r in trainer.folder.metrics() if r["split"] == "val"]
+    best = min(rows, key=lambda row: row["loss"])
+    assert load_model(trainer.folder.path, "best", "cpu").step == best["step"]
+    with pytest.raises(ValueError, match="has no checkpoint '7': it has best, last and the steps"):
+        load_model(trainer.folder.path, 7)
+
+
+def test_best_stays_when_validation_rises(config, clothes, monkeypatch):
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    losses = iter([5.0, 6.0])
+    validate = trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda: validate() | {"loss": next(losses)})
+    trainer.fit()
+    assert load_model(trainer.folder.path, "best", "cpu").step == 10
+    assert load_model(trainer.folder.path, "last", "cpu").step == 20
+
+
+def test_a_run_is_not_written_over(fitted, config, clothes):
+    before = (fitted[0].folder.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run.*--out.*vae-fast resume"):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    assert (fitted[0].folder.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(config, clothes, tmp_path):
+    (tmp_path / "file").write_text("")
+    config.out = str(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match="the output folder can't be written"):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1])
+
+
+def test_a_bad_model_leaves_no_folder(config, clothes):
+    config.model = "vea"
+    with pytest.raises(ValueError, match="unknown model 'vea'; known: .*vae"):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    config.model, config.model_args = "vae", {"latents": 3}
+    with pytest.raises(ValueError, match="model_args .*latents.* don't fit vae"):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    assert not Path(config.out).exists()
+
+
+def test_data_with_nan_is_refused(config, clothes):
+    spoilt = clothes[0].float() / 255
+    spoilt[3, 0, 5, 5] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        Trainer(config, train_data=spoilt, val_data=clothes[1].float() / 255)
+
+
+def test_shapes_of_both_splits_must_agree(config, clothes):
+    with pytest.raises(ValueError, match=r"\(1, 28, 28\), validation samples \(1, 14, 14\)"):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1][:, :, ::2, ::2])
+
+
+def test_runs_without_a_name_are_numbered(config, clothes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        run = TrainConfig(**{**vars(config), "out": None})
+        trainer = Trainer(run, train_data=clothes[0], val_data=clothes[1])
+        names.append(trainer.folder.path.name)
+    assert names == ["vae-fashion10k", "vae-fashion10k-2", "vae-fashion10k-3"]
+
+
+def test_vectors_train_and_have_curves_only(config):
+    rows = torch.rand(300, 12, generator=torch.Generator().manual_seed(0))
+    result = Trainer(config, train_data=rows, val_data=rows[:50]).fit()
+    assert [p.name for p in result.pictures] == ["curves.png"]
+    assert 0 < result.recon < 12 * math.log(2) * 1.2
+
+
+def test_bf16_follows_fp32(config, clothes):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = TrainConfig(
+            **{**vars(config), "out": f"{config.out}-{precision}", "precision": precision}
+        )
+        trainer = Trainer(run, train_data=clothes[0], val_data=clothes[1])
+        losses[precision] = trainer.fit().loss
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_metrics_cut_short_by_a_kill_are_read(fitted):
+    folder = fitted[0].folder
+    whole = folder.metrics()
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "st')
+    assert folder.metrics() == whole
+    folder.drop_metrics_after(10)
+    assert folder.metrics() == whole[:4]
+
+
+def test_loss_falls_to_a_measured_bound(tmp_path):
+    """fashion10k, three epochs at the default settings; measured 271.5 nats per sample."""
+    result = Trainer(TrainConfig(epochs=3, device="cpu", out=str(tmp_path / "run"))).fit()
+    assert 260 < result.loss < 275
+    assert 12 < result.kl < 18
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_why(config, clothes):
+    config.lr = 1e30
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    with pytest.raises(TrainingError, match=r"the training loss became nan .*try a lower --lr"):
+        trainer.fit()

@@ -1,0 +1,6 @@
+"""``python -m vae_fast``: the command line without the script, as torchrun needs it."""
+
+from vae_fast.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

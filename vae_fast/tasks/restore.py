@@ -1,0 +1,61 @@
+"""A trained model from the folder of its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vae_fast.train import checkpoint
+from vae_fast.train.config import TrainConfig, resolve_device
+from vae_fast.train.run_folder import RunFolder
+from vae_fast.train.setup import build_model
+
+
+class Restored(NamedTuple):
+    """A model in evaluation mode, the configuration it was trained with, and where it was."""
+
+    model: nn.Module
+    config: TrainConfig
+    step: int
+
+
+def load_model(
+    run: str | Path, which: str | int = "best", device: str | torch.device = "auto"
+) -> Restored:
+    """Load a model from a run folder; no code is run but that of the model's own class.
+
+    Args:
+        run: the folder that ``vae-fast train`` made.
+        which: "best" (lowest validation loss), "last", or a step that has a checkpoint.
+        device: where the model is wanted.
+
+    Raises:
+        ValueError: not a run, no such checkpoint, or one that is damaged or of another model.
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    saved = checkpoint.load(_find(folder.checkpoints, which))
+    model = build_model(config, saved.state["input_shape"])
+    try:
+        model.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {saved.path} don't fit the model of {run}/config.yaml: {error}"
+        ) from None
+    model.to(resolve_device(str(device))).eval()
+    return Restored(model, config, saved.state["reached"]["step"])
+
+
+def _find(checkpoints: Path, which: str | int) -> Path:
+    name = str(which)
+    path = checkpoints / (f"{int(name):08d}" if name.isdigit() else name)
+    if path.is_dir():
+        return path
+    found = [p.name for p in checkpoint.step_folders(checkpoints)]
+    raise ValueError(
+        f"{checkpoints} has no checkpoint {name!r}: "
+        + (f"it has best, last and the steps {', '.join(found)}" if found else "it has none yet")
+    )

@@ -1,0 +1,136 @@
+"""The three pictures of a run: reconstructions, samples, and the curves of its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vae_fast.train.extras import need
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (34, 38, 46), (134, 140, 150)
+_TRAIN, _VAL = "#9db7d5", "#1f4e8c"
+_TILE = 84  # pixels that a tile is enlarged to, at least
+_GAP, _MARGIN = 3, 28
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Images (N, C, H, W), uint8 or floating in [0, 1], as (N, H, W, 3) for a picture.
+
+    One channel is shown grey, two as red and green, of more than three the first three.
+    """
+    if images.dtype != torch.uint8:
+        images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if channels == 2:
+        return np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=-1)
+    return pixels[..., :3]
+
+
+def draw_reconstructions(
+    path: Path, originals: torch.Tensor, reconstructions: torch.Tensor, caption: str, columns=10
+) -> None:
+    """Write a PNG of row pairs: originals above their reconstructions.
+
+    Args:
+        originals, reconstructions: (N, C, H, W), uint8 or floating in [0, 1].
+    """
+    above, below = to_uint8(originals), to_uint8(reconstructions)
+    bands = [
+        np.concatenate(
+            [_row(above[i : i + columns], columns), _row(below[i : i + columns], columns)]
+        )
+        for i in range(0, len(above), columns)
+    ]
+    _write_page(path, bands, "Reconstructions", f"originals above · {caption}", band_gap=14)
+
+
+def draw_samples(path: Path, images: torch.Tensor, caption: str, columns: int = 10) -> None:
+    """Write a PNG of samples (N, C, H, W), uint8 or floating in [0, 1], ``columns`` to a row."""
+    tiles = to_uint8(images)
+    bands = [_row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
+    _write_page(path, bands, "Samples", caption, band_gap=0)
+
+
+def draw_curves(path: Path, rows: Sequence[dict[str, Any]], caption: str) -> None:
+    """Write a PNG of loss, reconstruction and KL against the step, from rows of metrics.jsonl."""
+    matplotlib = need("matplotlib", "drawing curves.png")
+    figure_module = need("matplotlib.figure", "drawing curves.png")
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+        figure = figure_module.Figure(figsize=(11, 3.5), dpi=150, layout="constrained")
+        axes = figure.subplots(1, 3)
+        titles = {"loss": "Loss", "recon": "Reconstruction", "kl": "KL divergence"}
+        for axis, (key, title) in zip(axes, titles.items(), strict=True):
+            _draw_curve(axis, rows, key)
+            axis.set_title(title, loc="left", fontweight="bold", color=_hex(_INK))
+        axes[0].set_ylabel("nats per sample", color=_hex(_FAINT))
+        figure.suptitle(caption, x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
+        figure.savefig(path, format="png")
+
+
+def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
+    for split, color, width, marker in (("train", _TRAIN, 1.6, None), ("val", _VAL, 1.8, "o")):
+        points = [(row["step"], row[key]) for row in rows if row["split"] == split]
+        points = [(x, y) for x, y in points if np.isfinite(y)]
+        if not points:
+            continue
+        x, y = np.array(points).T
+        axis.plot(x, y, color=color, linewidth=width, marker=marker, markersize=3)
+        axis.annotate(
+            f" {split} {y[-1]:.1f}" if split == "val" else f" {split}",
+            (x[-1], y[-1]),
+            xytext=(2, -9 if split == "val" else 5),
+            textcoords="offset points",
+            color=color,
+            fontweight="bold" if split == "val" else "normal",
+            annotation_clip=False,
+        )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#c9cdd3")
+    axis.tick_params(colors=_hex(_FAINT), length=3)
+    axis.grid(axis="y", color="#eceef1", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_xlabel("step", color=_hex(_FAINT))
+    axis.margins(x=0.02)
+
+
+def _row(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles (n, H, W, 3) side by side, enlarged by whole pixels, blank up to ``columns``."""
+    scale = max(1, -(-_TILE // tiles.shape[1]))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = tiles.shape[1:3]
+    row = np.empty((height + _GAP, columns * (width + _GAP) - _GAP, 3), np.uint8)
+    row[:] = _PAPER
+    for i, tile in enumerate(tiles):
+        left = i * (width + _GAP)
+        row[:height, left : left + width] = tile
+    return row
+
+
+def _write_page(path: Path, bands: list[np.ndarray], title: str, caption: str, band_gap: int):
+    image_module = need("PIL.Image", "drawing pictures")
+    draw_module = need("PIL.ImageDraw", "drawing pictures")
+    font_module = need("PIL.ImageFont", "drawing pictures")
+    head = 62
+    height = sum(len(band) for band in bands) + band_gap * (len(bands) - 1) - _GAP
+    page = image_module.new(
+        "RGB", (bands[0].shape[1] + 2 * _MARGIN, height + head + 2 * _MARGIN - 8), _PAPER
+    )
+    draw = draw_module.Draw(page)
+    draw.text((_MARGIN, _MARGIN - 6), title, _INK, font_module.load_default(24))
+    draw.text((_MARGIN, _MARGIN + 26), caption, _FAINT, font_module.load_default(14))
+    top = head + _MARGIN - 8
+    for band in bands:
+        page.paste(image_module.fromarray(band[:-_GAP]), (_MARGIN, top))
+        top += len(band) + band_gap
+    page.save(path, format="PNG")
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

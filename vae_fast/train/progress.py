@@ -1,0 +1,61 @@
+"""What a person sees while a run goes: a bar on a terminal, a line per log interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from vae_fast.train.extras import need
+
+
+class Progress:
+    """Shows rows of metrics against the number of steps; ``say`` prints beside the bar.
+
+    Args:
+        done, total: steps.
+        visible: False shows and says nothing (the other ranks of a distributed run).
+    """
+
+    def __init__(self, done: int, total: int, *, visible: bool = True) -> None:
+        self._bar = None
+        self._visible = visible
+        self._total = total
+        if visible and sys.stderr.isatty():
+            tqdm = need("tqdm", "the progress bar").tqdm
+            self._bar = tqdm(
+                total=total, initial=done, unit=" steps", dynamic_ncols=True, leave=False
+            )
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Show a row of metrics."""
+        if not self._visible:
+            return
+        terms = f"loss {row['loss']:.2f} = recon {row['recon']:.2f} + KL {row['kl']:.2f}"
+        speed = f"{row['samples_per_second']:,.0f} samples/s"
+        if self._bar is None:
+            print(
+                f"epoch {row['epoch']:3d}  step {row['step']:6d}/{self._total}  "
+                f"{row['split']:5s}  {terms} nats  {speed}",
+                flush=True,
+            )
+            return
+        self._bar.n = row["step"]
+        if row["split"] == "val":
+            self.say(f"epoch {row['epoch']:3d}  val  {terms} nats")
+        else:
+            self._bar.set_postfix_str(f"{terms} nats, {speed}", refresh=False)
+        self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if not self._visible:
+            return
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,179 @@
+"""The folder of a run: what was asked for, where it ran, and what came of it.
+
+::
+
+    config.yaml           the whole configuration, defaults included
+    environment.json      versions, device, seed, git state, command line; a list, one per start
+    metrics.jsonl         a row per log interval
+    checkpoints/          folders named by step, beside best and last
+    reconstructions.png   originals above reconstructions
+    samples.png           decoded draws from the prior
+    curves.png            the metrics against the steps
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_fast import info
+from vae_fast.train.config import TrainConfig, from_dict, to_dict
+from vae_fast.train.extras import need
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes ``path`` at once at the end, or never."""
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """Paths and files of a run. ``create`` starts one, ``RunFolder(path)`` opens one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self._marks():
+            state = "does not exist" if not self.path.exists() else "holds no config.yaml"
+            raise ValueError(
+                f"{self.path} is not the folder of a run: it {state} (vae-fast train makes one)"
+            )
+
+    @staticmethod
+    def check_free(config: TrainConfig) -> None:
+        """Raise ValueError if ``config.out`` holds a run already."""
+        if config.out is None:
+            return
+        path = Path(config.out)
+        if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
+            raise ValueError(
+                f"{path} already holds a run: choose another --out, continue it with "
+                f"`vae-fast resume {path}`, or remove it"
+            )
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Make the folder ``config.out``, or a fresh one under runs/, and write the config there.
+
+        Raises ValueError if it holds a run already, OSError if it can't be written.
+        """
+        need("yaml", "writing a run's config.yaml")
+        cls.check_free(config)
+        path = Path(config.out) if config.out is not None else _fresh(config)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            config.out = str(path)
+            _write_yaml(path / "config.yaml", to_dict(config))
+            (path / "metrics.jsonl").touch()
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the output folder can't be written ({error.strerror})", str(path)
+            ) from None
+        return cls(path)
+
+    def _marks(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def config(self) -> TrainConfig:
+        """Read config.yaml; unknown keys raise ValueError."""
+        yaml = need("yaml", "reading a run's config.yaml")
+        text = (self.path / "config.yaml").read_text()
+        try:
+            config = from_dict(yaml.safe_load(text))
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path / 'config.yaml'} is not a run's config: {error}"
+            ) from None
+        config.out = str(self.path)
+        return config
+
+    def record_environment(self, config: TrainConfig, device: torch.device) -> None:
+        """Append what this start ran with to environment.json."""
+        file = self.path / "environment.json"
+        starts = json.loads(file.read_text()) if file.exists() else []
+        starts.append(
+            {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "command": sys.argv,
+                "device": str(device),
+                "seed": config.seed,
+                "git": _git_state(),
+                **info(),
+            }
+        )
+        with written_beside(file) as beside:
+            beside.write_text(json.dumps(starts, indent=2, default=str) + "\n")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+        rows = []
+        for line in (self.path / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the rows that a run resumed at ``step`` will write again."""
+        self._rewrite_metrics([row for row in self.metrics() if row["step"] <= step])
+
+    def _rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
+        with written_beside(self.path / "metrics.jsonl") as beside:
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_picture(self, name: str, draw: Callable[[Path], None]) -> Path:
+        """Let ``draw`` write the picture ``name`` at once or not at all; returns where it is."""
+        with written_beside(self.path / name) as beside:
+            draw(beside)
+        return self.path / name
+
+
+def _fresh(config: TrainConfig) -> Path:
+    """runs/MODEL-DATA, with the first number appended that makes it new."""
+    name = f"{config.model}-{Path(config.data).stem}".replace("/", "-").replace(":", "-")
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+    yaml = need("yaml", "writing a run's config.yaml")
+    with written_beside(path) as beside:
+        beside.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether files differ from it; None outside git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
