@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 checks=(check_isolated_install check_no_compiler check_cuda_toolkit_missing
-    check_cuda_without_gpu check_wheel_two_torches)
+    check_cuda_without_gpu check_wheel_two_torches check_sass)
 [ $# -gt 0 ] && checks=("$@")
 
 summary=()
@@ -12,7 +12,12 @@ status=0
 for check in "${checks[@]}"; do
     echo "=== $check"
     started=$SECONDS
-    "scripts/$check.sh"
+    if [ "$check" = check_sass ] && [ -x "${VERIFY_DIR:-build/verify}/new/bin/python" ]; then
+        # The environment with the newest torch has triton, and triton has cuobjdump.
+        PYTHON="${VERIFY_DIR:-build/verify}/new/bin/python" "scripts/$check.sh"
+    else
+        "scripts/$check.sh"
+    fi
     case $? in
         0) outcome=PASS ;;
         77) outcome=SKIP ;;

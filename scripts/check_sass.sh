@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# What the compiler made of the CUDA kernels, without a GPU: no register spills (ptxas says so), no
+# local memory, and 16-byte loads in every kernel that streams tensors (the machine code says so).
+#
+#   ARCH=sm_90 scripts/check_sass.sh        NVCC, CUOBJDUMP, PYTHON name the tools
+#
+# Exit status 77 where there is no nvcc. Without cuobjdump, which the toolkit or triton's wheel
+# brings, only the spills are checked.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ARCH="${ARCH:-sm_90}"
+PYTHON="${PYTHON:-python3}"
+# These read a few words each, and the finish a few partial sums: nothing to widen.
+narrow='finish_kernel|philox_words_kernel'
+
+nvcc="${NVCC:-$(command -v nvcc || true)}"
+if [ -z "$nvcc" ] && [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    nvcc="${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"
+fi
+[ -n "$nvcc" ] || { echo "check_sass: SKIP: there is no nvcc here"; exit 77; }
+
+cuobjdump="${CUOBJDUMP:-$(command -v cuobjdump || true)}"
+if [ -z "$cuobjdump" ]; then
+    cuobjdump="$("$PYTHON" -c '
+import importlib.util, pathlib
+spec = importlib.util.find_spec("triton")
+if spec:
+    tool = pathlib.Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    print(tool if tool.is_file() else "")' 2>/dev/null || true)"
+fi
+
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+status=0
+for source in csrc/cuda/*.cu; do
+    name="$(basename "$source" .cu)"
+    "$nvcc" -O3 -std=c++20 --expt-relaxed-constexpr -I csrc -arch="$ARCH" -Xptxas -v -cubin \
+        -o "$work/$name.cubin" "$source" >"$work/$name.log" 2>&1 ||
+        { cat "$work/$name.log"; echo "check_sass: FAIL: $source does not compile for $ARCH"; exit 1; }
+    kernels="$(grep -c 'bytes spill stores' "$work/$name.log")"
+    spills="$(grep 'bytes spill stores' "$work/$name.log" |
+        grep -vc ' 0 bytes spill stores, 0 bytes spill loads' || true)"
+    registers="$(grep -o 'Used [0-9]* registers' "$work/$name.log" | awk '{print $2}' | sort -n |
+        tail -1)"
+    echo "$source ($ARCH): $kernels kernels, at most $registers registers, $spills with spills"
+    [ "$spills" = 0 ] || status=1
+done
+
+if [ -z "$cuobjdump" ]; then
+    echo "check_sass: only spills were checked: there is no cuobjdump (pip install triton has one)"
+else
+    printf '%8s %8s %8s %8s %6s  %s\n' loads 128-bit stores 128-bit local kernel
+    for cubin in "$work"/*.cubin; do
+        "$cuobjdump" -sass "$cubin"
+    done | c++filt | awk -v narrow="$narrow" '
+        /Function :/ {
+            name = $0; sub(/.*Function : /, "", name); sub(/^void /, "", name)
+            gsub(/vae_fast::|cuda::|\(anonymous namespace\)::/, "", name); sub(/\(.*/, "", name)
+            order[++count] = name
+        }
+        / LDG/ { loads[name]++; if (/\.128/) wide_loads[name]++ }
+        / STG/ { stores[name]++; if (/\.128/) wide_stores[name]++ }
+        / (LDL|STL)/ { local[name]++ }
+        END {
+            for (i = 1; i <= count; i++) {
+                k = order[i]
+                bad = local[k] > 0 || (k !~ narrow && wide_loads[k] == 0)
+                printf "%8d %8d %8d %8d %6d  %s%s\n", loads[k], wide_loads[k], stores[k],
+                    wide_stores[k], local[k], k, bad ? "  <-- FAIL" : ""
+                if (bad) failed = 1
+            }
+            exit failed
+        }' || status=1
+fi
+if [ $status = 0 ]; then
+    echo "check_sass: PASS"
+else
+    echo "check_sass: FAIL: spills, local memory, or a kernel without 16-byte loads (above)"
+fi
+exit $status

@@ -1,0 +1,99 @@
+"""Every CUDA op once, forward and backward, for compute-sanitizer to watch.
+
+Small, because the sanitizer slows kernels a hundredfold, and awkward on purpose: odd sizes, one
+element, views that are not 16-byte aligned, every dtype. Inputs come from the CPU by copy and not
+from torch's own kernels, so that initcheck sees where they were written. Values are compared with
+the reference as well, so that a run which computed nothing fails.
+
+    compute-sanitizer --tool memcheck python3 scripts/sanitize_ops.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+
+import vae_fast
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SHAPES = ((1, 1), (3, 5), (7, 33), (2, 1031), (5, 3, 9))
+REDUCTIONS = ("sum", "batchmean", "none")
+
+
+def on_gpu(values: torch.Tensor, offset: int) -> torch.Tensor:
+    """A leaf on the GPU that starts `offset` elements into its allocation."""
+    flat = torch.cat([values.new_zeros(offset), values.reshape(-1)]).cuda()
+    return flat[offset:].view(values.shape).detach()
+
+
+def finite(*tensors: torch.Tensor | None) -> None:
+    for tensor in tensors:
+        assert tensor is not None and bool(tensor.isfinite().all()), "a value is not finite"
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Within what the dtype can say; the tests proper are much stricter."""
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 2e-2)
+    torch.testing.assert_close(
+        found.double().cpu(), expected.double().cpu(), rtol=tolerance, atol=tolerance
+    )
+
+
+def check(shape: tuple[int, ...], dtype: torch.dtype, reduction: str, offset: int) -> None:
+    generator = torch.Generator().manual_seed(len(shape) * 1000 + shape[-1])
+
+    def gaussian() -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    mu, logvar, prior_mu, prior_logvar = (
+        on_gpu(gaussian(), offset).requires_grad_() for _ in range(4)
+    )
+    key = torch.tensor([123, -4], dtype=torch.int64).cuda()
+
+    z = vae_fast.reparameterize(mu, logvar, noise_key=key)
+    finite(z, *torch.autograd.grad(z.sum(), (mu, logvar)))
+    draws = vae_fast.reparameterize(mu, logvar, num_samples=3, noise_key=key)
+    finite(draws, *torch.autograd.grad(draws.sum(), (mu, logvar)))
+
+    for prior in ((), (prior_mu, prior_logvar)):
+        inputs = (mu, logvar, *prior)
+        kl = vae_fast.gaussian_kl(*inputs, reduction=reduction)
+        on_cpu = [t.detach().double().cpu() for t in inputs]
+        close(kl, vae_fast.gaussian_kl(*on_cpu, reduction=reduction), dtype)
+        finite(*torch.autograd.grad(kl.sum(), inputs))
+        z, kl = vae_fast.sample_and_kl(*inputs, noise_key=key, reduction=reduction)
+        finite(z, kl, *torch.autograd.grad(z.sum() + 0.5 * kl.sum(), inputs))
+
+    target = torch.rand(shape, generator=generator)
+    for as_target in (
+        target.to(dtype),
+        (target * 255).to(torch.uint8),
+        target > 0.5,
+    ):
+        x = on_gpu(as_target, offset)
+        for from_logits in (True, False):
+            scores = gaussian() if from_logits else torch.rand(shape, generator=generator).to(dtype)
+            scores = on_gpu(scores, offset).requires_grad_()
+            how = {"reduction": reduction, "from_logits": from_logits}
+            nll = vae_fast.bernoulli_nll(scores, x, **how)
+            finite(nll, *torch.autograd.grad(nll.sum(), scores))
+            out = vae_fast.bce_kl_loss(scores, x, mu, logvar, beta=2.0, **how)
+            close(out.loss, out.recon.double() + 2.0 * out.kl.double(), dtype)
+            finite(*torch.autograd.grad(out.loss.sum(), (scores, mu, logvar)))
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("sanitize_ops.py needs a CUDA GPU, and torch sees none.")
+    vae_fast.set_backend("native")
+    combinations = list(itertools.product(DTYPES, SHAPES, REDUCTIONS))
+    for number, (dtype, shape, reduction) in enumerate(combinations):
+        check(shape, dtype, reduction, offset=number % 2)
+    torch.cuda.synchronize()
+    print(f"{len(combinations)} combinations of dtype, shape and reduction ran")
+
+
+if __name__ == "__main__":
+    main()
