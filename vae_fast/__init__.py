@@ -11,15 +11,22 @@ from vae_fast.functional import (
     reparameterize,
     sample_and_kl,
 )
+from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
 from vae_fast.types import LossOutput
 
 __all__ = [
+    "VAE",
+    "BCEKLLoss",
+    "Decoder",
+    "Encoder",
     "LossOutput",
+    "Reparameterize",
     "bce_kl_loss",
     "bernoulli_nll",
     "gaussian_kl",
     "get_backend",
     "info",
+    "loss_function",
     "noise",
     "reparameterize",
     "sample_and_kl",

@@ -8,10 +8,24 @@
 
 namespace vae_fast::cpu {
 
+// A byte target's value: x / 255, correctly rounded for all 256 of them without a division (1/255
+// in two parts, the first short enough for its product to be exact), or x itself for bool.
+struct ByteScale {
+  float high, low;
+
+  VF_FN explicit ByteScale(DType target)
+      : high(target == DType::u8 ? 0x1.0100p-8f : 1.0f),
+        low(target == DType::u8 ? 0x1.01010p-24f : 0.0f) {}
+  template <class T>
+  VF_FN T operator()(T x) const {
+    return x * high + x * low;
+  }
+};
+
 // Sums the terms of n elements, in a fixed order, and writes their gradients times `factor`.
 template <class M, bool FROM_LOGITS, bool VALUE, bool GRAD, class X, class Y>
 VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n,
-                            float target_scale, double factor) {
+                            ByteScale byte_scale, double factor) {
   using T = typename M::T;
   using Float = typename M::Element;
   const T scale = M::splat(Float(factor));
@@ -20,7 +34,7 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
     T partial[4] = {};
     const auto term = [&](T x, T t, T& nll) {
       T g{};
-      if constexpr (std::is_same_v<Y, uint8_t>) t = t * target_scale;
+      if constexpr (std::is_same_v<Y, uint8_t>) t = byte_scale(t);
       bernoulli::terms<M, FROM_LOGITS, VALUE, GRAD>(x, t, nll, g);
       return g * scale;
     };
@@ -71,15 +85,15 @@ void with_outputs(bool value, bool grad, Body&& body) {
 template <class M, class X, class Y, bool VALUE, bool GRAD>
 struct BernoulliSpan {
   const Bernoulli& args;
-  const float target_scale = args.target_dtype == DType::u8 ? 1.0f / 255.0f : 1.0f;
+  const ByteScale byte_scale{args.target_dtype};
 
   double operator()(int64_t begin, int64_t end, double factor) const {
     const X* x = static_cast<const X*>(args.logits) + begin;
     const Y* t = static_cast<const Y*>(args.target) + begin;
     X* g = GRAD ? static_cast<X*>(args.grad) + begin : nullptr;
     return args.from_logits
-               ? bernoulli_span<M, true, VALUE, GRAD>(x, t, g, end - begin, target_scale, factor)
-               : bernoulli_span<M, false, VALUE, GRAD>(x, t, g, end - begin, target_scale, factor);
+               ? bernoulli_span<M, true, VALUE, GRAD>(x, t, g, end - begin, byte_scale, factor)
+               : bernoulli_span<M, false, VALUE, GRAD>(x, t, g, end - begin, byte_scale, factor);
   }
 };
 
