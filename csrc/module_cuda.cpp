@@ -1,10 +1,13 @@
 // The Python module vae_fast._C_cuda. Importing it loads the library, and that registers the CUDA
-// kernels of the ops (library_cuda.cpp); all it offers itself is what it was built for.
+// kernels of the ops (library_cuda.cpp); it offers itself what it was built for, and a test hook.
 
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
+
+#include "cuda/drivers.h"
 
 #ifndef VAE_FAST_CUDA_ARCHS
 #error "setup.py defines VAE_FAST_CUDA_ARCHS, the GPU architectures compiled for"
@@ -23,10 +26,22 @@ py::dict build_info() {
   return info;
 }
 
+// Addresses, not tensors: this source includes no torch header.
+void random_words(intptr_t key, intptr_t words, int64_t n, intptr_t stream) {
+  const cudaError_t error = vae_fast::cuda::philox_words(
+      reinterpret_cast<const int64_t*>(key), reinterpret_cast<uint32_t*>(words), n,
+      reinterpret_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "CUDA kernels of vae_fast; importing it registers them with PyTorch.";
   module.def("build_info", &build_info,
              "The CUDA toolkit and the GPU architectures this library was built with and for.");
+  module.def("random_words", &random_words, py::arg("key"), py::arg("words"), py::arg("n"),
+             py::arg("stream"),
+             "For tests: queues on `stream` the writing of the key's first `n` Philox words to "
+             "`words` (uint32). All are addresses; key and words lie on the current device.");
 }

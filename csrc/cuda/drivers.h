@@ -1,0 +1,33 @@
+// The CUDA drivers: walk device memory, reduce, launch. What library_cuda.cpp calls.
+//
+// No torch header, no exception and no host synchronisation: every pointer of the arguments is
+// device memory, everything is queued on `stream`, and the first error of a launch is returned.
+// `workspace` holds as many bytes as the op's *_workspace function says (null when that is 0),
+// 16-byte aligned, with any content. All can be captured into a CUDA graph: a noise key is read on
+// the device at each replay. Sums add up in an order that the problem's size and dtype fix, so they
+// have the same bits on every GPU and under every load.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/args.h"
+
+namespace vae_fast::cuda {
+
+size_t gaussian_workspace(const GaussianForward& args);
+cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaStream_t stream);
+cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream);
+
+size_t bernoulli_workspace(const Bernoulli& args);
+cudaError_t bernoulli(const Bernoulli& args, void* workspace, cudaStream_t stream);
+
+size_t bce_kl_workspace(const BceKl& args);
+cudaError_t bce_kl(const BceKl& args, void* workspace, cudaStream_t stream);
+
+// A test hook: the first n words of the key's noise.
+cudaError_t philox_words(const int64_t* key, uint32_t* words, int64_t n, cudaStream_t stream);
+
+}  // namespace vae_fast::cuda

@@ -1,0 +1,249 @@
+// The Gaussian family: sampling and KL in one launch, and the gradients of both in another.
+//
+// Bytes per element in float32: forward, 8 read (mu, logvar; 16 with a prior) and 4 written per
+// sample; backward, 8 and 4 per sample read, 8 written (16 with a prior). eps is never in memory.
+#include "cuda/drivers.h"
+#include "cuda/finish.cuh"
+#include "cuda/kl.cuh"
+#include "cuda/noise.cuh"
+
+namespace vae_fast::cuda {
+namespace {
+
+template <class B, class T>
+VF_DEVICE void noise_of(const Key& key, int64_t offset, const B& batch, T (&eps)[B::size]) {
+#pragma unroll
+  for (int u = 0; u < B::U; ++u) {
+    T group[B::V] = {};
+    const int64_t start = batch.start(u);
+    if (start < batch.end) normals<B::V>(key, offset + start, group);
+#pragma unroll
+    for (int k = 0; k < B::V; ++k) eps[u * B::V + k] = group[k];
+  }
+}
+
+template <class F>
+VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, int lane,
+                               int lanes, bool aligned) {
+  using C = typename F::C;
+  using M = Math<C>;
+  using B = GaussianBatch<F>;
+  const int64_t n = args.rows * args.cols;
+  const bool streamed = n * args.num_samples * F::bytes > kStreamedBytes;
+  double sum = 0.0;
+  for (int64_t group = range.begin / B::V + lane; group * B::V < range.end;
+       group += int64_t{lanes} * B::U) {
+    const B batch(group, lanes, range.begin, range.end, aligned);
+    // Where the range ends: all 0, whose KL is exactly 0.
+    C mu[B::size], logvar[B::size];
+    load<F, Reuse::soon>(args.mu, batch, C(0), mu);
+    load<F, Reuse::soon>(args.logvar, batch, C(0), logvar);
+    if (args.kl != nullptr) {
+      C terms[B::size];
+      if (args.prior_mu != nullptr) {
+        C prior_mu[B::size], prior_logvar[B::size];
+        load<F, Reuse::soon>(args.prior_mu, batch, C(0), prior_mu);
+        load<F, Reuse::soon>(args.prior_logvar, batch, C(0), prior_logvar);
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) {
+          terms[k] = gaussian::Two<M>(mu[k], logvar[k], prior_mu[k], prior_logvar[k]).kl();
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) {
+          terms[k] = gaussian::kl_standard<M>(mu[k], logvar[k], M::exp(logvar[k]));
+        }
+      }
+      sum += static_cast<double>(tree_sum(terms));
+    }
+    if (args.z != nullptr) {
+      const Key key(args.key);
+#pragma unroll
+      for (int k = 0; k < B::size; ++k) logvar[k] = gaussian::standard_deviation<M>(logvar[k]);
+      for (int64_t s = 0; s < args.num_samples; ++s) {
+        C z[B::size];
+        noise_of(key, s * n, batch, z);
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) z[k] = gaussian::sample<M>(mu[k], logvar[k], z[k]);
+        const B own(group, lanes, range.begin, range.end, aligned && s * n % B::V == 0);
+        store<F>(static_cast<char*>(args.z) + s * n * F::bytes, own, z, streamed);
+      }
+    }
+  }
+  return sum;
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads, 2)
+    gaussian_forward_kernel(const GaussianForward args, const Split split, const Finish sums,
+                            double* partials, const bool aligned) {
+  for_each_task<GaussianBatch<F>::V, true>(
+      split, blockIdx.x, gridDim.x,
+      [&](const Range& range, int lane, int lanes) {
+        return forward_range<F>(args, range, lane, lanes, aligned);
+      },
+      [&](int64_t task, double sum) {
+        if (partials != nullptr) {
+          __stwb(partials + task, sum);
+        } else {
+          write_sum(args.kl, task, sum, sums.wide);
+        }
+      });
+  if (partials != nullptr && gridDim.x == 1) {
+    __syncthreads();
+    finish(sums, 0, 1);
+  }
+}
+
+template <class F>
+VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, int lane,
+                              int lanes, bool aligned) {
+  using C = typename F::C;
+  using M = Math<C>;
+  using B = GaussianBatch<F>;
+  const int64_t n = args.rows * args.cols;
+  const bool streamed = n * F::bytes > kStreamedBytes;
+  const bool prior = args.prior_mu != nullptr;
+  const C factor = args.has_kl ? coefficient<C>(args.grad_kl, range.segment) : C(0);
+  for (int64_t group = range.begin / B::V + lane; group * B::V < range.end;
+       group += int64_t{lanes} * B::U) {
+    const B batch(group, lanes, range.begin, range.end, aligned);
+    C logvar[B::size], grad_mu[B::size] = {}, grad_logvar[B::size] = {};
+    load<F, Reuse::never>(args.logvar, batch, C(0), logvar);
+    if (args.grad_z != nullptr) {
+      const Key key(args.key);
+      for (int64_t s = 0; s < args.num_samples; ++s) {
+        C grad_z[B::size], eps[B::size];
+        const B own(group, lanes, range.begin, range.end, aligned && s * n % B::V == 0);
+        load<F, Reuse::never>(static_cast<const char*>(args.grad_z) + s * n * F::bytes, own, C(0),
+                              grad_z);
+        noise_of(key, s * n, batch, eps);
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) {
+          grad_mu[k] += grad_z[k];
+          grad_logvar[k] += grad_z[k] * eps[k];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < B::size; ++k) {
+        const C sigma = gaussian::standard_deviation<M>(logvar[k]);
+        grad_logvar[k] = gaussian::sample_grad_logvar<M>(sigma, grad_logvar[k]);
+      }
+    }
+    C grad_prior_mu[B::size] = {}, grad_prior_logvar[B::size] = {};
+    if (args.has_kl) {
+      C mu[B::size];
+      load<F, Reuse::never>(args.mu, batch, C(0), mu);
+      if (prior) {
+        C prior_mu[B::size], prior_logvar[B::size];
+        load<F, Reuse::never>(args.prior_mu, batch, C(0), prior_mu);
+        load<F, Reuse::never>(args.prior_logvar, batch, C(0), prior_logvar);
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) {
+          const gaussian::Two<M> two(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
+          const C d = two.grad_mu() * factor;
+          grad_mu[k] += d;
+          grad_logvar[k] += two.grad_logvar() * factor;
+          grad_prior_mu[k] = -d;
+          grad_prior_logvar[k] = two.grad_prior_logvar() * factor;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < B::size; ++k) {
+          grad_mu[k] += mu[k] * factor;
+          grad_logvar[k] +=
+              gaussian::kl_standard_grad_logvar<M>(M::exp(logvar[k])) * factor;
+        }
+      }
+    }
+    store<F>(args.grad_mu, batch, grad_mu, streamed);
+    store<F>(args.grad_logvar, batch, grad_logvar, streamed);
+    if (args.grad_prior_mu != nullptr) {
+      store<F>(args.grad_prior_mu, batch, grad_prior_mu, streamed);
+      store<F>(args.grad_prior_logvar, batch, grad_prior_logvar, streamed);
+    }
+  }
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads, 2)
+    gaussian_backward_kernel(const GaussianBackward args, const Split split, const bool aligned) {
+  for_each_task<GaussianBatch<F>::V, false>(
+      split, blockIdx.x, gridDim.x,
+      [&](const Range& range, int lane, int lanes) {
+        backward_range<F>(args, range, lane, lanes, aligned);
+        return 0.0;
+      },
+      [](int64_t, double) {});
+}
+
+struct Plan {
+  Split split;
+  bool direct;  // each task's sum is a result, or there is none: no second stage
+  int64_t blocks;
+};
+
+template <class Args>
+Split split_of(const Args& args, bool per_row) {
+  Split split{};
+  with_format(args.dtype, [&](auto format) {
+    using B = GaussianBatch<decltype(format)>;
+    split = per_row ? make_split<B>(args.rows, args.cols) : make_split<B>(1, args.rows * args.cols);
+    return cudaSuccess;
+  });
+  return split;
+}
+
+Plan plan_of(const GaussianForward& args) {
+  Plan plan;
+  const bool per_row = args.kl != nullptr && args.reduction == Reduction::none;
+  plan.split = split_of(args, per_row);
+  plan.direct = args.kl == nullptr || (per_row && plan.split.parts == 1);
+  plan.blocks = plan.direct ? plan.split.blocks() : stage_one_blocks(plan.split.blocks());
+  return plan;
+}
+
+}  // namespace
+
+size_t gaussian_workspace(const GaussianForward& args) {
+  const Plan plan = plan_of(args);
+  return plan.direct ? 0 : static_cast<size_t>(plan.split.tasks()) * sizeof(double);
+}
+
+cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaStream_t stream) {
+  if (args.kl == nullptr && (args.z == nullptr || args.rows * args.cols == 0)) return cudaSuccess;
+  const Plan plan = plan_of(args);
+  double* partials = plan.direct ? nullptr : static_cast<double*>(workspace);
+  Finish sums;
+  sums.sums = args.reduction == Reduction::none ? args.rows : 1;
+  sums.kl = {partials, sums.sums == 0 ? 0 : plan.split.tasks() / sums.sums, args.kl};
+  sums.wide = args.dtype == DType::f64;
+  sums.scale = mean_scale(args.reduction, args.rows);
+  const bool aligned = lies_well(args.mu, 16) && lies_well(args.logvar, 16) &&
+                       lies_well(args.prior_mu, 16) && lies_well(args.prior_logvar, 16) &&
+                       lies_well(args.z, 16);
+  if (plan.blocks > 0) {
+    const cudaError_t error = with_format(args.dtype, [&](auto format) {
+      return launch(gaussian_forward_kernel<decltype(format)>, plan.blocks, kThreads, stream, args,
+                    plan.split, sums, partials, aligned);
+    });
+    if (error != cudaSuccess || plan.blocks == 1) return error;
+  }
+  return plan.direct ? cudaSuccess : launch_finish(sums, stream);
+}
+
+cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream) {
+  if (args.rows * args.cols == 0) return cudaSuccess;
+  const Split split = split_of(args, args.has_kl && args.grad_kl.per_row);
+  const bool aligned =
+      lies_well(args.mu, 16) && lies_well(args.logvar, 16) && lies_well(args.prior_mu, 16) &&
+      lies_well(args.prior_logvar, 16) && lies_well(args.grad_z, 16) &&
+      lies_well(args.grad_mu, 16) && lies_well(args.grad_logvar, 16) &&
+      lies_well(args.grad_prior_mu, 16) && lies_well(args.grad_prior_logvar, 16);
+  return with_format(args.dtype, [&](auto format) {
+    return launch(gaussian_backward_kernel<decltype(format)>, split.blocks(), kThreads, stream,
+                  args, split, aligned);
+  });
+}
+
+}  // namespace vae_fast::cuda

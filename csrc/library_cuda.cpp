@@ -1,0 +1,61 @@
+// The CUDA implementations of the ops that library.cpp defines.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "bindings.h"
+#include "cuda/drivers.h"
+
+namespace vae_fast {
+namespace {
+
+// Runs a driver on the device of `like` and torch's current stream there. What it needs as
+// workspace comes from torch's allocator, which knows the stream and CUDA-graph capture.
+template <class Driver>
+void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver) {
+  const int32_t index = like.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(index);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  MaybeTensor workspace;
+  if (workspace_bytes > 0) {
+    const int64_t bytes = static_cast<int64_t>(workspace_bytes), one = 1;
+    workspace = empty(1, &bytes, &one, ScalarType::Byte, like);
+  }
+  const cudaError_t error = driver(workspace ? workspace->mutable_data_ptr() : nullptr,
+                                   static_cast<cudaStream_t>(stream));
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
+    STD_TORCH_CHECK(false, "vae_fast: this build (", VAE_FAST_CUDA_ARCHS,
+                    ") has no code for GPU ", index, ": ", cudaGetErrorString(error),
+                    "; reinstall with TORCH_CUDA_ARCH_LIST set to its compute capability");
+  }
+  STD_TORCH_CHECK(error == cudaSuccess, "vae_fast: a CUDA kernel did not launch on GPU ", index,
+                  ": ", cudaGetErrorString(error));
+}
+
+struct Cuda {
+  static void gaussian_forward(const GaussianForward& args, const Tensor& like) {
+    launch_on(like, cuda::gaussian_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::gaussian_forward(args, workspace, stream);
+    });
+  }
+  static void gaussian_backward(const GaussianBackward& args, const Tensor& like) {
+    launch_on(like, 0, [&](void*, cudaStream_t stream) {
+      return cuda::gaussian_backward(args, stream);
+    });
+  }
+  static void bernoulli(const Bernoulli& args, const Tensor& like) {
+    launch_on(like, cuda::bernoulli_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::bernoulli(args, workspace, stream);
+    });
+  }
+  static void bce_kl(const BceKl& args, const Tensor& like) {
+    launch_on(like, cuda::bce_kl_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::bce_kl(args, workspace, stream);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace vae_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { vae_fast::Ops<vae_fast::Cuda>::register_all(m); }

@@ -1,0 +1,271 @@
+// The emulated GPU: fibers for a block's threads, checked memory, and the drivers as C functions.
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/drivers.h"
+#include "cuda_runtime.h"
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// The linker's names for the ends of the section that holds all shared variables.
+extern "C" char __start_emulated_shared[] __attribute__((visibility("hidden")));
+extern "C" char __stop_emulated_shared[] __attribute__((visibility("hidden")));
+
+namespace emulation {
+namespace {
+
+constexpr unsigned kMaxThreads = 1024, kWarp = 32;
+constexpr size_t kStack = 256 * 1024;
+
+// --- what the test declared and wants to know ------------------------------------------------------
+
+struct Region {
+  const char* begin;
+  size_t bytes;
+  bool writable;
+  std::vector<uint8_t> writes;  // how often each byte was written
+};
+
+std::vector<Region> regions;
+std::string error;
+unsigned order_seed;
+int launches;
+
+void complain(const std::string& what) {
+  if (error.empty()) {
+    error = what + " (block " + std::to_string(blockIdx.x) + ", thread " +
+            std::to_string(threadIdx.x) + ")";
+  }
+}
+
+// --- fibers ----------------------------------------------------------------------------------------
+
+enum class State { ready, at_block_barrier, at_exchange, done };
+
+struct Fiber {
+  ucontext_t context;
+  State state;
+  unsigned mask;        // of the exchange it waits in
+  uint64_t offered[2];  // two exchanges in turn: a lane may be one ahead of its readers
+  unsigned exchanges;
+};
+
+Fiber fibers[kMaxThreads];
+char* stacks;
+ucontext_t scheduler;
+unsigned current;
+const std::function<void()>* body;
+
+void wait(State state) {
+  fibers[current].state = state;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+void fiber_main() {
+  (*body)();
+  fibers[current].state = State::done;
+}
+
+void start(unsigned t) {
+  Fiber& fiber = fibers[t];
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = stacks + t * kStack;
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = &scheduler;
+  makecontext(&fiber.context, fiber_main, 0);
+  fiber.state = State::ready;
+  fiber.exchanges = 0;
+}
+
+// Wakes whoever has all it waits for; false if nobody has.
+bool release(unsigned threads) {
+  bool any = false, all_at_barrier = true;
+  for (unsigned t = 0; t < threads; ++t) {
+    // A thread that has returned never comes: as on a GPU, the others must not wait for it.
+    all_at_barrier = all_at_barrier && fibers[t].state == State::at_block_barrier;
+  }
+  if (all_at_barrier) {
+    for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::ready;
+    return true;
+  }
+  for (unsigned warp = 0; warp < threads; warp += kWarp) {
+    const unsigned lanes = std::min(kWarp, threads - warp);
+    for (unsigned lane = 0; lane < lanes; ++lane) {
+      const Fiber& fiber = fibers[warp + lane];
+      if (fiber.state != State::at_exchange) continue;
+      bool complete = true;
+      for (unsigned other = 0; other < kWarp; ++other) {
+        if ((fiber.mask >> other & 1u) == 0) continue;
+        complete = complete && other < lanes &&
+                   fibers[warp + other].state == State::at_exchange &&
+                   fibers[warp + other].mask == fiber.mask &&
+                   fibers[warp + other].exchanges == fiber.exchanges;
+      }
+      if (!complete) continue;
+      const unsigned mask = fiber.mask;
+      for (unsigned other = 0; other < lanes; ++other) {
+        if (mask >> other & 1u) fibers[warp + other].state = State::ready;
+      }
+      any = true;
+    }
+  }
+  return any;
+}
+
+bool run_block(unsigned threads, std::vector<unsigned>& order, std::mt19937& random) {
+  std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+  for (unsigned t = 0; t < threads; ++t) start(t);
+  unsigned left = threads;
+  while (left > 0) {
+    if (order_seed > 1) std::shuffle(order.begin(), order.end(), random);
+    for (const unsigned t : order) {
+      if (fibers[t].state != State::ready) continue;
+      current = t;
+      threadIdx = dim3(t, 0, 0);
+      swapcontext(&scheduler, &fibers[t].context);
+      if (fibers[t].state == State::done) --left;
+    }
+    if (left > 0 && !release(threads)) {
+      complain("threads wait at a barrier that the others never reach");
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
+  if (grid.x == 0 || threads.x == 0 || threads.x > kMaxThreads || grid.x > 0x7fffffffu) {
+    return cudaErrorInvalidConfiguration;
+  }
+  if (stacks == nullptr) {
+    void* memory = mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return cudaErrorLaunchFailure;
+    stacks = static_cast<char*>(memory);
+  }
+  ++launches;
+  gridDim = grid;
+  blockDim = threads;
+  body = &kernel;
+  // No order of blocks or threads may change a result: 0 is forward, 1 backward, others shuffle.
+  std::mt19937 random(order_seed);
+  std::vector<unsigned> blocks(grid.x), order(threads.x);
+  for (unsigned i = 0; i < grid.x; ++i) blocks[i] = order_seed == 1 ? grid.x - 1 - i : i;
+  for (unsigned i = 0; i < threads.x; ++i) order[i] = order_seed == 1 ? threads.x - 1 - i : i;
+  if (order_seed > 1) std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const unsigned block : blocks) {
+    blockIdx = dim3(block, 0, 0);
+    if (!run_block(threads.x, order, random) || !error.empty()) return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+void block_barrier() { wait(State::at_block_barrier); }
+
+uint64_t exchange(unsigned mask, uint64_t value, int source) {
+  Fiber& own = fibers[current];
+  const unsigned warp = current / kWarp * kWarp, turn = own.exchanges & 1u;
+  if ((mask >> (current % kWarp) & 1u) == 0) complain("a lane outside a shuffle's mask calls it");
+  own.mask = mask;
+  own.offered[turn] = value;
+  ++own.exchanges;
+  wait(State::at_exchange);
+  if ((mask >> source & 1u) == 0) {
+    complain("a shuffle reads a lane outside its mask");
+    return 0;
+  }
+  return fibers[warp + source].offered[turn];
+}
+
+bool check(const void* p, size_t bytes, bool write) {
+  const char* at = static_cast<const char*>(p);
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    complain("misaligned access of " + std::to_string(bytes) + " bytes");
+    return false;
+  }
+  for (Region& region : regions) {
+    if (at < region.begin || at + bytes > region.begin + region.bytes) continue;
+    const size_t offset = at - region.begin;
+    if (!region.writable) {
+      if (write) complain("write to an input");
+      return !write;
+    }
+    for (size_t i = offset; i < offset + bytes; ++i) {
+      if (write) {
+        region.writes[i] = static_cast<uint8_t>(std::min(255, region.writes[i] + 1));
+      } else if (region.writes[i] == 0) {
+        complain("read of memory that nothing has written");
+        return false;
+      }
+    }
+    return true;
+  }
+  complain(std::string(write ? "write" : "read") + " of " + std::to_string(bytes) +
+           " bytes out of bounds");
+  return false;
+}
+
+}  // namespace emulation
+
+using namespace vae_fast;
+
+// --- for ctypes ------------------------------------------------------------------------------------
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT void emulation_reset(unsigned order) {
+  emulation::regions.clear();
+  emulation::error.clear();
+  emulation::launches = 0;
+  emulation::order_seed = order;
+}
+EXPORT void emulation_declare(const void* p, size_t bytes, int writable) {
+  emulation::regions.push_back({static_cast<const char*>(p), bytes, writable != 0,
+                                std::vector<uint8_t>(writable != 0 ? bytes : 0)});
+}
+// The fewest and the most writes of a byte of the i-th declared region.
+EXPORT void emulation_writes(int i, int* fewest, int* most) {
+  const std::vector<uint8_t>& writes = emulation::regions[i].writes;
+  *fewest = writes.empty() ? 1 : *std::min_element(writes.begin(), writes.end());
+  *most = writes.empty() ? 1 : *std::max_element(writes.begin(), writes.end());
+}
+EXPORT const char* emulation_error() { return emulation::error.c_str(); }
+EXPORT int emulation_launches() { return emulation::launches; }
+
+EXPORT size_t emulated_sizeof(int which) {
+  const size_t sizes[] = {sizeof(Upstream),  sizeof(GaussianForward), sizeof(GaussianBackward),
+                          sizeof(Bernoulli), sizeof(BceKl)};
+  return sizes[which];
+}
+EXPORT size_t emulated_gaussian_workspace(const GaussianForward* args) {
+  return cuda::gaussian_workspace(*args);
+}
+EXPORT int emulated_gaussian_forward(const GaussianForward* args, void* workspace) {
+  return cuda::gaussian_forward(*args, workspace, nullptr);
+}
+EXPORT int emulated_gaussian_backward(const GaussianBackward* args) {
+  return cuda::gaussian_backward(*args, nullptr);
+}
+EXPORT size_t emulated_bernoulli_workspace(const Bernoulli* args) {
+  return cuda::bernoulli_workspace(*args);
+}
+EXPORT int emulated_bernoulli(const Bernoulli* args, void* workspace) {
+  return cuda::bernoulli(*args, workspace, nullptr);
+}
+EXPORT size_t emulated_bce_kl_workspace(const BceKl* args) {
+  return cuda::bce_kl_workspace(*args);
+}
+EXPORT int emulated_bce_kl(const BceKl* args, void* workspace) {
+  return cuda::bce_kl(*args, workspace, nullptr);
+}
+EXPORT int emulated_philox_words(const int64_t* key, uint32_t* words, int64_t n) {
+  return cuda::philox_words(key, words, n, nullptr);
+}

@@ -1,0 +1,284 @@
+"""The CUDA drivers on the host: builds the emulation and calls it with torch tensors.
+
+``csrc/cuda/*.cu`` are compiled as they are, by the system's C++ compiler against the stand-in
+headers beside this file. Every call runs with all memory checked: inputs are copied into buffers
+of exactly their size, at an offset from alignment that the test chooses; outputs and workspace
+start out poisoned, must be written exactly once, and can't be read before that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.uint8,
+    torch.bool,
+)  # args.h's order
+REDUCTIONS = ("none", "sum", "batchmean")
+
+
+def compiler() -> list[str] | None:
+    command = shlex.split(os.environ.get("CXX") or "c++")
+    return command if shutil.which(command[0]) else None
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def _sources() -> list[Path]:
+    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "emulation.cpp"]
+
+
+def _digest() -> str:
+    inputs = [*_sources(), *sorted((HERE / "include").glob("*.h"))]
+    inputs += [p for f in ("cuda", "math", "ops") for p in sorted((CSRC / f).glob("*.*h"))]
+    digest = hashlib.sha256(" ".join([*compiler(), *FLAGS]).encode())
+    for path in inputs:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> Path:
+    """The emulation as a shared library; compiled only if a source has changed."""
+    folder = ROOT / "build" / "cuda_emulation"
+    library = folder / f"emulation-{_digest()}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    include = ["-I", str(HERE / "include"), "-I", str(CSRC)]
+
+    def run(*arguments: str) -> None:
+        result = subprocess.run([*compiler(), *FLAGS, *arguments], capture_output=True, text=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"the emulation does not compile:\n{result.stderr}")
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects = [Path(scratch, source.name + ".o") for source in _sources()]
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [
+                pool.submit(run, *include, "-x", "c++", "-c", str(source), "-o", str(target))
+                for source, target in zip(_sources(), objects, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        unfinished = Path(scratch, "emulation.so")
+        run("-shared", *map(str, objects), "-o", str(unfinished))
+        unfinished.rename(library)
+    for old in folder.glob("emulation-*.so"):
+        if old != library:
+            old.unlink(missing_ok=True)
+    return library
+
+
+# --- the argument structs of csrc/ops/args.h -----------------------------------------------------
+
+_int, _int64, _double, _bool, _void = (
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_double,
+    ctypes.c_bool,
+    ctypes.c_void_p,
+)
+
+
+class Upstream(ctypes.Structure):
+    _fields_ = [
+        ("loss", _void),
+        ("part", _void),
+        ("weight", _double),
+        ("weight_tensor", _void),
+        ("scale", _double),
+        ("per_row", _bool),
+    ]
+
+
+class GaussianForward(ctypes.Structure):
+    _fields_ = [
+        ("dtype", _int),
+        ("rows", _int64),
+        ("cols", _int64),
+        ("mu", _void),
+        ("logvar", _void),
+        ("prior_mu", _void),
+        ("prior_logvar", _void),
+        ("key", _void),
+        ("num_samples", _int64),
+        ("z", _void),
+        ("kl", _void),
+        ("reduction", _int),
+    ]
+
+
+class GaussianBackward(ctypes.Structure):
+    _fields_ = [
+        ("dtype", _int),
+        ("rows", _int64),
+        ("cols", _int64),
+        ("mu", _void),
+        ("logvar", _void),
+        ("prior_mu", _void),
+        ("prior_logvar", _void),
+        ("key", _void),
+        ("num_samples", _int64),
+        ("grad_z", _void),
+        ("has_kl", _bool),
+        ("grad_kl", Upstream),
+        ("grad_mu", _void),
+        ("grad_logvar", _void),
+        ("grad_prior_mu", _void),
+        ("grad_prior_logvar", _void),
+    ]
+
+
+class Bernoulli(ctypes.Structure):
+    _fields_ = [
+        ("dtype", _int),
+        ("target_dtype", _int),
+        ("rows", _int64),
+        ("cols", _int64),
+        ("logits", _void),
+        ("target", _void),
+        ("from_logits", _bool),
+        ("nll", _void),
+        ("reduction", _int),
+        ("grad", _void),
+        ("grad_nll", Upstream),
+    ]
+
+
+class BceKl(ctypes.Structure):
+    _fields_ = [
+        ("recon", Bernoulli),
+        ("kl_dtype", _int),
+        ("kl_cols", _int64),
+        ("mu", _void),
+        ("logvar", _void),
+        ("beta", _double),
+        ("beta_tensor", _void),
+        ("kl", _void),
+        ("loss", _void),
+        ("grad_mu", _void),
+        ("grad_logvar", _void),
+        ("grad_kl", Upstream),
+    ]
+
+
+_STRUCTS = (Upstream, GaussianForward, GaussianBackward, Bernoulli, BceKl)
+
+
+# --- calling -------------------------------------------------------------------------------------
+
+
+class Emulator:
+    """One emulated call at a time: ``begin``, declare tensors with ``give`` and ``take``, ``run``.
+
+    ``offset`` shifts every buffer by so many elements from a 64-byte boundary. ``order`` is the
+    order in which blocks and threads run: 0 forward, 1 backward, others shuffled.
+    """
+
+    def __init__(self) -> None:
+        self.lib = ctypes.CDLL(str(build()))
+        self.lib.emulation_error.restype = ctypes.c_char_p
+        self.lib.emulated_sizeof.restype = ctypes.c_size_t
+        for name in ("gaussian", "bernoulli", "bce_kl"):
+            getattr(self.lib, f"emulated_{name}_workspace").restype = ctypes.c_size_t
+        self.lib.emulation_declare.argtypes = [_void, ctypes.c_size_t, _int]
+        self.lib.emulated_philox_words.argtypes = [_void, _void, _int64]
+        for i, struct in enumerate(_STRUCTS):
+            theirs = self.lib.emulated_sizeof(i)
+            assert theirs == ctypes.sizeof(struct), (
+                f"{struct.__name__} of emulator.py has {ctypes.sizeof(struct)} bytes, args.h's "
+                f"{theirs}: bring them together"
+            )
+        self.begin()
+
+    def begin(self, order: int = 0, offset: int = 0) -> None:
+        self.lib.emulation_reset(order)
+        self.offset = offset
+        self._buffers: list[torch.Tensor] = []
+        self._written: list[int] = []  # which regions must be written exactly once
+        self.launches = 0
+
+    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, writable: bool) -> torch.Tensor:
+        count = 1
+        for extent in shape:
+            count *= extent
+        size = torch.empty((), dtype=dtype).element_size()
+        raw = torch.full(((count + self.offset) * size + 64,), 0xFF, dtype=torch.uint8)
+        start = -raw.data_ptr() % 64 + self.offset * size
+        t = raw[start : start + count * size].view(dtype).view(shape)
+        self._buffers.append(raw)
+        self.lib.emulation_declare(t.data_ptr(), count * size, int(writable))
+        return t
+
+    def give(self, t: torch.Tensor | None) -> torch.Tensor | None:
+        """An input: a copy of ``t`` that the kernel may read."""
+        if t is None:
+            return None
+        copy = self._buffer(tuple(t.shape), t.dtype, writable=False)
+        copy.copy_(t)
+        return copy
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An output: poisoned, to be written once."""
+        t = self._buffer(shape, dtype, writable=True)
+        self._written.append(len(self._buffers) - 1)
+        return t
+
+    def run(self, name: str, args: ctypes.Structure) -> None:
+        """Run driver ``name``; raises what the emulation found wrong."""
+        call = getattr(self.lib, f"emulated_{name}")
+        sized = {"gaussian_forward": "gaussian", "bernoulli": "bernoulli", "bce_kl": "bce_kl"}
+        if name in sized:
+            need = getattr(self.lib, f"emulated_{sized[name]}_workspace")(ctypes.byref(args))
+            offset, self.offset = self.offset, 0  # torch allocates the workspace: it is aligned
+            workspace = self._buffer((need,), torch.uint8, writable=True) if need else None
+            self.offset = offset
+            pointer = ctypes.c_void_p(workspace.data_ptr() if need else None)
+            code = call(ctypes.byref(args), pointer)
+            self.finish(code, len(self._buffers) - 1 if need else None)
+        else:
+            self.finish(call(ctypes.byref(args)))
+
+    def finish(self, code: int, workspace: int | None = None) -> None:
+        error = self.lib.emulation_error().decode()
+        assert not error and code == 0, f"{error or 'the driver failed'} (code {code})"
+        self.launches = self.lib.emulation_launches()
+        fewest, most = ctypes.c_int(), ctypes.c_int()
+        for region in [*self._written, *([] if workspace is None else [workspace])]:
+            self.lib.emulation_writes(region, ctypes.byref(fewest), ctypes.byref(most))
+            assert (fewest.value, most.value) == (1, 1), (
+                f"bytes of region {region} were written {fewest.value} to {most.value} times"
+            )
+
+
+def pointer(t: torch.Tensor | None) -> int | None:
+    """For a struct's field; an empty tensor has a pointer too, as on the GPU."""
+    return None if t is None else t.data_ptr()
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def code(dtype: torch.dtype) -> int:
+    return DTYPES.index(dtype)

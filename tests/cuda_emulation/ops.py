@@ -1,0 +1,209 @@
+"""The drivers as functions of tensors, through the emulation: what the tests compare."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from tests.cuda_emulation import emulator as e
+from tests.cuda_emulation.emulator import Emulator, pointer
+
+
+@dataclass
+class Up:
+    """An upstream gradient, as csrc/ops/args.h has it."""
+
+    loss: torch.Tensor | None = None
+    part: torch.Tensor | None = None
+    weight: float = 1.0
+    weight_tensor: torch.Tensor | None = None
+    scale: float = 1.0
+    per_row: bool = False
+
+    def struct(self, run: Emulator) -> e.Upstream:
+        loss, part, weight = (run.give(t) for t in (self.loss, self.part, self.weight_tensor))
+        return e.Upstream(
+            pointer(loss), pointer(part), self.weight, pointer(weight), self.scale, self.per_row
+        )
+
+    def factor(self, rows: int) -> torch.Tensor:
+        """What reaches each row's part, (rows, 1), in float64: args.h's words in PyTorch."""
+        weight = self.weight * (1.0 if self.weight_tensor is None else self.weight_tensor.item())
+        if self.loss is None and self.part is None:
+            return torch.full((rows, 1), self.scale * weight, dtype=torch.float64)
+        total = torch.zeros(rows, 1, dtype=torch.float64)
+        for tensor, times in ((self.loss, weight), (self.part, 1.0)):
+            if tensor is not None:
+                total += times * tensor.double().reshape(-1, 1)  # one value, or one per row
+        return self.scale * total
+
+
+def sums_shape(reduction: str, rows: int) -> tuple[int, ...]:
+    return (rows,) if reduction == "none" else ()
+
+
+def philox_words(run: Emulator, key: torch.Tensor, n: int) -> torch.Tensor:
+    run.begin()
+    key, words = run.give(key), run.take((n,), torch.int32)
+    run.finish(run.lib.emulated_philox_words(pointer(key), pointer(words), n))
+    return words.long() & 0xFFFFFFFF
+
+
+def gaussian_forward(
+    run: Emulator,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior: tuple[torch.Tensor, torch.Tensor] | None = None,
+    key: torch.Tensor | None = None,
+    num_samples: int = 1,
+    kl: bool = True,
+    reduction: str = "sum",
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """z (num_samples, rows, cols) if a key is given, and the KL if it is asked for."""
+    rows, cols = mu.shape
+    args = e.GaussianForward(dtype=e.code(mu.dtype), rows=rows, cols=cols)
+    prior_mu, prior_logvar = prior or (None, None)
+    inputs = {
+        "mu": mu,
+        "logvar": logvar,
+        "prior_mu": prior_mu,
+        "prior_logvar": prior_logvar,
+    }
+    for name, t in inputs.items():
+        setattr(args, name, pointer(run.give(t)))
+    offset, run.offset = run.offset, 0  # a key is a tensor of its own, or torch would not draw it
+    args.key = pointer(run.give(key))
+    run.offset = offset
+    args.num_samples = num_samples
+    args.reduction = e.REDUCTIONS.index(reduction)
+    z = run.take((num_samples, rows, cols), mu.dtype) if key is not None else None
+    sums = run.take(sums_shape(reduction, rows), e.accumulator(mu.dtype)) if kl else None
+    args.z, args.kl = pointer(z), pointer(sums)
+    run.run("gaussian_forward", args)
+    return z, sums
+
+
+def gaussian_backward(
+    run: Emulator,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior: tuple[torch.Tensor, torch.Tensor] | None = None,
+    key: torch.Tensor | None = None,
+    grad_z: torch.Tensor | None = None,
+    up: Up | None = None,
+) -> list[torch.Tensor]:
+    """Gradients of mu, logvar and, if given, the prior's two. ``up``: what reaches the KL."""
+    rows, cols = mu.shape
+    args = e.GaussianBackward(dtype=e.code(mu.dtype), rows=rows, cols=cols, num_samples=1)
+    names = ["mu", "logvar", *(["prior_mu", "prior_logvar"] if prior else [])]
+    for name, t in zip(names, (mu, logvar, *(prior or ())), strict=True):
+        if name != "mu" or up is not None:
+            setattr(args, name, pointer(run.give(t)))
+    if grad_z is not None:
+        args.key, args.grad_z = pointer(run.give(key)), pointer(run.give(grad_z))
+        args.num_samples = grad_z.shape[0]
+    if up is not None:
+        args.has_kl, args.grad_kl = True, up.struct(run)
+    grads = [run.take((rows, cols), mu.dtype) for _ in names]
+    for name, t in zip(names, grads, strict=True):
+        setattr(args, f"grad_{name}", pointer(t))
+    run.run("gaussian_backward", args)
+    return grads
+
+
+def _bernoulli(
+    run: Emulator,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    from_logits: bool,
+    reduction: str,
+    up: Up | None,
+) -> tuple[e.Bernoulli, torch.Tensor | None]:
+    rows, cols = logits.shape
+    args = e.Bernoulli(
+        dtype=e.code(logits.dtype),
+        target_dtype=e.code(target.dtype),
+        rows=rows,
+        cols=cols,
+        logits=pointer(run.give(logits)),
+        target=pointer(run.give(target)),
+        from_logits=from_logits,
+        reduction=e.REDUCTIONS.index(reduction),
+    )
+    if up is None:
+        return args, None
+    grad = run.take((rows, cols), logits.dtype)
+    args.grad, args.grad_nll = pointer(grad), up.struct(run)
+    return args, grad
+
+
+def bernoulli(
+    run: Emulator,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    from_logits: bool = True,
+    value: bool = True,
+    reduction: str = "sum",
+    up: Up | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The loss if ``value``, and its gradient if there is an upstream."""
+    args, grad = _bernoulli(run, logits, target, from_logits, reduction, up)
+    nll = None
+    if value:
+        nll = run.take(sums_shape(reduction, logits.shape[0]), e.accumulator(logits.dtype))
+    args.nll = pointer(nll)
+    run.run("bernoulli", args)
+    return nll, grad
+
+
+def bce_kl(
+    run: Emulator,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    *,
+    beta: float = 1.0,
+    beta_tensor: torch.Tensor | None = None,
+    from_logits: bool = True,
+    value: bool = True,
+    reduction: str = "sum",
+    ups: tuple[Up, Up] | None = None,
+) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
+    """[loss, recon, kl] if ``value``; the gradients of logits, mu, logvar if there are upstreams
+    (the reconstruction's and the KL's)."""
+    recon, grad = _bernoulli(run, logits, target, from_logits, reduction, ups[0] if ups else None)
+    args = e.BceKl(
+        recon=recon,
+        kl_dtype=e.code(mu.dtype),
+        kl_cols=mu.shape[1],
+        mu=pointer(run.give(mu)),
+        logvar=pointer(run.give(logvar)),
+        beta=beta,
+        beta_tensor=pointer(run.give(beta_tensor)),
+    )
+    losses = grads = None
+    if value:
+        shape, dtype = sums_shape(reduction, logits.shape[0]), e.accumulator(logits.dtype)
+        losses = [run.take(shape, dtype) for _ in range(3)]
+        args.loss, args.recon.nll, args.kl = (pointer(t) for t in losses)
+    if ups is not None:
+        grads = [grad, *(run.take(tuple(mu.shape), mu.dtype) for _ in range(2))]
+        args.grad_mu, args.grad_logvar = (pointer(t) for t in grads[1:])
+        args.grad_kl = ups[1].struct(run)
+    run.run("bce_kl", args)
+    return losses, grads
+
+
+__all__ = [
+    "Up",
+    "bce_kl",
+    "bernoulli",
+    "ctypes",
+    "gaussian_backward",
+    "gaussian_forward",
+    "philox_words",
+]
