@@ -176,4 +176,7 @@ def info() -> dict[str, object]:
 
 
 _load_libraries()
-set_backend(os.environ.get("VAE_FAST_BACKEND", "auto"))
+try:
+    set_backend(os.environ.get("VAE_FAST_BACKEND") or "auto")
+except ValueError as error:
+    raise ValueError(f"environment variable VAE_FAST_BACKEND: {error}") from None

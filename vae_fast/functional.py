@@ -143,7 +143,8 @@ def reparameterize(
             from torch's generator when None.
 
     Returns:
-        z of mu's dtype: (..., D), or (K, ..., D) with ``num_samples=K``.
+        z: (..., D), or (K, ..., D) with ``num_samples=K``; its dtype is what mu's and logvar's
+        promote to.
 
     Raises:
         ValueError, TypeError: shapes, devices or dtypes that don't fit.
@@ -152,7 +153,7 @@ def reparameterize(
     if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
         raise ValueError(f"num_samples must be a positive integer or None, got {num_samples!r}")
     if noise_key is not None:
-        check_key(noise_key, mu.device)
+        noise_key = check_key(noise_key, mu.device)
     if not use_native(mu.device.type):
         return reference.reparameterize(mu, logvar, num_samples, noise_key)
     if noise_key is None:
@@ -196,12 +197,13 @@ def sample_and_kl(
     """``reparameterize`` and ``gaussian_kl`` of the same Gaussian in one pass over it.
 
     Returns:
-        (z, kl): z has mu's shape and dtype; kl is in nats, reduced as asked.
+        (z, kl): z has mu's shape and the dtype that the inputs' promote to; kl is in nats, reduced
+        as asked.
     """
     code = _reduction_code(reduction)
     mu, logvar, prior_mu, prior_logvar = _with_prior(mu, logvar, prior_mu, prior_logvar)
     if noise_key is not None:
-        check_key(noise_key, mu.device)
+        noise_key = check_key(noise_key, mu.device)
     if not use_native(mu.device.type):
         return reference.sample_and_kl(mu, logvar, prior_mu, prior_logvar, noise_key, reduction)
     if noise_key is None:

@@ -28,7 +28,7 @@ def new_key(
 
 
 def check_key(key: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return ``key`` if it is a noise key on ``device``; say what it is instead if not."""
+    """Return ``key``, contiguous, if it is a noise key on ``device``; say what it is if not."""
     if not isinstance(key, torch.Tensor) or key.dtype != torch.int64 or key.shape != (2,):
         found = (
             f"{key.dtype} tensor of shape {tuple(key.shape)}"
@@ -44,4 +44,4 @@ def check_key(key: torch.Tensor, device: torch.device) -> torch.Tensor:
             f"noise_key is on {key.device}, mu on {device}: draw it there with "
             f"vae_fast.noise.new_key({str(device)!r})"
         )
-    return key
+    return key.contiguous()

@@ -145,7 +145,8 @@ def gaussian_kl_terms(
         return 0.5 * (torch.exp(logvar) - 1.0 - logvar + mu * mu)
     difference = mu - prior_mu.to(dtype)
     log_ratio = logvar - prior_logvar.to(dtype)
-    mahalanobis = difference * difference * torch.exp(-prior_logvar.to(dtype))
+    # Scaled before it is squared, so that nothing overflows that the result does not.
+    mahalanobis = (difference * torch.exp(-0.5 * prior_logvar.to(dtype))).square()
     return 0.5 * (torch.exp(log_ratio) - 1.0 - log_ratio + mahalanobis)
 
 
@@ -207,7 +208,6 @@ class _ClampedLog(torch.autograd.Function):
         return torch.clamp_min(torch.log1p(-p) if complement else torch.log(p), -100.0)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (p,) = ctx.saved_tensors
         other = -p if ctx.complement else 1.0 - p
@@ -232,6 +232,8 @@ def bce_kl_loss(
     reduction: Reduction = "sum",
     from_logits: bool = True,
 ) -> LossOutput:
+    if (logits.dtype == torch.float64) != (mu.dtype == torch.float64):
+        logits, mu, logvar = logits.double(), mu.double(), logvar.double()
     recon = bernoulli_nll(logits, target, reduction, from_logits)
     kl = gaussian_kl(mu, logvar, reduction=reduction)
     return LossOutput(recon + beta * kl, recon, kl)

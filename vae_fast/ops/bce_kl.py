@@ -6,9 +6,9 @@ Where the gradients are made is decided as in ``vae_fast.ops.bernoulli``.
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, pair
+from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, pair, rescaled
 from vae_fast.ops.gaussian import _pair as gaussian_pair
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.types import LossOutput
@@ -53,15 +53,20 @@ class _BceKL(torch.autograd.Function):
             return (None,) * 8
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
-        if grads is None or grad_recon is not None or grad_kl is not None:
+        only_loss = grad_recon is None and grad_kl is None
+        if grads is None or not only_loss or not rescaled(grads, grad_loss):
             grads = _backward(ctx, grad_loss, grad_recon, grad_kl)
-        elif (factor := grad_loss.item()) != 1.0:
-            for grad in grads:
-                grad.mul_(factor)
+        grad_logits, grad_mu, grad_logvar = grads
+        # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
+        # that an optimizer keeps momentum for.
+        if grad_loss is None and grad_recon is None:
+            grad_logits = None
+        if grad_loss is None and grad_kl is None:
+            grad_mu = grad_logvar = None
         grad_target = None
         if ctx.needs_input_grad[1]:
             grad_target = _target_grad(ctx, grad_loss, grad_recon)
-        return grads[0], grad_target, grads[1], grads[2], None, None, None, None
+        return grad_logits, grad_target, grad_mu, grad_logvar, None, None, None, None
 
 
 def _target_grad(ctx, grad_loss: Maybe, grad_recon: Maybe) -> Maybe:
@@ -105,12 +110,13 @@ def bce_kl_loss(
     mu, logvar = gaussian_pair(mu, logvar)
     beta_tensor = None
     if isinstance(beta, torch.Tensor):
-        beta_tensor, beta = beta.detach().to(logits.device, torch.float32), 1.0
+        if logits.dtype == torch.float64:
+            # The kernels take beta as float32, which is not all of a float64.
+            recon, kl = bce_kl_loss(logits, target, mu, logvar, 1.0, reduction, from_logits)[1:]
+            return LossOutput(recon + beta.to(logits.device, torch.float64) * kl, recon, kl)
+        beta_tensor, beta = beta.to(logits.device, torch.float32), 1.0
     arguments = logits, target, mu, logvar, float(beta), beta_tensor, reduction, from_logits
-    needs_grad = torch.is_grad_enabled() and (
-        logits.requires_grad or mu.requires_grad or logvar.requires_grad or target.requires_grad
-    )
-    if not needs_grad:
+    if not needs_grad(logits, target, mu, logvar):
         return LossOutput(*_bce_kl(*arguments))
     if torch.compiler.is_compiling() and not target.requires_grad:
         return LossOutput(*_BceKLTraced.apply(*arguments))

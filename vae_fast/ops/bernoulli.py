@@ -8,11 +8,10 @@ it from the saved inputs (reading 5 bytes and writing 4 again costs less there t
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from vae_fast.ops.autograd import needs_grad, once_differentiable
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.ops.layout import dense, like
-from vae_fast.reference import as_probability
 
 _ops = torch.ops.vae_fast
 _bernoulli_nll = _ops.bernoulli_nll.default
@@ -55,6 +54,22 @@ def made_in_forward(logits: Tensor, reduction: int) -> bool:
     return logits.is_cpu and reduction != NONE and not torch.compiler.is_compiling()
 
 
+def rescaled(grads: list[Tensor], grad_loss: Tensor) -> bool:
+    """Multiply gradients made for an upstream gradient of 1 by the real one, in place.
+
+    False if they must be made again: in half precision they are rounded already, to zero where a
+    loss scale was to save them from that.
+    """
+    factor = grad_loss.item()
+    if factor == 1.0:
+        return True
+    if any(grad.element_size() < 4 for grad in grads):
+        return False
+    for grad in grads:
+        grad.mul_(factor)
+    return True
+
+
 class _BernoulliNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, reduction: int, from_logits: bool) -> Tensor:
@@ -77,12 +92,10 @@ class _BernoulliNLL(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # The gradient made in forward is given away, once: whoever gets it may write to it.
             grad_logits, ctx.grad_logits = ctx.grad_logits, None
-            if grad_logits is None:
+            if grad_logits is None or not rescaled([grad_logits], grad_nll):
                 grad_logits = _bernoulli_nll_backward(
                     grad_nll.contiguous(), logits, target, reduction, from_logits
                 )
-            elif (factor := grad_nll.item()) != 1.0:
-                grad_logits.mul_(factor)
         if ctx.needs_input_grad[1]:
             scale = 1.0 / logits.shape[0] if reduction == 2 and logits.dim() >= 2 else 1.0
             grad_target = grad_of_target(grad_nll * scale, logits, target, from_logits)
@@ -108,7 +121,7 @@ class _BernoulliNLLTraced(torch.autograd.Function):
 
 def bernoulli_nll(logits: Tensor, target: Tensor, reduction: int, from_logits: bool) -> Tensor:
     logits, target = pair(logits, target)
-    if not torch.is_grad_enabled() or not (logits.requires_grad or target.requires_grad):
+    if not needs_grad(logits, target):
         return _bernoulli_nll(logits, target, reduction, from_logits)
     if torch.compiler.is_compiling() and not target.requires_grad:
         return _BernoulliNLLTraced.apply(logits, target, reduction, from_logits)

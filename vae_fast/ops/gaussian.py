@@ -1,13 +1,15 @@
 """Sampling and KL of a Gaussian, natively: reparameterize, gaussian_kl, sample_and_kl.
 
-Backward saves mu, logvar and the noise key, and makes eps again from the key.
+Backward saves mu, logvar and the noise key, and makes eps again from the key. The kernels number
+the elements by their place in memory, so what is sampled is made contiguous first: the same key
+gives a channels-last tensor the noise of a contiguous one.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from vae_fast.ops.autograd import needs_grad, once_differentiable
 from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
 
@@ -28,10 +30,6 @@ def _pair(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu, like(logvar, mu)
 
 
-def _needs_grad(*tensors: Maybe) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 class _Reparameterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
@@ -43,16 +41,13 @@ class _Reparameterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_z: Tensor):
         logvar, key = ctx.saved_tensors
-        grad_z = like(grad_z, logvar) if ctx.num_samples is None else grad_z.contiguous()
-        return *_reparameterize_backward(grad_z, logvar, key, ctx.num_samples), None, None
+        grads = _reparameterize_backward(grad_z.contiguous(), logvar, key, ctx.num_samples)
+        return *grads, None, None
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
-    if num_samples is None:
-        mu, logvar = _pair(mu, logvar)
-    else:
-        mu, logvar = mu.contiguous(), logvar.contiguous()
-    if _needs_grad(mu, logvar):
+    mu, logvar = mu.contiguous(), logvar.contiguous()
+    if needs_grad(mu, logvar):
         return _Reparameterize.apply(mu, logvar, key, num_samples)
     return _reparameterize(mu, logvar, key, num_samples)
 
@@ -120,7 +115,7 @@ def gaussian_kl(
 ) -> Tensor:
     mu, logvar = _pair(mu, logvar)
     prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
-    if _needs_grad(mu, logvar, prior_mu, prior_logvar):
+    if needs_grad(mu, logvar, prior_mu, prior_logvar):
         return _GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, reduction)
     return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
@@ -128,9 +123,9 @@ def gaussian_kl(
 def sample_and_kl(
     mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe, key: Tensor, reduction: int
 ) -> tuple[Tensor, Tensor]:
-    mu, logvar = _pair(mu, logvar)
+    mu, logvar = mu.contiguous(), logvar.contiguous()
     prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
-    if _needs_grad(mu, logvar, prior_mu, prior_logvar):
+    if needs_grad(mu, logvar, prior_mu, prior_logvar):
         return _SampleAndKL.apply(mu, logvar, prior_mu, prior_logvar, key, reduction)
     return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
 

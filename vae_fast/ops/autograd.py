@@ -1,0 +1,61 @@
+"""What the autograd wrappers share: when they are needed, and that they differentiate once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.autograd import forward_ad
+
+Maybe = torch.Tensor | None
+
+
+def needs_grad(*tensors: Maybe) -> bool:
+    """Whether a call must go through autograd.
+
+    Forward-mode derivatives do too: the wrappers have none and say so, whereas the bare ops
+    would drop the tangents and return zeros.
+    """
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return forward_ad._current_level >= 0
+
+
+class _Once(torch.autograd.Function):
+    """The first ``count`` tensors as they are, with an error for whoever differentiates them.
+
+    The rest are what they depend on: without these, autograd would not come this way.
+    """
+
+    @staticmethod
+    def forward(ctx, count: int, *tensors: Maybe) -> tuple[Maybe, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx, *grads: Maybe) -> None:
+        raise RuntimeError(
+            "vae_fast's native ops can be differentiated once only; for second derivatives use "
+            "vae_fast.set_backend('reference')"
+        )
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Make whoever differentiates ``backward`` get an error.
+
+    torch's decorator of this name lets a gradient through as a constant where the upstream
+    gradient is one, as it is in a gradient penalty, whose second derivative then is wrong.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *grads: Maybe):
+        if not torch.is_grad_enabled():  # no create_graph: nobody can differentiate this
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        results = results if isinstance(results, tuple) else (results,)
+        return _Once.apply(len(results), *results, *grads, *ctx.saved_tensors)
+
+    return wrapper
