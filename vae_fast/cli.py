@@ -1,4 +1,4 @@
-"""The command line: vae-fast train | sample | reconstruct | info."""
+"""The command line: vae-fast train | resume | sample | reconstruct | info."""
 
 from __future__ import annotations
 
@@ -63,7 +63,22 @@ def train(arguments: list[str], program: str) -> int:
     compare = values.pop("compare_reference")
     values.pop("config")
     trainer = Trainer(from_dict(values))
-    return _report(trainer, trainer.fit(), compare)
+    return _fit(trainer, compare)
+
+
+def resume(arguments: list[str], program: str) -> int:
+    """go on with a run that was stopped, to the same bits"""
+    parser = _parser(program, resume.__doc__)
+    parser.add_argument("run", type=str, help="folder of the run")
+    parser.add_argument(
+        "--epochs", type=int, default=None, help="train to this many epochs instead"
+    )
+    values = _parse(parser, arguments)
+    from vae_fast.train import Trainer
+
+    trainer = Trainer.resume(values.run, epochs=values.epochs)
+    print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
+    return _fit(trainer, compare=False)
 
 
 def sample(arguments: list[str], program: str) -> int:
@@ -137,6 +152,7 @@ def info(arguments: list[str], program: str) -> int:
 
 COMMANDS: dict[str, Callable[[list[str], str], int]] = {
     "train": train,
+    "resume": resume,
     "sample": sample,
     "reconstruct": reconstruct,
     "info": info,
@@ -146,8 +162,15 @@ COMMANDS: dict[str, Callable[[list[str], str], int]] = {
 # --- parts of commands ---------------------------------------------------------------------------
 
 
-def _report(trainer: Any, result: Any, compare: bool) -> int:
-    """Say where the pictures are, the loss and the speed."""
+def _fit(trainer: Any, compare: bool) -> int:
+    """Train; say where the pictures are, the loss and the speed."""
+    from vae_fast.train import Interrupted
+
+    try:
+        result = trainer.fit()
+    except Interrupted as stopped:
+        print(stopped)
+        return 128 + stopped.signal
     print("Pictures:")
     for path in result.pictures:
         print(f"  {path}")

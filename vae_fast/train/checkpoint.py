@@ -137,6 +137,20 @@ def point(parent: Path, name: str, folder: Path) -> None:
     os.replace(beside, link)
 
 
+def go_back_to(saved: Checkpoint, *, is_best: bool) -> None:
+    """Make ``saved`` the last checkpoint again: later folders, damaged ones, are removed.
+
+    A kill may have come before the links were made, so they are made here again.
+    """
+    parent = saved.path.parent
+    for folder in step_folders(parent):
+        if int(folder.name) > int(saved.path.name):
+            shutil.rmtree(folder)
+    point(parent, "last", saved.path)
+    if is_best:
+        point(parent, "best", saved.path)
+
+
 def prune(parent: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints, ``best`` and ``last``."""
     kept = {(parent / name).resolve() for name in ("best", "last")}

@@ -29,6 +29,21 @@ class ObjectiveConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When checkpoints are written; one is at the end of every run.
+
+    Args:
+        every_epochs: epochs between two, 0 for none.
+        every_steps: steps between two, 0 for none.
+        keep: how many to keep, beside the best.
+    """
+
+    every_epochs: int = 1
+    every_steps: int = 0
+    keep: int = 2
+
+
+@dataclass
 class TrainConfig:
     """A training run.
 
@@ -45,6 +60,7 @@ class TrainConfig:
         out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
         log_every: steps between two rows of metrics.jsonl.
         objective: the loss.
+        checkpoint: when checkpoints are written.
     """
 
     model: str = "vae"
@@ -59,11 +75,16 @@ class TrainConfig:
     out: str | None = None
     log_every: int = 50
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
         """Raise ValueError for the first value that cannot work, saying what would."""
         for name in ("epochs", "batch_size", "log_every"):
             at_least(name, getattr(self, name), 1)
+        at_least("seed", self.seed, 0)
+        at_least("checkpoint.every_epochs", self.checkpoint.every_epochs, 0)
+        at_least("checkpoint.every_steps", self.checkpoint.every_steps, 0)
+        at_least("checkpoint.keep", self.checkpoint.keep, 1)
         positive("lr", self.lr)
         if self.objective.beta is not None:
             at_least("objective.beta", self.objective.beta, 0)

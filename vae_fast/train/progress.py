@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, final
 
 from vae_fast.train.extras import need
 
 
+@final
 class Progress:
     """Shows rows of metrics against the number of steps; ``say`` prints beside the bar.
 
@@ -55,7 +56,10 @@ class Progress:
         else:
             self._bar.write(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -135,11 +135,9 @@ class RunFolder:
                 break
         return rows
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget the rows that a run resumed at ``step`` will write again."""
-        self._rewrite_metrics([row for row in self.metrics() if row["step"] <= step])
-
-    def _rewrite_metrics(self, rows: list[dict[str, Any]]) -> None:
+    def keep_metrics(self, count: int) -> None:
+        """Keep the first ``count`` rows; a run resumed after them will write the others again."""
+        rows = self.metrics()[:count]
         with written_beside(self.path / "metrics.jsonl") as beside:
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

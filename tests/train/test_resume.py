@@ -1,0 +1,262 @@
+"""A run stopped anywhere and resumed is the run never stopped, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vae_fast.train import CheckpointError, Interrupted, TrainConfig, Trainer, checkpoint
+from vae_fast.train.config import CheckpointConfig
+
+TIMES = ("seconds", "samples_per_second")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the engine handles it."""
+
+
+def rows_of(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in folder.metrics()]
+
+
+def assert_same_run(a, b):
+    assert rows_of(a.folder) == rows_of(b.folder)
+    for name in ("last", "best"):
+        one = checkpoint.load(a.folder.checkpoints / name)
+        two = checkpoint.load(b.folder.checkpoints / name)
+        assert one.path.resolve().name == two.path.resolve().name
+        for key, value in one.weights.items():
+            assert torch.equal(value, two.weights[key]), key
+        one.state["reached"].pop("seconds"), two.state["reached"].pop("seconds")
+        one.state.pop("interval_seconds"), two.state.pop("interval_seconds")
+        assert_same(one.state, two.state)
+
+
+def assert_same(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("vae_fast.train.trainer.write_pictures", lambda _: [])
+
+
+@pytest.fixture
+def make(config, clothes):
+    """make(name, **changes): a trainer of 2 epochs of 10 steps in its own folder."""
+
+    def make_trainer(name, **changes):
+        run = TrainConfig(**{**vars(config), "out": f"{config.out}-{name}", **changes})
+        return Trainer(run, train_data=clothes[0], val_data=clothes[1])
+
+    return make_trainer
+
+
+@pytest.fixture
+def resume(clothes):
+    def resumed(trainer, **options):
+        return Trainer.resume(
+            trainer.folder.path, train_data=clothes[0], val_data=clothes[1], **options
+        )
+
+    return resumed
+
+
+@pytest.fixture
+def whole(make):
+    trainer = make("whole")
+    trainer.fit()
+    return trainer
+
+
+def stop_at(trainer, step, error):
+    """Make the trainer raise ``error`` when it begins ``step``."""
+    take = trainer.step.__class__.__call__
+
+    class Stopping(trainer.step.__class__):
+        def __call__(self, *arguments):
+            if trainer.reached.step == step:
+                raise error
+            return take(self, *arguments)
+
+    trainer.step.__class__ = Stopping
+
+
+@pytest.mark.parametrize("killed_at", [3, 7, 9, 10, 11, 14, 19])
+def test_killed_before_any_step(make, resume, whole, killed_at):
+    trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3, keep=2))
+    stop_at(trainer, killed_at, Killed())
+    with pytest.raises(Killed):
+        trainer.fit()
+    torch.manual_seed(123)  # another process would not have these generators
+    random.seed(5)
+    np.random.seed(5)
+    again = resume(trainer)
+    assert 0 < again.reached.step <= killed_at
+    again.fit()
+    assert_same_run(whole, again)
+
+
+def test_killed_before_the_first_checkpoint(make, resume, whole):
+    trainer = make("cut")
+    stop_at(trainer, 5, Killed())
+    with pytest.raises(Killed):
+        trainer.fit()
+    said = []
+    again = resume(trainer, say=said.append)
+    assert "before its first checkpoint" in said[0]
+    again.fit()
+    assert_same_run(whole, again)
+
+
+@pytest.mark.parametrize("moment", ["_write", "_replace_folder", "point", "prune"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_within_a_checkpoint(make, resume, whole, monkeypatch, moment, after):
+    trainer = make("cut", checkpoint=CheckpointConfig(every_steps=4))
+    do = getattr(checkpoint, moment)
+    calls = []
+
+    def killing(*arguments, **options):
+        calls.append(moment)
+        if len(calls) < 5 or after:
+            do(*arguments, **options)
+        if len(calls) == 5:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, moment, killing)
+        # SIGKILL leaves half a checkpoint behind; an exception would sweep it up.
+        patched.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        try:
+            trainer.fit()
+        except Killed:
+            pass
+    resume(trainer).fit()
+    assert_same_run(whole, resume(trainer))
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(make, resume, whole):
+    trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3))
+    stop_at(trainer, 14, Killed())
+    with pytest.raises(Killed):
+        trainer.fit()
+    newest = checkpoint.step_folders(trainer.folder.checkpoints)[-1]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    said = []
+    again = resume(trainer, say=said.append)
+    assert newest.name in said[0] and "truncated" in said[0]
+    assert again.reached.step < int(newest.name)
+    again.fit()
+    assert_same_run(whole, again)
+
+
+def test_a_checkpoint_of_another_model_is_refused(make, resume, whole):
+    trainer = make("other", model_args={"latent_dim": 5})
+    trainer.fit()
+    saved = checkpoint.load(whole.folder.checkpoints / "last")
+    with pytest.raises(CheckpointError, match="is of another model, data or configuration"):
+        trainer.restore(saved)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_checkpoint_and_leave(make, resume, whole, number):
+    before = signal.getsignal(number)
+    trainer = make("cut")
+    take = trainer.step.__class__.__call__
+
+    class Signalled(trainer.step.__class__):
+        def __call__(self, *arguments):
+            take(self, *arguments)
+            if trainer.reached.step == 12:
+                os.kill(os.getpid(), number)
+
+    trainer.step.__class__ = Signalled
+    with pytest.raises(Interrupted, match=f"{number.name} at step 13.*vae-fast resume") as caught:
+        trainer.fit()
+    assert caught.value.signal == number
+    assert signal.getsignal(number) is before
+    again = resume(trainer)
+    assert again.reached.step == 13
+    again.fit()
+    assert_same_run(whole, again)
+
+
+def test_a_finished_run_can_be_made_longer(make, resume):
+    longer = make("longer", epochs=3)
+    longer.fit()
+    short = make("short", epochs=2)
+    short.fit()
+    assert resume(short).fit().loss == short.folder.metrics()[-1]["loss"]
+    again = resume(short, epochs=3)
+    again.fit()
+    assert rows_of(again.folder) == rows_of(longer.folder)
+
+
+@pytest.mark.slow
+def test_sigkill_twenty_times(tmp_path):
+    """A program killed with SIGKILL at 20 random moments ends where one never killed ends."""
+    np.save(
+        tmp_path / "data.npy", np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
+    )
+    program = [sys.executable, "-m", "vae_fast"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [*program, *map(str, arguments)],
+            stdout=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+
+    def train(out):
+        return start(
+            "train", "--data", tmp_path / "data.npy", "--epochs", 40, "--batch-size", 30,
+            "--device", "cpu", "--log-every", 7, "--checkpoint.every_steps", 2, "--out", out,
+            "--model-args.latent_dim", 3,
+        )  # fmt: skip
+
+    assert train(tmp_path / "whole").wait() == 0
+    cut = tmp_path / "cut"
+    process, moments = train(cut), random.Random(0)
+    for _ in range(20):
+        _wait_for_start(cut, process)
+        time.sleep(moments.uniform(0.0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        process = start("resume", cut)
+    assert process.wait() == 0
+    one, two = (
+        checkpoint.load(tmp_path / name / "checkpoints" / "last") for name in ("whole", "cut")
+    )
+    assert one.path.resolve().name == two.path.resolve().name == "00002400"
+    for key, value in one.weights.items():
+        assert torch.equal(value, two.weights[key])
+    from vae_fast.train import RunFolder
+
+    assert rows_of(RunFolder(tmp_path / "whole")) == rows_of(RunFolder(cut))
+
+
+def _wait_for_start(folder: Path, process):
+    """Wait until the process has written its start to environment.json."""
+    file = folder / "environment.json"
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
+        time.sleep(0.005)
