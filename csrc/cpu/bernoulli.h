@@ -20,6 +20,7 @@ struct ByteScale {
   VF_FN T operator()(T x) const {
     return x * high + x * low;
   }
+  VF_FN double operator()(double x) const { return low == 0.0f ? x : x / 255.0; }
 };
 
 // Sums the terms of n elements, in a fixed order, and writes their gradients times `factor`.

@@ -2,7 +2,9 @@
 //
 // Included once per level, after VF_LEVEL (a namespace) and VF_BYTES (the vector's size) are set.
 // Arithmetic, comparison and selection are the compiler's own vector operations; only what those
-// lack is spelt out: conversions, square root, exponential, logarithms, sine and cosine.
+// lack, or compile badly, is spelt out: conversions, square root, exponential, logarithms, sine and
+// cosine. The vector's size tells the instruction set (64: AVX-512, 32: AVX2 with FMA and F16C, 16:
+// the baseline); g++ does not define __AVX512F__ and its like for a `#pragma GCC target`.
 #pragma once
 
 #include "cpu/prelude.h"
@@ -49,28 +51,65 @@ struct Simd {
   }
 
   // --- memory ------------------------------------------------------------------------------------
-  template <class V, class P>
-  static VF_FN V load_as(const P* p) {
+  template <class V>
+  static VF_FN V load_as(const void* p) {
     V v;
     std::memcpy(&v, p, sizeof(V));
     return v;
   }
   static VF_FN T load(const float* p) { return load_as<T>(p); }
   static VF_FN T load(const uint8_t* p) {
+#if VF_BYTES == 64
+    return (T)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_as<__m128i>(p)));
+#elif VF_BYTES == 32
+    return (T)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#elif defined(VF_X86)
+    const __m128i zero = _mm_setzero_si128();
+    const __m128i bytes = _mm_cvtsi32_si128(load_as<int>(p));
+    return (T)_mm_cvtepi32_ps(_mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero));
+#else
     return __builtin_convertvector(__builtin_convertvector(load_as<B>(p), I), T);
+#endif
   }
-  static VF_FN T load(const bf16* p) {
-    return from_bits(__builtin_convertvector(load_as<H>(p), U) << 16);
+  static VF_FN U load_halves(const void* p) {
+#if VF_BYTES == 64
+    return (U)_mm512_cvtepu16_epi32(load_as<__m256i>(p));
+#elif VF_BYTES == 32
+    return (U)_mm256_cvtepu16_epi32(load_as<__m128i>(p));
+#elif defined(VF_X86)
+    return (U)_mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i*)p), _mm_setzero_si128());
+#else
+    return __builtin_convertvector(load_as<H>(p), U);
+#endif
   }
+  // The low halves of x's lanes, which hold at most 16 bits.
+  static VF_FN void store_halves(U x, void* p) {
+#if VF_BYTES == 64
+    const __m256i h = _mm512_cvtepi32_epi16((__m512i)x);
+    std::memcpy(p, &h, sizeof h);
+#elif VF_BYTES == 32
+    const __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+    const __m128i h = _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+    std::memcpy(p, &h, sizeof h);
+#elif defined(VF_X86)
+    // SSE2 packs with signed saturation only: sign-extend first, so that nothing saturates.
+    const __m128i extended = _mm_srai_epi32(_mm_slli_epi32((__m128i)x, 16), 16);
+    _mm_storel_epi64((__m128i*)p, _mm_packs_epi32(extended, extended));
+#else
+    const H h = __builtin_convertvector(x, H);
+    std::memcpy(p, &h, sizeof h);
+#endif
+  }
+  static VF_FN T load(const bf16* p) { return from_bits(load_halves(p) << 16); }
   static VF_FN T load(const f16* p) {
-#if defined(__AVX512F__) && VF_BYTES == 64
+#if VF_BYTES == 64
     return (T)_mm512_cvtph_ps(load_as<__m256i>(p));
-#elif defined(__F16C__) && VF_BYTES == 32
+#elif VF_BYTES == 32
     return (T)_mm256_cvtph_ps(load_as<__m128i>(p));
 #else
     // Shift exponent and mantissa into place, then scale: exact for subnormals too. The largest
     // exponent means infinity or NaN, and becomes float's largest.
-    const U h = __builtin_convertvector(load_as<H>(p), U);
+    const U h = load_halves(p);
     const U magnitude = (h & 0x7fffu) << 13;
     const T finite = from_bits(magnitude) * 0x1p112f;
     const U special = (U)(magnitude >= 0x0f800000u) & 0x7f800000u;
@@ -84,14 +123,13 @@ struct Simd {
     const U u = bits(x);
     const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const U nan = (u >> 16) | 0x40u;
-    const H h = __builtin_convertvector((x != x) ? nan : rounded, H);
-    std::memcpy(p, &h, sizeof(H));
+    store_halves((x != x) ? nan : rounded, p);
   }
   static VF_FN void store(T x, f16* p) {
-#if defined(__AVX512F__) && VF_BYTES == 64
+#if VF_BYTES == 64
     const __m256i h = _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     std::memcpy(p, &h, sizeof h);
-#elif defined(__F16C__) && VF_BYTES == 32
+#elif VF_BYTES == 32
     const __m128i h = _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     std::memcpy(p, &h, sizeof h);
 #else
@@ -105,16 +143,15 @@ struct Simd {
     U h = a < 0x38800000u ? tiny : normal;
     h = a >= 0x47800000u ? huge : h;
     h = a > 0x7f800000u ? nan : h;
-    const H out = __builtin_convertvector(h | sign, H);
-    std::memcpy(p, &out, sizeof out);
+    store_halves(h | sign, p);
 #endif
   }
 
   // --- integers ----------------------------------------------------------------------------------
   static VF_FN W mul32(W a, uint32_t m) {
-#if defined(__AVX512F__) && VF_BYTES == 64
+#if VF_BYTES == 64
     return (W)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
-#elif defined(__AVX2__) && VF_BYTES == 32
+#elif VF_BYTES == 32
     return (W)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
 #elif defined(VF_X86) && VF_BYTES == 16
     return (W)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
@@ -129,9 +166,9 @@ struct Simd {
   static VF_FN T divide(T a, T b) { return a / b; }
 
   static VF_FN T sqrt(T x) {
-#if defined(__AVX512F__) && VF_BYTES == 64
+#if VF_BYTES == 64
     return (T)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX2__) && VF_BYTES == 32
+#elif VF_BYTES == 32
     return (T)_mm256_sqrt_ps((__m256)x);
 #elif defined(VF_X86) && VF_BYTES == 16
     return (T)_mm_sqrt_ps((__m128)x);
@@ -151,7 +188,7 @@ struct Simd {
 
   // x * 2^n for -252 <= n <= 254: in two steps where 2^n itself may be out of range.
   static VF_FN T scale(T x, T nearest_n, I n) {
-#if defined(__AVX512F__) && VF_BYTES == 64
+#if VF_BYTES == 64
     (void)n;
     return (T)_mm512_scalef_ps((__m512)x, (__m512)nearest_n);
 #else
