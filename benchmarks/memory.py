@@ -1,0 +1,51 @@
+"""Peak memory of one call: what it allocates beyond its inputs, results included."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from benchmarks.case import Contender
+
+
+def peak_bytes(contender: Contender, own: Any, device: torch.device) -> int | None:
+    """Bytes at the highest point of one call, or None where they can't be seen.
+
+    On a GPU as torch's allocator says; on the CPU as torch's profiler saw every allocation and
+    release, to the byte; for what torch does not allocate as the contender itself says.
+    """
+    if contender.outputs is None:
+        return None
+    if contender.peak_bytes is not None:
+        return contender.peak_bytes(own)
+
+    def call() -> Any:
+        return contender.run(own if contender.prepare is None else contender.prepare(own))
+
+    if device.type == "cuda":
+        call()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return highest(changes)
+
+
+def highest(changes: list[tuple[int, int]]) -> int:
+    """The highest running sum of (time, bytes) changes; equal times keep their order."""
+    current = peak = 0
+    for _, size in sorted(changes, key=lambda change: change[0]):
+        current += size
+        peak = max(peak, current)
+    return peak

@@ -1,0 +1,169 @@
+"""What the project holds itself to, as rows with a required and a measured number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from benchmarks.case import OURS
+from benchmarks.results import Results, Row, fastest, gigabytes_per_second, ratio, timed
+from benchmarks.suites import Spec
+
+BUFFER = "ours (buffer kept)"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """``measure`` of ``specs``, at the worst of them, is at least ``least``.
+
+    measure: "times" the peer's time over ours; "rate" elements per second; "share" of the bandwidth
+    of the peer in the same row; "rate over" elements per second over those of ``base``; "memory"
+    the peer's peak over ours.
+    """
+
+    what: str
+    measure: str
+    least: float
+    specs: tuple[Spec, ...]
+    peer: str = ""
+    mine: str = OURS
+    base: Spec | None = None
+
+
+class Verdict(NamedTuple):
+    requirement: Requirement
+    measured: float | None
+    why: str  # where there is no measurement
+
+
+def _latents(pass_: str) -> tuple[Spec, ...]:
+    return tuple(Spec("sample_and_kl", (1 << e,), pass_) for e in (16, 18, 20))
+
+
+_LOSS = (Spec("bce_kl_loss", (1024, 64, 784), "both"),)
+_SMALL = (Spec("sample_and_kl", (128, 20), "both"),)
+_NLL = (Spec("bernoulli_nll", (1 << 20,), "both"),)
+_LARGE = (Spec("bernoulli_nll", (1 << 26,), "both"),)
+_LARGE_HALF = (Spec("bernoulli_nll", (1 << 26,), "both", "bfloat16", "uint8"),)
+
+
+def _linear(dtype: str) -> tuple[Spec, ...]:
+    return (Spec("linear_bernoulli_nll", (1024, 400, 784), "both", dtype),)
+
+
+_IWAE = (Spec("iwae_bound", (50, 100, 784), "both"),)
+_EPOCH = (Spec("epoch", (128,), "both"),)
+_EPOCH_HALF = (Spec("epoch", (128,), "both", "bfloat16"),)
+
+OPS: tuple[Requirement, ...] = (
+    Requirement("bce_kl_loss, value and gradient, 1024x784 + 64", "times", 20, _LOSS, "eager"),
+    Requirement("the same", "times", 4, _LOSS, "compile"),
+    Requirement("sample_and_kl, value, 2^16 to 2^20", "times", 8, _latents("value"), "eager"),
+    Requirement("the same", "times", 25, _latents("value"), "compile"),
+    Requirement("sample_and_kl, both, 2^16 to 2^20", "times", 5, _latents("both"), "eager"),
+    Requirement("the same", "times", 12, _latents("both"), "compile"),
+    Requirement("sample_and_kl, both, 128x20", "times", 1.8, _SMALL, "eager"),
+)
+
+LIMITS: tuple[Requirement, ...] = (
+    Requirement("bernoulli_nll, both, 2^20, buffer kept", "times", 40, _NLL, "eager", BUFFER),
+    Requirement("the same", "times", 5, _NLL, "compile", BUFFER),
+    Requirement("the same", "rate", 4e9, _NLL, mine=BUFFER),
+    Requirement("the same at 2^26", "share", 0.85, _LARGE, "add(out=)", BUFFER),
+    Requirement(
+        "bfloat16, uint8, 2^26, over float32", "rate over", 1.5, _LARGE_HALF, mine=BUFFER,
+        base=_LARGE[0],
+    ),
+    Requirement("sample_and_kl, value, 2^16 to 2^20", "times", 10, _latents("value"), "eager"),
+    Requirement("the same", "times", 35, _latents("value"), "compile"),
+    Requirement("the same", "rate", 2e9, _latents("value")),
+    Requirement("sample_and_kl, both, 2^16 to 2^20", "times", 7, _latents("both"), "eager"),
+    Requirement("the same", "times", 15, _latents("both"), "compile"),
+    Requirement("linear_bernoulli_nll, float32", "times", 2.5, _linear("float32"), "eager"),
+    Requirement("the same", "memory", 4, _linear("float32"), "eager"),
+    Requirement("linear_bernoulli_nll, bfloat16", "times", 2.5, _linear("bfloat16"), "eager"),
+    Requirement("the same", "memory", 4, _linear("bfloat16"), "eager"),
+    Requirement("iwae_bound, both, K=50, B=100, D=784", "times", 10, _IWAE, "eager"),
+    Requirement("the same", "memory", 2.5, _IWAE, "eager"),
+)  # fmt: skip
+
+ENGINE: tuple[Requirement, ...] = (
+    Requirement("epoch of the tutorial's VAE, float32", "times", 5, _EPOCH, "tutorial"),
+    Requirement("the same", "times", 1.2, _EPOCH, "jax"),
+    Requirement("epoch of the tutorial's VAE, bfloat16", "times", 10, _EPOCH_HALF, "tutorial"),
+    Requirement("the same", "times", 2.5, _EPOCH_HALF, "jax"),
+)
+
+GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE}
+
+
+def specs(requirements: tuple[Requirement, ...]) -> list[Spec]:
+    """The rows that requirements are about, each once."""
+    wanted = [s for r in requirements for s in (*r.specs, *((r.base,) if r.base else ()))]
+    return list(dict.fromkeys(wanted))
+
+
+def key_of(spec: Spec) -> str:
+    """The key of the row that a spec becomes (``Case.key``)."""
+    if spec.op == "bce_kl_loss":
+        samples, latent, features = spec.shape
+        shape = f"{samples}x{features}+{latent}"
+    else:
+        shape = "x".join(map(str, spec.shape))
+    parts = (spec.op, spec.pass_, shape, spec.dtype, spec.target)
+    return "/".join(part for part in parts if part)
+
+
+def judge(requirements: tuple[Requirement, ...], results: Results) -> Iterator[Verdict]:
+    """Each requirement with what was measured: the worst of its rows, or why there is nothing."""
+    rows = {row["key"]: row for row in results["rows"]}
+    missing = results.get("missing", {})
+    for requirement in requirements:
+        measured, why = [], ""
+        for spec in requirement.specs:
+            key = key_of(spec)
+            if key not in rows:
+                why = missing.get(key, "not measured in this run")
+                break
+            value, why = _one(requirement, rows[key], rows)
+            if value is None:
+                break
+            measured.append(value)
+        complete = len(measured) == len(requirement.specs)
+        yield Verdict(requirement, min(measured) if complete else None, why)
+
+
+def _one(r: Requirement, row: Row, rows: dict[str, Row]) -> tuple[float | None, str]:
+    entries = timed(row)
+    if r.mine not in entries:
+        return None, _why(row, r.mine)
+    mine = entries[r.mine]
+    if r.measure == "rate":
+        return row["elements"] / mine["median"], ""
+    if r.measure == "rate over":
+        base = rows.get(key_of(r.base)) if r.base else None
+        if base is None or r.mine not in timed(base):
+            return None, "its base is not measured"
+        own_rate = row["elements"] / mine["median"]
+        return own_rate / (base["elements"] / timed(base)[r.mine]["median"]), ""
+    peer = fastest(row, r.peer)
+    if peer is None:
+        return None, _why(row, r.peer)
+    if r.measure == "times":
+        return ratio(row, peer, r.mine), ""
+    if r.measure == "share":
+        return gigabytes_per_second(row, r.mine) / gigabytes_per_second(row, peer), ""
+    if r.measure == "memory":
+        if not mine.get("peak_bytes") or not entries[peer].get("peak_bytes"):
+            return None, "no peak memory was measured"
+        return entries[peer]["peak_bytes"] / mine["peak_bytes"], ""
+    raise ValueError(f"measure {r.measure!r} is unknown")
+
+
+def _why(row: Row, name: str) -> str:
+    entry = row["results"].get(name, {})
+    for word in ("absent", "refused", "failed"):
+        if word in entry:
+            return f"{name} {word}: {entry[word]}"
+    return f"{name} did not take part"

@@ -1,0 +1,69 @@
+"""Which rows a suite has: ops at shapes, passes and dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SUITES = ("standard", "sizes", "training", "must-show", "all")
+
+# (samples, latent dimensions, features): a small MLP on 28x28 images, a larger batch, and a
+# convolutional VAE on 64x64 colour images.
+STANDARD = ((128, 20, 784), (1024, 64, 784), (256, 128, 3 * 64 * 64))
+
+# Images people use, (samples, features), with a batch that such images are trained with.
+IMAGES = ((128, 784), (128, 3 * 32 * 32), (64, 3 * 64 * 64), (16, 3 * 256 * 256))
+
+EXPONENTS = (10, 12, 14, 16, 18, 20, 22, 24, 26, 27)
+QUICK_EXPONENTS = (10, 14, 18, 22)
+
+GAUSSIAN = ("reparameterize", "gaussian_kl", "sample_and_kl")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A row to be: what a ``setup_`` function is called with.
+
+    shape: (n,) or (samples, features), and (samples, latent, features) for a loss with both terms.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    pass_: str
+    dtype: str = "float32"
+    target: str = ""  # dtype of the target, where there is one and it is not the logits'
+
+
+def standard() -> list[Spec]:
+    """Issue by issue the same: each op at the standard shapes, values and values with gradients."""
+    specs = []
+    for pass_ in ("value", "both"):
+        for samples, latent, features in STANDARD:
+            specs += [Spec(op, (samples, latent), pass_) for op in GAUSSIAN]
+            specs.append(Spec("bernoulli_nll", (samples, features), pass_))
+            specs.append(Spec("bce_kl_loss", (samples, latent, features), pass_))
+    return sorted(specs, key=lambda s: (s.op, s.pass_))
+
+
+def sizes(quick: bool = False) -> list[Spec]:
+    """From 2^10 to 2^27 elements, the shapes people use, each pass, float32, bfloat16 and uint8."""
+    specs = []
+    exponents = QUICK_EXPONENTS if quick else EXPONENTS
+    passes = ("both",) if quick else ("value", "gradient", "both")
+    for pass_ in passes:
+        for e in exponents:
+            specs += [Spec("bernoulli_nll", (1 << e,), pass_, *d) for d in _DTYPES]
+            specs += [
+                Spec("sample_and_kl", (1 << e,), pass_, dtype) for dtype in ("float32", "bfloat16")
+            ]
+        for shape in IMAGES:
+            specs += [Spec("bernoulli_nll", shape, pass_, *d) for d in _DTYPES]
+    return specs
+
+
+_DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16", "uint8"))
+
+
+def training() -> list[Spec]:
+    """The tutorial's VAE: one step, and one epoch."""
+    specs = [Spec(op, (128,), "both", dtype) for op in ("step", "epoch") for dtype in ("float32",)]
+    return specs + [Spec("epoch", (128,), "both", "bfloat16")]
