@@ -5,6 +5,7 @@ likelihoods are arguments.
 from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
+from vae_fast.models.hvae import HVAE
 from vae_fast.models.iwae import IWAE, ImportanceWeighted
 from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
@@ -14,6 +15,7 @@ from vae_fast.models.vae import VAE
 __all__ = [
     "AE",
     "CVAE",
+    "HVAE",
     "IWAE",
     "MODELS",
     "OBJECTIVES",

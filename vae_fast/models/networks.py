@@ -78,7 +78,7 @@ def mlp_decoder(
 # --- convolutions --------------------------------------------------------------------------------
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise ValueError(
             f"conv and resnet networks need images of shape (channels, height, width), "
@@ -88,7 +88,7 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
+def pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
     """Sizes after 0, 1, ... halvings, rounding up, as a stride-2 convolution of size 3 does."""
     sizes = [(height, width)]
     for _ in range(stages):
@@ -97,7 +97,7 @@ def _pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def _upsampling(n_in: int, n_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
+def upsampling(n_in: int, n_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
     """The transposed convolution whose output has exactly ``size``: 2 n - 1, plus one if even."""
     padding = tuple(1 - side % 2 for side in size)
     return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
@@ -114,13 +114,13 @@ def conv_encoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer."""
-    n_in, height, width = _image_shape(input_shape)
+    n_in, height, width = image_shape(input_shape)
     layers: list[nn.Module] = []
     for n_out in channels:
         layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
         layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
         n_in = n_out
-    height, width = _pyramid(height, width, len(channels))[-1]
+    height, width = pyramid(height, width, len(channels))[-1]
     head = mlp([n_in * height * width, hidden, features], activation=activation, dropout=dropout)
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
@@ -136,8 +136,8 @@ def conv_decoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``, with transposed convolutions."""
-    n_out, height, width = _image_shape(output_shape)
-    sizes = _pyramid(height, width, len(channels))
+    n_out, height, width = image_shape(output_shape)
+    sizes = pyramid(height, width, len(channels))
     small = (channels[-1], *sizes[-1])
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
@@ -146,7 +146,7 @@ def conv_decoder(
     ]
     widths = [*reversed(channels), n_out]
     for stage, size in enumerate(reversed(sizes[:-1])):
-        layers.append(_upsampling(widths[stage], widths[stage + 1], size))
+        layers.append(upsampling(widths[stage], widths[stage + 1], size))
         if stage < len(channels) - 1:
             layers += [*_norm(norm, widths[stage + 1], spatial=True), _activation(activation)]
     return nn.Sequential(*layers)
@@ -190,14 +190,14 @@ def resnet_encoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer."""
-    n_in, height, width = _image_shape(input_shape)
+    n_in, height, width = image_shape(input_shape)
     layers: list[nn.Module] = []
     for n_out in channels:
         layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
         for _ in range(blocks):
             layers.append(ResidualBlock(n_out, activation=activation, norm=norm, dropout=dropout))
         n_in = n_out
-    height, width = _pyramid(height, width, len(channels))[-1]
+    height, width = pyramid(height, width, len(channels))[-1]
     layers += [_activation(activation), nn.Flatten(), nn.Linear(n_in * height * width, features)]
     return nn.Sequential(*layers)
 
@@ -213,8 +213,8 @@ def resnet_decoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
-    n_out, height, width = _image_shape(output_shape)
-    sizes = _pyramid(height, width, len(channels))
+    n_out, height, width = image_shape(output_shape)
+    sizes = pyramid(height, width, len(channels))
     small = (channels[-1], *sizes[-1])
     layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
     widths = [*reversed(channels), n_out]
@@ -222,7 +222,7 @@ def resnet_decoder(
         n = widths[stage]
         for _ in range(blocks):
             layers.append(ResidualBlock(n, activation=activation, norm=norm, dropout=dropout))
-        layers += [_activation(activation), _upsampling(n, widths[stage + 1], size)]
+        layers += [_activation(activation), upsampling(n, widths[stage + 1], size)]
     return nn.Sequential(*layers)
 
 

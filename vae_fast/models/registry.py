@@ -11,9 +11,11 @@ from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel
 from vae_fast.models.conditions import DERIVED, Attributes, Condition, Images, Labels
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
+from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
+from vae_fast.models.hvae import HVAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
-from vae_fast.models.networks import make_decoder, make_encoder, mlp
+from vae_fast.models.networks import image_shape, make_decoder, make_encoder, mlp, pyramid
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
 
@@ -123,11 +125,45 @@ def _importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Mo
     return builder(input_shape, **options)
 
 
+def _hierarchical(
+    input_shape: Sequence[int],
+    *,
+    network: str = "conv",
+    levels: Sequence[Sequence[int]] | int | None = None,
+    width: int = 64,
+    z_channels: int = 8,
+    hidden: Sequence[int] = (400,),
+    likelihood: str | Likelihood = "bernoulli",
+    likelihood_options: dict | None = None,
+) -> nn.Module:
+    """network="conv": ``levels`` are pairs (height, number of levels), coarse to fine, and default
+    to VDVAE's shape on a small image; "mlp": their number.
+    """
+    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    output_shape = p_x.parameters_shape(input_shape)
+    if network == "mlp":
+        stages = [((1, 1), 1)] * (3 if levels is None else levels)
+        ends = mlp_ends(input_shape, output_shape, width, hidden)
+    elif network == "conv":
+        if levels is None:
+            sides = pyramid(*image_shape(input_shape)[1:], 16)
+            coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
+            levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
+        stages = stages_of(levels, input_shape)
+        ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
+    else:
+        raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
+    return HVAE(
+        *ends, stages, width=width, z_channels=z_channels, input_shape=input_shape, likelihood=p_x
+    )
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ae": _gaussian(AE, features_per_latent=1),
     "vae": _gaussian(VAE),
     "beta-vae": _gaussian(VAE),
     "iwae": _importance_weighted,
+    "hvae": _hierarchical,
     "cvae": _conditional(CVAE),
     "ssvae": _conditional(SSVAE),
 }

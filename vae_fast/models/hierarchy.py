@@ -1,0 +1,152 @@
+"""The networks of a top-down hierarchy: the bottom-up pass, one top-down level, and the output.
+
+Everything is (N, width, h, w); an MLP is the case h = w = 1, where a convolution is a linear layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.models.base import Posterior
+from vae_fast.models.networks import image_shape, pyramid, upsampling
+
+Stage = tuple[tuple[int, int], int]  # (height, width) and how many levels have it
+
+
+def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0) -> nn.Sequential:
+    """1x1, 3x3, 3x3, 1x1 convolutions behind GELUs (Child 2020, figure 3); ``scale`` multiplies
+    the last one's initial weights, and 0 makes it start as nothing.
+    """
+    middle = max(n_in // 4, 8) if size != (1, 1) else n_in
+    kernel = 3 if max(size) > 2 else 1
+    last = nn.Conv2d(middle, n_out, 1)
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        last.bias.zero_()
+    return nn.Sequential(
+        nn.GELU(),
+        nn.Conv2d(n_in, middle, 1),
+        nn.GELU(),
+        nn.Conv2d(middle, middle, kernel, padding=kernel // 2),
+        nn.GELU(),
+        nn.Conv2d(middle, middle, kernel, padding=kernel // 2),
+        nn.GELU(),
+        last,
+    )
+
+
+class BottomUp(nn.Module):
+    """x to one activation per stage, the coarsest first."""
+
+    def __init__(self, stem: nn.Module, stages: Sequence[Stage], width: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.sizes = [size for size, _ in stages]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(bottleneck(width, width, size, scale=levels**-0.5) for _ in range(levels))
+            for size, levels in stages
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.stem(x)
+        activations = []
+        for size, stage in zip(reversed(self.sizes), reversed(self.stages), strict=True):
+            if h.shape[2:] != size:
+                h = F.adaptive_avg_pool2d(h, size)
+            for block in stage:
+                h = h + block(h)
+            activations.append(h)
+        return activations[::-1]
+
+
+class Level(nn.Module):
+    """One latent of the hierarchy: p(z_l | above), q(z_l | above, x), and what z_l adds to h."""
+
+    def __init__(self, width: int, z_channels: int, size: tuple[int, int], depth: int) -> None:
+        super().__init__()
+        self.size = size
+        self.z_channels = z_channels
+        self.z_shape = (z_channels, *size)
+        self.prior_network = bottleneck(width, 2 * z_channels + width, size, scale=0.0)
+        self.posterior_network = bottleneck(2 * width, 2 * z_channels, size)
+        self.z_to_h = nn.Conv2d(z_channels, width, 1)
+        with torch.no_grad():
+            self.z_to_h.weight.mul_(depth**-0.5)
+        self.residual = bottleneck(width, width, size, scale=depth**-0.5)
+
+    def resize(self, h: Tensor) -> Tensor:
+        return h if h.shape[2:] == self.size else F.interpolate(h, self.size, mode="nearest")
+
+    def prior(self, h: Tensor) -> tuple[Posterior, Tensor]:
+        """p(z_l | h), and h with what the prior's network adds to it."""
+        mu, logvar, added = self.prior_network(h).split(
+            [self.z_channels, self.z_channels, h.shape[1]], dim=1
+        )
+        return Posterior(mu, logvar), h + added
+
+    def posterior(self, h: Tensor, activation: Tensor) -> Posterior:
+        """q(z_l | h, x)."""
+        return Posterior(*self.posterior_network(torch.cat([h, activation], 1)).chunk(2, 1))
+
+    def merge(self, h: Tensor, z: Tensor) -> Tensor:
+        h = h + self.z_to_h(z)
+        return h + self.residual(h)
+
+
+def mlp_ends(
+    input_shape: Sequence[int], output_shape: Sequence[int], width: int, hidden: Sequence[int]
+) -> tuple[nn.Module, nn.Module]:
+    """Stem and output for vectors: linear layers around a hierarchy of size 1."""
+    sizes = [math.prod(input_shape), *hidden, width]
+    stem: list[nn.Module] = [nn.Flatten()]
+    for i in range(len(sizes) - 1):
+        stem += [nn.GELU()] * (i > 0) + [nn.Linear(sizes[i], sizes[i + 1])]
+    sizes = [width, *reversed(hidden), math.prod(output_shape)]
+    output: list[nn.Module] = [nn.Flatten()]
+    for i in range(len(sizes) - 1):
+        output += [nn.GELU(), nn.Linear(sizes[i], sizes[i + 1])]
+    return (
+        nn.Sequential(*stem, nn.Unflatten(1, (width, 1, 1))),
+        nn.Sequential(*output, nn.Unflatten(1, tuple(output_shape))),
+    )
+
+
+def conv_ends(
+    input_shape: Sequence[int], output_shape: Sequence[int], width: int, finest: tuple[int, int]
+) -> tuple[nn.Module, nn.Module]:
+    """Stem and output for images: as many halvings and doublings as the finest stage asks for."""
+    channels, height, breadth = image_shape(input_shape)
+    sizes = pyramid(height, breadth, 16)
+    sizes = sizes[: sizes.index(finest) + 1]
+    stem: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
+    output: list[nn.Module] = []
+    if len(sizes) > 1:
+        stem = [nn.Conv2d(channels, width, 3, stride=2, padding=1)]
+        for _ in sizes[2:]:
+            stem += [nn.GELU(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
+        for size in reversed(sizes[:-1]):
+            output += [nn.GELU(), upsampling(width, width, size)]
+    output += [nn.GELU(), nn.Conv2d(width, output_shape[0], 3, padding=1)]
+    return nn.Sequential(*stem), nn.Sequential(*output)
+
+
+def stages_of(levels: Sequence[Sequence[int]], input_shape: Sequence[int]) -> list[Stage]:
+    """Pairs (height, number of levels), coarsest first, to stages of an image's pyramid."""
+    _, height, width = image_shape(input_shape)
+    sizes = {h: (h, w) for h, w in pyramid(height, width, 16)}
+    stages = []
+    for side, count in levels:
+        if side not in sizes or count < 1:
+            raise ValueError(
+                f"levels are pairs (height, count) with a height of the image's pyramid "
+                f"{sorted(sizes)} and a count of 1 or more, got {(side, count)}"
+            )
+        stages.append((sizes[side], count))
+    if [s for s, _ in stages] != sorted(s for s, _ in stages):
+        raise ValueError(f"levels go from coarse to fine, got {[tuple(pair) for pair in levels]}")
+    return stages

@@ -1,0 +1,209 @@
+"""The hierarchical VAE with a top-down posterior (Sønderby et al. 2016; Child 2020, VDVAE)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import sample_and_kl
+from vae_fast.models import importance
+from vae_fast.models.base import (
+    LatentModel,
+    Posterior,
+    floored_kl,
+    kl_by_dimension,
+    streams_of,
+)
+from vae_fast.models.hierarchy import BottomUp, Level, Stage
+from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.likelihoods import Likelihood
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+# What a walk down asks for z_l: draw(level's number, p(z_l | above), h) -> z_l.
+Draw = Callable[[int, Posterior, Tensor], Tensor]
+
+
+class HVAE(LatentModel):
+    """p(z) = p(z_1) prod_l p(z_l | z_<l), q(z | x) = q(z_1 | x) prod_l q(z_l | z_<l, x).
+
+    Level 1 is the top, the coarsest. A z outside this class is all levels side by side,
+    (N, latent_dim), as ``encode`` gives it and ``decode`` takes it.
+
+    Args:
+        stem: (N, *input_shape) to (N, width, h, w) at the finest stage.
+        output: (N, width, h, w) to the likelihood's parameters.
+        stages: ((height, width), number of levels), coarsest first.
+        width: channels throughout; z_channels: channels of each z_l.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        output: nn.Module,
+        stages: Sequence[Stage],
+        *,
+        width: int,
+        z_channels: int,
+        input_shape: Sequence[int],
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        depth = sum(count for _, count in stages)
+        sizes = [size for size, count in stages for _ in range(count)]
+        super().__init__(
+            BottomUp(stem, stages, width),
+            output,
+            input_shape=input_shape,
+            latent_dim=sum(z_channels * h * w for h, w in sizes),
+            likelihood=likelihood,
+        )
+        self.levels = nn.ModuleList(Level(width, z_channels, size, depth) for size in sizes)
+        self.stage_of = [i for i, (_, count) in enumerate(stages) for _ in range(count)]
+        self.top = nn.Parameter(torch.zeros(1, width, *sizes[0]))
+
+    def walk(self, n: int, draw: Draw) -> Tensor:
+        """From the top down, asking ``draw`` for each z_l, to the likelihood's parameters."""
+        h = self.top.expand(n, *self.top.shape[1:])
+        for number, level in enumerate(self.levels):
+            h = level.resize(h)
+            p, below = level.prior(h)
+            h = level.merge(below, draw(number, p, h))
+        return self.decoder(h)
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """-log p(x | z) + beta * sum_l KL(q(z_l | z_<l, x) || p(z_l | z_<l)), in nats.
+
+        ``free_bits`` is in nats per level, on the batch's mean (Kingma et al. 2016).
+        """
+        posterior, kls = self._posterior(x), []
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            key = None if noise_key is None else streams_of(noise_key, number)
+            z, kl = sample_and_kl(*posterior(number, h), *p, noise_key=key, reduction="none")
+            kls.append(kl)
+            return z
+
+        params = self.walk(x.shape[0], draw)
+        recon = self.likelihood.nll(params, x, reduction=reduction)
+        by_level = torch.stack(kls, 1)
+        if free_bits > 0:
+            kl = floored_kl(by_level.mean(0), x.shape[0], free_bits, reduction=reduction)
+        else:
+            kl = reduce(by_level, reduction)
+        return LossOutput(recon + beta * kl, recon, kl)
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z_l | z_<l, x) of all levels side by side, each z above at its mean."""
+        posterior, found = self._posterior(x), []
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            found.append(posterior(number, h))
+            return found[-1].mu
+
+        self.walk(x.shape[0], draw)
+        return _side_by_side(found)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters for z of shape (..., latent_dim)."""
+        flat = self.check_latent(z).reshape(-1, self.latent_dim)
+        levels = flat.split([math.prod(level.z_shape) for level in self.levels], dim=1)
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            return levels[number].unflatten(1, self.levels[number].z_shape)
+
+        params = self.walk(flat.shape[0], draw)
+        return params.reshape(*z.shape[:-1], *params.shape[1:])
+
+    def sample_prior(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z_l ~ p(z_l | z_<l), its standard deviation times the temperature, (n, latent_dim)."""
+        eps = super().sample_prior(n, temperature, generator)
+        eps = eps.split([math.prod(level.z_shape) for level in self.levels], dim=1)
+        drawn = []
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            z = p.mu + torch.exp(0.5 * p.logvar) * eps[number].view_as(p.mu)
+            drawn.append(z)
+            return z
+
+        self.walk(n, draw)
+        return torch.cat([z.flatten(1) for z in drawn], dim=1)
+
+    def weighted_samples(
+        self,
+        x: Tensor,
+        *,
+        num_samples: int,
+        beta: float | Tensor = 1.0,
+        constant_posterior: bool = False,
+        noise_key: Tensor | None = None,
+    ) -> WeightedSamples:
+        """As ``VAE.weighted_samples``; doubly reparameterised gradients need one level."""
+        if constant_posterior:
+            raise ValueError(
+                "dreg is not defined here for a hierarchy: a level's z moves the posteriors below"
+            )
+        posterior = self._posterior(x)
+        log_weights, nlls, kls = [], [], []
+        for k in range(num_samples):
+            log_ratio, kl = 0.0, 0.0
+
+            def draw(number: int, p: Posterior, h: Tensor, k: int = k) -> Tensor:
+                nonlocal log_ratio, kl
+                stream = k * len(self.levels) + number
+                key = None if noise_key is None else streams_of(noise_key, stream)
+                q = posterior(number, h)
+                z, kl_of_level = sample_and_kl(*q, *p, noise_key=key, reduction="none")
+                kl = kl + kl_of_level
+                flat, p, q = z.flatten(1), _flat(p), _flat(q)
+                log_p, log_q = importance.log_density(flat, *p), importance.log_density(flat, *q)
+                log_ratio = log_ratio + log_p - log_q
+                return z
+
+            nlls.append(self.likelihood.nll(self.walk(x.shape[0], draw), x, reduction="none"))
+            log_weights.append(beta * log_ratio - nlls[-1])
+            kls.append(kl)
+        kl = torch.stack(kls).mean(0)
+        return WeightedSamples(torch.stack(log_weights), torch.stack(nlls), kl)
+
+    def kl_per_dimension(self, x: Tensor) -> Tensor:
+        """The batch's mean KL in each latent dimension of each level, (latent_dim,), in nats."""
+        posterior, q, p_ = self._posterior(x), [], []
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            p_.append(p)
+            q.append(posterior(number, h))
+            return sample_and_kl(*q[-1], *p)[0]
+
+        self.walk(x.shape[0], draw)
+        return kl_by_dimension(_side_by_side(q), _side_by_side(p_)) / x.shape[0]
+
+    def _posterior(self, x: Tensor) -> Callable[[int, Tensor], Posterior]:
+        """q(z_l | h, x) as a function of the level's number and h."""
+        activations = self.encoder(self.network_input(x))
+
+        def posterior(number: int, h: Tensor) -> Posterior:
+            return self.levels[number].posterior(h, activations[self.stage_of[number]])
+
+        return posterior
+
+
+def _flat(g: Posterior) -> Posterior:
+    return Posterior(g.mu.flatten(1), g.logvar.flatten(1))
+
+
+def _side_by_side(levels: Sequence[Posterior]) -> Posterior:
+    flat = [_flat(g) for g in levels]
+    return Posterior(torch.cat([g.mu for g in flat], 1), torch.cat([g.logvar for g in flat], 1))
