@@ -140,7 +140,9 @@ def test_missing_files_folders_and_unknown_names(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(FileNotFoundError, match="is a folder"):
         as_data(tmp_path / "folder.npy")
-    with pytest.raises(ValueError, match="can't be read as data"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither shards \(an index.json\) nor image files"
+    ):
         as_data(tmp_path)
     with pytest.raises(ValueError, match=r"unknown data 'fashon10k' \(did you mean fashion10k\?\)"):
         as_data("fashon10k")

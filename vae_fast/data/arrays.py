@@ -44,6 +44,18 @@ class ArrayData:
     def dtype(self) -> torch.dtype:
         return self.images.dtype
 
+    def to(self, device: torch.device) -> ArrayData:
+        """The same data on a device; memory-mapped data stays where it is."""
+        if self.mapped:
+            return self
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images and labels of the given samples, (B,) int64 on the data's device: copies."""
+        labels = None if self.labels is None else self.labels.index_select(0, samples)
+        return self.images.index_select(0, samples), labels
+
     def slice(self, start: int, stop: int) -> ArrayData:
         """Samples start to stop, as views."""
         labels = None if self.labels is None else self.labels[start:stop]

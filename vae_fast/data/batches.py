@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from .arrays import FLOATS, ArrayData
 from .datasets import DatasetData, collate
+from .order import Cuts, epoch_generator, epoch_order
+from .shards import ShardData
 from .sources import as_data
 
 
@@ -21,24 +22,19 @@ class Batch(NamedTuple):
     labels: torch.Tensor | None
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """The permutation of `count` samples for one epoch, (count,) int64; no global RNG is touched."""
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-    return torch.randperm(count, generator=generator)
-
-
 class Batches:
     """An iterable of `Batch`, one pass over the data each time it is iterated.
 
     Arrays are put on the device once, in their own dtype (uint8 stays uint8), and batches are
-    gathered there; a memory-mapped file stays where it is and only the batch's rows are read. A
-    torch Dataset is read through a DataLoader. Floating-point images come as float32.
+    gathered there; a memory-mapped file stays where it is and only the batch's rows are read.
+    Shards are read ahead by threads, and shuffled as `ShardData` says. A torch Dataset is read
+    through a DataLoader. Floating-point images come as float32.
 
     A pass that is iterated to its end moves on to the next epoch; one that is left early doesn't,
     and the next pass begins anew. `state_dict` taken anywhere within a pass and given to
     `load_state_dict`, there or in another process, makes the next pass go on after the last batch
-    that had been handed out. (A Dataset that draws random numbers for its items, as augmentations
+    that had been handed out; with another number of ranks too, if all ranks' batches together are as
+    large as they were. (A Dataset that draws random numbers for its items, as augmentations
     do, draws others after a resume in the middle of an epoch.)
 
     Args:
@@ -49,6 +45,7 @@ class Batches:
         drop_last: leave out the last batch where it would be smaller.
         device: where batches are wanted.
         num_workers: of the DataLoader, for a torch Dataset.
+        rank, world_size: serve this process's share of every batch among so many processes.
     """
 
     def __init__(
@@ -61,11 +58,15 @@ class Batches:
         drop_last: bool = False,
         device: str | torch.device = "cpu",
         num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
+            ("rank", rank, 0),
+            ("world_size", world_size, 1),
         ):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, and is {value!r}")
@@ -73,31 +74,23 @@ class Batches:
                 raise ValueError(f"{name} must be at least {least}, and is {value}")
         self.data = as_data(data)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.drop_last, self.device = drop_last, torch.device(device)
-        if len(self) == 0:
-            raise ValueError(
-                f"{self.data.name} has {len(self.data)} samples, fewer than one batch of "
-                f"{batch_size}, and drop_last leaves out smaller ones"
-            )
+        self.device = torch.device(device)
+        try:
+            self.cuts = Cuts(len(self.data), batch_size, rank, world_size, drop_last)
+        except ValueError as error:
+            raise ValueError(f"{self.data.name}: {error}") from None
         self._epoch = 0
         self._given = 0  # batches of the current pass that have been handed out
         self._begin = 0  # batch at which the next pass begins
         if isinstance(self.data, ArrayData):
-            self._resident = not self.data.mapped
-            if self._resident:
-                self._images = self.data.images.to(self.device)
-                labels = self.data.labels
-                self._labels = None if labels is None else labels.to(self.device)
-            else:
-                self._images, self._labels = self.data.images, self.data.labels
-        else:
+            self._placed = self.data.to(self.device)
+        elif isinstance(self.data, DatasetData):
             self._loader_rows = _Rows()
             self._loader = self._make_loader(self.data, num_workers)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
+        return len(self.cuts)
 
     @property
     def epoch(self) -> int:
@@ -140,27 +133,42 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         self._given, self._begin = self._begin, 0
-        return self._pass(self._gather() if isinstance(self.data, ArrayData) else self._load())
+        if isinstance(self.data, ShardData):
+            found = self._stream()
+        elif isinstance(self.data, DatasetData):
+            found = self._load()
+        else:
+            found = self._gather()
+        return self._pass(found)
 
-    def _pass(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
+    def _pass(self, found: Iterator[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[Batch]:
+        for images, labels in found:
             self._given += 1
-            yield batch
+            yield self._finish(images, labels)
         self._epoch, self._given = self._epoch + 1, 0
 
-    def _gather(self) -> Iterator[Batch]:
-        device = self.device if self._resident else torch.device("cpu")
-        for rows in self._rows(device):
-            images = self._images.index_select(0, rows)
-            labels = None if self._labels is None else self._labels.index_select(0, rows)
-            yield self._finish(images, labels)
+    def _gather(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        resident = isinstance(self.data, ArrayData) and not self.data.mapped
+        source = self._placed if resident else self.data
+        for rows in self._rows(self.device if resident else torch.device("cpu")):
+            yield source.gather(rows)
 
-    def _load(self) -> Iterator[Batch]:
+    def _load(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         # The DataLoader draws its workers' seeds from this generator; else from the global one.
-        self._loader.generator.manual_seed(self.seed + self._epoch)
+        seed = epoch_generator(self.seed, self._epoch, self.cuts.rank).initial_seed()
+        self._loader.generator.manual_seed(seed)
         self._loader_rows.rows = self._rows(torch.device("cpu"))
-        for images, labels in self._loader:
-            yield self._finish(images, labels)
+        yield from self._loader
+
+    def _stream(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        return self.data.stream(
+            self.cuts,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            epoch=self._epoch,
+            begin=self._given,
+            pin=self.device.type == "cuda",
+        )
 
     def _finish(self, images: torch.Tensor, labels: torch.Tensor | None) -> Batch:
         images = images.to(self.device, non_blocking=True)
@@ -169,7 +177,7 @@ class Batches:
         return Batch(images, None if labels is None else labels.to(self.device, non_blocking=True))
 
     def _rows(self, device: torch.device) -> Iterator[torch.Tensor]:
-        """The samples of each remaining batch of the pass."""
+        """The samples of each batch that is left of the pass."""
         count = len(self.data)
         if self.shuffle:
             order = epoch_order(count, self.seed, self._epoch)
@@ -177,7 +185,7 @@ class Batches:
             order = torch.arange(count)
         order = order.to(device)
         for batch in range(self._given, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield order[slice(*self.cuts.bounds(batch))]
 
     def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:
         return DataLoader(
@@ -193,10 +201,10 @@ class Batches:
     def _order_depends_on(self) -> dict[str, Any]:
         return {
             "samples": len(self.data),
-            "batch_size": self.batch_size,
+            "global_batch": self.cuts.global_batch,
             "shuffle": self.shuffle,
             "seed": self.seed,
-            "drop_last": self.drop_last,
+            "drop_last": self.cuts.drop_last,
         }
 
 

@@ -44,7 +44,8 @@ CATALOG = {
     "svhn": Entry("SVHN", 73_257, 26_032, 7_257, idx=False),
 }  # fmt: skip
 EMBEDDED = "fashion10k"
-NAMES = (EMBEDDED, *CATALOG)
+GENERATED = "sprites"
+NAMES = (EMBEDDED, *CATALOG, GENERATED)
 
 
 def canonical(name: str) -> str | None:

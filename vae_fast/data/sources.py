@@ -11,15 +11,28 @@ import numpy as np
 import torch
 
 from .arrays import ArrayData, from_array
-from .catalog import CATALOG, EMBEDDED, NAMES, SPLITS, Entry, canonical, default_root, suggestion
+from .catalog import (
+    CATALOG,
+    EMBEDDED,
+    GENERATED,
+    NAMES,
+    SPLITS,
+    Entry,
+    canonical,
+    default_root,
+    suggestion,
+)
 from .datasets import DatasetData, from_dataset, in_memory
 from .embedded import read_fashion10k
 from .errors import DataUnavailableError
 from .files import SUFFIXES, read_file
+from .folders import ImageFolder
 from .idx import read_idx
+from .shards import INDEX, ShardData, open_shards
+from .sprites import Sprites, split_rows
 from .torchvision_sets import NotHere, read_torchvision
 
-Data = ArrayData | DatasetData
+Data = ArrayData | DatasetData | ShardData | Sprites
 
 
 def load(
@@ -33,17 +46,18 @@ def load(
 ) -> Data:
     """Load one split of a data set.
 
-    Names: fashion10k (in the package), fashion-mnist, mnist, kmnist, cifar10, svhn. Everything that
-    `as_data` takes is a source too.
+    Names: fashion10k (in the package), fashion-mnist, mnist, kmnist, cifar10, svhn, and sprites
+    (generated). Everything that `as_data` takes is a source too.
 
     Splits: "train", "val", "test", and "train+val", the whole official training set. fashion10k has
     a train and a val split of its own, both from Fashion-MNIST's training set, and no test split.
     The others hold out the last images of their training set: 10,000 of 60,000 (mnist,
-    fashion-mnist, kmnist), 5,000 of 50,000 (cifar10), 7,257 of 73,257 (svhn). Of a custom source,
-    "val" is the last tenth, in the order it is given, and "train" all before it.
+    fashion-mnist, kmnist), 5,000 of 50,000 (cifar10), 7,257 of 73,257 (svhn). Of sprites, val and
+    test are a twentieth each, drawn at random once for all. Of a custom source, "val" is the last
+    tenth, in the order it is given, and "train" all before it.
 
     Args:
-        source: a name, a path to an .npy or .npz file, an array, a tensor or a torch Dataset.
+        source: a name, a path, an array, a tensor or a torch Dataset.
         split: which part of it.
         root: the folder that holds a named data set, as torchvision lays it out or, for IDX files,
             lying in it directly. None looks in $VAE_FAST_DATA, or the user's cache, and in the
@@ -65,6 +79,8 @@ def load(
         return _custom_split(data, split)
     if name == EMBEDDED:
         return _embedded(split)
+    if name == GENERATED:
+        return Sprites(split_rows(split))
     return _named(name, CATALOG[name], split, root, download)
 
 
@@ -74,9 +90,9 @@ def as_data(source: Any, *, bounded: bool = True, keep_in_memory: bool = False) 
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
             a tuple (images, labels); a path to an .npy file, which is memory-mapped and not loaded,
-            or to an .npz file with `images` and perhaps `labels`; any map-style torch Dataset, of
-            images or (image, label) tuples; a known name, which gives its train split; or data made
-            by this function.
+            to an .npz file with `images` and perhaps `labels`, to a folder of shards that `pack`
+            wrote, or to a folder of image files; any map-style torch Dataset, of images or (image,
+            label) tuples; a known name, which gives its train split; or data made by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
             Bernoulli's.
         keep_in_memory: read a torch Dataset once, whole, into memory. Much faster to train on; for
@@ -86,7 +102,7 @@ def as_data(source: Any, *, bounded: bool = True, keep_in_memory: bool = False) 
         FileNotFoundError: there is no such file.
         TypeError, ValueError: it isn't one of these, or doesn't fit; the message says why.
     """
-    if isinstance(source, (ArrayData, DatasetData)):
+    if isinstance(source, Data):
         data = source
     elif isinstance(source, (np.ndarray, torch.Tensor)):
         data = from_array(source, bounded=bounded)
@@ -114,11 +130,18 @@ def _from_path(source: str | os.PathLike[str], bounded: bool) -> Data:
         return read_file(path, bounded=bounded)
     if isinstance(source, str) and canonical(source):
         return load(source)
+    if path.name == INDEX:
+        return open_shards(path.parent)
+    if path.is_dir():
+        return open_shards(path) if (path / INDEX).exists() else from_dataset(ImageFolder(path))
     if path.exists():
-        raise ValueError(f"{path} can't be read as data: an .npy or .npz file is needed")
+        raise ValueError(
+            f"{path} can't be read as data: an .npy or .npz file is needed, or a folder of shards "
+            "or images"
+        )
     raise ValueError(
         f"unknown data {str(source)!r}{suggestion(str(source))}: it is neither one of "
-        f"{', '.join(NAMES)} nor a path to an .npy or .npz file"
+        f"{', '.join(NAMES)} nor a path to an .npy or .npz file or a folder"
     )
 
 

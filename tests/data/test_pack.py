@@ -1,0 +1,174 @@
+"""The writer of shards: what it writes, that it goes on where it was, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from vae_fast.data import as_data, load, open_shards, pack
+from vae_fast.data import pack as pack_function
+from vae_fast.data.shards import INDEX
+
+from .test_shards import numbers_in
+
+N = 103
+IMAGES = torch.arange(N, dtype=torch.uint8).view(N, 1, 1, 1).expand(N, 1, 4, 4).contiguous()
+LABELS = 1000 + torch.arange(N)
+SOURCE = as_data((IMAGES, LABELS))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["array", "dataset", "mapped"])
+def test_every_sample_once_with_its_label(tmp_path, workers, kind):
+    np.save(tmp_path / "x.npy", IMAGES.numpy())
+    source = {
+        "array": SOURCE,
+        "dataset": TensorDataset(IMAGES, LABELS),
+        "mapped": tmp_path / "x.npy",
+    }[kind]
+    seen = []
+    data = pack(
+        source, tmp_path / "out", shard_bytes=160, workers=workers, seed=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert len(data) == N and len(data.shards) == 11  # ten of 10 samples, one of 3
+    assert data.labelled == (kind != "mapped")
+    images, labels = data.gather(torch.arange(N))
+    order = numbers_in(images)
+    assert sorted(order) == list(range(N)) and order != list(range(N))
+    assert labels is None or labels.tolist() == [1000 + n for n in order]
+    assert len(seen) == 11 and seen[-1] == (N, N) and sorted(seen) == seen
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert not any(n.endswith(".part") or n == "pack.json" for n in names) and INDEX in names
+    # Plain .npy, which anything reads.
+    first = np.load(tmp_path / "out" / "images-00000.npy")
+    assert first.dtype == np.uint8 and first[:, 0, 0, 0].tolist() == order[:10]
+
+
+def test_the_files_depend_on_the_arguments_alone(tmp_path):
+    for name, workers in (("a", 0), ("b", 2)):
+        pack(SOURCE, tmp_path / name, shard_bytes=160, workers=workers, seed=7)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    other = pack(SOURCE, tmp_path / "c", shard_bytes=160, workers=0, seed=8)
+    assert numbers_in(other.gather(torch.arange(N))[0]) != numbers_in(
+        open_shards(tmp_path / "a").gather(torch.arange(N))[0]
+    )
+    plain = pack(SOURCE, tmp_path / "d", shard_bytes=160, workers=0, shuffle=False)
+    assert numbers_in(plain.gather(torch.arange(N))[0]) == list(range(N))
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path, workers, after):
+    pack(SOURCE, tmp_path / "whole", shard_bytes=160, workers=0)
+    calls = []
+
+    def stop(done, total):
+        calls.append(done)
+        if len(calls) == after:
+            raise Interrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(Interrupt):
+        pack(SOURCE, out, shard_bytes=160, workers=workers, progress=stop)
+    assert not (out / INDEX).exists()
+    with pytest.raises(FileNotFoundError, match="pack.* didn't finish"):
+        open_shards(out)
+    (out / "images-00010.npy.part").write_bytes(b"half")  # as a kill leaves it
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("*.npy")}
+    assert len(kept) >= 2 * min(after, 5)
+    pack(SOURCE, out, shard_bytes=160, workers=workers)
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())  # not written again
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_a_finished_pack_is_opened_and_not_written_again(tmp_path):
+    first = pack(SOURCE, tmp_path, shard_bytes=160, workers=0)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    again = pack(SOURCE, tmp_path, shard_bytes=160, workers=0)
+    assert again.shards == first.shards
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_another_source_or_other_settings_are_refused(tmp_path):
+    pack(SOURCE, tmp_path / "a", shard_bytes=160, workers=0)
+    with pytest.raises(FileExistsError, match="something else: shard_samples is 10 there and 20"):
+        pack(SOURCE, tmp_path / "a", shard_bytes=320, workers=0)
+    with pytest.raises(FileExistsError, match="something else: looks"):
+        pack((IMAGES + 1, LABELS), tmp_path / "a", shard_bytes=160, workers=0)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"not empty: it holds thesis\.tex"):
+        pack(SOURCE, tmp_path / "b")
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(OSError, match="c"):
+        pack(SOURCE, tmp_path / "c")
+
+
+def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="need 0.00 GB more, and 0.00 GB are free"):
+        pack(SOURCE, tmp_path / "out")
+
+
+def test_floats_of_an_8_bit_origin_become_uint8_and_others_do_not(tmp_path):
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        floats = (IMAGES.double() / 255).to(dtype)
+        data = pack(floats, tmp_path / str(dtype), shuffle=False, workers=0)
+        assert data.dtype == torch.uint8
+        assert torch.equal(data.gather(torch.arange(N))[0], IMAGES)
+    smooth = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="multiples of 1/255.*keep_floats=True"):
+        pack(smooth, tmp_path / "smooth", workers=0)
+    data = pack(smooth, tmp_path / "kept", workers=0, shuffle=False, keep_floats=True)
+    assert torch.equal(data.gather(torch.arange(5))[0], smooth)
+    bits = smooth > 0.5
+    data = pack(bits, tmp_path / "bits", workers=0, shuffle=False)
+    assert data.dtype == torch.bool and torch.equal(data.gather(torch.arange(5))[0], bits)
+
+
+def test_a_failing_item_fails_the_pack_in_its_own_words(tmp_path):
+    items = [(IMAGES[i], i) for i in range(5)] + [(IMAGES[5, :, :2], 5)]
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"item 5 is .*\(1, 2, 4\)"):
+            pack(Items(items), tmp_path / str(workers), shard_bytes=32, workers=workers)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def test_bad_arguments(tmp_path):
+    for name in ("shard_bytes", "seed", "workers"):
+        with pytest.raises(ValueError, match=name):
+            pack_function(SOURCE, tmp_path, **{name: -1})
+    with pytest.raises(TypeError, match="bfloat16 has no .npy form"):
+        pack(torch.rand(4, 1, 2, 2).bfloat16(), tmp_path, keep_floats=True)
+
+
+def test_sprites_through_shards_are_sprites(tmp_path):
+    part = load("sprites").slice(0, 300)
+    data = pack(part, tmp_path, shuffle=False, workers=0, shard_bytes=100 * 4096)
+    images, labels = data.gather(torch.arange(300))
+    expected = part.gather(torch.arange(300))
+    assert torch.equal(images, expected[0]) and torch.equal(labels, expected[1])
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["name"] == "sprites" and index["order"] == {"shuffled": False, "seed": None}

@@ -1,0 +1,101 @@
+"""The order of an epoch and its cuts into batches, the same in every process that knows the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def epoch_generator(*key: int) -> torch.Generator:
+    """A CPU generator of its own for (seed, epoch, ...); no global random state is touched."""
+    mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of `count` samples for one epoch, (count,) int64."""
+    return torch.randperm(count, generator=epoch_generator(seed, epoch))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How `count` samples in a row are cut into global batches, and each into the ranks' shares.
+
+    All ranks have the same number of batches, and none of them is empty, so that ranks never wait
+    for each other in vain; together they have every sample once (with drop_last, all but the last
+    incomplete global batch). The order being everybody's, so is the place in it: a run that goes on
+    with another number of ranks and the same global batch size sees the same batches.
+
+    Args:
+        count: samples in all.
+        batch_size: samples of one rank's batch.
+        rank, world_size: this process among how many.
+        drop_last: leave out the last global batch where it would be smaller.
+
+    Raises:
+        ValueError: a value out of range, or no way to give every rank a sample of every batch.
+    """
+
+    count: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank must be from 0 to world_size - 1, and rank is {self.rank} "
+                f"and world_size {self.world_size}"
+            )
+        share = f"{self.batch_size}" + (
+            f" on {self.world_size} ranks" if self.world_size > 1 else ""
+        )
+        if len(self) == 0:
+            raise ValueError(
+                f"{self.count} samples are fewer than one batch of {share}, "
+                "and drop_last leaves out smaller ones"
+            )
+        if any(stop - start < self.world_size for start, stop in self._last_two()):
+            raise ValueError(
+                f"{self.count} samples can't be cut into batches of {share} so that every rank has "
+                "one of each: use drop_last, or other sizes"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one batch of all ranks together."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Batches in an epoch, on every rank."""
+        whole, rest = divmod(self.count, self.global_batch)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def global_bounds(self, batch: int) -> tuple[int, int]:
+        """Start and stop of one global batch."""
+        return self._cut(batch), self._cut(batch + 1)
+
+    def bounds(self, batch: int) -> tuple[int, int]:
+        """Start and stop of this rank's share of one batch."""
+        start, stop = self.global_bounds(batch)
+        length = stop - start
+        return (
+            start + length * self.rank // self.world_size,
+            start + length * (self.rank + 1) // self.world_size,
+        )
+
+    def _cut(self, batch: int) -> int:
+        place = batch * self.global_batch
+        if self.drop_last or place == 0:
+            return place
+        if place >= self.count:
+            return self.count
+        # A last batch of fewer samples than ranks takes what it lacks from the one before.
+        return min(place, self.count - self.world_size)
+
+    def _last_two(self) -> Iterator[tuple[int, int]]:
+        return (self.global_bounds(batch) for batch in range(max(0, len(self) - 2), len(self)))

@@ -1,0 +1,269 @@
+"""Writer of shards: any source becomes a folder that `open_shards` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .arrays import FLOATS
+from .datasets import DatasetData, collate
+from .order import epoch_order
+from .shards import DTYPES, FORMAT, INDEX, VERSION, ShardData, open_shards, sha256
+from .sources import Data, as_data
+
+PLAN = "pack.json"  # there while a pack is under way, or was interrupted
+Progress = Callable[[int, int], None]
+
+
+def pack(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    shard_bytes: int = 16 << 20,
+    shuffle: bool = True,
+    seed: int = 0,
+    workers: int | None = None,
+    keep_floats: bool = False,
+    bounded: bool = True,
+    progress: Progress | None = None,
+) -> ShardData:
+    """Write a source to a folder of uint8 shards, and open it.
+
+    Each shard is written beside its place and renamed when it is whole; the index comes last. An
+    interrupted call, made again with the same arguments, goes on where it was. Shards that are
+    there already are read and their checksums computed anew.
+
+    Args:
+        source: anything that `as_data` takes: an array, a path, a folder of images, a torch Dataset.
+        out: the folder to write to; it is made if need be.
+        shard_bytes: size of one shard's images, about.
+        shuffle: mix all samples once, so that a reader's windows are as good as random draws; what
+            the order was is known from `seed`. False keeps the source's order.
+        seed: of the mixing.
+        workers: processes that read and write; None is one for every core, 0 is none but this.
+        keep_floats: store floating-point images as they are. Otherwise they are stored as uint8,
+            and an image that isn't, to a thousandth, made of multiples of 1/255 is an error.
+        bounded: as in `as_data`.
+        progress: called with (samples done, samples in all) after every shard.
+
+    Raises:
+        FileExistsError: the folder holds other files, or shards of something else.
+        ValueError, TypeError: the source doesn't fit.
+        OSError: the folder can't be written, or its disk has too little room.
+    """
+    data = as_data(source, bounded=bounded)
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, and is {shard_bytes}")
+    if seed < 0 or (workers is not None and workers < 0):
+        raise ValueError(f"seed and workers must be at least 0, and are {seed} and {workers}")
+    out = Path(out).expanduser()
+    dtype = data.dtype if keep_floats or data.dtype not in FLOATS else torch.uint8
+    if dtype not in DTYPES.values():
+        raise TypeError(f"{data.name}: {dtype} has no .npy form; convert it to float32")
+    plan = _plan(data, dtype, shard_bytes, shuffle, seed)
+    if (out / INDEX).exists():
+        return _already_there(out, plan)
+    _prepare(out, plan)
+
+    starts = range(0, plan["samples"], plan["shard_samples"])
+    entries, done = {}, 0
+    for number, entry in _run(data, out, plan, dtype, len(starts), workers):
+        entries[number] = entry
+        done += entry["samples"]
+        if progress is not None:
+            progress(done, plan["samples"])
+    index = {"format": FORMAT, "version": VERSION, **plan}
+    index["shards"] = [entries[number] for number in range(len(starts))]
+    _write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
+    (out / PLAN).unlink()
+    return open_shards(out)
+
+
+def _plan(
+    data: Data, dtype: torch.dtype, shard_bytes: int, shuffle: bool, seed: int
+) -> dict[str, Any]:
+    """All that decides what the shards hold; equal plans may continue each other."""
+    sample_bytes = prod(data.shape) * dtype.itemsize
+    looks = hashlib.sha256()  # a few samples, to know the source again
+    for row in sorted({0, len(data) // 3, len(data) // 2, len(data) - 1}):
+        looks.update(_read(data, torch.tensor([row]))[0].contiguous().view(torch.uint8).numpy())
+    return {
+        "name": data.name,
+        "provenance": data.provenance,
+        "samples": len(data),
+        "shape": list(data.shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "labelled": _labelled(data),
+        "shard_samples": max(1, shard_bytes // sample_bytes),
+        "order": {"shuffled": shuffle, "seed": seed if shuffle else None},
+        "looks": looks.hexdigest(),
+    }
+
+
+def _already_there(out: Path, plan: dict[str, Any]) -> ShardData:
+    found = open_shards(out)
+    index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+    _same(out / INDEX, index, plan)
+    return found
+
+
+def _prepare(out: Path, plan: dict[str, Any]) -> None:
+    """Make the folder, or recognise an interrupted pack in it; check that there is room."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / PLAN).exists():
+        try:
+            found = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FileExistsError(f"{out / PLAN} is damaged; empty the folder") from error
+        _same(out / PLAN, found, plan)
+    elif names := sorted(p.name for p in out.iterdir() if not p.name.endswith(".part")):
+        raise FileExistsError(
+            f"{out} is not empty: it holds {', '.join(names[:3])}; choose another folder"
+        )
+    written = sum(p.stat().st_size for p in out.glob("*.npy"))
+    row_bytes = prod(plan["shape"]) * DTYPES[plan["dtype"]].itemsize + 8 * plan["labelled"]
+    needed, free = plan["samples"] * row_bytes - written, shutil.disk_usage(out).free
+    if needed > free:
+        raise OSError(
+            f"{out}: the shards need {needed / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free"
+        )
+    _write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
+
+
+def _same(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+    for name, mine in plan.items():
+        if name != "provenance" and found.get(name) != mine:
+            raise FileExistsError(
+                f"{path.parent} holds shards of something else: {name} is {found.get(name)!r} there "
+                f"and {mine!r} here; choose another folder"
+            )
+
+
+def _run(
+    data: Data, out: Path, plan: dict[str, Any], dtype: torch.dtype, count: int, workers: int | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Write all shards, in whatever order they are finished."""
+    if workers is None:
+        workers = os.cpu_count() or 1
+    job = (data, out, plan, dtype)
+    if min(workers, count) <= 1:
+        _start(*job, own_process=False)
+        yield from map(_write_shard, range(count))
+        return
+    # fork, where there is one, shares the data with the workers; elsewhere it must be picklable.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else None)
+    with ProcessPoolExecutor(min(workers, count), context, _start, (*job, True)) as pool:
+        try:
+            yield from _in_flight(pool, count, 2 * workers)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_flight(pool: Executor, count: int, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Results as they come, never more than `most` shards ahead."""
+    numbers, pending = iter(range(count)), set[Future]()
+    while True:
+        while len(pending) < most and (number := next(numbers, None)) is not None:
+            pending.add(pool.submit(_write_shard, number))
+        if not pending:
+            return
+        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for task in finished:
+            yield task.result()
+
+
+_JOB: tuple[Data, Path, dict[str, Any], torch.dtype, torch.Tensor | None]
+
+
+def _start(
+    data: Data, out: Path, plan: dict[str, Any], dtype: torch.dtype, own_process: bool
+) -> None:
+    """Give this process its work."""
+    global _JOB
+    if own_process:
+        torch.set_num_threads(1)  # after a fork the parent's thread pool is not there
+    order = plan["order"]
+    shuffled = epoch_order(plan["samples"], order["seed"], 0) if order["shuffled"] else None
+    _JOB = (data, out, plan, dtype, shuffled)
+
+
+def _write_shard(number: int) -> tuple[int, dict[str, Any]]:
+    """Write one shard unless it is there, and describe it for the index."""
+    data, out, plan, dtype, order = _JOB
+    first = number * plan["shard_samples"]
+    last = min(first + plan["shard_samples"], plan["samples"])
+    paths = {"images": out / f"images-{number:05d}.npy"}
+    if plan["labelled"]:
+        paths["labels"] = out / f"labels-{number:05d}.npy"
+    if not all(path.exists() for path in paths.values()):
+        rows = torch.arange(first, last) if order is None else order[first:last]
+        images, labels = _read(data, rows)
+        if dtype == torch.uint8 and images.is_floating_point():
+            images = to_uint8(images, data.name)
+        for kind, tensor in (("images", images), ("labels", labels)):
+            if kind in paths:
+                _save_atomically(paths[kind], tensor.contiguous().numpy())
+    entry: dict[str, Any] = {"samples": last - first}
+    for kind, path in paths.items():
+        array = np.lib.format.open_memmap(path, mode="r")
+        entry[kind] = path.name
+        entry["sha256" if kind == "images" else "labels_sha256"] = sha256(array)
+    return number, entry
+
+
+def to_uint8(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Floating-point images whose values are multiples of 1/255 as uint8.
+
+    Raises:
+        ValueError: they aren't, to a thousandth of 1/255 or what their dtype can tell.
+    """
+    scaled = images.double() * 255
+    rounded = scaled.round()
+    slack = max(1e-3, 255 * torch.finfo(images.dtype).eps)
+    worst = (scaled - rounded).abs().max().item()
+    if worst > slack or rounded.min() < 0 or rounded.max() > 255:
+        raise ValueError(
+            f"{name}: its floating-point images aren't multiples of 1/255 in [0, 1], so uint8 would "
+            "lose what they hold; pass keep_floats=True to store them as they are"
+        )
+    return rounded.to(torch.uint8)
+
+
+def _read(data: Data, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if isinstance(data, DatasetData):
+        return collate([data[int(row)] for row in rows])
+    return data.gather(rows)
+
+
+def _labelled(data: Data) -> bool:
+    return data.labelled if hasattr(data, "labelled") else data.labels is not None
+
+
+def _save_atomically(path: Path, array: np.ndarray) -> None:
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _write_atomically(path: Path, contents: bytes) -> None:
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -1,0 +1,395 @@
+"""Reader of shards: data larger than memory, as plain .npy files beside an index.
+
+A folder of shards holds index.json and, for every shard, an .npy file of images and, where there
+are labels, one of labels. `vae_fast.data.pack` writes it; any tool that reads .npy reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .order import Cuts, epoch_generator
+
+INDEX = "index.json"
+FORMAT = "vae_fast shards"
+VERSION = 1
+DTYPES = {"uint8": torch.uint8, "bool": torch.bool, "float32": torch.float32,
+          "float16": torch.float16, "float64": torch.float64}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard, or the rows start to stop of it."""
+
+    images: Path
+    labels: Path | None
+    sha256: str
+    labels_sha256: str | None
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class ShardData:
+    """Data in shards.
+
+    Shuffling: the shards are put in a new order every epoch; so many in a row as make up
+    `window_bytes` are a window, and the samples of a window are mixed among themselves. The window
+    in use and the next one are in memory, and no more: the next is gathered by threads, from one
+    memory-mapped shard each, while the one in use is served. (`pack` mixes all samples once as it
+    writes them, so that windows differ only as random draws do.)
+
+    Attributes:
+        shards: in the index's order.
+        shape, dtype: of one sample.
+        window_bytes: how large a window is, at least one shard.
+        threads: how many gather.
+        verify: compare each shard's SHA-256 with the index's the first time it is used; among
+            several ranks each verifies its share of the shards.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    shape: torch.Size
+    dtype: torch.dtype
+    labelled: bool
+    name: str
+    provenance: str
+    window_bytes: int = 128 << 20
+    threads: int = 2
+    verify: bool = True
+    _verified: set[Path] = field(default_factory=set, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def slice(self, start: int, stop: int) -> ShardData:
+        """Samples start to stop, in the index's order."""
+        kept, place = [], 0
+        for shard in self.shards:
+            first, last = max(start - place, 0), min(stop - place, len(shard))
+            if first < last:
+                kept.append(replace(shard, start=shard.start + first, stop=shard.start + last))
+            place += len(shard)
+        return replace(self, shards=tuple(kept))
+
+    def stream(
+        self, cuts: Cuts, *, shuffle: bool, seed: int, epoch: int, begin: int = 0, pin: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Images and labels of every batch of `cuts` from batch `begin` on.
+
+        A batch is a view of its window's memory, which lives as long as the batch does; it is
+        pinned if `pin`.
+
+        Raises:
+            ValueError: a shard isn't what the index says; it is named.
+        """
+        windows = self._windows(shuffle, seed, epoch)
+        buffers = _Buffers(pin), _Buffers(pin)  # of images and of labels
+        todo = (w for w in windows if len(w.mine(cuts, begin)))
+        with ThreadPoolExecutor(max(1, self.threads), "vae_fast-shards") as pool:
+            try:
+                ahead, current, used = None, None, 0
+                if begin < len(cuts):
+                    ahead = self._begin_window(next(todo), cuts, begin, buffers, pool)
+                for batch in range(begin, len(cuts)):
+                    start, stop = cuts.bounds(batch)
+                    missing, parts = stop - start, []
+                    while missing:
+                        if current is None or used == len(current.images):
+                            current, used = None, 0  # its memory goes before more is taken
+                            current = ahead.wait()
+                            following = next(todo, None)
+                            if following is not None:
+                                ahead = self._begin_window(following, cuts, begin, buffers, pool)
+                        taken = min(missing, len(current.images) - used)
+                        parts.append(current.rows(used, used + taken))
+                        used, missing = used + taken, missing - taken
+                    yield _join(parts)
+                    del parts  # or it would keep the window's memory until the next batch is made
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _windows(self, shuffle: bool, seed: int, epoch: int) -> list[_Window]:
+        if shuffle:
+            order = torch.randperm(
+                len(self.shards), generator=epoch_generator(seed, epoch)
+            ).tolist()
+        else:
+            order = list(range(len(self.shards)))
+        row_bytes = prod(self.shape) * self.dtype.itemsize
+        windows, members, place = [], [], 0
+        for number in order:
+            size = sum(len(self.shards[m]) for m in members)
+            if members and (size + len(self.shards[number])) * row_bytes > self.window_bytes:
+                windows.append(_Window(members, place, place + size, None))
+                place += size
+                members = []
+            members.append(number)
+        windows.append(_Window(members, place, len(self), None))
+        if shuffle:
+            windows = [replace(w, key=(seed, epoch, 1 + i)) for i, w in enumerate(windows)]
+        return windows
+
+    def _begin_window(
+        self,
+        window: _Window,
+        cuts: Cuts,
+        begin: int,
+        buffers: tuple[_Buffers, _Buffers],
+        pool: ThreadPoolExecutor,
+    ) -> _Gathering:
+        """Start to gather this rank's rows of a window, one task for each of its shards."""
+        rows = window.mine(cuts, begin) - window.start
+        if window.key is not None:
+            length = window.stop - window.start
+            rows = torch.randperm(length, generator=epoch_generator(*window.key))[rows]
+        sources, places = (t.numpy() for t in rows.sort())
+        images = buffers[0].take((len(rows), *self.shape), self.dtype)
+        labels = buffers[1].take((len(rows),), torch.int64) if self.labelled else None
+        tasks, first = [], 0
+        for number in window.members:
+            shard = self.shards[number]
+            low, high = np.searchsorted(sources, [first, first + len(shard)])
+            if low < high:
+                verify = self.verify and number % cuts.world_size == cuts.rank
+                chosen, to = sources[low:high] - first, places[low:high]
+                tasks.append(pool.submit(self._copy, shard, chosen, to, images, labels, verify))
+            first += len(shard)
+        return _Gathering(_Gathered(images, labels), tasks)
+
+    def _copy(
+        self,
+        shard: Shard,
+        chosen: np.ndarray,
+        to: np.ndarray,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        verify: bool,
+    ) -> None:
+        """Copy the chosen rows of a shard to their places; NumPy lets other threads run."""
+        files = [(shard.images, shard.sha256, images)]
+        if labels is not None:
+            files.append((shard.labels, shard.labels_sha256, labels))
+        for path, expected, target in files:
+            source = _map(path)
+            if verify and path not in self._verified:
+                check_sha256(path, source, expected)
+                self._verified.add(path)
+            source = source[shard.start : shard.stop]
+            # All rows, ascending, are the shard itself: no copy on the way.
+            target.numpy()[to] = source if len(chosen) == len(source) else source[chosen]
+
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images and labels of the given samples, in the index's order; for a look at a few."""
+        images = torch.empty((len(samples), *self.shape), dtype=self.dtype)
+        labels = torch.empty(len(samples), dtype=torch.int64) if self.labelled else None
+        first = 0
+        for shard in self.shards:
+            here = ((samples >= first) & (samples < first + len(shard))).nonzero()[:, 0]
+            if len(here):
+                chosen = (samples[here] - first).numpy()
+                self._copy(shard, chosen, here.numpy(), images, labels, False)
+            first += len(shard)
+        return images, labels
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Shards whose samples are mixed: places start to stop of the epoch's order."""
+
+    members: list[int]
+    start: int
+    stop: int
+    key: tuple[int, ...] | None  # of the mixing; None is none
+
+    def mine(self, cuts: Cuts, begin: int) -> torch.Tensor:
+        """This rank's places in the window that belong to batch `begin` or a later one."""
+        first = max(begin, min(self.start // cuts.global_batch, len(cuts)) - 1)
+        found = []
+        for batch in range(max(first, 0), len(cuts)):
+            start, stop = cuts.bounds(batch)
+            if start >= self.stop:
+                break
+            found.append(
+                torch.arange(max(start, self.start), max(min(stop, self.stop), self.start))
+            )
+        return torch.cat(found) if found else torch.arange(0)
+
+
+class _Buffers:
+    """Memory for windows, used again once nobody holds any of it.
+
+    A fresh page costs more than the copy into it, and a window has tens of thousands.
+    """
+
+    def __init__(self, pin: bool):
+        self._pin = pin  # torch keeps and reuses pinned memory itself
+        self._kept: list[tuple[np.ndarray, weakref.ref]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self._pin:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        size = prod(shape) * dtype.itemsize
+        free = [memory for memory, user in self._kept if user() is None]
+        self._kept = [pair for pair in self._kept if pair[1]() is not None]
+        memory = next((memory for memory in free if len(memory) >= size), None)
+        if memory is None:  # and what is free and too small is given back
+            free.clear()
+            memory = np.empty(size, np.uint8)
+        lent = memory[:size]  # an object of its own, which tensors on it keep alive
+        self._kept.append((memory, weakref.ref(lent)))
+        return torch.from_numpy(lent).view(dtype).view(shape)
+
+
+@dataclass
+class _Gathered:
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.images[start:stop], None if self.labels is None else self.labels[start:stop]
+
+
+@dataclass
+class _Gathering:
+    """A window on its way."""
+
+    window: _Gathered
+    tasks: list[Future]
+
+    def wait(self) -> _Gathered:
+        for task in self.tasks:
+            task.result()
+        return self.window
+
+
+def _join(
+    parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if len(parts) == 1:
+        return parts[0]
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), None if labels[0] is None else torch.cat(labels)
+
+
+def open_shards(
+    folder: str | os.PathLike[str],
+    *,
+    window_bytes: int = 128 << 20,
+    threads: int = 2,
+    verify: bool = True,
+) -> ShardData:
+    """Open a folder of shards: reads the index and looks at every file's header and size.
+
+    Args:
+        window_bytes, threads, verify: see `ShardData`.
+
+    Raises:
+        FileNotFoundError: no index, or a shard is missing.
+        ValueError: the index isn't one of ours, or a shard's header or size is not what it says.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    shape, dtype = torch.Size(index["shape"]), DTYPES[index["dtype"]]
+    shards = []
+    for entry in index["shards"]:
+        count = entry["samples"]
+        images = folder / entry["images"]
+        _check_header(images, (count, *shape), index["dtype"])
+        labels = folder / entry["labels"] if index["labelled"] else None
+        if labels is not None:
+            _check_header(labels, (count,), "int64")
+        shards.append(Shard(images, labels, entry["sha256"], entry.get("labels_sha256"), 0, count))
+    data = ShardData(
+        folder, tuple(shards), shape, dtype, index["labelled"], index["name"],
+        f"{len(shards)} shards in {folder.resolve()}, of {index['provenance']}",
+        window_bytes, threads, verify,
+    )  # fmt: skip
+    if len(data) != index["samples"]:
+        raise ValueError(
+            f"{folder / INDEX} says {index['samples']} samples, and its shards have {len(data)}"
+        )
+    return data
+
+
+def read_index(folder: Path) -> dict:
+    """index.json, checked for what it must have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it isn't one of ours.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: {folder} holds no shards, or `pack` didn't finish; run it again"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}")
+    if index.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {index.get('version')!r}, and this vae_fast reads {VERSION}"
+        )
+    needed = {"samples", "shape", "dtype", "labelled", "name", "provenance", "shards"}
+    if missing := needed - set(index):
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    if index["dtype"] not in DTYPES:
+        raise ValueError(f"{path}: dtype {index['dtype']!r} is none of {', '.join(DTYPES)}")
+    for entry in index["shards"]:
+        names = [entry["images"], *([entry["labels"]] if index["labelled"] else [])]
+        for name in names:
+            if Path(name).name != name:  # an index must not lead out of its folder
+                raise ValueError(f"{path}: {name!r} is not a plain file name")
+    return index
+
+
+def check_sha256(path: Path, array: np.ndarray, expected: str) -> None:
+    """Raise ValueError, naming the file, unless the array's bytes have this SHA-256."""
+    found = sha256(array)
+    if found != expected:
+        raise ValueError(
+            f"shard {path} is damaged: its SHA-256 is {found}, and the index says {expected}; "
+            "get it again, or delete it and the index and run pack again"
+        )
+
+
+def sha256(array: np.ndarray) -> str:
+    """SHA-256 of an array's values, as lowercase hex."""
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"shard {path} is missing") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"shard {path} is damaged: {error}") from error
+
+
+def _check_header(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    array = _map(path)
+    if array.shape != shape or array.dtype.name != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"shard {path} is {array.dtype} of shape {array.shape}, "
+            f"and the index says {dtype} of {shape}"
+        )
