@@ -360,8 +360,8 @@ def plan() -> list[Extension]:
         )
         return []
     torch = import_torch()
-    say(f"building CPU kernels against torch {torch.__version__}.")
     cuda = plan_cuda(choice, torch) if choice != "cpu" else None
+    say(f"building CPU kernels against torch {torch.__version__}.")
     return [cpu_extension(), *([cuda] if cuda else [])]
 
 
