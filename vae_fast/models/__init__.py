@@ -11,6 +11,7 @@ from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplac
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
+from vae_fast.models.vrae import VRAE
 
 __all__ = [
     "AE",
@@ -21,6 +22,7 @@ __all__ = [
     "OBJECTIVES",
     "SSVAE",
     "VAE",
+    "VRAE",
     "Bernoulli",
     "Categorical",
     "ConditionalIWAE",

@@ -14,10 +14,12 @@ from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.models.hvae import HVAE
 from vae_fast.models.iwae import IWAE
-from vae_fast.models.likelihoods import Likelihood, make_likelihood
+from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
 from vae_fast.models.networks import image_shape, make_decoder, make_encoder, mlp, pyramid
+from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
+from vae_fast.models.vrae import VRAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
 
@@ -118,6 +120,53 @@ def _condition(
     raise ValueError(f"unknown condition {condition!r}; known: {', '.join(known)}")
 
 
+def _recurrent(
+    input_shape: Sequence[int],
+    *,
+    latent_dim: int = 20,
+    hidden: int = 256,
+    layers: int = 1,
+    embedding: int = 64,
+    likelihood: str | Likelihood | None = None,
+    likelihood_options: dict | None = None,
+    condition: str | Condition | None = None,
+    condition_options: dict | None = None,
+    **options: object,
+) -> nn.Module:
+    """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
+    for images; tokens need likelihood_options={"num_classes": ...}.
+    """
+    if likelihood is None:
+        likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
+    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    if isinstance(p_x, Categorical):
+        tokens = p_x.parameters_per_element
+    elif len(input_shape) == 1:
+        raise ValueError("sequences of shape (T,) are tokens and need the categorical likelihood")
+    else:
+        tokens = None
+    if len(input_shape) == 3:
+        size = input_shape[0] * input_shape[2]
+    else:
+        size = input_shape[1] if len(input_shape) == 2 else 1
+    y = condition
+    if condition is not None:
+        y = _condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
+    c = 0 if y is None else y.features
+    outputs = p_x.parameters_per_element * size
+    reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
+    return VRAE(
+        RecurrentEncoder(reads, hidden, layers),
+        RecurrentDecoder(writes, latent_dim + c, hidden, outputs, layers),
+        mlp([hidden + c, hidden, 2 * latent_dim]),
+        input_shape=input_shape,
+        latent_dim=latent_dim,
+        likelihood=p_x,
+        condition=y,
+        **options,
+    )
+
+
 def _importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Module:
     """IWAE, or with ``condition`` among the options its conditional form."""
     conditional = "condition" in options
@@ -163,6 +212,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vae": _gaussian(VAE),
     "beta-vae": _gaussian(VAE),
     "iwae": _importance_weighted,
+    "vrae": _recurrent,
     "hvae": _hierarchical,
     "cvae": _conditional(CVAE),
     "ssvae": _conditional(SSVAE),

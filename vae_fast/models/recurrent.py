@@ -1,0 +1,73 @@
+"""Recurrent networks for sequence models: a GRU that reads, and a GRU that writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.reference import as_probability
+
+
+class StepInput(nn.Module):
+    """What a GRU sees of one step: ``size`` real values as they are, or a token's embedding."""
+
+    def __init__(self, size: int, num_tokens: int | None = None, embedding: int = 64) -> None:
+        super().__init__()
+        self.features = size if num_tokens is None else size * embedding
+        self.embedding = None if num_tokens is None else nn.Embedding(num_tokens, embedding)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, T, size) to (N, T, features)."""
+        if self.embedding is None:
+            return as_probability(x, dtype)
+        return self.embedding(x.long()).flatten(2)
+
+
+class RecurrentEncoder(nn.Module):
+    """(N, T, F) and lengths (N,) to (N, hidden): the GRU's state after each sequence's last step.
+
+    It reads forwards only, so that padding after the end can't be seen.
+    """
+
+    def __init__(self, step_input: StepInput, hidden: int, layers: int = 1) -> None:
+        super().__init__()
+        self.step_input = step_input
+        self.gru = nn.GRU(step_input.features, hidden, layers, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        states, _ = self.gru(self.step_input(x, dtype))
+        last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, states.shape[2])
+        return states.gather(1, last).squeeze(1) * (lengths > 0).unsqueeze(1)
+
+
+class RecurrentDecoder(nn.Module):
+    """z (N, D) and the steps so far to the likelihood's parameters of every next step.
+
+    z sets the first state and is seen again at every step.
+    """
+
+    def __init__(
+        self,
+        step_input: StepInput,
+        latent_features: int,
+        hidden: int,
+        outputs: int,
+        layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.step_input = step_input
+        self.layers = layers
+        self.first_state = nn.Linear(latent_features, layers * hidden)
+        self.gru = nn.GRU(step_input.features + latent_features, hidden, layers, batch_first=True)
+        self.output = nn.Linear(hidden, outputs)
+
+    def start(self, z: Tensor) -> Tensor:
+        """The first state, (layers, N, hidden)."""
+        state = torch.tanh(self.first_state(z))
+        return state.view(z.shape[0], self.layers, -1).transpose(0, 1).contiguous()
+
+    def forward(self, z: Tensor, previous: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """``previous``: (N, T, features), the step before each of T; gives (N, T, outputs)."""
+        inputs = torch.cat([previous, z.unsqueeze(1).expand(-1, previous.shape[1], -1)], dim=2)
+        states, state = self.gru(inputs, state)
+        return self.output(states), state

@@ -1,0 +1,278 @@
+"""The variational recurrent autoencoder (Fabius & van Amersfoort 2014), for sequences.
+
+Images are read as sequences of rows. Word dropout (Bowman et al. 2016) keeps the decoder from
+predicting each step from the one before and ignoring z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import gaussian_kl, reparameterize, sample_and_kl
+from vae_fast.models import importance
+from vae_fast.models.base import (
+    LatentModel,
+    Posterior,
+    free_bits_kl,
+    kl_by_dimension,
+    split_gaussian,
+)
+from vae_fast.models.conditions import Condition
+from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.likelihoods import Likelihood
+from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+
+class VRAE(LatentModel):
+    """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
+
+    x is (N, T, F) real values, (N, T) tokens, or images (N, C, T, W), read row by row. T may
+    differ from batch to batch but for images; within a batch, shorter sequences are padded at the
+    end, and their lengths (N,) are given as ``lengths=``, or found from ``padding``.
+
+    Args:
+        encoder, decoder: recurrent networks; the decoder's z is (latent_dim + the condition's
+            features) wide, and its outputs are P * F parameters for each step.
+        head: the encoder's features, and the condition's, to (N, 2 * latent_dim).
+        input_shape: (T, F), (T,) or (C, T, W); T is how many steps ``sample`` writes.
+        condition: of a conditional model, otherwise None.
+        word_dropout: how often a step's predecessor is hidden from the decoder in training; with
+            1 it always is, and p(x | z) = prod_t p(x_t | z).
+        padding: the token, or NaN, that fills up short sequences; None if there are none.
+    """
+
+    def __init__(
+        self,
+        encoder: RecurrentEncoder,
+        decoder: RecurrentDecoder,
+        head: nn.Module,
+        *,
+        input_shape: Sequence[int],
+        latent_dim: int,
+        likelihood: Likelihood | None = None,
+        condition: Condition | None = None,
+        word_dropout: float = 0.3,
+        padding: float | None = None,
+    ) -> None:
+        super().__init__(
+            encoder,
+            decoder,
+            input_shape=input_shape,
+            latent_dim=latent_dim,
+            likelihood=likelihood,
+        )
+        if not 0.0 <= word_dropout <= 1.0:
+            raise ValueError(f"word_dropout is a probability, got {word_dropout}")
+        self.head = head
+        self.condition = condition
+        self.uses_labels = condition is not None
+        self.word_dropout = word_dropout
+        self.padding = padding
+
+    # --- sequences -------------------------------------------------------------------------------
+
+    def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x as (N, T, F) with zeros for padding, and the lengths (N,)."""
+        shape = self.input_shape
+        fits = x.dim() == len(shape) + 1 and x.shape[1] > 0
+        if len(shape) == 3:
+            fits = fits and tuple(x.shape[1:]) == shape
+        elif len(shape) == 2:
+            fits = fits and x.shape[2] == shape[1]
+        if not fits:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but the model was built for sequences "
+                f"(N, {', '.join(map(str, shape))}), whose length alone may differ"
+            )
+        if len(shape) == 3:
+            steps = x.transpose(1, 2).flatten(2)
+        else:
+            steps = x.unsqueeze(2) if len(shape) == 1 else x
+        n, t = steps.shape[:2]
+        whole = lengths is None and self.padding is None
+        if lengths is None:
+            lengths = self._find_lengths(steps)
+        if tuple(lengths.shape) != (n,):
+            raise ValueError(f"lengths must be ({n},), got {tuple(lengths.shape)}")
+        if whole:
+            return steps, lengths
+        inside = torch.arange(t, device=x.device) < lengths.unsqueeze(1)
+        return steps.masked_fill(~inside.unsqueeze(2), 0), lengths.clamp(0, t)
+
+    def _find_lengths(self, steps: Tensor) -> Tensor:
+        n, t = steps.shape[:2]
+        if self.padding is None:
+            return torch.full((n,), t, device=steps.device)
+        if math.isnan(self.padding):
+            real = ~steps.isnan().any(2)
+        else:
+            real = (steps != self.padding).any(2)
+        return (real * torch.arange(1, t + 1, device=steps.device)).amax(1)
+
+    def from_steps(self, params: Tensor) -> Tensor:
+        """(N, T, P * F) parameters of the steps, as the likelihood has them for x."""
+        p = self.likelihood.parameters_per_element
+        params = params.unflatten(2, (p, -1)).transpose(1, 2)  # (N, P, T, F)
+        if len(self.input_shape) == 3:
+            channels, _, width = self.input_shape
+            params = params.unflatten(3, (channels, width)).transpose(2, 3)
+        elif len(self.input_shape) == 1:
+            params = params.squeeze(3)
+        return params.flatten(1, 2)
+
+    # --- the model -------------------------------------------------------------------------------
+
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        return () if self.condition is None else (y,)
+
+    def encode(self, x: Tensor, *condition: Tensor, lengths: Tensor | None = None) -> Posterior:
+        return self._posterior(*self.to_steps(x, lengths), *condition)
+
+    def decode(self, z: Tensor, *condition: Tensor, length: int | None = None) -> Tensor:
+        """The parameters of ``length`` steps written from z alone, (..., latent_dim).
+
+        Each step is followed by its own mean: the most probable token, for tokens.
+        """
+        flat = self.check_latent(z).reshape(-1, self.latent_dim)
+        params = self.from_steps(self._write(self._with(flat, *condition), length)[0])
+        return params.reshape(*z.shape[:-1], *params.shape[1:])
+
+    def loss(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        lengths: Tensor | None = None,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """-sum_t log p(x_t | x_<t, z) + beta * KL(q(z | x) || p(z)), in nats; padding is not x."""
+        steps, lengths = self.to_steps(x, lengths)
+        q = self._posterior(steps, lengths, *condition)
+        z, kl = sample_and_kl(*q, noise_key=noise_key, reduction="none")
+        recon = reduce(self._nll(steps, lengths, z, *condition).unsqueeze(1), reduction)
+        if free_bits > 0:
+            kl = free_bits_kl(q, None, free_bits, reduction=reduction)
+        else:
+            kl = reduce(kl.unsqueeze(1), reduction)
+        return LossOutput(recon + beta * kl, recon, kl)
+
+    def weighted_samples(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        num_samples: int,
+        lengths: Tensor | None = None,
+        beta: float | Tensor = 1.0,
+        constant_posterior: bool = False,
+        noise_key: Tensor | None = None,
+    ) -> WeightedSamples:
+        """As ``VAE.weighted_samples``."""
+        steps, lengths = self.to_steps(x, lengths)
+        q = self._posterior(steps, lengths, *condition)
+        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
+        nll = torch.stack([self._nll(steps, lengths, z_k, *condition) for z_k in z])
+        density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
+        log_ratio = importance.standard_log_density(z) - importance.log_density(z, *density_of)
+        return WeightedSamples(beta * log_ratio - nll, nll, gaussian_kl(*q, reduction="none"), z)
+
+    def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""
+        return kl_by_dimension(self.encode(x, *condition)) / x.shape[0]
+
+    def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """As many steps as x has, written from the posterior's mean."""
+        z = self.features(x, *condition)
+        length = x.shape[2] if len(self.input_shape) == 3 else x.shape[1]
+        return self.likelihood.mean(self.decode(z, *condition, length=length))
+
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        length: int | None = None,
+        temperature: float = 1.0,
+        draw: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n sequences for z ~ N(0, temperature^2).
+
+        ``draw`` draws every step from its distribution, as one would with text, instead of
+        following each by its mean.
+        """
+        condition = ()
+        if self.condition is not None:
+            device = device_and_dtype(self)[0]
+            condition = (self.condition.default(n, device) if y is None else y,)
+        z = self._with(self.sample_prior(n, temperature, generator), *condition)
+        params, steps = self._write(z, length, draw=draw, generator=generator)
+        if not draw:
+            return self.likelihood.mean(self.from_steps(params))
+        if len(self.input_shape) == 3:
+            return steps.unflatten(2, (self.input_shape[0], -1)).transpose(1, 2)
+        return steps.squeeze(2) if len(self.input_shape) == 1 else steps
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _with(self, features: Tensor, *condition: Tensor) -> Tensor:
+        if self.condition is None:
+            return features
+        seen = self.condition(*condition, device_and_dtype(self)[1])
+        return torch.cat([features, seen], dim=1)
+
+    def _posterior(self, steps: Tensor, lengths: Tensor, *condition: Tensor) -> Posterior:
+        h = self.encoder(steps, lengths, device_and_dtype(self)[1])
+        return split_gaussian(self.head(self._with(h, *condition)))
+
+    def _nll(self, steps: Tensor, lengths: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
+        """-log p(x | z), (N,), each step given the true steps before it."""
+        z = self._with(z, *condition)
+        seen = self.decoder.step_input(steps, z.dtype)
+        previous = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], dim=1)
+        if self.word_dropout == 1.0:
+            previous = torch.zeros_like(previous)
+        elif self.training and self.word_dropout > 0:
+            keep = torch.rand(previous.shape[:2], device=z.device) >= self.word_dropout
+            previous = previous * keep.unsqueeze(2)
+        params, _ = self.decoder(z, previous, self.decoder.start(z))
+        by_step = self.likelihood.nll(
+            params.flatten(0, 1), steps.flatten(0, 1), reduction="none"
+        ).view(steps.shape[:2])
+        inside = torch.arange(steps.shape[1], device=z.device) < lengths.unsqueeze(1)
+        return torch.where(inside, by_step, 0.0).sum(1)
+
+    def _write(
+        self,
+        z: Tensor,
+        length: int | None,
+        *,
+        draw: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Parameters (N, T, P * F) and values (N, T, F) of T steps, each seen by the next."""
+        images = len(self.input_shape) == 3
+        length = self.input_shape[1 if images else 0] if length is None else length
+        previous = z.new_zeros(z.shape[0], 1, self.decoder.step_input.features)
+        state = self.decoder.start(z)
+        all_params, all_values = [], []
+        for _ in range(length):
+            params, state = self.decoder(z, previous, state)
+            params = params.squeeze(1)
+            if draw:
+                value = self.likelihood.sample(params, generator=generator)
+            else:
+                value = self.likelihood.mean(params)
+            if self.word_dropout < 1.0:
+                previous = self.decoder.step_input(value.unsqueeze(1), z.dtype)
+            all_params.append(params)
+            all_values.append(value)
+        return torch.stack(all_params, 1), torch.stack(all_values, 1)
