@@ -2,6 +2,7 @@
 likelihoods are arguments.
 """
 
+from vae_fast.models.aae import AAE
 from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
@@ -14,6 +15,7 @@ from vae_fast.models.vae import VAE
 from vae_fast.models.vrae import VRAE
 
 __all__ = [
+    "AAE",
     "AE",
     "CVAE",
     "HVAE",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from vae_fast.models.aae import AAE
 from vae_fast.models.ae import AE
 from vae_fast.models.base import LatentModel
 from vae_fast.models.conditions import DERIVED, Attributes, Condition, Images, Labels
@@ -24,7 +25,9 @@ from vae_fast.models.vrae import VRAE
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
 
 
-def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callable[..., nn.Module]:
+def _gaussian(
+    model: Callable[..., LatentModel], features_per_latent: int = 2
+) -> Callable[..., nn.Module]:
     """A builder for models with one encoder, one decoder and a latent vector."""
 
     def build_model(
@@ -49,6 +52,18 @@ def _gaussian(model: type[LatentModel], features_per_latent: int = 2) -> Callabl
         )
 
     return build_model
+
+
+def _adversarial(
+    input_shape: Sequence[int],
+    *,
+    latent_dim: int = 8,
+    discriminator_hidden: Sequence[int] = (128, 128),
+    **options: object,
+) -> nn.Module:
+    judge = mlp([latent_dim, *discriminator_hidden, 1], activation="leaky_relu")
+    builder = _gaussian(lambda encoder, decoder, **rest: AAE(encoder, decoder, judge, **rest), 1)
+    return builder(input_shape, latent_dim=latent_dim, **options)
 
 
 def _conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
@@ -209,6 +224,7 @@ def _hierarchical(
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ae": _gaussian(AE, features_per_latent=1),
+    "aae": _adversarial,
     "vae": _gaussian(VAE),
     "beta-vae": _gaussian(VAE),
     "iwae": _importance_weighted,
