@@ -116,6 +116,17 @@ def test_derived_conditions():
     torch.testing.assert_close(edges(both), edges(x).repeat(2, 3, 1, 1))
 
 
+def test_image_conditions_are_remembered_for_sampling():
+    model, x = tiny(condition="left-half"), images(3)
+    model.train().loss(x)
+    model.eval().loss(torch.zeros_like(x))
+    z = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    condition = torch.cat([left_half(x), torch.zeros(2, *SHAPE, dtype=torch.float64)])
+    expected = torch.sigmoid(model.decode(z, condition))
+    found = model.sample(5, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -126,7 +137,10 @@ def test_derived_conditions():
         (lambda: tiny().loss(images(), torch.tensor([0, 1, 2, 3, 10])), "label 10.*num_classes=10"),
         (lambda: tiny().loss(images(), torch.zeros(5, 1, dtype=torch.int64)), r"\(N,\).*\(5, 1\)"),
         (lambda: tiny().sample(3, torch.tensor([1, 2])), "n is 3, but y has 2"),
-        (lambda: tiny(condition="left-half").sample(3), "conditional"),
+        (
+            lambda: tiny(condition="attributes", condition_options={"size": 2}).sample(3),
+            "conditional",
+        ),
     ],
 )
 def test_bad_input_says_what_to_do(call, message):

@@ -64,7 +64,7 @@ class RecurrentDecoder(nn.Module):
     def start(self, z: Tensor) -> Tensor:
         """The first state, (layers, N, hidden)."""
         state = torch.tanh(self.first_state(z))
-        return state.view(z.shape[0], self.layers, -1).transpose(0, 1).contiguous()
+        return state.unflatten(1, (self.layers, self.gru.hidden_size)).transpose(0, 1).contiguous()
 
     def forward(self, z: Tensor, previous: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``previous``: (N, T, features), the step before each of T; gives (N, T, outputs)."""

@@ -1,0 +1,134 @@
+"""What holds for every model of the registry: backends, compilation, autocast, checkpoints."""
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast import noise
+from vae_fast.models import MODELS, build
+
+SHAPE = (1, 8, 6)
+SMALL = {"network_options": {"hidden": [16]}, "latent_dim": 3}
+OPTIONS = {
+    **{name: SMALL for name in ("ae", "vae", "beta-vae", "iwae", "aae")},
+    "cvae": {**SMALL, "hidden": 16, "prior": "learned"},
+    "ssvae": {**SMALL, "hidden": 16},
+    "hvae": {"levels": [[1, 1], [4, 2]], "width": 8, "z_channels": 2},
+    "vrae": {"hidden": 8, "latent_dim": 3},
+}
+NAMES = sorted(MODELS)
+
+
+def made(name):
+    torch.manual_seed(0)
+    model = build(name, SHAPE, **OPTIONS[name])
+    return model.eval()  # VRAE's word dropout and AE's running moments are for training
+
+
+def batch(model, n=5):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
+    return (x, torch.arange(n)) if model.uses_labels else (x,)
+
+
+def fixed(name):
+    return {} if name == "ae" else {"noise_key": noise.new_key()}
+
+
+def gradients(model, value):
+    model.zero_grad()
+    value.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_every_model_is_tested():
+    assert sorted(OPTIONS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_and_native_agree(name):
+    if not _has_native():
+        pytest.skip("the native kernels are not built")
+    model, options = made(name), fixed(name)
+    results = []
+    for backend in ("reference", "native"):
+        with vae_fast.set_backend(backend):
+            out = model.loss(*batch(model), **options)
+            results.append((out, gradients(model, out.loss)))
+    (reference, by_reference), (native, by_native) = results
+    torch.testing.assert_close(native, reference, rtol=1e-5, atol=1e-5)
+    assert by_reference.keys() == by_native.keys()
+    for parameter, gradient in by_reference.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(
+            by_native[parameter], gradient, rtol=1e-4, atol=1e-5 * scale, msg=parameter
+        )
+
+
+def _has_native():
+    try:
+        with vae_fast.set_backend("native"):
+            vae_fast.gaussian_kl(torch.zeros(2, 2), torch.zeros(2, 2))
+    except RuntimeError:
+        return False
+    return True
+
+
+# Compilation takes seconds each; the two with most to go wrong stand for all in the everyday suite.
+QUICK = ("iwae", "hvae")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_compiled_is_eager(name):
+    torch._dynamo.reset()
+    model, options = made(name), fixed(name)
+    x = batch(model)
+    expected = model.loss(*x, **options)
+    # Dynamo does not trace torch's own GRU: around it, the graph breaks.
+    compiled = torch.compile(model, fullgraph=name != "vrae", backend="aot_eager")
+    out = compiled(*x, **options)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    by_eager, by_compiled = gradients(model, expected.loss), gradients(model, out.loss)
+    for parameter, gradient in by_eager.items():
+        torch.testing.assert_close(by_compiled[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_autocast_is_close(name):
+    model, options = made(name), fixed(name)
+    expected = model.loss(*batch(model), **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.loss(*batch(model), **options)
+    assert out.loss.dtype == torch.float32
+    torch.testing.assert_close(out.loss, expected.loss, rtol=0.02, atol=0.05)
+    assert all(g.isfinite().all() for g in gradients(model, out.loss).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_travel(name):
+    model, other = made(name), made(name)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    x, options = batch(model), fixed(name)
+    assert not torch.equal(other.loss(*x, **options).loss, model.loss(*x, **options).loss)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.loss(*x, **options).loss, model.loss(*x, **options).loss)
+    draws = [m.sample(4, generator=torch.Generator().manual_seed(5)) for m in (model, other)]
+    assert torch.equal(*draws) and draws[0].shape == (4, *SHAPE)
+    assert 0.0 <= draws[0].min() and draws[0].max() <= 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reductions_and_an_empty_batch(name):
+    model, options = made(name), fixed(name)
+    x = batch(model)
+    each = model.loss(*x, reduction="none", **options)
+    mean, total = (model.loss(*x, reduction=r, **options) for r in ("batchmean", "sum"))
+    for term in range(3):
+        assert each[term].shape == (5,)
+        torch.testing.assert_close(each[term].mean(), mean[term])
+        torch.testing.assert_close(each[term].sum(), total[term])
+    assert model.reconstruct(*batch(model, n=0)).shape == (0, *SHAPE)
