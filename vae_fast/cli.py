@@ -59,10 +59,13 @@ def train(arguments: list[str], program: str) -> int:
         action="store_true",
         help="also time the same training in plain PyTorch",
     )
+    parser.add_argument(
+        "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
+    )
     values = _parse(parser, arguments).as_dict()
-    compare = values.pop("compare_reference")
+    compare, profile = values.pop("compare_reference"), values.pop("profile")
     values.pop("config")
-    trainer = Trainer(from_dict(values))
+    trainer = Trainer(from_dict(values), profile=profile)
     return _fit(trainer, compare)
 
 
@@ -126,13 +129,13 @@ def reconstruct(arguments: list[str], program: str) -> int:
         raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
     device = next(restored.model.parameters()).device
     batches = datasets.Batches(data, min(values.n, 128), shuffle=False, device=device)
-    originals = showcase.first_images(batches, values.n)
-    images = showcase.reconstruct(restored.model, originals)
+    batch = showcase.first_samples(batches, values.n)
+    images = showcase.reconstruct(restored.model, batch)
     caption = f"{restored.config.model} on {source} · step {restored.step}"
     _write(
         values.out or Path(values.run) / "reconstructions.png",
         images,
-        lambda path: pictures.draw_reconstructions(path, originals, images, caption),
+        lambda path: pictures.draw_reconstructions(path, batch.images, images, caption),
     )
     return 0
 
@@ -169,8 +172,13 @@ def _fit(trainer: Any, compare: bool) -> int:
     try:
         result = trainer.fit()
     except Interrupted as stopped:
-        print(stopped)
+        if trainer.world.is_main:
+            print(stopped)
         return 128 + stopped.signal
+    finally:
+        trainer.world.leave()
+    if not trainer.world.is_main:
+        return 0
     print("Pictures:")
     for path in result.pictures:
         print(f"  {path}")

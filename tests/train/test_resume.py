@@ -56,7 +56,7 @@ def assert_same(a, b):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("vae_fast.train.trainer.write_pictures", lambda _: [])
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
 
 
 @pytest.fixture

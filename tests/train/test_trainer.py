@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,14 @@ def test_rows_of_metrics(fitted):
         (1, 4, "train"), (1, 8, "train"), (1, 10, "train"), (1, 10, "val"),
         (2, 12, "train"), (2, 16, "train"), (2, 20, "train"), (2, 20, "val"),
     ]  # fmt: skip
+    more = {
+        "train": {"lr", "grad_norm", "skipped"},
+        "val": {"active_units", "kl_per_dimension"},
+    }
     for row in rows:
         assert set(row) == {
-            "epoch", "step", "split", "loss", "recon", "kl", "seconds", "samples_per_second",
-        }  # fmt: skip
+            "epoch", "step", "split", "loss", "recon", "kl", "seconds", "samples_per_second", "beta",
+        } | more[row["split"]]  # fmt: skip
         assert row["loss"] == pytest.approx(row["recon"] + row["kl"], rel=1e-5)
         assert row["seconds"] > 0 and row["samples_per_second"] > 0
     assert rows[-1]["loss"] == result.loss
@@ -64,9 +69,7 @@ def test_validation_is_the_mean_over_samples_and_leaves_the_noise_alone(config, 
     # 200 validation samples in batches of 150 and 50: a mean of batch means would be wrong.
     config.batch_size = 150
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
-    from vae_fast.train.progress import Progress
-
-    trainer.progress = Progress(0, 1, visible=False)
+    trainer.open_displays(ExitStack())
     before = torch.get_rng_state()
     trainer.interval_began = 0.0
     trainer.validate()
@@ -141,10 +144,10 @@ def test_best_stays_when_validation_rises(config, clothes, monkeypatch):
     losses = iter([5.0, 6.0])
     log = trainer.log
 
-    def risen(split, means, speed):
+    def risen(split, means, *arguments, **more):
         if split == "val":
-            means["loss"] = next(losses)
-        log(split, means, speed)
+            means |= {"recon": next(losses), "kl": 0.0}
+        log(split, means, *arguments, **more)
 
     monkeypatch.setattr(trainer, "log", risen)
     trainer.fit()
@@ -235,8 +238,12 @@ def test_loss_falls_to_a_measured_bound(tmp_path):
     assert 12 < result.kl < 18
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_why(config, clothes):
-    config.lr = 1e30
+def test_steps_that_are_not_finite_stop_the_run_and_say_why(config, clothes):
+    config.lr, config.optimizer.max_not_finite = 1e30, 4
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
-    with pytest.raises(TrainingError, match=r"the training loss became nan .*try a lower --lr"):
+    with pytest.raises(TrainingError, match=r"not finite in the last 7 steps .*try|Try a lower"):
         trainer.fit()
+    row = trainer.folder.metrics()[-1]
+    assert row["loss"] is None and row["skipped"] == 7 and row["step"] == 8
+    # The first step blew the weights up but left them finite; none after it was taken.
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -39,8 +39,10 @@ def load_model(
     config = folder.config()
     saved = checkpoint.load(_find(folder.checkpoints, which))
     model = build_model(config, saved.state["input_shape"])
+    # The moving average, where the run kept one, is what was validated.
+    weights = saved.weights | saved.state["step"].get("average", {})
     try:
-        model.load_state_dict(saved.weights)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {saved.path} don't fit the model of {run}/config.yaml: {error}"

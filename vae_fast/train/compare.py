@@ -12,6 +12,7 @@ import torch
 
 from vae_fast.backend import native_reason, set_backend
 from vae_fast.train import rng
+from vae_fast.train.distributed import Share, World
 from vae_fast.train.step import Step
 from vae_fast.train.trainer import Trainer
 
@@ -56,11 +57,17 @@ def compare_backends(trainer: Trainer, rounds: int = 7, steps: int = 40) -> Comp
     work = list(islice(chain.from_iterable(repeat(batches)), steps))
     samples = sum(len(batch.images) for batch in work)
     copies = {
-        name: Step(copy.deepcopy(trainer.model).train(), trainer.config, trainer.device)
+        name: Step(
+            copy.deepcopy(trainer.model).train(),
+            trainer.config,
+            trainer.device,
+            World(),
+            len(trainer.batches),
+        )
         for name in BACKENDS
     }
     speeds: dict[str, list[float]] = {name: [] for name in BACKENDS}
-    with rng.forked(trainer.config.seed, trainer.device):
+    with rng.forked(trainer.config.seed):
         for round_number in range(rounds + 1):
             order = BACKENDS if round_number % 2 else BACKENDS[::-1]
             for name in order:
@@ -69,7 +76,7 @@ def compare_backends(trainer: Trainer, rounds: int = 7, steps: int = 40) -> Comp
                     speeds[name].append(samples / seconds)
     return Comparison(
         {name: statistics.median(values) for name, values in speeds.items()},
-        {name: step.meter.read()["loss"] for name, step in copies.items()},
+        {name: step.meter.read()[0]["loss"] for name, step in copies.items()},
         steps,
         rounds,
     )
@@ -79,8 +86,8 @@ def _time(step: Step, work: list, backend: str) -> float:
     with set_backend(backend):
         _wait(step.device)
         began = time.perf_counter()
-        for batch in work:
-            step(batch)
+        for number, batch in enumerate(work):
+            step(Share(*batch, len(batch.images), 1.0), number)
         _wait(step.device)
         return time.perf_counter() - began
 

@@ -15,6 +15,11 @@ from typing import Any
 import torch
 
 PRECISIONS = ("fp32", "bf16")
+BETA_SCHEDULES = ("constant", "linear", "cyclical")
+UNITS = ("epochs", "steps")
+OPTIMIZERS = ("adam", "adamw")
+DECAYS = ("constant", "cosine")
+TENSORBOARD = ("auto", "on", "off")
 
 
 @dataclass
@@ -22,10 +27,77 @@ class ObjectiveConfig:
     """The loss, recon + beta * KL, in nats per sample (summed over features, mean over samples).
 
     Args:
-        beta: weight of the KL term; 1 is the ELBO, and the default of most models.
+        beta: weight of the KL term, or its final value; 1 is the ELBO, and most models' default.
+        schedule: constant, linear (beta rises from 0 within one period) or cyclical (every period).
+        period: length of the linear rise or of a cycle, in units.
+        unit: epochs or steps.
+        ramp: the part of a cycle in which beta rises.
+        free_bits: nats of KL per latent dimension, batch-averaged, below which it has no gradient.
     """
 
     beta: float | None = None
+    schedule: str = "constant"
+    period: float = 10.0
+    unit: str = "epochs"
+    ramp: float = 0.5
+    free_bits: float = 0.0
+
+    def check(self) -> None:
+        if self.beta is not None:
+            at_least("objective.beta", self.beta, 0)
+        known("objective.schedule", self.schedule, BETA_SCHEDULES)
+        positive("objective.period", self.period)
+        known("objective.unit", self.unit, UNITS)
+        positive("objective.ramp", self.ramp)
+        if self.ramp > 1:
+            raise ValueError(f"objective.ramp is a part of a cycle, at most 1, got {self.ramp}")
+        at_least("objective.free_bits", self.free_bits, 0)
+
+
+@dataclass
+class OptimizerConfig:
+    """How gradients become updates.
+
+    A step whose loss or gradient is not finite never reaches the optimizer.
+
+    Args:
+        name: adam, adamw, or an import path, package.module:Class.
+        args: further arguments of the optimizer, such as weight_decay.
+        warmup_steps: steps in which the learning rate rises to lr.
+        decay: constant, or cosine down to lr * final_lr at the end of the run.
+        final_lr: where the cosine ends, as a part of lr.
+        clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
+        skip_above: a step is skipped if its gradient's norm is so many times the running mean of
+            norms; 0 skips none.
+        patience: after so many steps skipped in a row for their norm, the next is taken.
+        max_not_finite: after so many steps in a row that are not finite, the run stops.
+    """
+
+    name: str = "adam"
+    args: dict[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 0
+    decay: str = "constant"
+    final_lr: float = 0.0
+    clip_norm: float = 0.0
+    skip_above: float = 0.0
+    patience: int = 20
+    max_not_finite: int = 20
+
+    def check(self) -> None:
+        if ":" not in self.name:
+            known("optimizer.name", self.name, OPTIMIZERS)
+        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        known("optimizer.decay", self.decay, DECAYS)
+        at_least("optimizer.final_lr", self.final_lr, 0)
+        at_least("optimizer.clip_norm", self.clip_norm, 0)
+        at_least("optimizer.skip_above", self.skip_above, 0)
+        if 0 < self.skip_above <= 1:
+            raise ValueError(
+                f"optimizer.skip_above is a multiple of the mean norm: above 1 (10, say), or 0 for "
+                f"no skipping; got {self.skip_above}"
+            )
+        at_least("optimizer.patience", self.patience, 1)
+        at_least("optimizer.max_not_finite", self.max_not_finite, 1)
 
 
 @dataclass
@@ -42,6 +114,11 @@ class CheckpointConfig:
     every_steps: int = 0
     keep: int = 2
 
+    def check(self) -> None:
+        at_least("checkpoint.every_epochs", self.every_epochs, 0)
+        at_least("checkpoint.every_steps", self.every_steps, 0)
+        at_least("checkpoint.keep", self.keep, 1)
+
 
 @dataclass
 class TrainConfig:
@@ -53,13 +130,19 @@ class TrainConfig:
         data: a data set's name, such as fashion10k, or a path to an .npy file.
         epochs: passes over the training data.
         batch_size: samples per step.
-        lr: learning rate of Adam.
+        lr: learning rate, at its highest.
         precision: fp32, or bf16 (autocast; the weights stay float32).
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
         seed: seeds the weights, the order of the data and the noise.
         out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
         log_every: steps between two rows of metrics.jsonl.
+        ema: decay of a moving average of the weights, such as 0.999, validated and shown instead
+            of the weights; 0 for none.
+        pictures_every: epochs between two sets of pictures, kept under pictures/; 0 for the end's
+            alone.
+        tensorboard: auto (where it is installed), on or off.
         objective: the loss.
+        optimizer: how gradients become updates.
         checkpoint: when checkpoints are written.
     """
 
@@ -74,7 +157,11 @@ class TrainConfig:
     seed: int = 0
     out: str | None = None
     log_every: int = 50
+    ema: float = 0.0
+    pictures_every: int = 0
+    tensorboard: str = "auto"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
@@ -82,14 +169,16 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every"):
             at_least(name, getattr(self, name), 1)
         at_least("seed", self.seed, 0)
-        at_least("checkpoint.every_epochs", self.checkpoint.every_epochs, 0)
-        at_least("checkpoint.every_steps", self.checkpoint.every_steps, 0)
-        at_least("checkpoint.keep", self.checkpoint.keep, 1)
+        at_least("pictures_every", self.pictures_every, 0)
         positive("lr", self.lr)
-        if self.objective.beta is not None:
-            at_least("objective.beta", self.objective.beta, 0)
+        at_least("ema", self.ema, 0)
+        if self.ema >= 1:
+            raise ValueError(f"ema is a decay below 1, such as 0.999, got {self.ema}")
+        known("tensorboard", self.tensorboard, TENSORBOARD)
         known("precision", self.precision, PRECISIONS)
         resolve_device(self.device)
+        for part in (self.objective, self.optimizer, self.checkpoint):
+            part.check()
 
 
 def known(what: str, value: str, names: Iterable[str]) -> None:

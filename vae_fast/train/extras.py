@@ -16,3 +16,11 @@ def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
             f"{purpose} needs {package}, which is not installed: pip install 'vae_fast[{extra}]'",
             name=error.name,
         ) from None
+
+
+def check_extras() -> None:
+    """Look for all that a run needs: it must not fail at its end for want of a library."""
+    need("yaml", "writing a run's config.yaml")
+    need("safetensors.torch", "writing checkpoints")
+    need("matplotlib", "drawing curves.png")
+    need("PIL", "drawing pictures")

@@ -5,24 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from vae_fast.train.distributed import World
 from vae_fast.types import LossOutput
 
 TERMS = LossOutput._fields
 
 
 class Meter:
-    """Adds up per-sample means of batches, weighted by their sizes, without synchronising."""
+    """Adds up per-sample means of batches, weighted by their sizes, without waiting.
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(TERMS), dtype=torch.float32, device=device)
+    ``samples`` counts every sample added by this process; the means are over the counted ones.
+    """
+
+    def __init__(self, device: torch.device, world: World) -> None:
         self.samples = 0
+        self._world = world
+        self._sums = torch.zeros(len(TERMS) + 1, device=device)  # the last counts samples
+        self._one = torch.ones((), device=device)
+        self._zero = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def add(self, terms: LossOutput, samples: int) -> None:
-        """Add a batch's means (0-d tensors, nats per sample) over ``samples`` samples."""
-        self._sums.add_(torch.stack(terms), alpha=samples)
+    def add(self, terms: LossOutput, samples: int, skipped: Tensor | None = None) -> None:
+        """Add a batch's means (0-d tensors, nats per sample), unless ``skipped`` is true."""
+        values = torch.stack((*terms, self._one))
+        if skipped is not None:
+            values = torch.where(skipped, self._zero, values)
+        self._sums.add_(values, alpha=samples)
         self.samples += samples
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """The means since the last read, and the samples added, of all ranks.
+
+        This waits for the device and starts anew. The means are NaN if nothing was counted.
+        """
+        sums = torch.cat([self._sums, self._one[None] * self.samples]).double()
+        *terms, counted, samples = self._world.sum(sums).tolist()
+        self._sums.zero_()
+        self.samples = 0
+        scale = 1.0 / counted if counted else float("nan")
+        return {name: value * scale for name, value in zip(TERMS, terms, strict=True)}, int(samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums, "samples": self.samples}
@@ -30,11 +53,3 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums.copy_(state["sums"])
         self.samples = state["samples"]
-
-    def read(self) -> dict[str, float]:
-        """The means since the last read, which synchronises and starts anew."""
-        sums = self._sums.tolist()
-        means = {name: value / self.samples for name, value in zip(TERMS, sums, strict=True)}
-        self._sums.zero_()
-        self.samples = 0
-        return means

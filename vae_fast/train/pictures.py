@@ -77,7 +77,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], caption: str) -> Non
 def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     for split, color, width, marker in (("train", _TRAIN, 1.6, None), ("val", _VAL, 1.8, "o")):
         points = [(row["step"], row[key]) for row in rows if row["split"] == split]
-        points = [(x, y) for x, y in points if np.isfinite(y)]
+        points = [(x, y) for x, y in points if y is not None and np.isfinite(y)]
         if not points:
             continue
         x, y = np.array(points).T

@@ -31,7 +31,7 @@ class Progress:
         """Show a row of metrics."""
         if not self._visible:
             return
-        terms = f"loss {row['loss']:.2f} = recon {row['recon']:.2f} + KL {row['kl']:.2f}"
+        terms = _terms(row)
         speed = f"{row['samples_per_second']:,.0f} samples/s"
         if self._bar is None:
             print(
@@ -63,3 +63,12 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _terms(row: dict[str, Any]) -> str:
+    if row["loss"] is None:
+        return "loss not finite"
+    beta = row.get("beta", 1.0)
+    weight = "" if beta == 1.0 else f"{beta:.3g} * "
+    text = f"loss {row['loss']:.2f} = recon {row['recon']:.2f} + {weight}KL {row['kl']:.2f}"
+    return text + (f", {row['skipped']} steps skipped" if row.get("skipped") else "")

@@ -34,10 +34,15 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+def seed_rank(seed: int, rank: int) -> None:
+    """Give each rank of a run its own noise; rank 0 goes on as it would by itself."""
+    if rank > 0:
+        torch.manual_seed(seed + (rank << 32))
+
+
 @contextmanager
-def forked(seed: int, device: torch.device) -> Iterator[None]:
+def forked(seed: int, rank: int = 0) -> Iterator[None]:
     """Seed torch for a block whose draws leave the generators outside it untouched."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed + (rank << 32))
         yield

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -121,9 +122,12 @@ class RunFolder:
         with written_beside(file) as beside:
             beside.write_text(json.dumps(starts, indent=2, default=str) + "\n")
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write a row, and return it as written: numbers that are not finite are null in JSON."""
+        row = {key: _finite(value) for key, value in row.items()}
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
@@ -143,9 +147,16 @@ class RunFolder:
 
     def write_picture(self, name: str, draw: Callable[[Path], None]) -> Path:
         """Let ``draw`` write the picture ``name`` at once or not at all; returns where it is."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         with written_beside(self.path / name) as beside:
             draw(beside)
         return self.path / name
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fresh(config: TrainConfig) -> Path:

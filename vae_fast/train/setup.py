@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vae_fast import data as datasets
 from vae_fast import models
-from vae_fast.train.config import TrainConfig
+from vae_fast.train.config import OPTIMIZERS, TrainConfig
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
@@ -35,6 +37,24 @@ def build_model(config: TrainConfig, input_shape: Sequence[int]) -> nn.Module:
         raise ValueError(
             f"model_args {config.model_args} don't fit {config.model}: {error}"
         ) from error
+
+
+def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of ``config.optimizer``; adam and adamw are torch's fused ones."""
+    name, arguments = config.optimizer.name, dict(config.optimizer.args)
+    if name in OPTIMIZERS:
+        arguments.setdefault("fused", True)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    else:
+        module, _, attribute = name.partition(":")
+        try:
+            kind = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"optimizer.name {name!r} leads nowhere: {error}") from None
+    try:
+        return kind(parameters, lr=config.lr, **arguments)
+    except TypeError as error:
+        raise ValueError(f"optimizer.args {arguments} don't fit {name}: {error}") from error
 
 
 def final_beta(config: TrainConfig) -> float:

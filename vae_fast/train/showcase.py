@@ -7,62 +7,73 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vae_fast.data import Batches
+from vae_fast.data import Batch, Batches
 from vae_fast.train import pictures, rng
 
 RECONSTRUCTIONS, SAMPLES = 40, 100
 
 
-def first_images(batches: Batches, n: int) -> Tensor:
-    """The first ``n`` images of ``batches``, or all if there are fewer."""
-    parts, found = [], 0
+def first_samples(batches: Batches, n: int) -> Batch:
+    """The first ``n`` samples of ``batches``, or all if there are fewer."""
+    images, labels, found = [], [], 0
     for batch in batches:
-        parts.append(batch.images)
+        images.append(batch.images)
+        labels.append(batch.labels)
         found += len(batch.images)
         if found >= n:
             break
-    return torch.cat(parts)[:n]
+    known = labels[0] is not None
+    return Batch(torch.cat(images)[:n], torch.cat(labels)[:n] if known else None)
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
+def reconstruct(model: nn.Module, batch: Batch) -> Tensor:
+    """E[x | z] of a batch, in evaluation mode; (N, *input_shape) in [0, 1] for images."""
     model.eval()
-    return model.reconstruct(images)
+    labels = (batch.labels,) if getattr(model, "uses_labels", False) else ()
+    return model.reconstruct(batch.images, *labels)
 
 
 @torch.no_grad()
 def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """``n`` samples of the model, the same for the same seed."""
     model.eval()
-    device = next(model.parameters()).device
-    with rng.forked(seed, device):
-        return model.sample(n, temperature=temperature)
+    options = {} if temperature == 1.0 else {"temperature": temperature}
+    with rng.forked(seed):
+        return model.sample(n, **options)
 
 
-def write_pictures(trainer) -> list[Path]:
-    """Draw reconstructions.png, samples.png and curves.png; vectors only have curves."""
+def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
+    """Draw reconstructions.png and samples.png (of images), and curves.png.
+
+    Args:
+        prefix: put before the names, within the run's folder.
+    """
     config, folder, model = trainer.config, trainer.folder, trainer.model
     rows = folder.metrics()
     last = [row for row in rows if row["split"] == "val"][-1]
-    caption = (
-        f"{config.model} on {config.data} · epoch {last['epoch']} · "
-        f"{last['loss']:.1f} nats per sample"
-    )
+    loss = "loss not finite" if last["loss"] is None else f"{last['loss']:.1f} nats per sample"
+    caption = f"{config.model} on {config.data} · epoch {last['epoch']} · {loss}"
+    prefix = f"{prefix}-" if prefix else ""
     paths = []
-    images = first_images(trainer.val_batches, RECONSTRUCTIONS)
-    if images.dim() == 4:
-        again, drawn = reconstruct(model, images), sample(model, SAMPLES, config.seed)
+    if len(model.input_shape) == 3:
+        batch = first_samples(trainer.val_batches, RECONSTRUCTIONS)
+        again, drawn = reconstruct(model, batch), sample(model, SAMPLES, config.seed)
         paths.append(
             folder.write_picture(
-                "reconstructions.png",
-                lambda path: pictures.draw_reconstructions(path, images, again, caption),
+                f"{prefix}reconstructions.png",
+                lambda path: pictures.draw_reconstructions(path, batch.images, again, caption),
             )
         )
         paths.append(
             folder.write_picture(
-                "samples.png", lambda path: pictures.draw_samples(path, drawn, caption)
+                f"{prefix}samples.png", lambda path: pictures.draw_samples(path, drawn, caption)
             )
         )
-    paths.append(
-        folder.write_picture("curves.png", lambda path: pictures.draw_curves(path, rows, caption))
-    )
+    if curves:
+        paths.append(
+            folder.write_picture(
+                f"{prefix}curves.png", lambda path: pictures.draw_curves(path, rows, caption)
+            )
+        )
     return paths

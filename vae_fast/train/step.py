@@ -1,4 +1,4 @@
-"""One update of a model: forward, backward, optimizer, metrics; nothing here waits for the device."""
+"""One update of a model: forward, backward, guard, optimizer; nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -8,44 +8,96 @@ from typing import Any
 import torch
 from torch import nn
 
-from vae_fast.data import Batch
+from vae_fast.train.average import WeightAverage
 from vae_fast.train.config import TrainConfig
+from vae_fast.train.distributed import Share, World
+from vae_fast.train.guard import Guard
 from vae_fast.train.meter import Meter
-from vae_fast.train.setup import final_beta
+from vae_fast.train.schedules import beta_at, lr_at
+from vae_fast.train.setup import build_optimizer, final_beta
 from vae_fast.types import LossOutput
 
 
 class Step:
-    """Calling it with a batch updates the model once; ``meter`` gathers the loss's terms."""
+    """Calling it with a batch updates the model once; ``meter`` gathers the loss's terms.
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    Args:
+        model: its ``forward`` is its loss.
+        steps_per_epoch: what schedules in epochs and to the end of the run count by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        world: World,
+        steps_per_epoch: int,
+    ) -> None:
         self.model = model
+        self.network = world.wrap(model, device)
+        self.config = config
         self.device = device
-        self.precision = config.precision
-        self.beta = final_beta(config)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        self.meter = Meter(device)
+        self.world = world
+        self.steps_per_epoch = steps_per_epoch
+        self.final_beta = final_beta(config)
+        self.beta, self.lr = self.final_beta, config.lr
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(config, self.parameters)
+        self.guard = Guard(config.optimizer, device)
+        self.average = WeightAverage(model, config.ema) if config.ema > 0 else None
+        self.meter = Meter(device, world)
 
-    def __call__(self, batch: Batch) -> None:
-        terms = self.objective(batch)
-        terms.loss.backward()
-        self.optimizer.step()
+    def __call__(self, share: Share, number: int) -> None:
+        """Update the model by this rank's share of batch ``number`` of the run, from 0."""
+        self.follow_schedules(number)
+        terms = self.objective(share)
+        (terms.loss if share.weight == 1.0 else terms.loss * share.weight).backward()
+        # The ranks' losses differ, their gradients don't, and they have to decide alike.
+        seen = None if self.world.is_distributed else terms.loss
+        skipped = self.guard(self.optimizer, self.parameters, seen)
         self.optimizer.zero_grad()
-        self.meter.add(terms, len(batch.images))
+        if self.average is not None:
+            self.average.update(number)
+        self.meter.add(terms, share.samples, skipped)
 
-    def objective(self, batch: Batch) -> LossOutput:
+    def objective(self, share: Share) -> LossOutput:
         """The loss and its terms, in nats per sample; the same in training and validation."""
+        options: dict[str, float] = {"beta": self.beta}
+        if self.config.objective.free_bits > 0:
+            options["free_bits"] = self.config.objective.free_bits
+        labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
         with self.autocast():
-            return self.model(batch.images, beta=self.beta)
+            return self.network(share.images, *labels, **options)
+
+    def follow_schedules(self, number: int) -> None:
+        """Set beta and the learning rate to what they are at step ``number``."""
+        objective, optimizer = self.config.objective, self.config.optimizer
+        self.beta = beta_at(objective, self.final_beta, number, self.steps_per_epoch)
+        if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
+            total = self.config.epochs * self.steps_per_epoch
+            self.lr = lr_at(optimizer, self.config.lr, number, total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
 
     def autocast(self) -> AbstractContextManager:
-        if self.precision == "bf16":
+        if self.config.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    def averaged(self) -> AbstractContextManager:
+        """The weights to validate and to show: the moving average, where there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "meter": self.meter.state_dict()}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "meter": self.meter.state_dict(),
+            **average,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.meter.load_state_dict(state["meter"])
+        for name, value in state.items():
+            getattr(self, name).load_state_dict(value)

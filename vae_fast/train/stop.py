@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, final
+
+from vae_fast.train.distributed import World
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -13,8 +16,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(Exception):
     """A signal asked the run to stop, and everything is saved. ``signal`` is its number."""
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: int, step: int, folder: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} at step {step}, all saved: "
+            f"`vae-fast resume {folder}` goes on"
+        )
         self.signal = number
 
 
@@ -41,3 +47,10 @@ class StopSignals:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
         self.__exit__()
+
+    def agreed(self, world: World, *, now: bool) -> int | None:
+        """The signal that asked any rank. Many ranks meet over it only ``now``, at set times."""
+        if world.is_distributed:
+            self.asked = (world.any(self.asked or 0) or None) if now else self.asked
+            return self.asked if now else None
+        return self.asked

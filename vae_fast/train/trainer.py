@@ -8,11 +8,10 @@ once per log interval. What a run leaves behind is in ``run_folder``, how it is 
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,49 +21,23 @@ from vae_fast import data as datasets
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
-from vae_fast.train.extras import need
+from vae_fast.train.distributed import World
+from vae_fast.train.extras import check_extras
+from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
+from vae_fast.train.profiling import StepProfiler
 from vae_fast.train.progress import Progress
+from vae_fast.train.reached import Reached, Result
 from vae_fast.train.run_folder import RunFolder
 from vae_fast.train.setup import build_model, load_data
-from vae_fast.train.showcase import write_pictures
+from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
-
-# Looked for before the first step: a run must not fail at its end for want of a library.
-NEEDED = (
-    ("yaml", "writing a run's config.yaml"),
-    ("safetensors.torch", "writing checkpoints"),
-    ("matplotlib", "drawing curves.png"),
-    ("PIL", "drawing pictures"),
-)
+from vae_fast.train.tensorboard import TensorBoard
 
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says why and what to try."""
-
-
-@dataclass
-class Reached:
-    """How far a run is. Checkpoints hold it and rows of metrics.jsonl quote it."""
-
-    epoch: int = 0  # whole epochs, validation included
-    step: int = 0
-    rows: int = 0  # of metrics.jsonl
-    samples: int = 0
-    seconds: float = 0.0  # spent in training steps, not in validation or checkpoints
-    best: float = math.inf  # lowest validation loss so far, nats per sample
-
-
-@dataclass
-class Result:
-    """What ``fit`` returns: the last validation's terms in nats per sample, speed and pictures."""
-
-    loss: float
-    recon: float
-    kl: float
-    samples_per_second: float
-    pictures: list[Path] = field(default_factory=list)
 
 
 class Trainer:
@@ -77,6 +50,7 @@ class Trainer:
         train_data, val_data: instead of ``config.data``, anything that ``vae_fast.data.as_data``
             takes; both or neither.
         folder: the folder of a run to go on with (``Trainer.resume``), instead of a new one.
+        profile: trace so many steps into profile.json.
     """
 
     def __init__(
@@ -86,19 +60,19 @@ class Trainer:
         train_data: Any = None,
         val_data: Any = None,
         folder: RunFolder | None = None,
+        profile: int = 0,
     ) -> None:
         config.check()
-        for module, purpose in NEEDED:
-            need(module, purpose)
+        check_extras()
         if folder is None:
             RunFolder.check_free(config)
         self.config = config
-        self.device = resolve_device(config.device)
         train, val = load_data(config, train_data, val_data)
+        self.world = World()
+        self.device = self.world.join(resolve_device(config.device))
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape).to(self.device)
-        self.step = Step(self.model, config, self.device)
 
         def batches(data: Any, shuffle: bool) -> datasets.Batches:
             return datasets.Batches(
@@ -107,29 +81,38 @@ class Trainer:
 
         self.batches = batches(train, shuffle=True)
         self.val_batches = batches(val, shuffle=False)
+        self.step = Step(self.model, config, self.device, self.world, len(self.batches))
+        rng.seed_rank(config.seed, self.world.rank)
+
         self.reached = Reached()
         self.total_steps = config.epochs * len(self.batches)
         self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
-        self.improved = False
+        self.warned_of_collapse = False
+        self.improved = False  # validation has found a new best that is not saved yet
         self.stop = StopSignals()
-        self.folder = RunFolder.create(config) if folder is None else folder
-        self.folder.record_environment(config, self.device)
+        self.profile = profile if self.world.is_main else 0
+        if folder is None:
+            made = RunFolder.create(config).path if self.world.is_main else None
+            folder = RunFolder(self.world.from_main(made))
+        self.folder = folder
+        if self.world.is_main:
+            self.folder.record_environment(config, self.device)
 
     @classmethod
     def resume(
-        cls, run: str | Path, *, epochs: int | None = None, say: Any = print, **data: Any
+        cls, run: str | Path, *, epochs: int | None = None, say: Any = print, **options: Any
     ) -> Trainer:
         """The trainer of the run in folder ``run``, where its newest whole checkpoint left it.
 
         Args:
             epochs: a new number of epochs in all, to train longer.
             say: is given a line for each checkpoint that is damaged and passed over.
-            data: ``train_data`` and ``val_data``, if the run was given them.
+            options: ``train_data`` and ``val_data``, if the run was given them; ``profile``.
         """
         folder = RunFolder(run)
         config = folder.config()
         config.epochs = config.epochs if epochs is None else epochs
-        trainer = cls(config, folder=folder, **data)
+        trainer = cls(config, folder=folder, **options)
         if checkpoint.step_folders(folder.checkpoints):
             trainer.restore(checkpoint.load_newest(folder.checkpoints, say))
         else:
@@ -142,64 +125,87 @@ class Trainer:
     def fit(self) -> Result:
         """Train to the end of the last epoch, validating after each.
 
-        Raises Interrupted after SIGINT or SIGTERM, once everything is saved.
+        Raises Interrupted after SIGINT or SIGTERM, once everything is saved, and TrainingError
+        when too many steps in a row were not finite.
         """
         config, reached = self.config, self.reached
-        self.interval_began = time.perf_counter() - self.interval_seconds
-        with self.stop, Progress(reached.step, self.total_steps) as self.progress:
+        with ExitStack() as stack:
+            self.open_displays(stack)
+            profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
+            stack.enter_context(self.stop)
+            self.interval_began = time.perf_counter() - self.interval_seconds
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
                 self.model.train()
                 for batch in self.batches:
-                    self.step(batch)
+                    self.step(self.world.share(batch), reached.step)
                     reached.step += 1
+                    profiler.step()
                     if reached.step % config.log_every == 0:
                         self.log_training()
                     if self.checkpoint_is_due():
                         self.save()
-                    if self.stop.asked:
+                    if self.stop.agreed(self.world, now=reached.step % config.log_every == 0):
                         self.leave()
                 self.log_training()
                 reached.epoch += 1
                 self.validate()
                 if self.checkpoint_is_due(epoch_ended=True):
                     self.save()
-                if self.stop.asked and reached.epoch < config.epochs:
+                if config.pictures_every and reached.epoch % config.pictures_every == 0:
+                    self.draw(f"pictures/{reached.step:08d}", curves=False)
+                if self.stop.agreed(self.world, now=True) and reached.epoch < config.epochs:
                     self.leave()
-        return self.result()
+            return self.result()
 
     @torch.no_grad()
     def validate(self) -> None:
         """The training objective over the validation data, with the same noise every time."""
+        config, step, rank = self.config, self.step, self.world.rank
         self.model.eval()
-        with self.clock_stopped() as began, rng.forked(self.config.seed, self.device):
-            meter = Meter(self.device)
+        with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
+            meter = Meter(self.device, self.world)
             for batch in self.val_batches:
-                meter.add(self.step.objective(batch), len(batch.images))
-            samples, means = meter.samples, meter.read()
-            self.log("val", means, samples / (time.perf_counter() - began))
-        self.improved = means["loss"] < self.reached.best
-        self.reached.best = min(self.reached.best, means["loss"])
+                share = self.world.share(batch)
+                meter.add(step.objective(share), share.samples)
+            means, samples = meter.read()
+            speed = samples / (time.perf_counter() - began)
+            statistics = latent_statistics(self.model, self.val_batches)
+            self.log("val", means, speed, beta=step.beta, **statistics)
+        if not self.warned_of_collapse and step.beta >= step.final_beta:
+            warning = collapse_warning(statistics)
+            self.warned_of_collapse = warning is not None
+            if warning is not None:
+                self.progress.say(warning)
+        # While beta rises the loss does too: the best is judged by the final beta.
+        final = means["recon"] + step.final_beta * means["kl"]
+        self.improved = final < self.reached.best
+        self.reached.best = final if self.improved else self.reached.best
 
     # --- what the loop calls ---------------------------------------------------------------------
 
     def log_training(self) -> None:
         """Write a row for the steps since the last one; this is where the device is waited for."""
-        samples = self.step.meter.samples
-        if samples == 0:
+        if self.step.meter.samples == 0:
             return
-        means, now = self.step.meter.read(), time.perf_counter()
+        means, samples = self.step.meter.read()
+        norms, now = self.step.guard.read(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
         self.reached.seconds += seconds
         self.reached.samples += samples
-        self.log("train", means, samples / seconds)
-        if not math.isfinite(means["loss"]):
+        self.log("train", means, samples / seconds, beta=self.step.beta, lr=self.step.lr, **norms)
+        bad, limit = self.step.guard.not_finite_in_row, self.config.optimizer.max_not_finite
+        if bad >= limit:
             raise TrainingError(
-                f"the training loss became {means['loss']} within the {self.config.log_every} "
-                f"steps up to step {self.reached.step}: try a lower --lr (it is {self.config.lr:g})"
+                f"the loss or the gradient was not finite in the last {bad} steps (the limit is "
+                f"{limit}), up to step {self.reached.step}; they were skipped. Try a lower --lr "
+                f"(it is {self.config.lr:g}), --optimizer.clip-norm or fp32; checkpoints from "
+                f"before are in {self.folder.checkpoints}"
             )
 
-    def log(self, split: str, means: dict[str, float], samples_per_second: float) -> None:
+    def log(
+        self, split: str, means: dict[str, float], samples_per_second: float, **more: Any
+    ) -> None:
         row = {
             "epoch": self.reached.epoch + (split == "train"),
             "step": self.reached.step,
@@ -207,10 +213,13 @@ class Trainer:
             **means,
             "seconds": round(self.reached.seconds, 4),
             "samples_per_second": round(samples_per_second, 1),
+            **more,
         }
-        self.folder.append_metrics(row)
         self.reached.rows += 1
-        self.progress.show(row)
+        if self.world.is_main:
+            row = self.folder.append_metrics(row)
+            self.progress.show(row)
+            self.tensorboard.row(row)
 
     def checkpoint_is_due(self, epoch_ended: bool = False) -> bool:
         """At intervals, at the best, and at the end of the run."""
@@ -222,24 +231,19 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint this step, as the best too if it is."""
-        folder = self.folder.checkpoints
-        with self.clock_stopped():
-            weights = self.model.state_dict()
-            saved = checkpoint.save(folder, self.reached.step, weights, self.state())
-            if self.improved:
-                checkpoint.point(folder, "best", saved)
-                self.improved = False
-            checkpoint.prune(folder, self.config.checkpoint.keep)
+        folder, state = self.folder.checkpoints, self.state()
+        if self.world.is_main:
+            with self.clock_stopped():
+                saved = checkpoint.save(folder, self.reached.step, self.model.state_dict(), state)
+                if self.improved:
+                    checkpoint.point(folder, "best", saved)
+                checkpoint.prune(folder, self.config.checkpoint.keep)
+        self.improved = False
 
     def leave(self) -> NoReturn:
         """Checkpoint and raise Interrupted."""
         self.save()
-        name = signal.Signals(self.stop.asked).name
-        raise Interrupted(
-            self.stop.asked,
-            f"stopped by {name} at step {self.reached.step}, all saved: "
-            f"`vae-fast resume {self.folder.path}` goes on",
-        )
+        raise Interrupted(self.stop.asked, self.reached.step, self.folder.path)
 
     @contextmanager
     def clock_stopped(self) -> Iterator[float]:
@@ -248,11 +252,28 @@ class Trainer:
         yield began
         self.interval_began += time.perf_counter() - began
 
+    def open_displays(self, stack: ExitStack) -> None:
+        """Progress and TensorBoard, for the main rank to show rows and pictures on."""
+        done, is_main = self.reached.step, self.world.is_main
+        self.progress = stack.enter_context(Progress(done, self.total_steps, visible=is_main))
+        choice = self.config.tensorboard if is_main else "off"
+        self.tensorboard = stack.enter_context(TensorBoard(choice, self.folder.path, done))
+
+    def draw(self, prefix: str, curves: bool) -> list[Path]:
+        """Draw the run's pictures under names beginning with ``prefix``."""
+        if not self.world.is_main:
+            return []
+        with self.clock_stopped(), self.step.averaged():
+            paths = draw_pictures(self, prefix, curves)
+        for path in paths:
+            self.tensorboard.picture(path, self.reached.step)
+        return paths
+
     def result(self) -> Result:
         """The last validation, and the pictures, drawn now."""
         row = [row for row in self.folder.metrics() if row["split"] == "val"][-1]
         speed = self.reached.samples / self.reached.seconds
-        return Result(row["loss"], row["recon"], row["kl"], speed, write_pictures(self))
+        return Result(row["loss"], row["recon"], row["kl"], speed, self.draw("", curves=True))
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -265,7 +286,7 @@ class Trainer:
             "is_best": self.improved,
             "step": self.step.state_dict(),
             "batches": self.batches.state_dict(),
-            "rng": rng.state(self.device),
+            "rng": self.world.gather(rng.state(self.device)),
         }
 
     def restore(self, saved: Checkpoint) -> None:
@@ -274,14 +295,16 @@ class Trainer:
             self.model.load_state_dict(saved.weights)
             self.step.load_state_dict(saved.state["step"])
             self.batches.load_state_dict(saved.state["batches"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{saved.path} is of another model, data or configuration: {error}"
             ) from error
-        rng.restore(saved.state["rng"], self.device)
+        if self.world.size == len(saved.state["rng"]):  # else there is noise, but not the same
+            rng.restore(saved.state["rng"][self.world.rank], self.device)
         self.reached = Reached(**saved.state["reached"])
         self.interval_seconds = saved.state["interval_seconds"]
-        self.folder.keep_metrics(self.reached.rows)
-        checkpoint.go_back_to(saved, is_best=saved.state["is_best"])
-        if not (self.folder.checkpoints / "best").exists():
+        if not self.world.from_main((self.folder.checkpoints / "best").exists()):
             self.reached.best = math.inf
+        if self.world.is_main:
+            self.folder.keep_metrics(self.reached.rows)
+            checkpoint.go_back_to(saved, is_best=saved.state["is_best"])

@@ -1,0 +1,127 @@
+"""What stands between backward and the optimizer: clipping, and steps that must not be taken.
+
+Everything is decided on the device. A fused optimizer is handed the decision as the tensors that
+torch's gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing waits; another
+optimizer is asked on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fast.train.config import OptimizerConfig
+
+SETTLING = 50  # steps before the mean of norms is trusted
+MOMENTUM = 0.98  # of the running mean of norms
+
+
+class Guard:
+    """Skips steps that are not finite, or whose gradient's norm is far above the usual.
+
+    A step skipped for its norm alone can't be skipped for ever: after ``patience`` in a row the
+    next one is taken. Steps that are not finite are counted, for the trainer to stop at a limit.
+    """
+
+    def __init__(self, config: OptimizerConfig, device: torch.device) -> None:
+        self.config = config
+        self.skipped_in_all = 0
+        self.not_finite_in_row = 0  # as of the last read
+        self._largest = torch.tensor(torch.finfo(torch.float32).max, device=device)
+        self._norms: list[Tensor] = []  # since the last read; NaN where the loss was not finite
+        self._skips: list[Tensor] = []
+        # Of the adaptive threshold: mean of norms, steps taken, steps skipped in a row.
+        self._usual = torch.zeros(3, device=device)
+
+    @torch.no_grad()
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor | None
+    ) -> Tensor:
+        """Take the optimizer's step, or skip it; returns which, as a 0-d bool tensor.
+
+        Args:
+            parameters: whose gradients are looked at.
+            loss: looked at too; None to look at gradients alone.
+        """
+        norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
+        if loss is not None:
+            # 0 * loss is NaN for a loss that is not finite, and NaN is not below any limit.
+            norm = torch.add(norm, loss, alpha=0)
+        limit = self._limit() if self.config.skip_above > 0 else self._largest
+        skipped = (norm <= limit).logical_not_()
+        self._norms.append(norm)
+        self._skips.append(skipped)
+        if self.config.skip_above > 0:
+            self._learn(norm, skipped)
+        clip = self.config.clip_norm
+        _step(optimizer, skipped, (norm / clip).clamp_min_(1.0) if clip > 0 else None)
+        return skipped
+
+    def read(self) -> dict[str, float | None]:
+        """Mean norm of the steps taken since the last read, and steps skipped in all.
+
+        This waits for the device.
+        """
+        norms, skips = (torch.stack(t).tolist() if t else [] for t in (self._norms, self._skips))
+        self._norms, self._skips = [], []
+        for norm in norms:
+            self.not_finite_in_row = 0 if math.isfinite(norm) else self.not_finite_in_row + 1
+        self.skipped_in_all += sum(skips)
+        taken = [norm for norm, skipped in zip(norms, skips, strict=True) if not skipped]
+        return {
+            "grad_norm": sum(taken) / len(taken) if taken else None,
+            "skipped": self.skipped_in_all,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "usual": self._usual,
+            "norms": list(self._norms),
+            "skips": list(self._skips),
+            "skipped_in_all": self.skipped_in_all,
+            "not_finite_in_row": self.not_finite_in_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._usual.copy_(state["usual"])
+        self._norms = [t.to(self._usual.device) for t in state["norms"]]
+        self._skips = [t.to(self._usual.device) for t in state["skips"]]
+        self.skipped_in_all = state["skipped_in_all"]
+        self.not_finite_in_row = state["not_finite_in_row"]
+
+    def _limit(self) -> Tensor:
+        """The norm above which this step is skipped."""
+        mean, taken, in_row = self._usual.unbind()
+        active = (taken >= SETTLING) & (in_row < self.config.patience)
+        return torch.where(active, self.config.skip_above * mean, self._largest)
+
+    def _learn(self, norm: Tensor, skipped: Tensor) -> None:
+        """Follow the norms of the steps taken: their plain mean first, then an exponential one."""
+        mean, taken, in_row = self._usual.unbind()
+        in_row.add_(1).mul_(skipped)
+        taken.add_(~skipped)
+        weight = taken.clamp_min(1).reciprocal_().clamp_min_(1.0 - MOMENTUM)
+        mean.copy_(torch.where(skipped, mean, torch.lerp(mean, norm, weight)))
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients together, a 0-d float32 tensor."""
+    return torch.nn.utils.get_total_norm(gradients).float()
+
+
+def _step(optimizer: torch.optim.Optimizer, skipped: Tensor, scale: Tensor | None) -> None:
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = skipped.float()
+        optimizer.grad_scale = scale
+        optimizer.step()
+    elif not skipped.item():
+        if scale is not None:
+            groups = optimizer.param_groups
+            torch._foreach_div_(
+                [p.grad for group in groups for p in group["params"] if p.grad is not None], scale
+            )
+        optimizer.step()

@@ -1,0 +1,38 @@
+"""Weights that change as a run goes on, as functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+
+from vae_fast.train.config import ObjectiveConfig, OptimizerConfig
+
+
+def beta_at(objective: ObjectiveConfig, beta: float, step: int, steps_per_epoch: int) -> float:
+    """The KL's weight at ``step`` (0 is the first), for a final value of ``beta``.
+
+    constant; linear, from 0 to beta within the period (Bowman et al. 2016); cyclical, the same
+    rise within the first ``ramp`` of every period, then beta (Fu et al. 2019).
+    """
+    if objective.schedule == "constant":
+        return beta
+    unit = steps_per_epoch if objective.unit == "epochs" else 1
+    periods = step / (objective.period * unit)
+    if objective.schedule == "cyclical":
+        periods = (periods % 1.0) / objective.ramp
+    return beta * min(1.0, periods)
+
+
+def lr_at(optimizer: OptimizerConfig, lr: float, step: int, total_steps: int) -> float:
+    """The learning rate at ``step`` (0 is the first) of ``total_steps``, for a peak of ``lr``.
+
+    A linear rise over the first ``warmup_steps``, then constant, or a half cosine down to
+    ``lr * final_lr`` at the end of the run (Loshchilov & Hutter 2017, without restarts).
+    """
+    warmup = optimizer.warmup_steps
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if optimizer.decay == "constant":
+        return lr
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    lowest = lr * optimizer.final_lr
+    return lowest + (lr - lowest) * 0.5 * (1.0 + math.cos(math.pi * done))
