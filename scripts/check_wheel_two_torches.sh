@@ -3,14 +3,7 @@
 source "$(dirname "$0")/common.sh"
 
 new="$(environment new "$NEW_TORCH")"
-sources "$VERIFY_DIR/wheel-src"
-rm -rf "$VERIFY_DIR/wheel"
-TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0+PTX}" \
-    "$new/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation \
-    -w "$VERIFY_DIR/wheel" "$VERIFY_DIR/wheel-src"
-wheel="$(ls "$VERIFY_DIR"/wheel/*.whl)"
-say "built $(basename "$wheel")"
-
+wheel="$(build_wheel "$new")"
 old="$(environment old "$OLD_TORCH")"
 said=""
 for env in "$old" "$new"; do

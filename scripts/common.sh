@@ -5,10 +5,12 @@
 #   PYTHON       makes the virtual environments           default: python3
 #   OLD_TORCH    a CPU-only torch, older than the newest  default: torch==2.13.0+cpu
 #   NEW_TORCH    the newest torch, a CUDA build           default: torch
+#   TESTS        what of the tests to run, for a quick look   default: all the quick ones
 #
 # Where pip knows no "+cpu" builds, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.
 
 set -euo pipefail
+shopt -s inherit_errexit
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 CHECK="$(basename "$0" .sh)"
 VERIFY_DIR="${VERIFY_DIR:-$ROOT/build/verify}"
@@ -36,7 +38,7 @@ environment() {
         rm -rf "$folder"
         "$PYTHON" -m venv "$folder"
         "$folder/bin/python" -m pip install -q --disable-pip-version-check "$torch" \
-            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest scipy pytest-benchmark \
+            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark \
             "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm >&2
         touch "$stamp"
     fi
@@ -52,6 +54,27 @@ sources() {
         tar --null -T - -cf -) | tar -xf - -C "$1"
 }
 
+have_nvcc() { command -v nvcc || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; } >/dev/null
+
+# build_wheel ENVIRONMENT: prints the path of a wheel built with the torch of that environment, with
+# CUDA kernels where there is an nvcc. It is built once for as long as the sources stay the same.
+build_wheel() {
+    local folder="$VERIFY_DIR/wheel" source="$VERIFY_DIR/wheel-src" choice=cpu state
+    if have_nvcc; then choice=cuda; fi
+    sources "$source"
+    state="$choice ${TORCH_CUDA_ARCH_LIST:-} $(cd "$source" &&
+        find setup.py pyproject.toml csrc vae_fast -type f -print0 | sort -z |
+        xargs -0 cat | cksum)"
+    if [ "$(cat "$folder/state" 2>/dev/null)" != "$state" ]; then
+        say "building a wheel, VAE_FAST_BUILD=$choice" >&2
+        rm -rf "$folder"
+        VAE_FAST_BUILD=$choice "$1/bin/python" -m pip wheel -q --disable-pip-version-check \
+            --no-deps --no-build-isolation -w "$folder" "$source" >&2
+        echo "$state" >"$folder/state"
+    fi
+    ls "$folder"/*.whl
+}
+
 # test_installed ENVIRONMENT [PYTEST ARGUMENTS]: the quick tests, from a folder in which the
 # installed package is the only vae_fast there is.
 test_installed() {
@@ -59,7 +82,7 @@ test_installed() {
     shift
     sources "$run"
     rm -rf "$run/vae_fast" "$run/csrc" "$run/setup.py"
-    (cd "$run" && "$folder/bin/python" -m pytest -q -m "not slow and not cuda" "$@")
+    (cd "$run" && "$folder/bin/python" -m pytest -q -m "not slow and not cuda" ${TESTS:-"$@"})
 }
 
 # python_in ENVIRONMENT CODE: runs it away from the source tree.
