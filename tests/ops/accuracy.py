@@ -1,0 +1,223 @@
+"""The accuracy that every op is held to, and what the tests of the ops share.
+
+The bar: against the truth, an op's largest error in ulps of its result is at most twice that of
+plain PyTorch in the same dtype, plus one. The truth is evaluated in float64, or in numpy's longdouble (80 bits on x86) for float64
+itself, from formulas written here a second time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+
+LONG = np.longdouble
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "sum", "batchmean")
+# Less than a vector, one vector and a bit, whole blocks, several chunks; one sample; none at all.
+SHAPES = ((1, 1), (7,), (3, 7, 5), (128, 20), (41, 401), (5, 1031), (0, 5), (5, 0))
+LARGE = (1024, 784)  # for float32, which is what it is for; the other dtypes would take minutes
+
+
+def shapes_of(dtype: torch.dtype, large: bool = True) -> tuple[tuple[int, ...], ...]:
+    return (*SHAPES, LARGE) if large and dtype == torch.float32 else SHAPES
+
+
+# digits of the significand, smallest normal exponent
+_FORMAT = {
+    torch.float64: (53, -1022),
+    torch.float32: (24, -126),
+    torch.bfloat16: (8, -126),
+    torch.float16: (11, -14),
+}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def exact(t: Tensor) -> np.ndarray:
+    """The values in the precision of the truth: float64, and longdouble for float64 itself."""
+    values = t.detach().cpu().to(torch.float64).numpy()
+    return values.astype(LONG) if t.dtype == torch.float64 else values
+
+
+def ulps(result: Tensor, truth: np.ndarray, size: np.ndarray | None = None) -> np.ndarray:
+    """The error of each element in units of the last place of the truth, in ``result``'s dtype.
+
+    ``size`` takes the truth's place where that is a sum whose terms cancel: the size of the terms.
+    NaN must be NaN, infinity infinity, and what is too large for the dtype either its largest
+    number or infinity; everything else is infinitely wrong.
+    """
+    digits, smallest = _FORMAT[result.dtype]
+    largest = LONG(torch.finfo(result.dtype).max)
+    a = exact(result)
+    assert a.shape == truth.shape, (a.shape, truth.shape)
+    with np.errstate(all="ignore"):
+        _, exponent = np.frexp(truth if size is None else size)
+        unit = np.ldexp(truth.dtype.type(1), np.maximum(exponent - 1, smallest) - digits + 1)
+        error = np.abs(a - truth) / unit
+        too_large = (np.abs(truth) > largest) & (np.sign(a) == np.sign(truth))
+        too_large &= np.abs(a) >= largest
+    error = np.where((a == truth) | (np.isnan(a) & np.isnan(truth)) | too_large, 0, error)
+    return np.where(np.isnan(error), np.inf, error)
+
+
+class Accuracy:
+    """Collects errors of an op and of plain PyTorch over many shapes, then compares the largest.
+
+    Collected, because of a few elements either may be right by luck.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[str, list[float]] = {}
+
+    def add(
+        self,
+        name: str,
+        result: Tensor,
+        eager: Tensor,
+        truth: np.ndarray,
+        coarse: float = 64.0,
+        size: np.ndarray | None = None,
+    ) -> None:
+        """``coarse`` bounds each element's error in epsilons of the largest: a wrong element of a
+        small tensor must not hide behind what cancellation does to a large one."""
+        if truth.size == 0:
+            assert result.numel() == 0
+            return
+        error = ulps(result, truth, size)
+        eagers = ulps(eager.to(result.dtype), truth, size)
+        # In half precision plain PyTorch overflows and divides by zero: there it sets no bar.
+        usable = np.isfinite(exact(eager))
+        eagers = eagers[usable]
+        format = torch.finfo(result.dtype)
+        finite = np.isfinite(truth) & (np.abs(truth) < format.max)
+        if finite.any():
+            off = np.abs(exact(result)[finite] - truth[finite]).max()
+            limit = coarse * format.eps * np.abs(truth[finite]).max() + format.smallest_normal
+            if usable[finite].any():
+                limit += 2 * np.abs((exact(eager) - truth)[finite & usable]).max()
+            assert off <= limit, f"{name} {truth.shape}: off by {off}, where {limit} is allowed"
+        worst = self.errors.setdefault(name, [0.0, 0.0])
+        worst[0] = max(worst[0], float(error.max()))
+        worst[1] = max(worst[1], float(eagers.max()) if eagers.size else 0.0)
+
+    def check(self) -> None:
+        assert self.errors
+        for name, (ours, eager) in self.errors.items():
+            assert ours <= 2 * eager + 1, f"{name}: {ours:.4g} ulps, plain PyTorch {eager:.4g}"
+
+
+# --- calling -------------------------------------------------------------------------------------
+
+
+def call(
+    op: Callable, inputs: Sequence[Tensor], upstream: Sequence[Tensor | None] | None = None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The outputs of ``op`` and the gradients of its inputs; an upstream of None is left out."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    outputs = op(*leaves)
+    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+    if upstream is None:
+        upstream = [torch.ones_like(o) for o in outputs]
+    used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
+    grads = torch.autograd.grad(
+        [o for o, _ in used], leaves, [g for _, g in used], allow_unused=True
+    )
+    return [o.detach() for o in outputs], list(grads)
+
+
+def reduced(values: np.ndarray, reduction: str) -> np.ndarray:
+    """``reference.reduce`` of longdouble terms."""
+    samples = values.shape[0] if values.ndim >= 2 else 1
+    rows = values.reshape(samples, math.prod(values.shape[1:])) if values.ndim >= 2 else values
+    with np.errstate(all="ignore"):
+        if reduction == "none":
+            return np.asarray(rows.sum(-1))
+        return np.asarray(rows.sum() / (samples if reduction == "batchmean" else 1))
+
+
+def spread(upstream: Tensor, shape: tuple[int, ...], reduction: str) -> np.ndarray:
+    """The gradient that reaches each element from the upstream gradient of a reduced loss."""
+    g = exact(upstream)
+    if reduction == "none" and len(shape) >= 2:
+        return np.broadcast_to(g.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    if reduction == "batchmean" and len(shape) >= 2 and shape[0]:
+        g = g / shape[0]
+    return np.broadcast_to(g, shape)
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def layouts(t: Tensor) -> dict[str, Tensor]:
+    """The values of a 2-D ``t`` in every kind of memory layout."""
+    rows, cols = t.shape
+    sliced_rows = t.new_zeros(2 * rows, cols)[::2]
+    sliced_cols = t.new_zeros(rows, 3 * cols + 2)[:, 1:-1:3]
+    margin = t.new_zeros(rows + 2, cols + 3)[1:-1, 2:-1]
+    transposed = t.new_zeros(cols, rows).t()
+    offset = t.new_zeros(rows * cols + 1)[1:].view(rows, cols)
+    views = {
+        "every other row": sliced_rows,
+        "every third column": sliced_cols,
+        "inside a margin": margin,
+        "transposed": transposed,
+        "one element into a storage": offset,
+    }
+    for view in views.values():
+        view.copy_(t)
+    return views
+
+
+# --- the truth -----------------------------------------------------------------------------------
+
+
+def bernoulli_terms(
+    logits: Tensor, target: Tensor, from_logits: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """-log Bernoulli(target | logits) of each element, and its derivative in the logits."""
+    x, t = exact(logits), exact(target)
+    if target.dtype == torch.uint8:
+        t = t.astype(x.dtype) / 255
+    with np.errstate(all="ignore"):
+        if from_logits:
+            e = np.exp(-np.abs(x))
+            wrong, sigma = np.where(x >= 0, 1 - t, t), e / (1 + e)
+            grad = np.where(x >= 0, wrong - sigma, sigma - wrong)
+            return np.abs(x) * wrong + np.log1p(e), grad
+        log_p, log_q = np.maximum(np.log(x), -100), np.maximum(np.log1p(-x), -100)
+        nll = -(t * log_p + (1 - t) * log_q)
+        return nll, (x - t) / np.maximum(x * (1 - x), 1e-12)
+
+
+def eps_of(key: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """The key's normals: Box-Muller on the whole angle, as textbooks have it."""
+    n = math.prod(shape)
+    words = reference.random_words(key.cpu(), n + (-n) % 4).numpy().reshape(-1, 2).astype(LONG)
+    radius = np.sqrt(-2 * np.log((words[:, 0] + LONG(0.5)) / LONG(2) ** 32))
+    angle = 2 * LONG("3.14159265358979323846264338327950288") * words[:, 1] / LONG(2) ** 32
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
+    return pairs.reshape(-1)[:n].reshape(shape)
+
+
+def kl_terms(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """KL of each element, and its derivatives in mu, logvar and, if given, the prior's two."""
+    m, lv = exact(mu), exact(logvar)
+    with np.errstate(all="ignore"):
+        if prior_mu is None:
+            return (np.expm1(lv) - lv + m * m) / 2, [m, np.expm1(lv) / 2]
+        d, ratio = m - exact(prior_mu), lv - exact(prior_logvar)
+        precision = np.exp(-exact(prior_logvar))
+        distance = d * d * precision
+        kl = (np.expm1(ratio) - ratio + distance) / 2
+        grad_prior_logvar = -(np.expm1(ratio) + distance) / 2
+        return kl, [d * precision, np.expm1(ratio) / 2, -d * precision, grad_prior_logvar]

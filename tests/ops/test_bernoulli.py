@@ -1,0 +1,427 @@
+"""bernoulli_nll: its accuracy, its targets, layouts, upstream gradients and extremes."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vae_fast
+from tests.ops.accuracy import (
+    LARGE,
+    REDUCTIONS,
+    Accuracy,
+    bernoulli_terms,
+    call,
+    layouts,
+    reduced,
+    shapes_of,
+    spread,
+)
+from vae_fast import bernoulli_nll, reference
+
+INPUTS = pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
+TARGETS = pytest.mark.parametrize("target_kind", ["own", "float32", "uint8", "bool"])
+
+
+@functools.cache
+def case(shape, dtype, target_kind, from_logits):
+    """Logits (or probabilities) and targets, easy and hard, with the truth about them."""
+    generator = torch.Generator().manual_seed(len(shape) * 1000 + sum(shape))
+    x = 4 * torch.randn(shape, generator=generator)
+    x.view(-1)[::7] *= 6
+    x.view(-1)[3::50] *= 0.01
+    if not from_logits:
+        x = torch.sigmoid(x)  # in half precision some are exactly 0 or 1
+    target = torch.rand(shape, generator=generator)
+    if target_kind == "uint8":
+        target = (target * 256).to(torch.uint8)
+    elif target_kind == "bool":
+        target = target > 0.5
+    else:
+        target = target.to(dtype if target_kind == "own" else torch.float32)
+    x = x.to(dtype)
+    return x, target, bernoulli_terms(x, target, from_logits)
+
+
+def eager(x, target, reduction, from_logits):
+    """Plain PyTorch in x's own dtype, its reduction too."""
+    loss = F.binary_cross_entropy_with_logits if from_logits else F.binary_cross_entropy
+    terms = loss(x, reference.as_probability(target, x.dtype), reduction="none")
+    return reference.reduce(terms, reduction)
+
+
+@INPUTS
+@TARGETS
+def test_accuracy(implementation, dtype, target_kind, from_logits):
+    accuracy = Accuracy()
+    for shape in shapes_of(dtype, large=target_kind == "own"):
+        x, target, (terms, slopes) = case(shape, dtype, target_kind, from_logits)
+        for reduction in REDUCTIONS if shape != LARGE else ("sum",):
+
+            def op(x, target=target, reduction=reduction):
+                target = target.to(implementation)
+                return bernoulli_nll(x, target, reduction=reduction, from_logits=from_logits)
+
+            def plain(x, target=target, reduction=reduction):
+                return eager(x, target, reduction, from_logits)
+
+            plain_values, _ = call(plain, [x])
+            for factor in (None, torch.rand_like(plain_values[0]) * 3 - 1)[: 1 + (shape != LARGE)]:
+                sums = torch.float64 if dtype == torch.float64 else torch.float32
+                upstream = torch.ones_like(plain_values[0]) if factor is None else factor
+                values, grads = call(
+                    op, [x.to(implementation)], [upstream.to(implementation, sums)]
+                )
+                _, plain_grads = call(plain, [x], [upstream.to(dtype)])
+                assert values[0].dtype == sums and grads[0].dtype == dtype
+                mark = f"{reduction}{'' if factor is None else ' scaled'}"
+                truth = reduced(terms, reduction)
+                accuracy.add(f"value {mark}", values[0], plain_values[0], truth)
+                truth = slopes * spread(upstream.to(sums), shape, reduction)
+                accuracy.add(f"gradient {mark}", grads[0], plain_grads[0], truth)
+    accuracy.check()
+
+
+def test_the_truth_is_torchs():
+    x, target, (terms, slopes) = case((41, 401), torch.float64, "own", True)
+    values, grads = call(lambda x: eager(x, target, "sum", True), [x])
+    assert values[0].item() == pytest.approx(float(terms.sum()), rel=1e-12)
+    torch.testing.assert_close(grads[0], torch.tensor(slopes.astype(float)), rtol=1e-9, atol=1e-15)
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+@INPUTS
+def test_byte_targets_are_the_float_targets(implementation, from_logits):
+    """x / 255 for all 256 of them, to the last bit of value and gradient."""
+    x = torch.linspace(-8, 8, 256).repeat(3, 1)
+    x = (x if from_logits else torch.sigmoid(x)).to(implementation)
+    byte = torch.arange(256, dtype=torch.uint8, device=implementation).repeat(3, 1)
+    for target in (byte, byte > 99):
+        as_float = target.float() / (255 if target.dtype == torch.uint8 else 1)
+        for reduction in REDUCTIONS:
+            got, want = (
+                call(
+                    lambda x, t=t, r=reduction: bernoulli_nll(
+                        x, t, reduction=r, from_logits=from_logits
+                    ),
+                    [x],
+                )
+                for t in (target, as_float)
+            )
+            assert torch.equal(got[0][0], want[0][0])
+            assert torch.equal(got[1][0], want[1][0])
+
+
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_mixed_dtypes(backend, dtype, target_dtype):
+    x = (torch.randn(9, 33) * 3).to(dtype)
+    target = torch.rand(9, 33).to(target_dtype)
+    values, grads = call(lambda x: bernoulli_nll(x, target, reduction="none"), [x])
+    assert grads[0].dtype == dtype
+    assert values[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    terms, slopes = bernoulli_terms(x, target, True)
+    assert values[0].numpy() == pytest.approx(terms.sum(1).astype(float), rel=1e-5)
+    torch.testing.assert_close(grads[0], torch.tensor(slopes.astype(float)).to(dtype))
+
+
+@INPUTS
+def test_gradient_of_the_target(backend, dtype, from_logits, reduction):
+    if dtype in (torch.bfloat16, torch.float16):
+        tolerance = {"rtol": 2e-2, "atol": 1e-3}
+    else:
+        tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    x = torch.randn(6, 11) * 2
+    x = (x if from_logits else torch.sigmoid(x)).to(dtype)
+    target = torch.rand(6, 11).to(dtype)
+    upstream = torch.rand(6) + 0.5 if reduction == "none" else torch.tensor(2.5)
+    for needs in ([x, target], [target]):  # both, and the target alone
+
+        def op(*leaves, fn=bernoulli_nll, dtype=dtype):
+            logits, goal = leaves if len(leaves) == 2 else (x.to(dtype), *leaves)
+            return fn(logits, goal, reduction=reduction, from_logits=from_logits)
+
+        def plain(*leaves):
+            logits, goal = leaves if len(leaves) == 2 else (x.double(), *leaves)
+            return eager(logits, goal, reduction, from_logits)
+
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        _, got = call(op, needs, [upstream.to(sums)])
+        _, want = call(plain, [t.double() for t in needs], [upstream.double()])
+        for g, w in zip(got, want, strict=True):
+            assert g.dtype == dtype
+            torch.testing.assert_close(g, w.to(dtype), **tolerance)
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def same(a, b, message):
+    """To the bit in our kernels; plain PyTorch sums other layouts in another order."""
+    if vae_fast.get_backend() == "native":
+        assert torch.equal(a, b), message
+    else:
+        torch.testing.assert_close(a, b, msg=message)
+
+
+@pytest.mark.parametrize("target_kind", ["own", "uint8", "bool"])
+def test_layouts(backend, dtype, target_kind, reduction):
+    x, target, _ = case((41, 401), dtype, target_kind, True)
+
+    def values_and_grads(x, target):
+        return call(lambda x: bernoulli_nll(x, target, reduction=reduction), [x])
+
+    (want,), (want_grad,) = values_and_grads(x, target)
+    for name, view in layouts(x).items():
+        for target_view in (target, layouts(target)[name], layouts(target)["transposed"]):
+            (got,), (got_grad,) = values_and_grads(view, target_view)
+            same(got, want, name)
+            same(got_grad, want_grad, name)
+
+
+@pytest.mark.parametrize("target_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_channels_last(backend, target_format, reduction):
+    x, target = torch.randn(5, 3, 6, 7), torch.rand(5, 3, 6, 7)
+    (want,), (want_grad,) = call(lambda x: bernoulli_nll(x, target, reduction=reduction), [x])
+    last = x.contiguous(memory_format=torch.channels_last)
+    goal = target.contiguous(memory_format=target_format)
+    (got,), (grad,) = call(lambda x: bernoulli_nll(x, goal, reduction=reduction), [last])
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grad, want_grad)
+
+
+def test_expanded_inputs(backend, reduction):
+    """One row of logits for all samples, and one target: gradients add up in the row."""
+    row, target = torch.randn(1, 37), torch.rand(1, 37)
+
+    def loss(row, fn, dtype):
+        return fn(row.expand(6, 37), target.to(dtype).expand(6, 37))
+
+    got, (grad,) = call(
+        lambda r: loss(r, lambda *a: bernoulli_nll(*a, reduction=reduction), torch.float32), [row]
+    )
+    want, (want_grad,) = call(
+        lambda r: loss(r, lambda *a: eager(*a, reduction, True), torch.float64), [row.double()]
+    )
+    torch.testing.assert_close(got[0], want[0].float())
+    torch.testing.assert_close(grad, want_grad.float())
+
+
+@INPUTS
+def test_inputs_are_never_written_to(backend, from_logits, reduction):
+    x, target = torch.rand(5, 40), torch.rand(5, 40)
+    upstream = torch.rand(5) if reduction == "none" else torch.rand(())
+    before = x.clone(), target.clone(), upstream.clone()
+    call(
+        lambda x, t: bernoulli_nll(x, t, reduction=reduction, from_logits=from_logits),
+        [x, target],
+        [upstream],
+    )
+    for t, b in zip((x, target, upstream), before, strict=True):
+        assert torch.equal(t, b)
+
+
+# --- upstream gradients --------------------------------------------------------------------------
+
+
+def upstreams(n: int) -> dict[str, torch.Tensor]:
+    values = torch.rand(n) * 4 - 2
+    strided = torch.zeros(n, 3)[:, 1].copy_(values)
+    return {
+        "unequal": values,
+        "expanded": torch.tensor(1.7).expand(n),
+        "sliced": strided,
+        "reversed": values.flip(0),
+        "zeros": torch.zeros(n),
+    }
+
+
+@pytest.mark.parametrize("kind", upstreams(1))
+def test_unequal_upstream_gradients(backend, kind):
+    upstream = upstreams(6)[kind]
+    x, target = torch.randn(6, 50), torch.rand(6, 50)
+    _, (grad,) = call(lambda x: bernoulli_nll(x, target, reduction="none"), [x], [upstream])
+    slopes = torch.sigmoid(x.double()) - target.double()
+    torch.testing.assert_close(grad, (slopes * upstream.double()[:, None]).float())
+
+
+def test_sum_of_the_per_sample_losses(backend):
+    """.sum() sends an expanded gradient of stride 0."""
+    x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
+    bernoulli_nll(x, target, reduction="none").sum().backward()
+    torch.testing.assert_close(x.grad, torch.sigmoid(x.detach()) - target)
+
+
+def test_backward_twice(backend, reduction):
+    """The same gradient again, whatever became of the first."""
+    x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
+    loss = bernoulli_nll(x, target, reduction=reduction).sum()
+    loss.backward(retain_graph=True)
+    first = x.grad.clone()
+    x.grad.mul_(100)
+    x.grad = None
+    loss.backward(retain_graph=True)
+    assert torch.equal(x.grad, first)
+    loss.backward()
+    torch.testing.assert_close(x.grad, 2 * first)
+
+
+def test_gradients_accumulate_in_the_leaf(backend, reduction):
+    x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
+    for factor in (1.0, 3.0):
+        (factor * bernoulli_nll(x, target, reduction=reduction).sum()).backward()
+    scale = 6 if reduction == "batchmean" else 1
+    torch.testing.assert_close(x.grad, 4 * (torch.sigmoid(x.detach()) - target) / scale)
+
+
+def test_loss_used_twice(backend, reduction):
+    x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
+    loss = bernoulli_nll(x, target, reduction=reduction)
+    (loss.sum() * 2 + (3 * loss).sum()).backward()
+    scale = 6 if reduction == "batchmean" else 1
+    torch.testing.assert_close(x.grad, 5 * (torch.sigmoid(x.detach()) - target) / scale)
+
+
+@INPUTS
+def test_loss_scale_saves_small_gradients(backend, from_logits):
+    """float16 gradients below 6e-8 are 0: a loss scale must act before they are rounded."""
+    x = torch.full((4096, 8), 5.0)
+    x = (x if from_logits else torch.sigmoid(x)).half()
+    target = torch.ones(4096, 8)
+    _, (grad,) = call(
+        lambda x: bernoulli_nll(x, target, reduction="batchmean", from_logits=from_logits),
+        [x],
+        [torch.tensor(2.0**14)],
+    )
+    want = 4 * bernoulli_terms(x, target, from_logits)[1]
+    torch.testing.assert_close(grad, torch.tensor(want.astype(float)).half(), rtol=1e-3, atol=0)
+
+
+def test_double_backward_raises(native, reduction):
+    x, target = torch.randn(4, 9, requires_grad=True), torch.rand(4, 9)
+    weight = torch.randn(9, 9, requires_grad=True)
+    loss = bernoulli_nll(x @ weight, target, reduction=reduction).sum()
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        grad.square().sum().backward()  # a gradient penalty: weight depends on it both ways
+
+
+def test_double_backward_in_plain_pytorch():
+    """The reference either raises or is right; it is right."""
+    x, target = torch.rand(4, 9, dtype=torch.float64), torch.rand(4, 9, dtype=torch.float64)
+    for from_logits in (True, False):
+
+        def loss(x, from_logits=from_logits):
+            return reference.bernoulli_nll(x, target, "sum", from_logits)
+
+        assert torch.autograd.gradgradcheck(loss, (x.clone().requires_grad_(),))
+
+
+# --- extremes ------------------------------------------------------------------------------------
+
+
+def test_extreme_logits(implementation, dtype):
+    large = 1e4 if dtype != torch.float16 else 6e4
+    x = torch.tensor([large, -large, large, -large, 0.0, 0.0, 80.0, -80.0], dtype=dtype)
+    target = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0], dtype=dtype)
+    x, target = x[:, None], target[:, None]
+    terms, slopes = bernoulli_terms(x, target, True)
+    values, grads = call(
+        lambda x: bernoulli_nll(x, target.to(implementation), reduction="none"),
+        [x.to(implementation)],
+    )
+    native = vae_fast.get_backend() == "native"  # plain PyTorch loses log(1 + exp(-80)) to 0
+    tight = {"rtol": 1e-15 if dtype == torch.float64 else 1e-6, "atol": 0 if native else 1e-30}
+    want = torch.tensor(terms[:, 0].astype(float)).to(values[0])
+    torch.testing.assert_close(values[0], want, **tight)
+    want = torch.tensor(slopes.astype(float)).to(grads[0])
+    loose = {"rtol": 3 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).tiny}
+    torch.testing.assert_close(grads[0], want, **loose)
+
+
+def test_infinite_logits(implementation, dtype):
+    """Confident and wrong is infinitely bad. (F.binary_cross_entropy_with_logits may say NaN.)"""
+    inf = float("inf")
+    x = torch.tensor([[inf], [-inf]], dtype=dtype, device=implementation)
+    wrong = torch.tensor([[0.0], [1.0]], dtype=dtype, device=implementation)
+    (value,), (grad,) = call(lambda x: bernoulli_nll(x, wrong, reduction="none"), [x])
+    if vae_fast.get_backend() == "native":
+        assert value.tolist() == [inf, inf]
+    assert not value.isfinite().any()
+    assert grad.tolist() == [[1.0], [-1.0]]
+    (value,), _ = call(lambda x: bernoulli_nll(x, 1 - wrong, reduction="none"), [x])
+    assert not value.isinf().any() and (value.isnan() | (value == 0)).all()  # inf * 0, or its limit
+    (total,), _ = call(lambda x: bernoulli_nll(x, wrong), [x])
+    assert not total.isfinite()
+
+
+@INPUTS
+@pytest.mark.parametrize("where", ["logits", "target"])
+def test_nan_propagates(implementation, dtype, where, from_logits, reduction):
+    """One NaN, in a vector's body and in a tail, reaches its sample's loss and its gradient."""
+    for position in (0, 100, 402):
+        x = torch.full((3, 403), 0.25, dtype=dtype)
+        target = torch.full((3, 403), 0.5, dtype=dtype)
+        (x if where == "logits" else target)[1, position] = float("nan")
+        x, target = x.to(implementation), target.to(implementation)
+        (value,), (grad,) = call(
+            lambda x, t=target: bernoulli_nll(x, t, reduction=reduction, from_logits=from_logits),
+            [x],
+        )
+        assert value.isnan().tolist() == ([False, True, False] if reduction == "none" else True)
+        assert grad.isnan().nonzero().tolist() == [[1, position]]
+
+
+@pytest.mark.parametrize("target_kind", ["own", "uint8", "bool"])
+def test_probabilities_of_exactly_0_and_1(implementation, dtype, target_kind):
+    """Finite, by F.binary_cross_entropy's clamps: -100 in the logarithm, 1e-12 in the gradient."""
+    p = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=dtype, device=implementation)[:, None]
+    target = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=dtype, device=implementation)[:, None]
+    if target_kind == "uint8":
+        target = (target * 255).to(torch.uint8)
+    elif target_kind == "bool":
+        target = target.bool()
+    (value,), (grad,) = call(
+        lambda p: bernoulli_nll(p, target, reduction="none", from_logits=False), [p]
+    )
+    assert value.tolist() == [0.0, 100.0, 100.0, 0.0]
+    want = torch.tensor([0.0, -1e12, 1e12, 0.0], dtype=torch.float64)[:, None].to(dtype)
+    torch.testing.assert_close(grad.cpu(), want, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_probabilities_match_torch(backend, reduction):
+    p, target = torch.rand(12, 45), torch.rand(12, 45)
+    p[0, :4] = torch.tensor([0.0, 1.0, 1e-45, 1e-20])
+    (got,), (grad,) = call(
+        lambda p: bernoulli_nll(p, target, reduction=reduction, from_logits=False), [p]
+    )
+    (want,), (want_grad,) = call(lambda p: eager(p, target, reduction, False), [p])
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grad, want_grad, rtol=1e-6, atol=0)
+
+
+@INPUTS
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (0, 3, 4)], ids=str)
+def test_empty(implementation, dtype, shape, from_logits, reduction):
+    x = torch.zeros(shape, dtype=dtype, device=implementation)
+    target = torch.zeros(shape, dtype=torch.uint8, device=implementation)
+    (value,), (grad,) = call(
+        lambda x: bernoulli_nll(x, target, reduction=reduction, from_logits=from_logits), [x]
+    )
+    assert grad.shape == shape and grad.dtype == dtype
+    if reduction == "none":
+        assert value.tolist() == ([0.0] * shape[0] if len(shape) > 1 else 0.0)
+    elif reduction == "batchmean" and len(shape) > 1 and shape[0] == 0:
+        assert value.isnan()  # a mean over no samples
+    else:
+        assert value.item() == 0.0
+
+
+def test_scalar(backend):
+    x, target = torch.tensor(0.3), torch.tensor(1.0)
+    (value,), (grad,) = call(lambda x: bernoulli_nll(x, target, reduction="none"), [x])
+    assert value.shape == () and grad.shape == ()
+    assert value.item() == pytest.approx(0.5543552444685271, rel=1e-6)
+    assert grad.item() == pytest.approx(-0.425557483188341, rel=1e-6)
