@@ -189,29 +189,34 @@ def bernoulli_nll_terms(
     if from_logits:
         return F.binary_cross_entropy_with_logits(logits.to(dtype), target, reduction="none")
     # F.binary_cross_entropy's clamps, without its refusal of autocast and of out-of-range values.
-    p = logits.to(dtype)
-    log_p, log_q = _ClampedLog.apply(p, False), _ClampedLog.apply(p, True)
-    return -(target * log_p + (1.0 - target) * log_q)
+    return _FromProbabilities.apply(logits.to(dtype), target)
 
 
-class _ClampedLog(torch.autograd.Function):
-    """max(log p, -100), or max(log(1 - p), -100) for the complement, as F.binary_cross_entropy.
-
-    Its gradient there is (p - t) / max(p (1 - p), 1e-12): the clamp does not cut the gradient
-    off, it bounds it. Splitting that between the two logarithms keeps their sum the same.
+class _FromProbabilities(torch.autograd.Function):
+    """F.binary_cross_entropy's value and gradient: the clamp of the logarithms at -100 does not
+    cut the gradient (p - t) / (p (1 - p)) off, a denominator of at least 1e-12 bounds it.
     """
 
     @staticmethod
-    def forward(ctx, p: torch.Tensor, complement: bool) -> torch.Tensor:
-        ctx.save_for_backward(p)
-        ctx.complement = complement
-        return torch.clamp_min(torch.log1p(-p) if complement else torch.log(p), -100.0)
+    def forward(ctx, p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(p, target)
+        log_p, log_q = _clamped_logs(p)
+        return -(target * log_p + (1.0 - target) * log_q)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (p,) = ctx.saved_tensors
-        other = -p if ctx.complement else 1.0 - p
-        return grad * other / torch.clamp_min(p * (1.0 - p), 1e-12), None
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        p, target = ctx.saved_tensors
+        grad_p = grad_target = None
+        if ctx.needs_input_grad[0]:
+            grad_p = grad * (p - target) / torch.clamp_min(p * (1.0 - p), 1e-12)
+        if ctx.needs_input_grad[1]:
+            log_p, log_q = _clamped_logs(p)
+            grad_target = grad * (log_q - log_p)
+        return grad_p, grad_target
+
+
+def _clamped_logs(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.log(p).clamp_min(-100.0), torch.log1p(-p).clamp_min(-100.0)
 
 
 def bernoulli_nll(
