@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from vae_fast.data import as_data, load, open_shards, pack
 from vae_fast.data import pack as pack_function
-from vae_fast.data.shards import INDEX
+from vae_fast.data.shard_index import INDEX
 
 from .test_shards import numbers_in
 
@@ -154,6 +154,14 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+def test_shards_are_packed_again(tmp_path):
+    first = pack(SOURCE, tmp_path / "a", shard_bytes=160, workers=0)
+    again = pack(tmp_path / "a", tmp_path / "b", shard_bytes=400, workers=0, seed=9)
+    images, labels = again.gather(torch.arange(N))
+    assert sorted(numbers_in(images)) == list(range(N)) and len(again.shards) < len(first.shards)
+    assert labels.tolist() == [1000 + n for n in numbers_in(images)]
 
 
 def test_bad_arguments(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vae_fast.data import Batches, as_data, load, open_shards, pack
-from vae_fast.data.shards import INDEX
+from vae_fast.data.shard_index import INDEX
 
 N = 103
 IMAGES = torch.arange(N, dtype=torch.uint8).view(N, 1, 1, 1).expand(N, 1, 4, 4).contiguous()
@@ -138,6 +138,14 @@ def test_slices_and_splits(data, folder):
     train, val = (load(folder, split=s) for s in ("train", "val"))
     assert (len(train), len(val)) == (93, 10)
     assert numbers_in(val.gather(torch.arange(10))[0]) == everything[93:]
+
+
+def test_any_samples_in_any_order_are_gathered(data):
+    everything = numbers_in(data.gather(torch.arange(N))[0])
+    for rows in (torch.arange(N).flip(0), torch.tensor([5] * 10), torch.tensor([102, 0, 55, 0])):
+        images, labels = data.gather(rows)
+        assert numbers_in(images) == [everything[r] for r in rows]
+        assert labels.tolist() == [1000 + everything[r] for r in rows]
 
 
 def test_a_kept_batch_is_not_written_over(data):

@@ -4,17 +4,17 @@
 loop; `pack` writes any of them to shards, for data larger than memory. Importing this needs torch and NumPy only.
 """
 
-from .arrays import ArrayData, from_array
-from .batches import Batch, Batches
-from .catalog import NAMES, SPLITS
-from .datasets import DatasetData, from_dataset
-from .errors import DataUnavailableError
-from .folders import ImageFolder
-from .idx import read_idx
-from .pack import pack
-from .shards import ShardData, open_shards
-from .sources import as_data, load
-from .sprites import Sprites
+from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.batches import Batch, Batches
+from vae_fast.data.catalog import NAMES, SPLITS
+from vae_fast.data.datasets import DatasetData, from_dataset
+from vae_fast.data.errors import DataUnavailableError
+from vae_fast.data.folders import ImageFolder
+from vae_fast.data.idx import read_idx
+from vae_fast.data.pack import pack
+from vae_fast.data.shards import ShardData, open_shards
+from vae_fast.data.sources import as_data, load
+from vae_fast.data.sprites import Sprites
 
 __all__ = [
     "NAMES",

@@ -44,6 +44,10 @@ class ArrayData:
     def dtype(self) -> torch.dtype:
         return self.images.dtype
 
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
     def to(self, device: torch.device) -> ArrayData:
         """The same data on a device; memory-mapped data stays where it is."""
         if self.mapped:

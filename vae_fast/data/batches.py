@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from .arrays import FLOATS, ArrayData
-from .datasets import DatasetData, collate
-from .order import Cuts, epoch_generator, epoch_order
-from .shards import ShardData
-from .sources import as_data
+from vae_fast.data.arrays import FLOATS, ArrayData
+from vae_fast.data.datasets import DatasetData, collate
+from vae_fast.data.order import Cuts, epoch_generator, epoch_order
+from vae_fast.data.shards import ShardData
+from vae_fast.data.sources import as_data
 
 
 class Batch(NamedTuple):

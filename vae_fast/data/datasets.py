@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from .arrays import FLOATS, ArrayData, as_tensor, check_range, is_channels_last
+from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, check_range, is_channels_last
 
 
 @dataclass(frozen=True)

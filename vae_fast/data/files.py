@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import ArrayData, from_array
+from vae_fast.data.arrays import ArrayData, from_array
 
 SUFFIXES = (".npy", ".npz")
 _PICKLE = "it holds Python objects, which would run code when loaded: save an array of numbers"

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from .arrays import FLOATS
-from .datasets import DatasetData, collate
-from .order import epoch_order
-from .shards import DTYPES, FORMAT, INDEX, VERSION, ShardData, open_shards, sha256
-from .sources import Data, as_data
+from vae_fast.data.arrays import FLOATS
+from vae_fast.data.datasets import DatasetData, collate
+from vae_fast.data.order import epoch_order
+from vae_fast.data.shard_index import DTYPES, FORMAT, INDEX, VERSION, sha256
+from vae_fast.data.shards import ShardData, open_shards
+from vae_fast.data.sources import Data, as_data
 
 PLAN = "pack.json"  # there while a pack is under way, or was interrupted
 Progress = Callable[[int, int], None]
@@ -104,7 +105,7 @@ def _plan(
         "samples": len(data),
         "shape": list(data.shape),
         "dtype": str(dtype).removeprefix("torch."),
-        "labelled": _labelled(data),
+        "labelled": data.labelled,
         "shard_samples": max(1, shard_bytes // sample_bytes),
         "order": {"shuffled": shuffle, "seed": seed if shuffle else None},
         "looks": looks.hexdigest(),
@@ -247,23 +248,19 @@ def _read(data: Data, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | 
     return data.gather(rows)
 
 
-def _labelled(data: Data) -> bool:
-    return data.labelled if hasattr(data, "labelled") else data.labels is not None
-
-
 def _save_atomically(path: Path, array: np.ndarray) -> None:
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    _replace(path, lambda file: np.lib.format.write_array(file, array, allow_pickle=False))
 
 
 def _write_atomically(path: Path, contents: bytes) -> None:
+    _replace(path, lambda file: file.write(contents))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside the path, and rename once the disk has it: the path is whole or not there."""
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
-        file.write(contents)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

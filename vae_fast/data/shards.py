@@ -6,12 +6,9 @@ are labels, one of labels. `vae_fast.data.pack` writes it; any tool that reads .
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -19,13 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .order import Cuts, epoch_generator
-
-INDEX = "index.json"
-FORMAT = "vae_fast shards"
-VERSION = 1
-DTYPES = {"uint8": torch.uint8, "bool": torch.bool, "float32": torch.float32,
-          "float16": torch.float16, "float64": torch.float64}  # fmt: skip
+from vae_fast.data.order import Cuts, epoch_generator
+from vae_fast.data.shard_index import (
+    DTYPES,
+    INDEX,
+    check_header,
+    check_sha256,
+    map_shard,
+    read_index,
+)
+from vae_fast.data.windows import Buffers, Gathered, Gathering, Window, join
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class ShardData:
 
     Shuffling: the shards are put in a new order every epoch; so many in a row as make up
     `window_bytes` are a window, and the samples of a window are mixed among themselves. The window
-    in use and the next one are in memory, and no more: the next is gathered by threads, from one
-    memory-mapped shard each, while the one in use is served. (`pack` mixes all samples once as it
-    writes them, so that windows differ only as random draws do.)
+    in use and the next one are in memory, and the last one for as long as a batch of it is kept:
+    the next is gathered by threads, from one memory-mapped shard each, while the one in use is
+    served. (`pack` mixes all samples once as it writes them, so that windows differ only as random
+    draws do.)
 
     Attributes:
         shards: in the index's order.
@@ -99,7 +100,7 @@ class ShardData:
             ValueError: a shard isn't what the index says; it is named.
         """
         windows = self._windows(shuffle, seed, epoch)
-        buffers = _Buffers(pin), _Buffers(pin)  # of images and of labels
+        buffers = Buffers(pin), Buffers(pin)  # of images and of labels
         todo = (w for w in windows if len(w.mine(cuts, begin)))
         with ThreadPoolExecutor(max(1, self.threads), "vae_fast-shards") as pool:
             try:
@@ -119,12 +120,12 @@ class ShardData:
                         taken = min(missing, len(current.images) - used)
                         parts.append(current.rows(used, used + taken))
                         used, missing = used + taken, missing - taken
-                    yield _join(parts)
+                    yield join(parts)
                     del parts  # or it would keep the window's memory until the next batch is made
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _windows(self, shuffle: bool, seed: int, epoch: int) -> list[_Window]:
+    def _windows(self, shuffle: bool, seed: int, epoch: int) -> list[Window]:
         if shuffle:
             order = torch.randperm(
                 len(self.shards), generator=epoch_generator(seed, epoch)
@@ -136,23 +137,23 @@ class ShardData:
         for number in order:
             size = sum(len(self.shards[m]) for m in members)
             if members and (size + len(self.shards[number])) * row_bytes > self.window_bytes:
-                windows.append(_Window(members, place, place + size, None))
+                windows.append(Window(members, place, place + size, None))
                 place += size
                 members = []
             members.append(number)
-        windows.append(_Window(members, place, len(self), None))
+        windows.append(Window(members, place, len(self), None))
         if shuffle:
             windows = [replace(w, key=(seed, epoch, 1 + i)) for i, w in enumerate(windows)]
         return windows
 
     def _begin_window(
         self,
-        window: _Window,
+        window: Window,
         cuts: Cuts,
         begin: int,
-        buffers: tuple[_Buffers, _Buffers],
+        buffers: tuple[Buffers, Buffers],
         pool: ThreadPoolExecutor,
-    ) -> _Gathering:
+    ) -> Gathering:
         """Start to gather this rank's rows of a window, one task for each of its shards."""
         rows = window.mine(cuts, begin) - window.start
         if window.key is not None:
@@ -167,15 +168,18 @@ class ShardData:
             low, high = np.searchsorted(sources, [first, first + len(shard)])
             if low < high:
                 verify = self.verify and number % cuts.world_size == cuts.rank
-                chosen, to = sources[low:high] - first, places[low:high]
+                # All rows, ascending, are the shard itself: no copy on the way.
+                whole = high - low == len(shard)
+                chosen = slice(None) if whole else sources[low:high] - first
+                to = places[low:high]
                 tasks.append(pool.submit(self._copy, shard, chosen, to, images, labels, verify))
             first += len(shard)
-        return _Gathering(_Gathered(images, labels), tasks)
+        return Gathering(Gathered(images, labels), tasks)
 
     def _copy(
         self,
         shard: Shard,
-        chosen: np.ndarray,
+        chosen: np.ndarray | slice,
         to: np.ndarray,
         images: torch.Tensor,
         labels: torch.Tensor | None,
@@ -186,13 +190,11 @@ class ShardData:
         if labels is not None:
             files.append((shard.labels, shard.labels_sha256, labels))
         for path, expected, target in files:
-            source = _map(path)
+            source = map_shard(path)
             if verify and path not in self._verified:
                 check_sha256(path, source, expected)
                 self._verified.add(path)
-            source = source[shard.start : shard.stop]
-            # All rows, ascending, are the shard itself: no copy on the way.
-            target.numpy()[to] = source if len(chosen) == len(source) else source[chosen]
+            target.numpy()[to] = source[shard.start : shard.stop][chosen]
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and labels of the given samples, in the index's order; for a look at a few."""
@@ -206,85 +208,6 @@ class ShardData:
                 self._copy(shard, chosen, here.numpy(), images, labels, False)
             first += len(shard)
         return images, labels
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Shards whose samples are mixed: places start to stop of the epoch's order."""
-
-    members: list[int]
-    start: int
-    stop: int
-    key: tuple[int, ...] | None  # of the mixing; None is none
-
-    def mine(self, cuts: Cuts, begin: int) -> torch.Tensor:
-        """This rank's places in the window that belong to batch `begin` or a later one."""
-        first = max(begin, min(self.start // cuts.global_batch, len(cuts)) - 1)
-        found = []
-        for batch in range(max(first, 0), len(cuts)):
-            start, stop = cuts.bounds(batch)
-            if start >= self.stop:
-                break
-            found.append(
-                torch.arange(max(start, self.start), max(min(stop, self.stop), self.start))
-            )
-        return torch.cat(found) if found else torch.arange(0)
-
-
-class _Buffers:
-    """Memory for windows, used again once nobody holds any of it.
-
-    A fresh page costs more than the copy into it, and a window has tens of thousands.
-    """
-
-    def __init__(self, pin: bool):
-        self._pin = pin  # torch keeps and reuses pinned memory itself
-        self._kept: list[tuple[np.ndarray, weakref.ref]] = []
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        if self._pin:
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        size = prod(shape) * dtype.itemsize
-        free = [memory for memory, user in self._kept if user() is None]
-        self._kept = [pair for pair in self._kept if pair[1]() is not None]
-        memory = next((memory for memory in free if len(memory) >= size), None)
-        if memory is None:  # and what is free and too small is given back
-            free.clear()
-            memory = np.empty(size, np.uint8)
-        lent = memory[:size]  # an object of its own, which tensors on it keep alive
-        self._kept.append((memory, weakref.ref(lent)))
-        return torch.from_numpy(lent).view(dtype).view(shape)
-
-
-@dataclass
-class _Gathered:
-    images: torch.Tensor
-    labels: torch.Tensor | None
-
-    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.images[start:stop], None if self.labels is None else self.labels[start:stop]
-
-
-@dataclass
-class _Gathering:
-    """A window on its way."""
-
-    window: _Gathered
-    tasks: list[Future]
-
-    def wait(self) -> _Gathered:
-        for task in self.tasks:
-            task.result()
-        return self.window
-
-
-def _join(
-    parts: list[tuple[torch.Tensor, torch.Tensor | None]],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if len(parts) == 1:
-        return parts[0]
-    images, labels = zip(*parts, strict=True)
-    return torch.cat(images), None if labels[0] is None else torch.cat(labels)
 
 
 def open_shards(
@@ -310,10 +233,10 @@ def open_shards(
     for entry in index["shards"]:
         count = entry["samples"]
         images = folder / entry["images"]
-        _check_header(images, (count, *shape), index["dtype"])
+        check_header(images, (count, *shape), index["dtype"])
         labels = folder / entry["labels"] if index["labelled"] else None
         if labels is not None:
-            _check_header(labels, (count,), "int64")
+            check_header(labels, (count,), "int64")
         shards.append(Shard(images, labels, entry["sha256"], entry.get("labels_sha256"), 0, count))
     data = ShardData(
         folder, tuple(shards), shape, dtype, index["labelled"], index["name"],
@@ -325,71 +248,3 @@ def open_shards(
             f"{folder / INDEX} says {index['samples']} samples, and its shards have {len(data)}"
         )
     return data
-
-
-def read_index(folder: Path) -> dict:
-    """index.json, checked for what it must have.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it isn't one of ours.
-    """
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: {folder} holds no shards, or `pack` didn't finish; run it again"
-        )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}")
-    if index.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {index.get('version')!r}, and this vae_fast reads {VERSION}"
-        )
-    needed = {"samples", "shape", "dtype", "labelled", "name", "provenance", "shards"}
-    if missing := needed - set(index):
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-    if index["dtype"] not in DTYPES:
-        raise ValueError(f"{path}: dtype {index['dtype']!r} is none of {', '.join(DTYPES)}")
-    for entry in index["shards"]:
-        names = [entry["images"], *([entry["labels"]] if index["labelled"] else [])]
-        for name in names:
-            if Path(name).name != name:  # an index must not lead out of its folder
-                raise ValueError(f"{path}: {name!r} is not a plain file name")
-    return index
-
-
-def check_sha256(path: Path, array: np.ndarray, expected: str) -> None:
-    """Raise ValueError, naming the file, unless the array's bytes have this SHA-256."""
-    found = sha256(array)
-    if found != expected:
-        raise ValueError(
-            f"shard {path} is damaged: its SHA-256 is {found}, and the index says {expected}; "
-            "get it again, or delete it and the index and run pack again"
-        )
-
-
-def sha256(array: np.ndarray) -> str:
-    """SHA-256 of an array's values, as lowercase hex."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
-
-
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"shard {path} is missing") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"shard {path} is damaged: {error}") from error
-
-
-def _check_header(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-    array = _map(path)
-    if array.shape != shape or array.dtype.name != dtype or not array.flags.c_contiguous:
-        raise ValueError(
-            f"shard {path} is {array.dtype} of shape {array.shape}, "
-            f"and the index says {dtype} of {shape}"
-        )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arrays import ArrayData, from_array
-from .catalog import (
+from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.catalog import (
     CATALOG,
     EMBEDDED,
     GENERATED,
@@ -22,15 +22,16 @@ from .catalog import (
     default_root,
     suggestion,
 )
-from .datasets import DatasetData, from_dataset, in_memory
-from .embedded import read_fashion10k
-from .errors import DataUnavailableError
-from .files import SUFFIXES, read_file
-from .folders import ImageFolder
-from .idx import read_idx
-from .shards import INDEX, ShardData, open_shards
-from .sprites import Sprites, split_rows
-from .torchvision_sets import NotHere, read_torchvision
+from vae_fast.data.datasets import DatasetData, from_dataset, in_memory
+from vae_fast.data.embedded import read_fashion10k
+from vae_fast.data.errors import DataUnavailableError
+from vae_fast.data.files import SUFFIXES, read_file
+from vae_fast.data.folders import ImageFolder
+from vae_fast.data.idx import read_idx
+from vae_fast.data.shard_index import INDEX
+from vae_fast.data.shards import ShardData, open_shards
+from vae_fast.data.sprites import Sprites, split_rows
+from vae_fast.data.torchvision_sets import NotHere, read_torchvision
 
 Data = ArrayData | DatasetData | ShardData | Sprites
 

@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from .order import epoch_order
+from vae_fast.data.order import epoch_order
 
 SIDE = 64
 FACTOR_NAMES = ("shape", "scale", "orientation", "x", "y")

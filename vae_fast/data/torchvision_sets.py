@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .catalog import Entry
+from vae_fast.data.catalog import Entry
 
 
 class NotHere(Exception):

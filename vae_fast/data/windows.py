@@ -1,0 +1,97 @@
+"""Windows: the stretches of an epoch that a reader of shards has in memory."""
+
+from __future__ import annotations
+
+import weakref
+from concurrent.futures import Future
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+
+from vae_fast.data.order import Cuts
+
+
+@dataclass(frozen=True)
+class Window:
+    """Shards whose samples are mixed: places start to stop of the epoch's order."""
+
+    members: list[int]
+    start: int
+    stop: int
+    key: tuple[int, ...] | None  # of the mixing; None is none
+
+    def mine(self, cuts: Cuts, begin: int) -> torch.Tensor:
+        """This rank's places in the window that belong to batch `begin` or a later one."""
+        first = max(begin, min(self.start // cuts.global_batch, len(cuts)) - 1)
+        found = []
+        for batch in range(max(first, 0), len(cuts)):
+            start, stop = cuts.bounds(batch)
+            if start >= self.stop:
+                break
+            found.append(
+                torch.arange(max(start, self.start), max(min(stop, self.stop), self.start))
+            )
+        return torch.cat(found) if found else torch.arange(0)
+
+
+class Buffers:
+    """Memory for windows, used again once nobody holds any of it.
+
+    A fresh page costs more than the copy into it, and a window has tens of thousands.
+    """
+
+    def __init__(self, pin: bool):
+        self._pin = pin  # torch keeps and reuses pinned memory itself
+        self._kept: list[tuple[np.ndarray, weakref.ref]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor, whose memory comes back when all its views are gone."""
+        if self._pin:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        size = prod(shape) * dtype.itemsize
+        free = [memory for memory, user in self._kept if user() is None]
+        self._kept = [pair for pair in self._kept if pair[1]() is not None]
+        memory = next((memory for memory in free if len(memory) >= size), None)
+        if memory is None:  # and what is free and too small is given back
+            free.clear()
+            memory = np.empty(size, np.uint8)
+        lent = memory[:size]  # an object of its own, which tensors on it keep alive
+        self._kept.append((memory, weakref.ref(lent)))
+        return torch.from_numpy(lent).view(dtype).view(shape)
+
+
+@dataclass
+class Gathered:
+    """This rank's samples of a window, in the order in which they are served."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.images[start:stop], None if self.labels is None else self.labels[start:stop]
+
+
+@dataclass
+class Gathering:
+    """A window on its way."""
+
+    window: Gathered
+    tasks: list[Future]
+
+    def wait(self) -> Gathered:
+        """The window, once it is whole; the first error of a task, if there was one."""
+        for task in self.tasks:
+            task.result()
+        return self.window
+
+
+def join(
+    parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One batch of the parts that its windows have."""
+    if len(parts) == 1:
+        return parts[0]
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), None if labels[0] is None else torch.cat(labels)
