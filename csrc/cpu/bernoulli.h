@@ -28,34 +28,45 @@ template <class M, bool FROM_LOGITS, bool VALUE, bool GRAD, class X, class Y>
 VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n,
                             ByteScale byte_scale, double factor) {
   using T = typename M::T;
-  using Float = typename M::Element;
-  const T scale = M::splat(Float(factor));
+  constexpr bool kLogSum = VALUE && FROM_LOGITS;
+  const T scale = M::splat(typename M::Element(factor));
   typename M::Sum sum;
+  typename M::LogSum log_sum;
+  int64_t since_fold = 0;
   for (int64_t block = 0; block < n; block += kBlock) {
+    if (kLogSum && (since_fold += kBlock) > M::LogSum::capacity) {
+      log_sum.fold();
+      since_fold = kBlock;
+    }
     T partial[4] = {};
-    const auto term = [&](T x, T t, T& nll) {
-      T g{};
+    // The gradient of `count` elements; their value goes to the sums.
+    const auto term = [&](T x, T t, int lane, int64_t count) __attribute__((always_inline)) {
+      T nll{}, e{}, g{};
       if constexpr (std::is_same_v<Y, uint8_t>) t = byte_scale(t);
-      bernoulli::terms<M, FROM_LOGITS, VALUE, GRAD>(x, t, nll, g);
+      if constexpr (FROM_LOGITS) {
+        bernoulli::from_logits_parts<M, VALUE, GRAD>(x, t, nll, e, g);
+      } else {
+        bernoulli::from_probabilities<M, VALUE, GRAD>(x, t, nll, g);
+      }
+      const bool whole = count == M::width;
+      if constexpr (VALUE) partial[lane] += whole ? nll : M::first(count, nll);
+      if constexpr (kLogSum) log_sum.add(whole ? e : M::first(count, e));
       return g * scale;
     };
     walk<M>(
         block, block + kBlock < n ? block + kBlock : n,
         [&](int64_t i, int lane) __attribute__((always_inline)) {
-          T nll{};
-          const T g = term(M::load(logits + i), M::load(target + i), nll);
-          if constexpr (VALUE) partial[lane] += nll;
+          const T g = term(M::load(logits + i), M::load(target + i), lane, M::width);
           if constexpr (GRAD) M::store(g, grad + i);
         },
         [&](int64_t i, int64_t count) {
-          T nll{};
           const T g =
-              term(load_tail<M>(logits + i, count), load_tail<M>(target + i, count), nll);
-          if constexpr (VALUE) partial[0] += M::first(count, nll);
+              term(load_tail<M>(logits + i, count), load_tail<M>(target + i, count), 0, count);
           if constexpr (GRAD) store_tail<M>(g, grad + i, count);
         });
     if constexpr (VALUE) sum.add((partial[0] + partial[1]) + (partial[2] + partial[3]));
   }
+  if constexpr (kLogSum) return sum.total() + log_sum.total();
   return VALUE ? sum.total() : 0.0;
 }
 

@@ -20,6 +20,13 @@ struct Float64 : Scalar<double> {
     VF_FN void add(T x) { sum += x; }
     VF_FN double total() const { return sum; }
   };
+  struct LogSum {
+    double sum = 0.0;
+    static constexpr int64_t capacity = INT64_MAX;
+    VF_FN void add(T e) { sum += ::log1p(e); }
+    VF_FN void fold() {}
+    VF_FN double total() const { return sum; }
+  };
 };
 
 }  // namespace

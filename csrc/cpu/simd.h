@@ -41,8 +41,29 @@ struct Simd {
   // Flips the sign where w, 0 or 2, is 2.
   static VF_FN T negate_if(U w, T x) { return from_bits(bits(x) ^ (w << 30)); }
   static VF_FN T abs(T x) { return from_bits(bits(x) & 0x7fffffffu); }
-  static VF_FN T at_least(T x, float low) { return select(x < low, low, x); }
-  static VF_FN T at_most(T x, float high) { return select(x > high, high, x); }
+  // x86's max and min return their second operand if either is NaN.
+  static VF_FN T at_least(T x, float low) {
+#if VF_BYTES == 64
+    return (T)_mm512_max_ps(_mm512_set1_ps(low), (__m512)x);
+#elif VF_BYTES == 32
+    return (T)_mm256_max_ps(_mm256_set1_ps(low), (__m256)x);
+#elif defined(VF_X86)
+    return (T)_mm_max_ps(_mm_set1_ps(low), (__m128)x);
+#else
+    return select(x < low, low, x);
+#endif
+  }
+  static VF_FN T at_most(T x, float high) {
+#if VF_BYTES == 64
+    return (T)_mm512_min_ps(_mm512_set1_ps(high), (__m512)x);
+#elif VF_BYTES == 32
+    return (T)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
+#elif defined(VF_X86)
+    return (T)_mm_min_ps(_mm_set1_ps(high), (__m128)x);
+#else
+    return select(x > high, high, x);
+#endif
+  }
   // x in the first `count` lanes, 0 in the rest.
   static VF_FN T first(int64_t count, T x) {
     I lane;
@@ -165,6 +186,18 @@ struct Simd {
   // --- functions ---------------------------------------------------------------------------------
   static VF_FN T divide(T a, T b) { return a / b; }
 
+  // a / b for b in [1, 2]. A division holds up the multipliers for several cycles; an estimate of
+  // 14 bits and a Newton step give the quotient to 1 ulp in less. (AVX2's has 12 bits: too few.)
+  static VF_FN T divide_unit(T a, T b) {
+#if VF_BYTES == 64
+    const T estimate = (T)_mm512_rcp14_ps((__m512)b);
+    const T reciprocal = estimate + estimate * (1.0f - b * estimate);
+    return a * reciprocal;
+#else
+    return a / b;
+#endif
+  }
+
   static VF_FN T sqrt(T x) {
 #if VF_BYTES == 64
     return (T)_mm512_sqrt_ps((__m512)x);
@@ -175,6 +208,18 @@ struct Simd {
 #else
     for (int i = 0; i < width; ++i) x[i] = std::sqrt(x[i]);
     return x;
+#endif
+  }
+
+  // The square root of x >= 0 to 1 ulp, from an estimate of 14 bits and a Newton step.
+  static VF_FN T sqrt_positive(T x) {
+#if VF_BYTES == 64
+    const T safe = at_least(x, 0x1p-100f);
+    const T estimate = (T)_mm512_rsqrt14_ps((__m512)safe);
+    const T root = x * estimate;
+    return root + (0.5f * estimate) * (x - root * root);
+#else
+    return sqrt(x);
 #endif
   }
 
@@ -230,18 +275,17 @@ struct Simd {
   }
 
   // log x of a positive, normal x: x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and
-  // log(1 + f) = f - f^2 / 2 + f^3 P(f), relative error 8e-9.
+  // log(1 + f) = f - f^2 / 2 + f^3 P(f), relative error 3e-8.
   static VF_FN T log_normal(T x) {
     const U u = bits(x) - 0x3f3504f3u;  // sqrt(1/2)
     const T n = __builtin_convertvector((I)u >> 23, T);
     const T f = from_bits((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-    T p = f * -0x1.38b4ccp-4f + 0x1.055b46p-3f;
-    p = p * f + -0x1.0d8552p-3f;
-    p = p * f + 0x1.22da22p-3f;
-    p = p * f + -0x1.547244p-3f;
-    p = p * f + 0x1.99a008p-3f;
-    p = p * f + -0x1.000228p-2f;
-    p = p * f + 0x1.555554p-2f;
+    T p = f * 0x1.645de2p-4f + -0x1.2432aap-3f;
+    p = p * f + 0x1.317470p-3f;
+    p = p * f + -0x1.53824cp-3f;
+    p = p * f + 0x1.98d7f0p-3f;
+    p = p * f + -0x1.000382p-2f;
+    p = p * f + 0x1.5556d8p-2f;
     const T f2 = f * f;
     T y = (p * f) * f2 + n * -0x1.bd0106p-13f;  // log 2 in two parts again
     y = y - 0.5f * f2;
@@ -278,26 +322,79 @@ struct Simd {
   }
 
   // --- sums --------------------------------------------------------------------------------------
-  // The sum of the lanes in double, in a fixed order.
-  static VF_FN double total(T x) {
-    double sum = 0.0;
-    for (int i = 0; i < width; ++i) sum += double(x[i]);
-    return sum;
+  static VF_FN void widen(T x, D& low, D& high) {
+#if VF_BYTES == 64
+    low = (D)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+    high = (D)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+#elif VF_BYTES == 32
+    low = (D)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+    high = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#elif defined(VF_X86)
+    low = (D)_mm_cvtps_pd((__m128)x);
+    high = (D)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x));
+#else
+    HalfT parts[2];
+    std::memcpy(parts, &x, sizeof x);
+    low = __builtin_convertvector(parts[0], D);
+    high = __builtin_convertvector(parts[1], D);
+#endif
   }
-  // Adds a vector of floats to a wider sum without losing digits.
+
+  // Adds vectors of floats to a wider sum without losing digits.
   struct Sum {
     D low = {}, high = {};
     VF_FN void add(T x) {
-      HalfT parts[2];
-      std::memcpy(parts, &x, sizeof x);
-      low += __builtin_convertvector(parts[0], D);
-      high += __builtin_convertvector(parts[1], D);
+      D l, h;
+      widen(x, l, h);
+      low += l;
+      high += h;
     }
     VF_FN double total() const {
       const D sum = low + high;
       double t = 0.0;
       for (int i = 0; i < width / 2; ++i) t += sum[i];
       return t;
+    }
+  };
+
+  // The sum of log(1 + e) over many e in [0, 1], as the logarithm of a product: one multiplication
+  // in double for each element in place of a polynomial of degree 9, and no digit lost. A lane's
+  // product doubles at most with each element, so it holds 1000 of them; `fold` empties it.
+  struct LogSum {
+    D low = D{} + 1.0, high = D{} + 1.0;
+    double sum = 0.0;
+    static constexpr int64_t capacity = 1000 * width;  // elements between folds
+
+    VF_FN void add(T e) {
+      D l, h;
+      widen(e, l, h);
+      low *= 1.0 + l;
+      high *= 1.0 + h;
+    }
+    VF_FN void fold() {
+      // Exponents add up as integers, so the mantissas' product stays in range and one logarithm
+      // serves all lanes.
+      int64_t exponent = 0;
+      double mantissa = 1.0, nan = 0.0;
+      for (const D& product : {low, high}) {
+        for (int i = 0; i < width / 2; ++i) {
+          uint64_t u;
+          const double lane = product[i];
+          std::memcpy(&u, &lane, sizeof u);
+          exponent += int64_t(u >> 52) - 1023;
+          u = (u & 0x000fffffffffffffull) | 0x3ff0000000000000ull;
+          double m;
+          std::memcpy(&m, &u, sizeof m);
+          mantissa *= m;
+          nan += lane * 0.0;
+        }
+      }
+      sum += std::log(mantissa) + double(exponent) * 0.693147180559945309417 + nan;
+      low = high = D{} + 1.0;
+    }
+    VF_FN double total() {
+      fold();
+      return sum;
     }
   };
 

@@ -16,7 +16,7 @@ VF_FN void box_muller(typename M::U radius_word, typename M::U angle_word, typen
   using T = typename M::T;
   using U = typename M::U;
   const T u = M::from_unsigned(radius_word) * 0x1p-32f + 0x1p-33f;
-  const T radius = M::sqrt(-2.0f * M::log_normal(u));
+  const T radius = M::sqrt_positive(-2.0f * M::log_normal(u));
 
   const U quadrant = (angle_word + (1u << 29)) >> 30;  // 4 wraps to 0: a full turn
   const T rest = M::from_signed(angle_word - (quadrant << 30)) * M::kRadiansPerWord;

@@ -27,7 +27,9 @@ struct Scalar {
   static VF_FN T abs(T x) { return ::fabs(x); }
   static VF_FN T at_least(T x, T low) { return x < low ? low : x; }
   static VF_FN T divide(T a, T b) { return a / b; }
+  static VF_FN T divide_unit(T a, T b) { return a / b; }  // of b in [1, 2]
   static VF_FN T sqrt(T x);
+  static VF_FN T sqrt_positive(T x) { return sqrt(x); }
   static VF_FN T exp(T x);
   static VF_FN T exp_nonpositive(T x) { return exp(x); }
   static VF_FN T log(T x);

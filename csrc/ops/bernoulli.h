@@ -12,17 +12,27 @@ namespace vae_fast::bernoulli {
 //   d/dx = sigmoid(x) - t   = sign(x) (w - e / (1 + e)).
 // Both forms add no large terms that cancel: a confident, right prediction keeps all its digits,
 // in the value and in the gradient, and |x| = infinity stays one.
+//
+// The value is left in its two parts, linear = |x| w and e: a sum of log(1 + e) can be had for less
+// than the sum of its terms (cpu/simd.h, LogSum).
 template <class M, bool VALUE, bool GRAD, class T = typename M::T>
-VF_FN void from_logits(T x, T t, T& nll, T& grad) {
+VF_FN void from_logits_parts(T x, T t, T& linear, T& e, T& grad) {
   const T magnitude = M::abs(x);
-  const T e = M::exp_nonpositive(-magnitude);
+  e = M::exp_nonpositive(-magnitude);
   const auto positive = x >= T{};
   const T w = M::select(positive, 1.0f - t, t);
-  if constexpr (VALUE) nll = magnitude * w + M::log1p_unit(e);
+  if constexpr (VALUE) linear = magnitude * w;
   if constexpr (GRAD) {
-    const T g = w - M::divide(e, 1.0f + e);
+    const T g = w - M::divide_unit(e, 1.0f + e);
     grad = M::select(positive, g, -g);
   }
+}
+
+template <class M, bool VALUE, bool GRAD, class T = typename M::T>
+VF_FN void from_logits(T x, T t, T& nll, T& grad) {
+  T e;
+  from_logits_parts<M, VALUE, GRAD>(x, t, nll, e, grad);
+  if constexpr (VALUE) nll = nll + M::log1p_unit(e);
 }
 
 // From probabilities, as torch's F.binary_cross_entropy: logarithms clamped at -100, and the
