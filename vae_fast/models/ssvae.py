@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
-from vae_fast.models.base import split_gaussian, streams_of
+from vae_fast.models.base import Posterior, split_gaussian, streams_of
 from vae_fast.models.conditions import Labels
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.importance import WeightedSamples
@@ -52,6 +52,17 @@ class SSVAE(CVAE):
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
         """y, or q(y | x) where there is none."""
         return (self.predict(x) if y is None else y,)
+
+    def prior(self, y: Tensor | None = None) -> Posterior | None:
+        return None
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
+        """q(z | x, y), at the class probabilities q(y | x) if y is not given."""
+        return super().encode(x, self.predict(x) if y is None else y)
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """E[x | z, y] at the posterior's mean, and at q(y | x) if y is not given."""
+        return super().reconstruct(x, self.predict(x) if y is None else y)
 
     def predict(self, x: Tensor) -> Tensor:
         """q(y | x), (N, num_classes)."""
@@ -97,8 +108,11 @@ class SSVAE(CVAE):
         noise_key: Tensor | None = None,
         **options: object,
     ) -> WeightedSamples:
-        """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled."""
-        if y is not None:
+        """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled.
+
+        Class probabilities, such as ``predict`` gives, are not a known y.
+        """
+        if y is not None and not y.is_floating_point():
             options = {"num_samples": num_samples, "noise_key": noise_key, **options}
             return super().weighted_samples(x, y, **options)
         keys = [None if noise_key is None else streams_of(noise_key, i) for i in range(num_samples)]

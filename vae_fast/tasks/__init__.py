@@ -1,5 +1,43 @@
-"""What people do with a trained VAE."""
+"""What people do with a trained VAE. Pictures of each are in ``vae_fast.tasks.pictures``."""
 
+from vae_fast.tasks.anomaly import anomaly_scores, anomaly_threshold
+from vae_fast.tasks.classify import LinearProbe, linear_probe
+from vae_fast.tasks.compress import Compressed, compress, decompress
+from vae_fast.tasks.encode import encode
+from vae_fast.tasks.generate import denoise, generate, reconstruct
+from vae_fast.tasks.impute import Imputed, impute
+from vae_fast.tasks.latent import (
+    apply_attribute,
+    attribute_vector,
+    decode,
+    interpolate,
+    linear,
+    spherical,
+    traverse,
+)
 from vae_fast.tasks.restore import Restored, load_model
 
-__all__ = ["Restored", "load_model"]
+__all__ = [
+    "Compressed",
+    "Imputed",
+    "LinearProbe",
+    "Restored",
+    "anomaly_scores",
+    "anomaly_threshold",
+    "apply_attribute",
+    "attribute_vector",
+    "compress",
+    "decode",
+    "decompress",
+    "denoise",
+    "encode",
+    "generate",
+    "impute",
+    "interpolate",
+    "linear",
+    "linear_probe",
+    "load_model",
+    "reconstruct",
+    "spherical",
+    "traverse",
+]

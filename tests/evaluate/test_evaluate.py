@@ -1,0 +1,189 @@
+"""Evaluation against values known some other way."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vae_fast import evaluate as ev
+from vae_fast.models import VAE, Bernoulli, Gaussian, build
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Widen(nn.Module):
+    """A linear map with fixed weights, to build models whose likelihood is known exactly."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x):
+        return x @ self.weight.t() + self.bias
+
+
+def probabilistic_pca(noise=0.5):
+    """x = W z + b + noise: p(x) and p(z | x) are Gaussian, and the encoder is the true posterior
+    but for a diagonal variance.
+    """
+    w = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 0.0]], dtype=torch.float64)
+    b = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    precision = torch.eye(2, dtype=torch.float64) + w.t() @ w / noise**2  # diagonal for this w
+    gain = torch.linalg.solve(precision, w.t()) / noise**2
+    logvar = -precision.diagonal().log()
+    encoder = Widen(torch.cat([gain, torch.zeros(2, 3).double()]), torch.cat([-gain @ b, logvar]))
+    model = VAE(encoder, Widen(w, b), input_shape=(3,), latent_dim=2,
+                likelihood=Gaussian(scale=noise)).double()  # fmt: skip
+    covariance = w @ w.t() + noise**2 * torch.eye(3, dtype=torch.float64)
+    return model, torch.distributions.MultivariateNormal(b, covariance)
+
+
+def test_nll_of_an_exactly_known_model():
+    """With the exact posterior every weight is p(x): one sample already gives the NLL."""
+    model, p = probabilistic_pca()
+    x = p.sample((50,))
+    for k, at_once in ((1, 1), (7, 3)):
+        nll = ev.importance_nll(model, x, num_samples=k, samples_at_once=at_once, batch_size=16)
+        torch.testing.assert_close(nll, -p.log_prob(x))
+    terms = ev.elbo(model, x.repeat(200, 1))
+    torch.testing.assert_close(
+        terms.loss.view(200, 50).mean(0).mean(), -p.log_prob(x).mean(), rtol=0.02, atol=0.0
+    )
+    torch.testing.assert_close(terms.loss, terms.recon + terms.kl)
+
+
+def test_nll_tightens_and_does_not_depend_on_chunks():
+    model = build("vae", (1, 4, 4), latent_dim=2, network_options={"hidden": [8]}).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    x = torch.rand(6, 1, 4, 4, dtype=torch.float64)
+    bound = ev.elbo(model, x.repeat(400, 1, 1, 1)).loss.view(400, 6).mean(0)
+    first, second = (
+        ev.importance_nll(model, x, num_samples=4000, samples_at_once=chunk) for chunk in (100, 999)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0.05)
+    assert (first < bound).all()
+
+
+def test_evaluation_leaves_the_model_in_training_mode():
+    model = build("vae", (4,), network_options={"hidden": [3], "dropout": 0.5})
+    model.train()
+    errors = [ev.reconstruction_error(model, torch.full((5, 4), 0.3)) for _ in range(2)]
+    assert torch.equal(*errors) and model.training
+
+
+def test_bits_per_dimension():
+    assert ev.bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1.0)
+    # A uniform density on [0, 1] has 0 nats, and 8 bits for each 8-bit value.
+    assert ev.bits_per_dimension(0.0, 10, levels=256) == 8.0
+
+
+def test_kl_per_dimension_and_active_units():
+    model, p = probabilistic_pca()
+    x = p.sample((300,))
+    mu, logvar = model.encode(x)
+    expected = 0.5 * (logvar.exp() + mu**2 - 1 - logvar).mean(0)
+    torch.testing.assert_close(ev.kl_per_dimension(model, x, batch_size=37), expected)
+    means = torch.randn(1000, 3) * torch.tensor([1.0, 0.2, 0.05])
+    assert ev.active_units(means) == 2 and ev.active_units(means, threshold=0.5) == 1
+    torch.testing.assert_close(ev.features(model, x, batch_size=7), mu)
+
+
+def test_mig_knows_aligned_from_entangled():
+    factors = torch.stack([torch.arange(4000) % 4, (torch.arange(4000) // 4) % 5], 1)
+    aligned = factors.double() + 0.01 * torch.rand(4000, 2)
+    assert ev.mutual_information_gap(aligned, factors) > 0.99
+    twice = aligned[:, [0, 0, 1]]  # two dimensions for the same factor leave it no gap
+    assert ev.mutual_information_gap(twice, factors) == pytest.approx(0.5, abs=0.02)
+    angle = math.pi / 4
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    assert ev.mutual_information_gap(aligned @ turn.double(), factors) < 0.2
+    with pytest.raises(ValueError, match="2 or more"):
+        ev.mutual_information_gap(aligned[:, :1], factors)
+
+
+def test_factor_vae_score_knows_aligned_from_random():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(factor, n):
+        values = torch.rand(n, 3, generator=generator)
+        values[:, factor] = values[0, factor]
+        return values, factor
+
+    ones = torch.full((3,), 0.29)
+    assert ev.factor_vae_score(lambda x: x, draw, 3, scales=ones, votes=200) == 1.0
+    noise = torch.Generator().manual_seed(1)
+    random = ev.factor_vae_score(
+        lambda x: torch.randn(len(x), 3, generator=noise), draw, 3, scales=torch.ones(3), votes=600
+    )
+    assert random < 0.5
+    assert ev.factor_vae_score(lambda x: x, draw, 3, scales=torch.zeros(3)) == pytest.approx(1 / 3)
+
+
+def test_auroc_counts_pairs():
+    scores = torch.tensor([0.1, 0.4, 0.35, 0.8, 0.4])
+    positive = torch.tensor([False, False, True, True, True])
+    pairs = [
+        1.0 if p > n else 0.5 if p == n else 0.0
+        for p in scores[positive].tolist()
+        for n in scores[~positive].tolist()
+    ]
+    assert ev.auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
+    assert ev.auroc(-scores, ~positive) == pytest.approx(ev.auroc(scores, positive))
+    for bad, message in [
+        ((scores, torch.zeros(5, dtype=torch.bool)), "0 positives and 5 negatives"),
+        ((scores[:4], positive), "4 scores, but 5"),
+        ((scores * math.nan, positive), "NaN"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ev.auroc(*bad)
+
+
+def test_accuracy():
+    truth = torch.tensor([0, 1, 2, 1])
+    assert ev.accuracy(torch.tensor([0, 1, 1, 1]), truth) == 0.75
+    assert ev.accuracy(torch.eye(3)[truth], truth) == 1.0
+
+
+def test_report_says_what_it_measured():
+    model = build("vae", (1, 4, 4), latent_dim=2, network_options={"hidden": [8]})
+    grey = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+    report = ev.evaluate(model, grey, num_samples=20)
+    assert report["pixels"] == "grey" and report["likelihood"] == "bernoulli (probability)"
+    assert report["elbo"] == pytest.approx(-(report["recon"] + report["kl"]), rel=1e-5)
+    assert report["nll"] <= -report["elbo"] + 1.0 and report["nll_samples"] == 20
+    assert sum(report["kl_per_dimension"]) == pytest.approx(report["kl"], abs=1e-3)
+    assert report["bits_per_dimension"] == pytest.approx(report["nll"] / (16 * math.log(2)))
+    assert ev.evaluate(model, grey, num_samples=20) == report
+    binary = (grey > 127).to(torch.uint8) * 255
+    assert ev.evaluate(model, binary, num_samples=0)["pixels"] == "binary"
+    density = build("vae", (1, 4, 4), likelihood="gaussian", network_options={"hidden": [8]})
+    other = ev.evaluate(density, grey, num_samples=2)
+    assert other["likelihood"] == "gaussian (density)"
+    nats_to_bits = other["nll"] / (16 * math.log(2)) + 8.0
+    assert other["bits_per_dimension"] == pytest.approx(nats_to_bits)
+
+
+@pytest.mark.parametrize("name", ["ae", "aae", "cvae", "ssvae", "hvae", "vrae", "iwae"])
+def test_report_of_every_kind_of_model(name):
+    options = {"hvae": {"width": 8, "levels": [[1, 1], [3, 1]]}, "vrae": {"hidden": 8}}
+    model = build(name, (1, 6, 6), **options.get(name, {"network_options": {"hidden": [8]}}))
+    x, y = torch.randint(0, 256, (12, 1, 6, 6), dtype=torch.uint8), torch.arange(12) % 10
+    report = ev.evaluate(model, x, y, num_samples=3, batch_size=5)
+    assert math.isfinite(report["reconstruction_mse"])
+    if name in ("ae", "aae"):
+        assert "elbo" not in report
+        with pytest.raises(TypeError, match="posterior and a prior"):
+            ev.elbo(model, x)
+    else:
+        assert math.isfinite(report["nll"]) and len(report["kl_per_dimension"]) == model.latent_dim
+    assert ("accuracy" in report) == (name == "ssvae")
+
+
+def test_bernoulli_is_named_for_what_it_is():
+    assert Bernoulli().discrete and not Gaussian().discrete

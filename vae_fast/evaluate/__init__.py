@@ -1,0 +1,28 @@
+"""How good is a model: likelihoods, latent units, disentanglement, decisions. In nats."""
+
+from vae_fast.evaluate.disentanglement import factor_vae_score, mutual_information_gap
+from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
+from vae_fast.evaluate.likelihood import (
+    bits_per_dimension,
+    elbo,
+    importance_nll,
+    reconstruction_error,
+)
+from vae_fast.evaluate.report import evaluate, pixel_kind
+from vae_fast.evaluate.scores import accuracy, auroc
+
+__all__ = [
+    "accuracy",
+    "active_units",
+    "auroc",
+    "bits_per_dimension",
+    "elbo",
+    "evaluate",
+    "factor_vae_score",
+    "features",
+    "importance_nll",
+    "kl_per_dimension",
+    "mutual_information_gap",
+    "pixel_kind",
+    "reconstruction_error",
+]

@@ -1,0 +1,87 @@
+"""How well a model explains data: the ELBO and its parts, and importance-sampled NLL."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.batched import in_batches, needs_density
+from vae_fast.types import LossOutput
+
+
+def elbo(
+    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+) -> LossOutput:
+    """The negative ELBO of each sample and its parts, each (N,), in nats, one z per sample.
+
+    For a model trained on another bound, such as the IWAE, still the ELBO of its posterior.
+    """
+    needs_density(model, "the ELBO")
+
+    def terms(part: Tensor, *condition: Tensor) -> Tensor:
+        samples = model.weighted_samples(part, *condition, num_samples=1)
+        recon = samples.nll[0]
+        return torch.stack([recon + samples.kl, recon, samples.kl], dim=1)
+
+    return LossOutput(*in_batches(model, terms, x, y, batch_size=batch_size).unbind(1))
+
+
+def importance_nll(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int = 100,
+    batch_size: int = 256,
+    samples_at_once: int = 10,
+) -> Tensor:
+    """-log p(x) of each sample, (N,), in nats: -log (1/K) sum_k w_k (Burda et al. 2015).
+
+    An upper bound on average, tighter with K = ``num_samples``. Memory is bounded by
+    ``batch_size * samples_at_once`` decoded samples, whatever K.
+    """
+    needs_density(model, "importance-sampled NLL")
+    if num_samples < 1 or samples_at_once < 1:
+        raise ValueError(
+            f"num_samples and samples_at_once must be at least 1, got {num_samples} and "
+            f"{samples_at_once}"
+        )
+
+    def nll(part: Tensor, *condition: Tensor) -> Tensor:
+        total = None
+        for done in range(0, num_samples, samples_at_once):
+            k = min(samples_at_once, num_samples - done)
+            weights = model.weighted_samples(part, *condition, num_samples=k).log_weight
+            partial = torch.logsumexp(weights, 0)
+            total = partial if total is None else torch.logaddexp(total, partial)
+        return math.log(num_samples) - total
+
+    return in_batches(model, nll, x, y, batch_size=batch_size)
+
+
+def bits_per_dimension(
+    nats: Tensor | float, dimensions: int, *, levels: int | None = None
+) -> Tensor | float:
+    """Nats per sample to bits per dimension.
+
+    Args:
+        levels: for a density over values scaled to [0, 1], how many levels the data have (256 for
+            8-bit images): the cell's width adds log2(levels) bits. None for discrete likelihoods.
+    """
+    if dimensions < 1:
+        raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+    return nats / (dimensions * math.log(2.0)) + (0.0 if levels is None else math.log2(levels))
+
+
+def reconstruction_error(
+    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """The mean squared error of each sample's reconstruction, (N,), on the scale of [0, 1]."""
+
+    def error(part: Tensor, *condition: Tensor) -> Tensor:
+        difference = model.network_input(part) - model.reconstruct(part, *condition)
+        return difference.flatten(1).square().mean(1)
+
+    return in_batches(model, error, x, y, batch_size=batch_size)

@@ -1,0 +1,102 @@
+"""One model on one data set: all that applies, in one dictionary of plain numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
+from vae_fast.evaluate.likelihood import (
+    bits_per_dimension,
+    elbo,
+    importance_nll,
+    reconstruction_error,
+)
+from vae_fast.evaluate.scores import accuracy
+from vae_fast.models.batched import in_batches
+
+
+def pixel_kind(x: Tensor) -> str:
+    """ "binary" if every value is one of two extremes, else "grey": never to be compared."""
+    if x.dtype == torch.bool:
+        return "binary"
+    top = 255 if x.dtype == torch.uint8 else 1
+    return "binary" if bool(((x == 0) | (x == top)).all()) else "grey"
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """ELBO and its parts, NLL, bits per dimension, latent units, reconstruction error, accuracy.
+
+    Args:
+        x: (N, *input_shape). y: labels (N,), for conditional models and for accuracy.
+        num_samples: K of the importance-sampled NLL; 0 leaves it out.
+        seed: of the draws of z, so that a report can be made again.
+
+    Returns:
+        Nats per sample unless the key says otherwise; ``pixels`` says whether the data were
+        binary or grey, and ``likelihood`` whether numbers are probabilities or densities.
+    """
+    if len(x) == 0:
+        raise ValueError("there are no samples to evaluate on")
+    report: dict[str, Any] = {"samples": len(x), "pixels": pixel_kind(x)}
+    discrete = model.likelihood.discrete
+    report["likelihood"] = (
+        f"{type(model.likelihood).__name__.lower()} ({'probability' if discrete else 'density'})"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classes, y = y, None if hasattr(model, "predict") else y  # a classifier explains x alone
+        if getattr(model, "is_probabilistic", True):
+            _add_likelihoods(report, model, x, y, num_samples, batch_size)
+        report["reconstruction_mse"] = _mean(
+            reconstruction_error(model, x, y, batch_size=batch_size)
+        )
+        if hasattr(model, "predict") and classes is not None:
+
+            def predicted(part: Tensor, *_: Tensor) -> Tensor:
+                return model.predict(part).argmax(1)
+
+            found = in_batches(model, predicted, x, batch_size=batch_size)
+            report["accuracy"] = accuracy(found, classes)
+    return report
+
+
+def _add_likelihoods(
+    report: dict[str, Any],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None,
+    num_samples: int,
+    batch_size: int,
+) -> None:
+    terms = elbo(model, x, y, batch_size=batch_size)
+    report["elbo"] = -_mean(terms.loss)
+    report["recon"], report["kl"] = _mean(terms.recon), _mean(terms.kl)
+    bound = terms.loss
+    if num_samples > 0:
+        bound = importance_nll(model, x, y, num_samples=num_samples, batch_size=batch_size)
+        report["nll"], report["nll_samples"] = _mean(bound), num_samples
+    dimensions = math.prod(x.shape[1:])
+    # A density of 8-bit data becomes the probability of its cells.
+    density_of_bytes = not model.likelihood.discrete and x.dtype == torch.uint8
+    levels = 256 if density_of_bytes else None
+    report["bits_per_dimension"] = bits_per_dimension(_mean(bound), dimensions, levels=levels)
+    kl = kl_per_dimension(model, x, y, batch_size=batch_size)
+    report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
+    if len(x) > 1:
+        report["active_units"] = active_units(features(model, x, y, batch_size=batch_size))
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

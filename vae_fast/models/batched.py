@@ -1,0 +1,61 @@
+"""Running a model over more data than fits at once: in evaluation mode, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.networks import device_and_dtype
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; the mode it had, after."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """What ``model``'s calls take after x, for samples x with labels y."""
+    if hasattr(model, "condition_from"):
+        return model.condition_from(x, y)
+    return (y,) if getattr(model, "uses_labels", False) else ()
+
+
+def in_batches(
+    model: nn.Module,
+    function: Callable[..., Tensor],
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """``function(x, *condition)`` over batches on the model's device, joined on x's device."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"x has {len(x)} samples, y has {len(y)}: they must be equal")
+    device = device_and_dtype(model)[0]
+    results = []
+    with evaluating(model):
+        for start in range(0, max(len(x), 1), batch_size):
+            part = x[start : start + batch_size].to(device)
+            label = None if y is None else y[start : start + batch_size].to(device)
+            results.append(function(part, *condition_of(model, part, label)).to(x.device))
+    return torch.cat(results)
+
+
+def needs_density(model: nn.Module, what: str) -> None:
+    """Raise TypeError for a model whose z has no density, such as an autoencoder."""
+    if not getattr(model, "is_probabilistic", True):
+        raise TypeError(
+            f"{what} needs a model with a posterior and a prior; {type(model).__name__} has none"
+        )

@@ -1,0 +1,55 @@
+"""How unlike the training data is x? Scores in nats, higher for stranger samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.evaluate.likelihood import elbo, importance_nll
+from vae_fast.models.batched import in_batches
+
+SCORES = ("elbo", "nll", "reconstruction")
+
+
+def anomaly_scores(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    score: str = "elbo",
+    num_samples: int = 10,
+    batch_size: int = 256,
+) -> Tensor:
+    """(N,) scores.
+
+    Args:
+        score: "elbo", the negative ELBO, averaged over ``num_samples`` draws; "nll", importance-
+            sampled with so many; "reconstruction", -log p(x | z) at the posterior's mean.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    if score == "nll":
+        return importance_nll(model, x, y, num_samples=num_samples, batch_size=batch_size)
+    if score == "elbo":
+        draws = [elbo(model, x, y, batch_size=batch_size).loss for _ in range(num_samples)]
+        return torch.stack(draws).mean(0)
+
+    def reconstruction(part: Tensor, *condition: Tensor) -> Tensor:
+        params = model.decode(model.features(part, *condition), *condition)
+        return model.likelihood.nll(params, part, reduction="none")
+
+    return in_batches(model, reconstruction, x, y, batch_size=batch_size)
+
+
+def anomaly_threshold(normal_scores: Tensor, quantile: float = 0.95) -> float:
+    """The score that so large a share of normal samples stays under; those above are anomalies."""
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(f"quantile must be between 0 and 1, got {quantile}")
+    if normal_scores.numel() == 0:
+        raise ValueError("a threshold needs the scores of normal samples; there are none")
+    # torch.quantile refuses more than 2^24 values.
+    ordered = normal_scores.flatten().double().sort().values
+    place = quantile * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return float(ordered[low] + (place - low) * (ordered[high] - ordered[low]))

@@ -1,0 +1,35 @@
+"""Data to features, and to a file of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from vae_fast.evaluate.latents import features
+
+
+def encode(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    path: str | Path | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """The posterior's mean of each sample, (N, latent_dim), also written to ``path`` (.npy).
+
+    Raises:
+        ValueError: ``path`` doesn't end in .npy, or its folder doesn't exist; before any work.
+    """
+    if path is not None:
+        path = Path(path)
+        if path.suffix != ".npy":
+            raise ValueError(f"features are written as .npy, not as {path.name!r}")
+        if not path.parent.is_dir():
+            raise ValueError(f"the folder {path.parent} doesn't exist: create it first")
+    codes = features(model, x, y, batch_size=batch_size)
+    if path is not None:
+        np.save(path, codes.cpu().float().numpy(), allow_pickle=False)
+    return codes

@@ -1,0 +1,68 @@
+"""New data from a model, and data passed through it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.batched import evaluating, in_batches
+
+
+def generate(
+    model: nn.Module,
+    n: int,
+    y: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    seed: int | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """E[x | z] for n draws of z from the prior, (n, *input_shape), on the CPU.
+
+    Args:
+        y: what to condition on, n entries, for conditional models.
+        temperature: of z's standard deviation; below 1, samples are more typical and less varied.
+        seed: makes the same samples again; None draws from torch's generator.
+    """
+    if y is not None and len(y) != n:
+        raise ValueError(f"n is {n}, but y has {len(y)} entries")
+    parameter = next(model.parameters())
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(parameter.device).manual_seed(seed)
+    made = []
+    with evaluating(model):
+        for start in range(0, max(n, 1), batch_size):
+            count = min(batch_size, n - start)
+            given = () if y is None else (y[start : start + count].to(parameter.device),)
+            options = {"temperature": temperature, "generator": generator}
+            made.append(model.sample(count, *given, **options).cpu())
+    return torch.cat(made)
+
+
+def reconstruct(
+    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """E[x | z] at the posterior's mean, of the shape of x."""
+    return in_batches(
+        model, lambda part, *c: model.reconstruct(part, *c), x, y, batch_size=batch_size
+    )
+
+
+def denoise(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    steps: int = 1,
+    batch_size: int = 256,
+) -> Tensor:
+    """Noisy x, projected onto what the model can draw, ``steps`` times; of the shape of x.
+
+    Each step reconstructs what the last one gave (Rezende et al. 2014, appendix F, at the means).
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    for _ in range(steps):
+        x = reconstruct(model, x, y, batch_size=batch_size)
+    return x

@@ -1,0 +1,139 @@
+"""Walks through the latent space: interpolation, traversals, attribute vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.batched import evaluating, in_batches
+from vae_fast.models.networks import device_and_dtype
+
+
+def decode(
+    model: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """E[x | z] for z (N, latent_dim), and y (N,) for conditional models."""
+    if y is not None and len(y) != len(z):
+        raise ValueError(f"z has {len(z)} rows, y has {len(y)} entries: they must be equal")
+    device = device_and_dtype(model)[0]
+    made = []
+    with evaluating(model):
+        for start in range(0, len(z), batch_size):
+            part = slice(start, start + batch_size)
+            condition = () if y is None else (y[part].to(device),)
+            params = model.decode(z[part].to(device), *condition)
+            made.append(model.likelihood.mean(params).to(z.device))
+    return torch.cat(made)
+
+
+def linear(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
+    """Points on the lines from ``start`` to ``end``, (N, steps, D), both ends included."""
+    t = _fractions(start, end, steps)
+    return start.unsqueeze(1) * (1 - t) + end.unsqueeze(1) * t
+
+
+def spherical(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
+    """Points on the arcs from ``start`` to ``end``, (N, steps, D), both ends included.
+
+    Directions turn evenly and lengths change evenly, so a walk between typical points of
+    N(0, 1) stays among them, where a line cuts through the middle (White 2016).
+    """
+    t = _fractions(start, end, steps)
+    lengths = torch.stack([v.norm(dim=1, keepdim=True) for v in (start, end)], 1)  # (N, 2, 1)
+    floor = torch.finfo(start.dtype).tiny
+    u, v = start / lengths[:, 0].clamp_min(floor), end / lengths[:, 1].clamp_min(floor)
+    cosine = (u * v).sum(1, keepdim=True).clamp(-1, 1)
+    angle = torch.acos(cosine).unsqueeze(1)
+    # Parallel and opposite directions have no one arc between them: there, go straight.
+    straight = torch.sin(angle) < 1e-4
+    safe = torch.where(straight, torch.ones_like(angle), angle)
+    direction = (
+        torch.sin((1 - t) * safe) * u.unsqueeze(1) + torch.sin(t * safe) * v.unsqueeze(1)
+    ) / torch.sin(safe)
+    length = lengths[:, :1] * (1 - t) + lengths[:, 1:] * t
+    return torch.where(straight, linear(start, end, steps), length * direction)
+
+
+def interpolate(
+    model: nn.Module,
+    start: Tensor,
+    end: Tensor,
+    y: Tensor | None = None,
+    *,
+    steps: int = 8,
+    path: str = "spherical",
+) -> Tensor:
+    """Images between images: (N, steps, *input_shape), through their codes.
+
+    Args:
+        start, end: (N, *input_shape). y: conditions of both, (N,), for conditional models.
+        path: "spherical" or "linear".
+    """
+    if path not in ("linear", "spherical"):
+        raise ValueError(f"path must be linear or spherical, got {path!r}")
+    ends = [
+        in_batches(model, lambda part, *c: model.features(part, *c), x, y) for x in (start, end)
+    ]
+    z = (linear if path == "linear" else spherical)(*ends, steps)
+    repeated = None if y is None else y.repeat_interleave(steps, dim=0)
+    return decode(model, z.flatten(0, 1), repeated).unflatten(0, (len(start), steps))
+
+
+def traverse(
+    model: nn.Module,
+    z: Tensor,
+    *,
+    dimensions: Sequence[int] | None = None,
+    values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
+    y: Tensor | None = None,
+) -> Tensor:
+    """One code (latent_dim,), each dimension set to each value: (dimensions, values, *shape)."""
+    if z.dim() != 1:
+        raise ValueError(f"traverse walks from one code (latent_dim,), got {tuple(z.shape)}")
+    dimensions = list(range(len(z))) if dimensions is None else list(dimensions)
+    out_of_range = [d for d in dimensions if not 0 <= d < len(z)]
+    if out_of_range:
+        raise ValueError(f"the code has dimensions 0 to {len(z) - 1}, not {out_of_range}")
+    walks = z.repeat(len(dimensions), len(values), 1)
+    for row, dimension in enumerate(dimensions):
+        walks[row, :, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
+    flat = walks.flatten(0, 1)
+    given = None if y is None else y.expand(len(flat), *y.shape[1:])
+    return decode(model, flat, given).unflatten(0, (len(dimensions), len(values)))
+
+
+def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
+    """The direction of an attribute, (D,): the mean code with it less the mean without it.
+
+    Args:
+        codes: (N, D). has: bool (N,), from labels.
+    """
+    if has.dtype != torch.bool or has.shape != codes.shape[:1]:
+        raise ValueError(f"has must be bool ({len(codes)},), got {has.dtype} of {tuple(has.shape)}")
+    if not has.any() or has.all():
+        raise ValueError("an attribute's direction needs samples with it and samples without")
+    return codes[has].mean(0) - codes[~has].mean(0)
+
+
+def apply_attribute(
+    model: nn.Module,
+    x: Tensor,
+    vector: Tensor,
+    strength: float = 1.0,
+    y: Tensor | None = None,
+) -> Tensor:
+    """x with ``strength`` of an attribute added to its code (negative takes it away)."""
+    codes = in_batches(model, lambda part, *c: model.features(part, *c), x, y)
+    return decode(model, codes + strength * vector.to(codes), y)
+
+
+def _fractions(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    if start.shape != end.shape or start.dim() != 2:
+        raise ValueError(
+            f"start and end must be (N, D) alike, got {tuple(start.shape)} and {tuple(end.shape)}"
+        )
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
+    return torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[None, :, None]

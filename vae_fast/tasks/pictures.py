@@ -1,0 +1,104 @@
+"""The pictures that go with the tasks: strips, traversals, a latent map, score histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vae_fast.train.extras import need
+from vae_fast.train.pictures import draw_samples
+
+
+def draw_grid(path: str | Path, rows: Tensor, caption: str) -> None:
+    """(rows, columns, C, H, W) images in [0, 1] or uint8, as they stand: a traversal, or walks."""
+    if rows.dim() != 5:
+        raise ValueError(f"a grid is (rows, columns, C, H, W), got {tuple(rows.shape)}")
+    draw_samples(Path(path), rows.flatten(0, 1), caption, columns=rows.shape[1])
+
+
+def draw_strips(path: str | Path, strips: Sequence[Tensor], caption: str) -> None:
+    """Before, after, and whatever between: each (N, C, H, W) one row, top to bottom."""
+    shapes = {tuple(s.shape) for s in strips}
+    if len(shapes) != 1:
+        raise ValueError(f"strips must have one shape, got {sorted(shapes)}")
+    as_floats = [s.float() / 255 if s.dtype == torch.uint8 else s.float() for s in strips]
+    draw_grid(path, torch.stack([s.cpu() for s in as_floats]), caption)
+
+
+def draw_latent_map(
+    path: str | Path,
+    codes: Tensor,
+    labels: Tensor | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    caption: str = "",
+) -> None:
+    """Codes (N, D) in the plane, coloured by label: as they are for D = 2, else by their two
+    principal components.
+    """
+    matplotlib = need("matplotlib", "drawing a latent map")
+    figure_module = need("matplotlib.figure", "drawing a latent map")
+    points = codes.detach().float().cpu()
+    axes_names = ("z₁", "z₂")
+    if points.shape[1] != 2:
+        centred = points - points.mean(0)
+        _, _, v = torch.linalg.svd(centred, full_matrices=False)
+        points, axes_names = centred @ v[:2].t(), ("first component", "second component")
+    figure = figure_module.Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    if labels is None:
+        axis.scatter(*points.t(), s=3, alpha=0.5, linewidths=0)
+    else:
+        colours = matplotlib.colormaps["tab10"]
+        for label in sorted(set(labels.tolist())):
+            chosen = points[(labels == label).cpu()]
+            name = str(label) if names is None else names[int(label)]
+            axis.scatter(
+                *chosen.t(),
+                s=4,
+                alpha=0.6,
+                linewidths=0,
+                color=colours(int(label) % 10),
+                label=name,
+            )
+        axis.legend(markerscale=4, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set_xlabel(axes_names[0])
+    axis.set_ylabel(axes_names[1])
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(caption, loc="left", fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def draw_score_histogram(
+    path: str | Path,
+    normal: Tensor,
+    anomalous: Tensor | None = None,
+    *,
+    threshold: float | None = None,
+    caption: str = "",
+) -> None:
+    """Histograms of anomaly scores, in nats, with the threshold as a line."""
+    figure_module = need("matplotlib.figure", "drawing a histogram")
+    figure = figure_module.Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    kinds = [("normal", normal, "#1f4e8c")]
+    if anomalous is not None:
+        kinds.append(("anomalous", anomalous, "#c65f1c"))
+    together = torch.cat([scores.float().cpu() for _, scores, _ in kinds])
+    edges = torch.linspace(float(together.min()), float(together.quantile(0.995)), 61)
+    for name, scores, colour in kinds:
+        values = scores.float().cpu().numpy()
+        axis.hist(values, edges.numpy(), density=True, alpha=0.6, color=colour, label=name)
+    if threshold is not None:
+        axis.axvline(threshold, color="#22262e", linewidth=1.2)
+        axis.annotate(" threshold", (threshold, axis.get_ylim()[1]), va="top")
+    axis.legend(frameon=False)
+    axis.set_xlabel("score, nats per sample")
+    axis.set_ylabel("density")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(caption, loc="left", fontsize=9)
+    figure.savefig(path, format="png")
