@@ -6,14 +6,14 @@ import importlib
 from types import ModuleType
 
 
-def need(module: str, purpose: str, extra: str = "train") -> ModuleType:
-    """Import ``module``, or say in one sentence what it is for and how to install it."""
+def need(module: str, purpose: str, install: str = "'vae_fast[train]'") -> ModuleType:
+    """Import ``module``, or say in one sentence what it is for and what pip has to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = {"yaml": "pyyaml", "PIL": "pillow"}.get(module, module).split(".")[0]
         raise ModuleNotFoundError(
-            f"{purpose} needs {package}, which is not installed: pip install 'vae_fast[{extra}]'",
+            f"{purpose} needs {package}, which is not installed: pip install {install}",
             name=error.name,
         ) from None
 

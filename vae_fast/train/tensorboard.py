@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +23,8 @@ class TensorBoard:
         self._writer: Any = None
         installed = importlib.util.find_spec("tensorboard") is not None
         if choice == "on" or (choice == "auto" and installed):
-            module = need("torch.utils.tensorboard" if installed else "tensorboard", "TensorBoard")
+            need("tensorboard", "--tensorboard on", install="tensorboard")
+            module = importlib.import_module("torch.utils.tensorboard")
             self._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def row(self, row: dict[str, Any]) -> None:
