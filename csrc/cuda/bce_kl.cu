@@ -19,19 +19,6 @@ struct Plan {
   size_t partials() const { return static_cast<size_t>(recon.tasks() + kl.tasks()); }
 };
 
-template <class L, bool VALUE, bool GRAD>
-VF_DEVICE void kl_tasks(const BceKl& args, const Plan& plan, double* partials, int64_t block,
-                        int64_t blocks, bool aligned) {
-  for_each_task<GaussianBatch<L>::V, VALUE>(
-      plan.kl, block, blocks,
-      [&](const Range& range, int lane, int lanes) {
-        return standard_kl_range<L, VALUE, GRAD>(args, range, lane, lanes, aligned);
-      },
-      [&](int64_t task, double sum) {
-        if (partials != nullptr) __stwb(partials + task, sum);
-      });
-}
-
 template <class F, bool LOGITS, bool VALUE, bool GRAD>
 __global__ void __launch_bounds__(kThreads, 2)
     bce_kl_kernel(const BceKl args, const Plan plan, const Finish sums, double* partials,
@@ -51,15 +38,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t block = alone ? 0 : blockIdx.x - plan.recon_blocks;
     const int64_t blocks = alone ? 1 : plan.kl_blocks;
     double* own = partials != nullptr ? partials + plan.recon.tasks() : nullptr;
-    if constexpr (F::bytes == 8) {  // float64 on one side is float64 on both
-      kl_tasks<F64, VALUE, GRAD>(args, plan, own, block, blocks, kl_aligned);
-    } else if (args.kl_dtype == DType::f32) {
-      kl_tasks<F32, VALUE, GRAD>(args, plan, own, block, blocks, kl_aligned);
-    } else if (args.kl_dtype == DType::bf16) {
-      kl_tasks<BF16, VALUE, GRAD>(args, plan, own, block, blocks, kl_aligned);
-    } else {
-      kl_tasks<F16, VALUE, GRAD>(args, plan, own, block, blocks, kl_aligned);
-    }
+    using C = typename F::C;  // float64 on one side is float64 on both
+    for_each_task<KlBatch<C>::V, VALUE>(
+        plan.kl, block, blocks,
+        [&](const Range& range, int lane, int lanes) {
+          return standard_kl_range<C, VALUE, GRAD>(args, range, lane, lanes, kl_aligned);
+        },
+        [&](int64_t task, double sum) {
+          if (own != nullptr) __stwb(own + task, sum);
+        });
   }
   if constexpr (VALUE) {
     if (alone && partials != nullptr) {
@@ -70,7 +57,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 bool has_value(const BceKl& args) { return args.loss != nullptr; }
-bool has_grad(const BceKl& args) { return args.recon.grad != nullptr; }
+// A tensor without elements has a null pointer: ask both.
+bool has_grad(const BceKl& args) {
+  return args.recon.grad != nullptr || args.grad_mu != nullptr;
+}
 
 Plan plan_of(const BceKl& args) {
   const Bernoulli& recon = args.recon;
@@ -87,7 +77,7 @@ Plan plan_of(const BceKl& args) {
     return cudaSuccess;
   });
   with_format(args.kl_dtype, [&](auto format) {
-    plan.kl = split(Type<GaussianBatch<decltype(format)>>{}, args.kl_cols);
+    plan.kl = split(Type<KlBatch<typename decltype(format)::C>>{}, args.kl_cols);
     return cudaSuccess;
   });
   plan.recon_blocks = plan.recon.blocks();

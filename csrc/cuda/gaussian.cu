@@ -4,11 +4,16 @@
 // sample; backward, 8 and 4 per sample read, 8 written (16 with a prior). eps is never in memory.
 #include "cuda/drivers.h"
 #include "cuda/finish.cuh"
-#include "cuda/kl.cuh"
 #include "cuda/noise.cuh"
+#include "cuda/upstream.cuh"
+#include "ops/gaussian.h"
 
 namespace vae_fast::cuda {
 namespace {
+
+// 16-byte accesses to half precision and float32, two of them to float64; 8 elements at a time.
+template <class F>
+using GaussianBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 2 : 1>;
 
 template <class B, class T>
 VF_DEVICE void noise_of(const Key& key, int64_t offset, const B& batch, T (&eps)[B::size]) {

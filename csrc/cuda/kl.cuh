@@ -10,16 +10,42 @@
 
 namespace vae_fast::cuda {
 
-// 16-byte accesses to half precision and float32, two of them to float64; 8 elements at a time.
-template <class F>
-using GaussianBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 2 : 1>;
+// For the KL beside a Bernoulli loss: one batch for all formats of a compute type, so that a kernel
+// holds the arithmetic once. The format is the same for every thread.
+template <class C>
+using KlBatch = Batch<sizeof(C) == 4 ? 8 : 4, 1>;
 
-template <class F, bool VALUE, bool GRAD>
+template <Reuse REUSE, class B, class C>
+VF_DEVICE void load_any(DType dtype, const void* base, const B& batch, C (&x)[B::size]) {
+  if constexpr (sizeof(C) == 8) {
+    load<F64, REUSE>(base, batch, C(0), x);
+  } else if (dtype == DType::f32) {
+    load<F32, REUSE>(base, batch, C(0), x);
+  } else if (dtype == DType::bf16) {
+    load<BF16, REUSE>(base, batch, C(0), x);
+  } else {
+    load<F16, REUSE>(base, batch, C(0), x);
+  }
+}
+
+template <class B, class C>
+VF_DEVICE void store_any(DType dtype, void* base, const B& batch, const C (&x)[B::size]) {
+  if constexpr (sizeof(C) == 8) {
+    store<F64>(base, batch, x, false);
+  } else if (dtype == DType::f32) {
+    store<F32>(base, batch, x, false);
+  } else if (dtype == DType::bf16) {
+    store<BF16>(base, batch, x, false);
+  } else {
+    store<F16>(base, batch, x, false);
+  }
+}
+
+template <class C, bool VALUE, bool GRAD>
 VF_DEVICE double standard_kl_range(const BceKl& args, const Range& range, int lane, int lanes,
                                    bool aligned) {
-  using C = typename F::C;
   using M = Math<C>;
-  using B = GaussianBatch<F>;
+  using B = KlBatch<C>;
   constexpr Reuse kReuse = GRAD ? Reuse::never : Reuse::soon;
   const C factor = GRAD ? coefficient<C>(args.grad_kl, range.segment) : C(0);
   double sum = 0.0;
@@ -28,8 +54,8 @@ VF_DEVICE double standard_kl_range(const BceKl& args, const Range& range, int la
     const B batch(group, lanes, range.begin, range.end, aligned);
     // Where the range ends: mu = logvar = 0, whose terms are exactly 0.
     C mu[B::size], logvar[B::size], terms[B::size];
-    load<F, kReuse>(args.mu, batch, C(0), mu);
-    load<F, kReuse>(args.logvar, batch, C(0), logvar);
+    load_any<kReuse>(args.kl_dtype, args.mu, batch, mu);
+    load_any<kReuse>(args.kl_dtype, args.logvar, batch, logvar);
 #pragma unroll
     for (int k = 0; k < B::size; ++k) {
       const C variance = M::exp(logvar[k]);
@@ -42,8 +68,8 @@ VF_DEVICE double standard_kl_range(const BceKl& args, const Range& range, int la
     if constexpr (VALUE) sum += static_cast<double>(tree_sum(terms));
     if constexpr (GRAD) {
       if (args.grad_mu != nullptr) {
-        store<F>(args.grad_mu, batch, mu, false);
-        store<F>(args.grad_logvar, batch, logvar, false);
+        store_any(args.kl_dtype, args.grad_mu, batch, mu);
+        store_any(args.kl_dtype, args.grad_logvar, batch, logvar);
       }
     }
   }

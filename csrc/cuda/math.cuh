@@ -61,7 +61,7 @@ template <class Float>
 struct LogitMath : Math<Float> {
   using typename Math<Float>::T;
 
-  static VF_DEVICE T divide(T a, T b) {
+  static VF_DEVICE T divide_unit(T a, T b) {
     if constexpr (sizeof(T) == 4) {
       const T r = __fdividef(1.0f, b);
       const T q = a * r;

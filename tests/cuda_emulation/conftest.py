@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from tests.cuda_emulation import emulator
 
@@ -10,3 +13,12 @@ def emulation() -> emulator.Emulator:
     if emulator.compiler() is None:
         pytest.skip("no C++ compiler: the CUDA kernels can't be emulated")
     return emulator.Emulator()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small: torch's threads would only spin while the emulation runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,4 +1,5 @@
 // The emulated GPU: fibers for a block's threads, checked memory, and the drivers as C functions.
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "cuda/drivers.h"
+#include "cuda/split.cuh"
 #include "cuda_runtime.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -48,8 +50,12 @@ void complain(const std::string& what) {
 
 enum class State { ready, at_block_barrier, at_exchange, done };
 
+// Made once, and kept from block to block. The first entry of a fiber is by ucontext, which gives it
+// its stack; from then on setjmp and longjmp switch, which need no system call.
 struct Fiber {
-  ucontext_t context;
+  ucontext_t entry;
+  jmp_buf place;
+  bool made;
   State state;
   unsigned mask;        // of the exchange it waits in
   uint64_t offered[2];  // two exchanges in turn: a lane may be one ahead of its readers
@@ -58,29 +64,36 @@ struct Fiber {
 
 Fiber fibers[kMaxThreads];
 char* stacks;
-ucontext_t scheduler;
+jmp_buf scheduler;
 unsigned current;
 const std::function<void()>* body;
 
 void wait(State state) {
-  fibers[current].state = state;
-  swapcontext(&fibers[current].context, &scheduler);
+  Fiber& fiber = fibers[current];
+  fiber.state = state;
+  if (_setjmp(fiber.place) == 0) _longjmp(scheduler, 1);
 }
 
 void fiber_main() {
-  (*body)();
-  fibers[current].state = State::done;
+  for (;;) {
+    (*body)();
+    wait(State::done);
+  }
 }
 
-void start(unsigned t) {
+void resume(unsigned t) {
+  current = t;
+  threadIdx = dim3(t, 0, 0);
   Fiber& fiber = fibers[t];
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = stacks + t * kStack;
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = &scheduler;
-  makecontext(&fiber.context, fiber_main, 0);
-  fiber.state = State::ready;
-  fiber.exchanges = 0;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.made) _longjmp(fiber.place, 1);
+  fiber.made = true;
+  getcontext(&fiber.entry);
+  fiber.entry.uc_stack.ss_sp = stacks + t * kStack;
+  fiber.entry.uc_stack.ss_size = kStack;
+  fiber.entry.uc_link = nullptr;
+  makecontext(&fiber.entry, fiber_main, 0);
+  setcontext(&fiber.entry);
 }
 
 // Wakes whoever has all it waits for; false if nobody has.
@@ -120,19 +133,21 @@ bool release(unsigned threads) {
 
 bool run_block(unsigned threads, std::vector<unsigned>& order, std::mt19937& random) {
   std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
-  for (unsigned t = 0; t < threads; ++t) start(t);
+  for (unsigned t = 0; t < threads; ++t) {
+    fibers[t].state = State::ready;
+    fibers[t].exchanges = 0;
+  }
   unsigned left = threads;
   while (left > 0) {
     if (order_seed > 1) std::shuffle(order.begin(), order.end(), random);
     for (const unsigned t : order) {
       if (fibers[t].state != State::ready) continue;
-      current = t;
-      threadIdx = dim3(t, 0, 0);
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(t);
       if (fibers[t].state == State::done) --left;
     }
     if (left > 0 && !release(threads)) {
       complain("threads wait at a barrier that the others never reach");
+      for (unsigned t = 0; t < threads; ++t) fibers[t].made = false;  // they never come back
       return false;
     }
   }
@@ -265,6 +280,15 @@ EXPORT size_t emulated_bce_kl_workspace(const BceKl* args) {
 }
 EXPORT int emulated_bce_kl(const BceKl* args, void* workspace) {
   return cuda::bce_kl(*args, workspace, nullptr);
+}
+// How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.
+EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* cut, int64_t task,
+                           int64_t* range) {
+  const cuda::Split split = half != 0 ? cuda::make_split<cuda::Batch<8, 2>>(segments, length)
+                                      : cuda::make_split<cuda::Batch<4, 4>>(segments, length);
+  cut[0] = split.tasks(), cut[1] = split.lanes, cut[2] = split.blocks();
+  const cuda::Range r = half != 0 ? split.range<8>(task) : split.range<4>(task);
+  range[0] = r.segment, range[1] = r.begin, range[2] = r.end;
 }
 EXPORT int emulated_philox_words(const int64_t* key, uint32_t* words, int64_t n) {
   return cuda::philox_words(key, words, n, nullptr);

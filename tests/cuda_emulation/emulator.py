@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+FLAGS += ["-U_FORTIFY_SOURCE"]  # whose longjmp takes a switch of fibers for an error
 
 DTYPES = (
     torch.float32,
@@ -202,6 +203,7 @@ class Emulator:
         for name in ("gaussian", "bernoulli", "bce_kl"):
             getattr(self.lib, f"emulated_{name}_workspace").restype = ctypes.c_size_t
         self.lib.emulation_declare.argtypes = [_void, ctypes.c_size_t, _int]
+        self.lib.emulated_split.argtypes = [_int64, _int64, _int, _void, _int64, _void]
         self.lib.emulated_philox_words.argtypes = [_void, _void, _int64]
         for i, struct in enumerate(_STRUCTS):
             theirs = self.lib.emulated_sizeof(i)
@@ -258,6 +260,14 @@ class Emulator:
             self.finish(code, len(self._buffers) - 1 if need else None)
         else:
             self.finish(call(ctypes.byref(args)))
+
+    def split(
+        self, segments: int, length: int, half: bool, task: int
+    ) -> tuple[list[int], list[int]]:
+        """[tasks, lanes, blocks] of the problem; [segment, begin, end] of one task."""
+        cut, task_range = (ctypes.c_int64 * 3)(), (ctypes.c_int64 * 3)()
+        self.lib.emulated_split(segments, length, int(half), cut, task, task_range)
+        return list(cut), list(task_range)
 
     def finish(self, code: int, workspace: int | None = None) -> None:
         error = self.lib.emulation_error().decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +37,31 @@ class Up:
             if tensor is not None:
                 total += times * tensor.double().reshape(-1, 1)  # one value, or one per row
         return self.scale * total
+
+
+def accuracy(
+    found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | float | None = None
+) -> None:
+    """Asserts that ``found`` is float64 ``expected`` up to the rounding of its dtype and of the
+    arithmetic, which is float64 for float64 and else float32: 8 units of ``scale``, which is the
+    size of the terms that were added up (by default the largest result, or 1)."""
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    expected = expected.double()
+    arithmetic = torch.finfo(e.accumulator(found.dtype)).eps
+    if scale is None:
+        finite = expected[expected.isfinite()].abs()
+        scale = max(1.0, finite.max().item() if finite.numel() else 1.0)
+    storage = torch.finfo(found.dtype)
+    bound = 0.501 * storage.eps * expected.abs() + storage.smallest_normal * storage.eps
+    bound = bound + 8 * arithmetic * scale
+    wrong = ~((found.double() - expected).abs() <= bound)
+    wrong &= ~((found.double() == expected) | (found.isnan() & expected.isnan()))
+    if wrong.any():
+        first = tuple(int(i[0]) for i in wrong.nonzero(as_tuple=True)) if wrong.dim() else ()
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} are off; the first is {found[first].item()!r} "
+            f"at {first}, where {expected[first].item()!r} is right"
+        )
 
 
 def sums_shape(reduction: str, rows: int) -> tuple[int, ...]:
@@ -197,13 +221,3 @@ def bce_kl(
     run.run("bce_kl", args)
     return losses, grads
 
-
-__all__ = [
-    "Up",
-    "bce_kl",
-    "bernoulli",
-    "ctypes",
-    "gaussian_backward",
-    "gaussian_forward",
-    "philox_words",
-]

@@ -25,6 +25,7 @@ inline __half __float2half_rn(float value) {
   const unsigned short sign = std::signbit(value) ? 0x8000 : 0;
   const float magnitude = std::fabs(value);
   if (value != value) return {0x7fff};
+  if (magnitude == 0.0f) return {sign};
   if (magnitude >= 65520.0f) return {static_cast<unsigned short>(sign | 0x7c00)};
   int exponent;
   std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent - 1), 2^exponent)
