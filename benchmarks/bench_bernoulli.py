@@ -112,9 +112,7 @@ def native_backward() -> Contender | Absence:
     )
 
 
-def yardstick(
-    elements: int, pass_: str, dtype: str, device: torch.device
-) -> list[Contender]:
+def yardstick(elements: int, pass_: str, dtype: str, device: torch.device) -> list[Contender]:
     """``torch.add(a, b, out=c)``, which reads and writes as much as value and gradient in one pass:
     12 bytes an element in float32. For cases large enough for memory to be what limits them."""
     if pass_ != "both" or elements < 1 << 20 or dtype != "float32":

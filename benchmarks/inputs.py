@@ -31,18 +31,16 @@ def normal(
     scale: float = 1.0,
 ) -> torch.Tensor:
     """Normals times ``scale``; made in float32 on the CPU, so that devices get the same."""
-    return (
-        torch.randn(shape, generator=_generator(seed, stream)).mul_(scale).to(dtype).to(device)
-    )
+    return torch.randn(shape, generator=_generator(seed, stream)).mul_(scale).to(dtype).to(device)
 
 
 def pixels(
     seed: int, stream: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Images: whole grey values in 0..255 as uint8, or divided by 255."""
-    grey = torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=_generator(seed, stream)
-    ).to(device)
+    grey = torch.randint(0, 256, shape, dtype=torch.uint8, generator=_generator(seed, stream)).to(
+        device
+    )
     return grey if dtype == torch.uint8 else grey.to(dtype).div_(255)
 
 

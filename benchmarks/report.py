@@ -1,5 +1,234 @@
-"""placeholder"""
+"""The report: results as Markdown, a roofline and a picture of ratios against size.
+
+``python -m benchmarks.report RESULTS.json [OUT]`` draws them from a file that exists.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import requirements, table
+from benchmarks.case import OURS
+from benchmarks.results import Results, Row, gigabytes_per_second, load, peers, ratio, timed
+
+HOW = (
+    "Times are medians over rounds in which the contenders take turns, on the same inputs, each "
+    "checked against float64 before. A ratio is the peer's time over ours. GB/s counts the least "
+    'bytes that the row\'s result takes; "of add" is its share of what `torch.add(a, b, out=c)` '
+    "moved in this run. Rows marked cached are small enough that their inputs stay in the cache. "
+    "Peak is what one call allocates beyond its inputs."
+)
+
+MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"
+
+# By name, so that a peer looks the same in both pictures and in every run. (Okabe and Ito's
+# colours, which the colour-blind can tell apart.)
+COLOURS = {
+    OURS: "#000000",
+    "eager": "#d55e00",
+    "eager-logits": "#e69f00",
+    "compile": "#0072b2",
+    "compile-max-autotune": "#56b4e9",
+    "compile-cudagraphs": "#56b4e9",
+    "jax": "#009e73",
+}
+OTHER = "#cc79a7"
 
 
-def write(results, folder):
-    pass
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write report.md, and roofline.png and ratios.png where rows have what they show.
+
+    Returns what was written. Without matplotlib the report says so and has no pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    try:
+        pictures = draw(results, folder)
+        word = ""
+    except ImportError:
+        word = MISSING
+    report = folder / "report.md"
+    report.write_text(markdown(results, pictures, word))
+    return [report, *pictures]
+
+
+def markdown(results: Results, pictures: list[Path], word: str = "") -> str:
+    """The whole report as Markdown."""
+    parts = ["# Benchmarks", "", *(f"{line}  " for line in table.heading(results).splitlines()), ""]
+    parts += [HOW, ""]
+    for picture in pictures:
+        parts += [f"![{picture.stem}]({picture.name})", ""]
+    if word:
+        parts += [word, ""]
+    for (op, pass_), rows in by_op(results).items():
+        part = dict(results, rows=rows)
+        parts += [f"## {op}, {pass_}", "", table.rows_table(part, markdown=True), ""]
+    verdicts = [
+        v
+        for group in requirements.GROUPS.values()
+        for v in requirements.judge(group, results)
+        if v.measured is not None
+    ]
+    if verdicts:
+        parts += ["## Required and measured", "", table.requirements_table(verdicts, True), ""]
+    absent = table.left_out(results)
+    if absent:
+        parts += ["## Left out", "", *(f"- {line}" for line in absent), ""]
+    return "\n".join(parts)
+
+
+def by_op(results: Results) -> dict[tuple[str, str], list[Row]]:
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in results["rows"]:
+        groups[row["op"], row["pass"]].append(row)
+    return groups
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """The two pictures of the rows that move bytes; none where there are none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    rows = [row for row in results["rows"] if row["bytes"] and OURS in timed(row)]
+    if not rows:
+        return []
+    return [roofline(rows, results, folder), ratios(rows, results, folder)]
+
+
+def panels(rows: list[Row]) -> tuple[Any, dict[tuple[str, str], Any], Any]:
+    """A figure with a panel for each op (down) and pass (across) that rows have."""
+    from matplotlib import pyplot
+
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    passes = [p for p in ("value", "gradient", "both") if any(r["pass"] == p for r in rows)]
+    figure, axes = pyplot.subplots(
+        len(ops), len(passes), sharex=True, sharey=True, squeeze=False,
+        figsize=(1.5 + 4.2 * len(passes), 1.4 + 2.6 * len(ops)), layout="constrained",
+    )  # fmt: skip
+    grid = {}
+    for i, op in enumerate(ops):
+        for j, pass_ in enumerate(passes):
+            grid[op, pass_] = axes[i][j]
+            axes[i][j].set_title(f"{op}, {pass_}", fontsize=9)
+            axes[i][j].grid(True, which="major", color="#e5e5e5", linewidth=0.6)
+            axes[i][j].set_visible(any((r["op"], r["pass"]) == (op, pass_) for r in rows))
+            axes[i][j].spines[["top", "right"]].set_visible(False)
+    return figure, grid, axes
+
+
+Point = tuple[float, float, bool]  # x, y, and whether the row is one in the cache
+
+
+def lines(
+    rows: list[Row], value: Callable[[Row, str], tuple[float, float]]
+) -> dict[str, list[Point]]:
+    """Points by contender, in order of x, of float32 rows; ``value(row, name)`` gives x and y.
+
+    One dtype, so that a line is one thing; the table has the others.
+    """
+    found: dict[str, list[Point]] = defaultdict(list)
+    for row in rows:
+        if row["dtype"] == "float32" and not row["target"]:
+            for name in (OURS, *peers(row)):
+                if name in timed(row):
+                    found[name].append((*value(row, name), row["in_cache"]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def plot(axis: Any, points: list[Point], name: str) -> None:
+    mine, colour = name == OURS, COLOURS.get(name, OTHER)
+    x, y, cached = zip(*points, strict=True)
+    order, width, area = (3, 2, 26) if mine else (2, 1.2, 14)
+    axis.plot(x, y, color=colour, label=name, linewidth=width, zorder=order)
+    faces = ["white" if c else colour for c in cached]
+    axis.scatter(x, y, s=area, c=faces, edgecolors=colour, linewidths=1, zorder=order + 1)
+
+
+def legend(figure: Any, axes: Any) -> None:
+    handles = {}
+    for axis in axes.flat:
+        handles.update({text: h for h, text in zip(*axis.get_legend_handles_labels(), strict=True)})
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8
+        )
+
+
+def roofline(rows: list[Row], results: Results, folder: Path) -> Path:
+    """GB/s against the bytes a call moves, under the roof of the machine's bandwidth."""
+    from matplotlib import pyplot
+
+    figure, grid, axes = panels(rows)
+    roof = results["bandwidth"].get("add(out=)")
+    for (op, pass_), axis in grid.items():
+        here = [r for r in rows if (r["op"], r["pass"]) == (op, pass_)]
+        points = lines(here, lambda row, name: (row["bytes"], gigabytes_per_second(row, name)))
+        for name, xy in points.items():
+            plot(axis, xy, name)
+        if roof:
+            axis.axhline(
+                roof, color="#888888", linestyle="--", linewidth=1, label="torch.add(out=)"
+            )
+        axis.set(xscale="log", yscale="log")
+    for axis in axes[-1]:
+        axis.set_xlabel("bytes that a call has to move", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("GB/s", fontsize=8)
+    legend(figure, axes)
+    figure.suptitle("Bandwidth, float32 (hollow: the inputs stay in the cache)", fontsize=10)
+    path = folder / "roofline.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
+    """How many times longer each peer takes, against the number of elements."""
+    from matplotlib import pyplot
+
+    figure, grid, axes = panels(rows)
+    for (op, pass_), axis in grid.items():
+        here = [r for r in rows if (r["op"], r["pass"]) == (op, pass_)]
+        points = lines(here, lambda row, name: (row["elements"], ratio(row, name)))
+        for name, xy in points.items():
+            if name != OURS:
+                plot(axis, xy, name)
+        axis.axhline(1, color=COLOURS[OURS], linewidth=1.5, label=OURS)
+        axis.set(xscale="log", yscale="log")
+    for axis in axes[-1]:
+        axis.set_xlabel("elements", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("times our time", fontsize=8)
+    legend(figure, axes)
+    figure.suptitle("Peers' time over ours, float32 (hollow: inputs in the cache)", fontsize=10)
+    path = folder / "ratios.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    if not 1 <= len(arguments) <= 2:
+        print("python -m benchmarks.report RESULTS.json [OUT]", file=sys.stderr)
+        return 2
+    source = Path(arguments[0])
+    try:
+        results = load(source)
+    except ValueError as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 2
+    folder = Path(arguments[1]) if len(arguments) == 2 else source.parent
+    for path in write(results, folder):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -39,7 +39,7 @@ def fastest(row: Row, prefix: str) -> str | None:
     kind = {
         name: r
         for name, r in timed(row).items()
-        if name == prefix or name.startswith(prefix + "-") or name.startswith(prefix + " ")
+        if name == prefix or name.startswith((prefix + "-", prefix + " "))
     }
     # "eager" is the tutorial's spelling; "eager-logits" is another peer, not a mode of it.
     if prefix == "eager":
@@ -70,7 +70,9 @@ def load(path: Path) -> Results:
     try:
         results = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give a JSON that `python -m benchmarks` wrote") from None
+        raise ValueError(
+            f"{path} does not exist: give a JSON that `python -m benchmarks` wrote"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a results file: {error}") from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:

@@ -34,7 +34,7 @@ class Spec:
 
 
 def standard() -> list[Spec]:
-    """Issue by issue the same: each op at the standard shapes, values and values with gradients."""
+    """Each op at the standard shapes, values and values with gradients."""
     specs = []
     for pass_ in ("value", "both"):
         for samples, latent, features in STANDARD:
@@ -63,7 +63,10 @@ def sizes(quick: bool = False) -> list[Spec]:
 _DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16", "uint8"))
 
 
-def training() -> list[Spec]:
-    """The tutorial's VAE: one step, and one epoch."""
-    specs = [Spec(op, (128,), "both", dtype) for op in ("step", "epoch") for dtype in ("float32",)]
-    return specs + [Spec("epoch", (128,), "both", "bfloat16")]
+def training(count: int = 10_000) -> list[Spec]:
+    """The tutorial's VAE: one step of 128 images, and one epoch of ``count``."""
+    return [
+        Spec("step", (128,), "both"),
+        Spec("epoch", (128, count), "both"),
+        Spec("epoch", (128, count), "both", "bfloat16"),
+    ]

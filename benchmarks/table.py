@@ -43,7 +43,10 @@ def align(rows: Sequence[Sequence[str]], markdown: bool) -> str:
         ]
         return "| " + " | ".join(padded) + " |" if markdown else "  ".join(padded).rstrip()
 
-    rule = [("-" * (w - 1) + ":") if right else "-" * w for w, right in zip(widths, numeric, strict=True)]
+    rule = [
+        ("-" * (w - 1) + ":") if right else "-" * w
+        for w, right in zip(widths, numeric, strict=True)
+    ]
     if markdown:
         lines = [line(rows[0]), line(rule)]
     else:
@@ -126,6 +129,8 @@ def requirements_table(verdicts: Iterable[Verdict], markdown: bool = False) -> s
         found = why if measured is None else _number(requirement, measured)
         met = "" if measured is None else "yes" if measured >= requirement.least else "NO"
         body.append([requirement.what, _number(requirement, requirement.least), found, met])
+    if not body:
+        return ""
     return align([["what", "at least", "measured", "met"], *body], markdown)
 
 
@@ -152,7 +157,18 @@ def heading(results: Results) -> str:
         where += f", {machine['vae_fast cpu capability']}"
     took_part = ", ".join(f"{name} {v}" for name, v in versions.items() if v)
     speed = ", ".join(f"{name} {v:.1f} GB/s" for name, v in results["bandwidth"].items())
+    text = f"{where}; {speed}\n{took_part}; commit {results['commit']}; {results['date']}"
+    if "merged_with" in results:
+        text += f"; merged with {results['merged_with']}"
+    return text + busy(machine)
+
+
+def busy(machine: dict) -> str:
+    """A warning where others kept the machine busy as the run began."""
+    load, cores = machine.get("load average at start"), machine.get("cores")
+    if not load or not cores or load < 0.5 * cores:
+        return ""
     return (
-        f"{where}; {speed}\n{took_part}; commit {results['commit']}; {results['date']}"
-        + (f"; merged with {results['merged_with']}" if "merged_with" in results else "")
+        f"\nOTHERS WERE USING THIS MACHINE (load average {load} on {cores} cores at the start): "
+        "these times say little"
     )

@@ -1,0 +1,343 @@
+"""The tutorial's VAE (784-400-20, Adam): one step, and one epoch, beside the loops people write.
+
+Epochs: the tutorial's own loop (images converted one by one, a DataLoader, loss.item() at each
+step), the same with the images in memory as one tensor, that with torch.compile, JAX's jitted scan
+(in benchmarks/jax_vae.py), pythae where it is installed, the tutorial with its four names imported
+from here, and our engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import vae_fast.nn
+from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
+from benchmarks.check import close
+from vae_fast.data import Batch, DataUnavailableError, load
+from vae_fast.train import TrainConfig, Trainer
+
+DROP_IN = "ours (drop-in)"
+LEARNING_RATE = 1e-3
+PIXELS, HIDDEN, LATENT = 784, 400, 20
+
+# Initial weights, order and noise differ between implementations, and with them the loss: by less
+# than this, where a wrong loss, or a step that doesn't train, is further off.
+TOLERANCE = 0.03
+
+
+@cache
+def tutorial() -> ModuleType:
+    """The tutorial's script as the tests have it: its classes and its loss are used from there."""
+    path = Path(__file__).resolve().parent.parent / "tests" / "tutorial" / "by_hand.py"
+    spec = importlib.util.spec_from_file_location("tutorial_by_hand", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise Absent(f"the tutorial's script is not at {path}: run from a clone")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where torch.compile looks for the globals of its functions
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def images(count: int) -> Tensor:
+    """(count, 28, 28) uint8: fashion10k's training images, or all of Fashion-MNIST's."""
+    try:
+        name, split = ("fashion10k", "train") if count <= 10_000 else ("fashion-mnist", "train+val")
+        found = load(name, split=split).images
+    except DataUnavailableError as error:
+        raise Absent(
+            f"Fashion-MNIST is not on this machine: {str(error).splitlines()[0]}"
+        ) from None
+    if len(found) < count:
+        raise Absent(f"{name} has {len(found)} images, and {count} are wanted")
+    return torch.as_tensor(np.asarray(found[:count])).reshape(count, 28, 28)
+
+
+# --- one update, in the ways people write it ----------------------------------------------------
+
+Update = Callable[[Tensor], Tensor]
+
+
+def plain_update(
+    names: ModuleType, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Update:
+    """The tutorial's: forward, loss, backward, Adam. ``names`` has VAE and loss_function."""
+    torch.manual_seed(0)
+    model = names.VAE(PIXELS, HIDDEN, LATENT).to(device, dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def update(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        x_hat, mu, logvar = model(x)
+        loss = names.loss_function(x, x_hat, mu, logvar)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return update
+
+
+def compiled_update(device: torch.device) -> Update:
+    """The same with forward and loss under torch.compile, and Adam fused: a careful user's."""
+    torch.manual_seed(0)
+    model, loss_function = tutorial().VAE(PIXELS, HIDDEN, LATENT), tutorial().loss_function
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    @torch.compile(fullgraph=True)
+    def objective(x: Tensor) -> Tensor:
+        return loss_function(x, *model(x))
+
+    def update(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return update
+
+
+class Engine:
+    """Our engine as ``Trainer.fit`` drives it, without what comes between epochs: validation,
+    checkpoints and pictures."""
+
+    def __init__(self, data: Tensor, batch: int, dtype: str, device: torch.device) -> None:
+        # The trainer wants a folder for its run, for as long as it lives.
+        self.folder = tempfile.TemporaryDirectory(prefix="vae-fast-benchmark-")
+        config = TrainConfig(
+            model="vae",
+            model_args={"latent_dim": LATENT, "network_options": {"hidden": [HIDDEN]}},
+            batch_size=batch,
+            lr=LEARNING_RATE,
+            precision={"float32": "fp32", "bfloat16": "bf16"}[dtype],
+            device=str(device),
+            out=str(Path(self.folder.name) / "run"),
+        )
+        self.trainer = Trainer(config, train_data=data, val_data=data[:batch])
+        self.trainer.model.train()
+
+    def step(self, batch: Batch) -> None:
+        trainer = self.trainer
+        trainer.step(trainer.world.share(batch), trainer.reached.step)
+        trainer.reached.step += 1
+
+    def loss(self) -> float:
+        """The mean loss since this was last asked, in nats per sample."""
+        return self.trainer.step.meter.read()[0]["loss"]
+
+    def epoch(self, _: None) -> float:
+        """An epoch, its loss read once per log interval, as the trainer does; the mean loss."""
+        total = samples = 0.0
+        for batch in self.trainer.batches:
+            self.step(batch)
+            if self.trainer.reached.step % self.trainer.config.log_every == 0:
+                count = self.trainer.step.meter.samples
+                total, samples = total + count * self.loss(), samples + count
+        if count := self.trainer.step.meter.samples:
+            total, samples = total + count * self.loss(), samples + count
+        return total / samples
+
+
+def as_floats(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device).reshape(len(x), -1).float() / 255
+
+
+# --- the step ------------------------------------------------------------------------------------
+
+MORE_STEPS = 30
+
+
+def setup_step(
+    shape: Sequence[int], pass_: str, dtype: str, device: torch.device, modes: Sequence[str]
+) -> Case:
+    (batch,) = shape
+    torch.manual_seed(0)
+
+    def inputs(seed: int) -> list[Tensor]:
+        return [images(10_000)[seed * batch : (seed + 1) * batch]]
+
+    def contender(name: str, update: Update) -> Contender:
+        def outputs(x: Tensor, loss: Tensor) -> Outputs:
+            for _ in range(MORE_STEPS):
+                later = update(x)
+            return Outputs((loss / len(x), later / len(x)), ())
+
+        return Contender(
+            name, lambda x: (x, update(x)), own=lambda s: as_floats(s[0], device),
+            outputs=lambda out: outputs(*out),
+        )  # fmt: skip
+
+    def engine() -> Contender:
+        ours = Engine(images(10_000), batch, dtype, device)
+
+        def outputs(data: Batch) -> Outputs:
+            first = ours.loss()
+            for _ in range(MORE_STEPS - 1):
+                ours.step(data)
+            ours.loss()
+            ours.step(data)
+            return Outputs((torch.tensor(first), torch.tensor(ours.loss())), ())
+
+        def run(data: Batch) -> Batch:
+            ours.step(data)
+            return data
+
+        return Contender(
+            OURS, run, own=lambda s: Batch(s[0].to(device).reshape(-1, 1, 28, 28), None),
+            outputs=outputs,
+        )  # fmt: skip
+
+    def contenders() -> list[Contender | Absence]:
+        return [
+            engine(),
+            contender(DROP_IN, plain_update(vae_fast.nn, device)),
+            contender("eager", plain_update(tutorial(), device)),
+            contender("compile", compiled_update(device)),
+        ]
+
+    @cache
+    def truth() -> tuple[float, float]:
+        update = plain_update(tutorial(), torch.device("cpu"), torch.float64)
+        x = inputs(0)[0].reshape(batch, -1).double() / 255
+        losses = [update(x).item() / batch for _ in range(MORE_STEPS + 1)]
+        return losses[0], losses[-1]
+
+    def check(_: Sequence[Tensor], outputs: Outputs) -> None:
+        for name, found, right in zip(
+            ("the first loss", f"the loss {MORE_STEPS} steps later"),
+            outputs.values, truth(), strict=True,
+        ):  # fmt: skip
+            close(name, found.item(), right, TOLERANCE)
+
+    return Case(
+        "step", pass_, str(batch), dtype, batch * PIXELS, 0, device, inputs, contenders, check,
+        samples=batch, sets=8,
+    )  # fmt: skip
+
+
+# --- the epoch -----------------------------------------------------------------------------------
+
+
+class OneByOne(Dataset):
+    """Images as torchvision's MNIST classes with ToTensor give them: each by itself, through PIL,
+    to floats in [0, 1]."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image
+
+        picture = Image.fromarray(self.data[index].numpy())
+        grey = torch.from_numpy(np.array(picture, np.uint8, copy=True)).view(28, 28, 1)
+        return grey.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+
+
+def in_memory(data: Tensor, batch: int) -> Iterable[Tensor]:
+    order = torch.randperm(len(data), device=data.device)
+    for begin in range(0, len(data), batch):
+        yield data[order[begin : begin + batch]]
+
+
+def one_by_one(loader: DataLoader, device: torch.device) -> Iterable[Tensor]:
+    for x in loader:
+        yield x.view(-1, PIXELS).to(device)
+
+
+def setup_epoch(
+    shape: Sequence[int], pass_: str, dtype: str, device: torch.device, modes: Sequence[str]
+) -> Case:
+    batch, count = shape
+    data = images(count)
+
+    def loop(name: str, update: Update, batches: Callable[[], Iterable[Tensor]]) -> Contender:
+        """The tutorial's loop, which asks for the loss at each step."""
+
+        def run(_: None) -> float:
+            total = 0.0
+            for x in batches():
+                total += update(x).item()
+            return total / count
+
+        return epoch(name, run)
+
+    def epoch(name: str, run: Callable[[None], float]) -> Contender:
+        return Contender(
+            name, run, own=lambda _: None,
+            outputs=lambda loss: Outputs((torch.tensor(loss, dtype=torch.float64),), ()),
+        )  # fmt: skip
+
+    def loader() -> Callable[[], Iterable[Tensor]]:
+        made = DataLoader(OneByOne(data), batch_size=batch, shuffle=True)
+        return lambda: one_by_one(made, device)
+
+    def contenders() -> list[Contender | Absence]:
+        from benchmarks import jax_vae, pythae_vae
+
+        floats = as_floats(data, device)
+        jax_epoch = jax_vae.contender(data.numpy(), batch, dtype, device)
+        found: list[Contender | Absence] = [epoch(OURS, Engine(data, batch, dtype, device).epoch)]
+        if importlib.util.find_spec("PIL") is None:
+            found.append(Absence("tutorial", "pillow is not installed"))
+        else:
+            found += [
+                loop(DROP_IN, plain_update(vae_fast.nn, device), loader()),
+                loop("tutorial", plain_update(tutorial(), device), loader()),
+            ]
+        found += [
+            loop("in memory", plain_update(tutorial(), device), lambda: in_memory(floats, batch)),
+            loop("compile", compiled_update(device), lambda: in_memory(floats, batch)),
+            jax_epoch if isinstance(jax_epoch, Absence) else epoch("jax", jax_epoch),
+        ]
+        if dtype != "float32" and not isinstance(jax_epoch, Absence):
+            found.append(
+                epoch("jax-float32", jax_vae.contender(data.numpy(), batch, "float32", device))
+            )
+        pythae_epoch = pythae_vae.contender(floats, batch)
+        found.append(
+            pythae_epoch if isinstance(pythae_epoch, Absence) else epoch("pythae", pythae_epoch)
+        )
+        return found
+
+    @cache
+    def truth() -> float:
+        update = plain_update(tutorial(), torch.device("cpu"), torch.float64)
+        total = 0.0
+        for x in in_memory(data.reshape(count, -1), batch):
+            total += update(x.double() / 255).item()
+        return total / count
+
+    def check(_: Sequence[Tensor], outputs: Outputs) -> None:
+        close("the first epoch's loss", outputs.values[0].item(), truth(), TOLERANCE)
+
+    # Where the row is bfloat16 only we, and JAX, are: F.binary_cross_entropy refuses autocast, and
+    # the tutorial's loop is what it is in float32.
+    note = "" if dtype == "float32" else "the torch peers are float32"
+    return Case(
+        "epoch", pass_, f"{batch}x{count}", dtype, count * PIXELS, 0, device, lambda _: [],
+        contenders, check, samples=count, sets=1, memory=False, note=note,
+    )  # fmt: skip
+
+
+SETUPS = {"step": setup_step, "epoch": setup_epoch}
+
+NAMES = (OURS, DROP_IN, "tutorial", "in memory", "eager", "compile", "jax", "jax-float32", "pythae")
+
+
+def test_speed(checked, benchmark):
+    benchmark.pedantic(checked.read, args=(1,), rounds=5, warmup_rounds=1)

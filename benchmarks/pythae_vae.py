@@ -1,0 +1,50 @@
+"""The tutorial's VAE in pythae, where that is installed: an epoch of its own trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable
+
+from torch import Tensor
+
+from benchmarks.case import Absence
+
+
+def contender(images: Tensor, batch: int) -> Callable[[None], float] | Absence:
+    """A function that trains for one epoch and returns its mean loss in nats per sample."""
+    if importlib.util.find_spec("pythae") is None:
+        return Absence("pythae", "pythae is not installed")
+    try:
+        from pythae.data.datasets import BaseDataset
+        from pythae.models import VAE, VAEConfig
+        from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    except Exception as error:  # noqa: BLE001 - it is old, and what it imports may not fit it
+        return Absence("pythae", f"pythae does not import: {type(error).__name__}: {error}")
+    import torch
+
+    logging.getLogger("pythae").setLevel(logging.ERROR)
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=20, reconstruction_loss="bce")
+    model = VAE(config)
+    pixels = images.reshape(-1, 1, 28, 28)
+    dataset = BaseDataset(pixels, torch.zeros(len(pixels)))
+    folder = tempfile.TemporaryDirectory(prefix="pythae-")
+    trainer = BaseTrainer(
+        model,
+        dataset,
+        training_config=BaseTrainerConfig(
+            output_dir=folder.name,
+            num_epochs=1,
+            per_device_train_batch_size=batch,
+            learning_rate=1e-3,
+        ),
+    )
+    trainer.prepare_training()
+
+    def run(_: None) -> float:
+        return float(trainer.train_step(epoch=1))
+
+    run.folder = folder  # it is there for as long as the trainer is
+
+    return run
