@@ -101,12 +101,12 @@ class ShardData:
         """
         windows = self._windows(shuffle, seed, epoch)
         buffers = Buffers(pin), Buffers(pin)  # of images and of labels
-        todo = (w for w in windows if len(w.mine(cuts, begin)))
+        todo = ((w, mine) for w in windows if len(mine := w.mine(cuts, begin)))
         with ThreadPoolExecutor(max(1, self.threads), "vae_fast-shards") as pool:
             try:
                 ahead, current, used = None, None, 0
                 if begin < len(cuts):
-                    ahead = self._begin_window(next(todo), cuts, begin, buffers, pool)
+                    ahead = self._begin_window(*next(todo), cuts, buffers, pool)
                 for batch in range(begin, len(cuts)):
                     start, stop = cuts.bounds(batch)
                     missing, parts = stop - start, []
@@ -116,7 +116,7 @@ class ShardData:
                             current = ahead.wait()
                             following = next(todo, None)
                             if following is not None:
-                                ahead = self._begin_window(following, cuts, begin, buffers, pool)
+                                ahead = self._begin_window(*following, cuts, buffers, pool)
                         taken = min(missing, len(current.images) - used)
                         parts.append(current.rows(used, used + taken))
                         used, missing = used + taken, missing - taken
@@ -149,17 +149,20 @@ class ShardData:
     def _begin_window(
         self,
         window: Window,
+        mine: torch.Tensor,
         cuts: Cuts,
-        begin: int,
         buffers: tuple[Buffers, Buffers],
         pool: ThreadPoolExecutor,
     ) -> Gathering:
-        """Start to gather this rank's rows of a window, one task for each of its shards."""
-        rows = window.mine(cuts, begin) - window.start
+        """Start to gather the places `mine` of a window, one task for each of its shards."""
+        length, rows = window.stop - window.start, mine - window.start
         if window.key is not None:
-            length = window.stop - window.start
             rows = torch.randperm(length, generator=epoch_generator(*window.key))[rows]
-        sources, places = (t.numpy() for t in rows.sort())
+        # Where each of the window's rows goes, -1 for nowhere: a sort, in linear time.
+        place = np.full(length, -1)
+        place[rows.numpy()] = np.arange(len(rows))
+        sources = np.flatnonzero(place >= 0)
+        places = place[sources]
         images = buffers[0].take((len(rows), *self.shape), self.dtype)
         labels = buffers[1].take((len(rows),), torch.int64) if self.labelled else None
         tasks, first = [], 0

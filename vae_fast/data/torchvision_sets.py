@@ -38,7 +38,9 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
             package = (error.name or "").partition(".")[0]
             raise NotHere(f"{where}: it needs {package} too: pip install {package}") from error
         if download:
-            raise NotHere(f"{where}: the download failed: {first_line(error)}") from error
+            # Which address failed, and how, stands in the lines after the first.
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise NotHere(f"{where}: the download failed: {reason}") from error
         raise NotHere(f"{where}: {first_line(error)}") from error
     images = found.data
     labels = found.labels if hasattr(found, "labels") else found.targets

@@ -24,6 +24,10 @@ class Window:
 
     def mine(self, cuts: Cuts, begin: int) -> torch.Tensor:
         """This rank's places in the window that belong to batch `begin` or a later one."""
+        if cuts.world_size == 1:
+            first, last = cuts.global_bounds(begin)[0], cuts.global_bounds(len(cuts) - 1)[1]
+            low, high = max(first, self.start), min(last, self.stop)
+            return torch.arange(low, max(low, high))
         first = max(begin, min(self.start // cuts.global_batch, len(cuts)) - 1)
         found = []
         for batch in range(max(first, 0), len(cuts)):
