@@ -14,6 +14,8 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "ops/args.h"
 
@@ -317,6 +319,13 @@ struct Ops {
 
   // --- Bernoulli ---------------------------------------------------------------------------------
 
+  static void check_target_dtype(const Bernoulli& args) {
+    STD_TORCH_CHECK(is_floating(args.dtype) &&
+                        (!is_floating(args.target_dtype) || args.target_dtype == args.dtype ||
+                         (args.target_dtype == DType::f32 && args.dtype != DType::f64)),
+                    "vae_fast: no kernel for this pair of logits and target dtypes");
+  }
+
   static Bernoulli bernoulli_args(const Tensor& logits, const Tensor& target, int64_t reduction,
                                   bool from_logits) {
     check_dense(logits, "logits");
@@ -324,12 +333,7 @@ struct Ops {
     Bernoulli args{};
     args.dtype = dtype_of(logits);
     args.target_dtype = dtype_of(target);
-    const bool bytes = !is_floating(args.target_dtype);
-    STD_TORCH_CHECK(
-        is_floating(args.dtype) &&
-            (bytes || args.target_dtype == args.dtype ||
-             (args.target_dtype == DType::f32 && args.dtype != DType::f64)),
-        "vae_fast: no kernel for this pair of logits and target dtypes");
+    check_target_dtype(args);
     args.rows = rows_of(logits);
     args.cols = cols_of(logits);
     args.logits = logits.const_data_ptr();
@@ -368,6 +372,84 @@ struct Ops {
     args.grad_nll = upstream(std::nullopt, std::nullopt, logits, args.reduction, grad_scale);
     Device::bernoulli(args, logits);
     return {nll, grad};
+  }
+
+  // The same into the caller's buffer, which may be logits itself: no fresh memory, and none of
+  // its page faults, where the caller keeps a workspace.
+  static Tensor bernoulli_nll_with_grad_out(Tensor logits, Tensor target, int64_t reduction,
+                                            bool from_logits, double grad_scale, Tensor grad) {
+    Bernoulli args = bernoulli_args(logits, target, reduction, from_logits);
+    check_like(grad, logits, "grad");
+    STD_TORCH_CHECK(grad.scalar_type() == logits.scalar_type(),
+                    "vae_fast: grad must have the dtype of logits");
+    Tensor nll = empty_sum(logits, args.reduction);
+    args.nll = nll.mutable_data_ptr();
+    args.grad = grad.mutable_data_ptr();
+    args.grad_nll = upstream(std::nullopt, std::nullopt, logits, args.reduction, grad_scale);
+    Device::bernoulli(args, logits);
+    return nll;
+  }
+
+  // Logits (K, B, ...) against one target (B, ...): a value for each of K * B, (K, B), without the
+  // target being repeated. Sample set k is one run of the driver on the target as it is.
+  static Bernoulli sample_set_args(const Tensor& logits, const Tensor& target) {
+    STD_TORCH_CHECK(logits.is_contiguous() && target.is_contiguous() && target.dim() >= 2 &&
+                        logits.dim() == target.dim() + 1 && logits.is_cpu() == target.is_cpu() &&
+                        logits.get_device_index() == target.get_device_index(),
+                    "vae_fast: logits (K, B, ...) and target (B, ...) must be contiguous");
+    for (int64_t d = 0; d < target.dim(); ++d) {
+      STD_TORCH_CHECK(logits.size(d + 1) == target.size(d),
+                      "vae_fast: logits' sizes after the first must be target's");
+    }
+    Bernoulli args{};
+    args.dtype = dtype_of(logits);
+    args.target_dtype = dtype_of(target);
+    check_target_dtype(args);
+    args.rows = rows_of(target);
+    args.cols = cols_of(target);
+    args.target = target.const_data_ptr();
+    args.reduction = Reduction::none;
+    return args;
+  }
+
+  template <class T>
+  static T* advance(T* p, int64_t bytes) {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return static_cast<Byte*>(p) + bytes;
+  }
+
+  static Tensor bernoulli_nll_samples(Tensor logits, Tensor target) {
+    Bernoulli args = sample_set_args(logits, target);
+    const int64_t sets = logits.size(0), sizes[2] = {sets, args.rows}, strides[2] = {args.rows, 1};
+    Tensor nll = empty(2, sizes, strides, accumulator(logits), logits);
+    const int64_t set_bytes = args.rows * args.cols * int64_t(logits.element_size());
+    const int64_t row_bytes = args.rows * int64_t(nll.element_size());
+    for (int64_t k = 0; k < sets; ++k) {
+      args.logits = advance(logits.const_data_ptr(), k * set_bytes);
+      args.nll = advance(nll.mutable_data_ptr(), k * row_bytes);
+      Device::bernoulli(args, logits);
+    }
+    return nll;
+  }
+
+  static Tensor bernoulli_nll_samples_backward(Tensor grad_nll, Tensor logits, Tensor target) {
+    Bernoulli args = sample_set_args(logits, target);
+    const int64_t sets = logits.size(0);
+    STD_TORCH_CHECK(grad_nll.is_contiguous() && grad_nll.scalar_type() == accumulator(logits) &&
+                        grad_nll.numel() == sets * args.rows &&
+                        grad_nll.is_cpu() == logits.is_cpu(),
+                    "vae_fast: grad_nll must be contiguous, (K, B), in the loss's dtype");
+    Tensor grad = alike(logits);
+    const int64_t set_bytes = args.rows * args.cols * int64_t(logits.element_size());
+    const int64_t row_bytes = args.rows * int64_t(grad_nll.element_size());
+    args.grad_nll.per_row = true;
+    for (int64_t k = 0; k < sets; ++k) {
+      args.logits = advance(logits.const_data_ptr(), k * set_bytes);
+      args.grad = advance(grad.mutable_data_ptr(), k * set_bytes);
+      args.grad_nll.part = advance(grad_nll.const_data_ptr(), k * row_bytes);
+      Device::bernoulli(args, logits);
+    }
+    return grad;
   }
 
   // --- Bernoulli and KL --------------------------------------------------------------------------
@@ -470,6 +552,9 @@ struct Ops {
     m.impl("bernoulli_nll", TORCH_BOX(&bernoulli_nll));
     m.impl("bernoulli_nll_backward", TORCH_BOX(&bernoulli_nll_backward));
     m.impl("bernoulli_nll_with_grad", TORCH_BOX(&bernoulli_nll_with_grad));
+    m.impl("bernoulli_nll_with_grad_out", TORCH_BOX(&bernoulli_nll_with_grad_out));
+    m.impl("bernoulli_nll_samples", TORCH_BOX(&bernoulli_nll_samples));
+    m.impl("bernoulli_nll_samples_backward", TORCH_BOX(&bernoulli_nll_samples_backward));
     m.impl("bce_kl", TORCH_BOX(&bce_kl));
     m.impl("bce_kl_backward", TORCH_BOX(&bce_kl_backward));
     m.impl("bce_kl_with_grad", TORCH_BOX(&bce_kl_with_grad));

@@ -33,6 +33,13 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "bernoulli_nll_with_grad(Tensor logits, Tensor target, int reduction, bool from_logits, "
       "float grad_scale) -> (Tensor nll, Tensor grad_logits)");
+  m.def(
+      "bernoulli_nll_with_grad_out(Tensor logits, Tensor target, int reduction, bool from_logits, "
+      "float grad_scale, Tensor(a!) grad_logits) -> Tensor");
+  // Of K sample sets against one target: logits (K, B, ...), target (B, ...), nll (K, B).
+  m.def("bernoulli_nll_samples(Tensor logits, Tensor target) -> Tensor");
+  m.def(
+      "bernoulli_nll_samples_backward(Tensor grad_nll, Tensor logits, Tensor target) -> Tensor");
 
   // Bernoulli + beta * KL; beta is multiplied by beta_tensor where that is given.
   m.def(

@@ -7,7 +7,9 @@ from vae_fast.backend import get_backend, info, set_backend
 from vae_fast.functional import (
     bce_kl_loss,
     bernoulli_nll,
+    bernoulli_nll_samples,
     gaussian_kl,
+    linear_bernoulli_nll,
     reparameterize,
     sample_and_kl,
 )
@@ -23,9 +25,11 @@ __all__ = [
     "Reparameterize",
     "bce_kl_loss",
     "bernoulli_nll",
+    "bernoulli_nll_samples",
     "gaussian_kl",
     "get_backend",
     "info",
+    "linear_bernoulli_nll",
     "loss_function",
     "noise",
     "reparameterize",

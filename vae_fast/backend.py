@@ -157,6 +157,9 @@ def info() -> dict[str, object]:
         facts["native cpu"] = "yes"
         facts["cpu capability"] = native.cpu_capability()
         facts["cpu capabilities"] = ", ".join(native.cpu_capabilities())
+        from vae_fast.ops.matmul import float32_library
+
+        facts["float32 products"] = float32_library()
         facts.update({f"built with {k}": v for k, v in native.build_info().items()})
     else:
         facts["native cpu"] = "no: " + _reasons["cpu"]

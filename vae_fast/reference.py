@@ -242,3 +242,22 @@ def bce_kl_loss(
     recon = bernoulli_nll(logits, target, reduction, from_logits)
     kl = gaussian_kl(mu, logvar, reduction=reduction)
     return LossOutput(recon + beta * kl, recon, kl)
+
+
+def linear_bernoulli_nll(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    reduction: Reduction = "sum",
+) -> torch.Tensor:
+    return bernoulli_nll(F.linear(hidden, weight, bias), target, reduction)
+
+
+# --- importance weighting ------------------------------------------------------------------------
+
+
+def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """-log p(target | logits_k) for logits (K, B, ...) and target (B, ...): (K, B), in nats."""
+    terms = bernoulli_nll_terms(logits, target.expand_as(logits))
+    return terms.flatten(2).sum(2)

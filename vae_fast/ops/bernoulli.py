@@ -23,17 +23,23 @@ Maybe = torch.Tensor | None
 NONE = 0  # reduction="none"
 
 
+def with_kernel(logits: Tensor, target: Tensor) -> Tensor:
+    """``target`` in a dtype that has a kernel for logits of theirs.
+
+    float32 targets of half-precision logits have one; what else differs is converted to the dtype
+    that keeps the target's digits.
+    """
+    if not target.is_floating_point() or target.dtype == logits.dtype:
+        return target
+    if logits.dtype in (torch.float32, torch.float64):
+        return target.to(logits.dtype)
+    return target.to(torch.float32)
+
+
 def pair(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and target in one dense layout and in a pair of dtypes that has a kernel."""
     logits = dense(logits)
-    if target.is_floating_point() and target.dtype != logits.dtype:
-        # float32 targets of half-precision logits have a kernel; what else differs is converted
-        # to the dtype that keeps the target's digits.
-        if logits.dtype in (torch.float32, torch.float64):
-            target = target.to(logits.dtype)
-        elif target.dtype != torch.float32:
-            target = target.to(torch.float32)
-    return logits, like(target, logits)
+    return logits, like(with_kernel(logits, target), logits)
 
 
 def grad_of_target(grad: Tensor, logits: Tensor, target: Tensor, from_logits: bool) -> Tensor:
@@ -144,3 +150,8 @@ def _(grad_nll, logits, target, reduction, from_logits):
 @torch.library.register_fake("vae_fast::bernoulli_nll_with_grad")
 def _(logits, target, reduction, from_logits, grad_scale):
     return empty_sum(logits, reduction), torch.empty_like(logits)
+
+
+@torch.library.register_fake("vae_fast::bernoulli_nll_with_grad_out")
+def _(logits, target, reduction, from_logits, grad_scale, grad_logits):
+    return empty_sum(logits, reduction)
