@@ -34,10 +34,8 @@ def features(
     model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """The posterior's mean of each sample, (N, latent_dim)."""
-    return in_batches(
-        model, lambda part, *condition: model.features(part, *condition), x, y,
-        batch_size=batch_size,
-    )  # fmt: skip
+    code = model.features if hasattr(model, "features") else lambda *given: model.encode(*given)[0]
+    return in_batches(model, code, x, y, batch_size=batch_size)
 
 
 def mutual_information_bins(values: Tensor, bins: int = 20) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.models.batched import evaluating, in_batches
+from vae_fast.models.networks import device_and_dtype
 
 
 def generate(
@@ -26,16 +27,15 @@ def generate(
     """
     if y is not None and len(y) != n:
         raise ValueError(f"n is {n}, but y has {len(y)} entries")
-    parameter = next(model.parameters())
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(parameter.device).manual_seed(seed)
+    device = device_and_dtype(model)[0]
+    options = {} if temperature == 1.0 else {"temperature": temperature}
     made = []
-    with evaluating(model):
+    with evaluating(model), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         for start in range(0, max(n, 1), batch_size):
             count = min(batch_size, n - start)
-            given = () if y is None else (y[start : start + count].to(parameter.device),)
-            options = {"temperature": temperature, "generator": generator}
+            given = () if y is None else (y[start : start + count].to(device),)
             made.append(model.sample(count, *given, **options).cpu())
     return torch.cat(made)
 
@@ -44,9 +44,7 @@ def reconstruct(
     model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """E[x | z] at the posterior's mean, of the shape of x."""
-    return in_batches(
-        model, lambda part, *c: model.reconstruct(part, *c), x, y, batch_size=batch_size
-    )
+    return in_batches(model, model.reconstruct, x, y, batch_size=batch_size)
 
 
 def denoise(

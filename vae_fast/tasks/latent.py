@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.batched import evaluating, in_batches
+from vae_fast.evaluate.latents import features
+from vae_fast.models.batched import evaluating
 from vae_fast.models.networks import device_and_dtype
 
 
@@ -73,9 +74,7 @@ def interpolate(
     """
     if path not in ("linear", "spherical"):
         raise ValueError(f"path must be linear or spherical, got {path!r}")
-    ends = [
-        in_batches(model, lambda part, *c: model.features(part, *c), x, y) for x in (start, end)
-    ]
+    ends = [features(model, x, y) for x in (start, end)]
     z = (linear if path == "linear" else spherical)(*ends, steps)
     repeated = None if y is None else y.repeat_interleave(steps, dim=0)
     return decode(model, z.flatten(0, 1), repeated).unflatten(0, (len(start), steps))
@@ -125,7 +124,7 @@ def apply_attribute(
     y: Tensor | None = None,
 ) -> Tensor:
     """x with ``strength`` of an attribute added to its code (negative takes it away)."""
-    codes = in_batches(model, lambda part, *c: model.features(part, *c), x, y)
+    codes = features(model, x, y)
     return decode(model, codes + strength * vector.to(codes), y)
 
 
