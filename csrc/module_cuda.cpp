@@ -2,8 +2,10 @@
 // kernels of the ops (library_cuda.cpp); it offers itself what it was built for, and a test hook.
 
 #include <cuda_runtime_api.h>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -26,12 +28,34 @@ py::dict build_info() {
   return info;
 }
 
-// Addresses, not tensors: this source includes no torch header.
-void random_words(intptr_t key, intptr_t words, int64_t n, intptr_t stream) {
-  const cudaError_t error = vae_fast::cuda::philox_words(
-      reinterpret_cast<const int64_t*>(key), reinterpret_cast<uint32_t*>(words), n,
-      reinterpret_cast<cudaStream_t>(stream));
+void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+struct DeviceFree {
+  void operator()(void* p) const { cudaFree(p); }
+};
+using DeviceMemory = std::unique_ptr<void, DeviceFree>;
+
+DeviceMemory device_memory(size_t bytes) {
+  void* p = nullptr;
+  check(cudaMalloc(&p, bytes));
+  return DeviceMemory(p);
+}
+
+// On the current device's default stream, waited for: this is for tests.
+py::array_t<uint32_t> random_words(int64_t key, int64_t stream, uint64_t block, int64_t blocks) {
+  if (blocks < 0) throw std::invalid_argument("blocks must not be negative");
+  py::array_t<uint32_t> words(4 * blocks);
+  if (blocks == 0) return words;
+  const int64_t keys[2] = {key, stream};
+  const size_t bytes = 4 * static_cast<size_t>(blocks) * sizeof(uint32_t);
+  const DeviceMemory device_key = device_memory(sizeof(keys)), device_words = device_memory(bytes);
+  check(cudaMemcpy(device_key.get(), keys, sizeof(keys), cudaMemcpyHostToDevice));
+  check(vae_fast::cuda::philox_words(static_cast<const int64_t*>(device_key.get()), block, blocks,
+                                     static_cast<uint32_t*>(device_words.get()), nullptr));
+  check(cudaMemcpy(words.mutable_data(), device_words.get(), bytes, cudaMemcpyDeviceToHost));
+  return words;
 }
 
 }  // namespace
@@ -40,8 +64,8 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "CUDA kernels of vae_fast; importing it registers them with PyTorch.";
   module.def("build_info", &build_info,
              "The CUDA toolkit and the GPU architectures this library was built with and for.");
-  module.def("random_words", &random_words, py::arg("key"), py::arg("words"), py::arg("n"),
-             py::arg("stream"),
-             "For tests: queues on `stream` the writing of the key's first `n` Philox words to "
-             "`words` (uint32). All are addresses; key and words lie on the current device.");
+  module.def("random_words", &random_words, py::arg("key"), py::arg("stream"), py::arg("block"),
+             py::arg("blocks"),
+             "The Philox words of `blocks` consecutive counters from `block` on, 4 each, made on "
+             "the current GPU.");
 }

@@ -27,7 +27,8 @@ cudaError_t bernoulli(const Bernoulli& args, void* workspace, cudaStream_t strea
 size_t bce_kl_workspace(const BceKl& args);
 cudaError_t bce_kl(const BceKl& args, void* workspace, cudaStream_t stream);
 
-// A test hook: the first n words of the key's noise.
-cudaError_t philox_words(const int64_t* key, uint32_t* words, int64_t n, cudaStream_t stream);
+// A test hook: the words of `counters` consecutive counters of the key from `first` on, 4 each.
+cudaError_t philox_words(const int64_t* key, uint64_t first, int64_t counters, uint32_t* words,
+                         cudaStream_t stream);
 
 }  // namespace vae_fast::cuda

@@ -290,6 +290,7 @@ EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* 
   const cuda::Range r = half != 0 ? split.range<8>(task) : split.range<4>(task);
   range[0] = r.segment, range[1] = r.begin, range[2] = r.end;
 }
-EXPORT int emulated_philox_words(const int64_t* key, uint32_t* words, int64_t n) {
-  return cuda::philox_words(key, words, n, nullptr);
+EXPORT int emulated_philox_words(const int64_t* key, uint64_t first, int64_t counters,
+                                 uint32_t* words) {
+  return cuda::philox_words(key, first, counters, words, nullptr);
 }

@@ -204,7 +204,7 @@ class Emulator:
             getattr(self.lib, f"emulated_{name}_workspace").restype = ctypes.c_size_t
         self.lib.emulation_declare.argtypes = [_void, ctypes.c_size_t, _int]
         self.lib.emulated_split.argtypes = [_int64, _int64, _int, _void, _int64, _void]
-        self.lib.emulated_philox_words.argtypes = [_void, _void, _int64]
+        self.lib.emulated_philox_words.argtypes = [_void, ctypes.c_uint64, _int64, _void]
         for i, struct in enumerate(_STRUCTS):
             theirs = self.lib.emulated_sizeof(i)
             assert theirs == ctypes.sizeof(struct), (

@@ -68,10 +68,11 @@ def sums_shape(reduction: str, rows: int) -> tuple[int, ...]:
     return (rows,) if reduction == "none" else ()
 
 
-def philox_words(run: Emulator, key: torch.Tensor, n: int) -> torch.Tensor:
+def philox_words(run: Emulator, key: torch.Tensor, first: int, counters: int) -> torch.Tensor:
     run.begin()
-    key, words = run.give(key), run.take((n,), torch.int32)
-    run.finish(run.lib.emulated_philox_words(pointer(key), pointer(words), n))
+    key, words = run.give(key), run.take((4 * counters,), torch.int32)
+    code = run.lib.emulated_philox_words(pointer(key), first, counters, pointer(words))
+    run.finish(code)
     return words.long() & 0xFFFFFFFF
 
 

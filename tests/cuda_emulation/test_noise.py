@@ -13,10 +13,25 @@ KEYS = [(0, 0), (1, 2), (-1, -1), (-123456789012345, 987654321987654321), (2**63
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("n", [1, 3, 4, 1021, 5000])
-def test_words_are_the_references_bit_for_bit(emulation: Emulator, key, n: int):
+@pytest.mark.parametrize("counters", [1, 3, 256, 1021])
+def test_words_are_the_references_bit_for_bit(emulation: Emulator, key, counters: int):
     key = torch.tensor(key)
-    assert torch.equal(ops.philox_words(emulation, key, n), reference.random_words(key, n))
+    found = ops.philox_words(emulation, key, 0, counters)
+    assert torch.equal(found, reference.random_words(key, 4 * counters))
+
+
+@pytest.mark.parametrize("first", [2**32 - 2, 2**40 + 5, 2**64 - 5])
+def test_counters_carry_into_their_second_word(emulation: Emulator, first: int):
+    mask, (philox_key, stream) = 2**32 - 1, KEYS[3]
+    found = ops.philox_words(emulation, torch.tensor(KEYS[3]), first, 4)
+    counters = [first + i for i in range(4)]
+    parts = [[c & mask for c in counters], [c >> 32 & mask for c in counters]]
+    parts += [[stream & mask] * 4, [stream >> 32 & mask] * 4]
+    words = reference.philox(
+        [torch.tensor(part) for part in parts],
+        [torch.tensor(philox_key & mask), torch.tensor(philox_key >> 32 & mask)],
+    )
+    assert torch.equal(found, torch.stack(words, 1).flatten())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
