@@ -118,6 +118,11 @@ $(DONE)/bench: $(TORCH_DONE) pyproject.toml
 	$(INSTALL) -e ".[bench,train]"
 	touch $@
 
+# What the compiler says goes to a log, and is shown where it matters.
 $(DONE)/native: $(TORCH_DONE) $(NATIVE_SOURCES)
-	$(BIN)/python setup.py -q build_ext --inplace
+	@mkdir -p build
+	@echo "compiling the kernels: about a minute; the compiler's words go to build/native.log"
+	@$(BIN)/python setup.py -q build_ext --inplace > build/native.log 2>&1 || \
+		{ cat build/native.log; exit 1; }
+	@grep "^vae_fast: " build/native.log
 	touch $@
