@@ -15,6 +15,13 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch, request):
+    """Pictures take longer than the small trainings; a test about them says so in its name."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """An empty folder with 300 random images in small.npy."""
@@ -177,3 +184,15 @@ def test_compare_reference_prints_both_backends_and_their_ratio(workplace, capsy
     assert run("train", *SMALL, "--out", "out", "--compare-reference") == 0
     shown = capsys.readouterr().out
     assert "native  " in shown and "reference  " in shown and "times as fast" in shown
+
+
+def test_resume_says_where_the_run_goes_on(workplace, capsys):
+    run("train", *SMALL, "--out", "out")
+    assert run("resume", "out", "--epochs", 2) == 0
+    assert "out goes on at step 6 of 12" in capsys.readouterr().out
+    lines = (workplace / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["epoch"] == 2 and json.loads(lines[-1])["step"] == 12
+    starts = json.loads((workplace / "out" / "environment.json").read_text())
+    assert len(starts) == 2
+    assert run("resume", "nowhere") == 1
+    assert "nowhere is not the folder of a run" in capsys.readouterr().err

@@ -24,6 +24,13 @@ def config(tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def no_pictures(monkeypatch, request):
+    """Pictures take longer than the small trainings; a test about them says so in its name."""
+    if "picture" not in request.node.name and "folder_of_a_run" not in request.node.name:
+        monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     """Small problems on a busy machine: threads that wait for each other cost more than they do."""
     threads = torch.get_num_threads()

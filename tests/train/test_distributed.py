@@ -84,11 +84,10 @@ def torchrun(tmp_path, size, *arguments, **options):
 @pytest.mark.slow
 def test_the_gradient_of_two_ranks_is_that_of_the_joined_batch(tmp_path):
     """Seven samples over two gloo processes: uneven shares, and still one mean."""
-    (tmp_path / "program.py").write_text(PROGRAM)
     results = []
     for size in (1, 2):
         out = tmp_path / f"{size}.pt"
-        processes = torchrun(tmp_path, size, tmp_path / "program.py", out)
+        processes = torchrun(tmp_path, size, "-c", PROGRAM, out)
         assert [p.wait() for p in processes] == [0] * size
         results.append(torch.load(out, weights_only=True))
     (one, one_means, one_samples), (two, two_means, two_samples) = results

@@ -12,12 +12,6 @@ from vae_fast.train.average import WeightAverage
 from vae_fast.train.latents import collapse_warning, latent_statistics
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch, request):
-    if "pictures" not in request.node.name:
-        monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
-
-
 @pytest.fixture
 def run(config, clothes):
     def fit(name="run", data=clothes, **changes):

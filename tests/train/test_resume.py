@@ -54,11 +54,6 @@ def assert_same(a, b):
         assert a == b
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
-
-
 @pytest.fixture
 def make(config, clothes):
     """make(name, **changes): a trainer of 2 epochs of 10 steps in its own folder."""

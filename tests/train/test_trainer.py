@@ -201,7 +201,7 @@ def test_runs_without_a_name_are_numbered(config, clothes, tmp_path, monkeypatch
     assert names == ["vae-fashion10k", "vae-fashion10k-2", "vae-fashion10k-3"]
 
 
-def test_vectors_train_and_have_curves_only(config):
+def test_vectors_have_no_pictures_but_curves(config):
     rows = torch.rand(300, 12, generator=torch.Generator().manual_seed(0))
     result = Trainer(config, train_data=rows, val_data=rows[:50]).fit()
     assert [p.name for p in result.pictures] == ["curves.png"]

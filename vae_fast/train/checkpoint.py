@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,17 +108,20 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(weights, _with_tensors(content["state"], tensors), folder)
 
 
-def load_newest(parent: Path, say=print) -> Checkpoint:
-    """The newest whole checkpoint under ``parent``; broken ones are passed over, said aloud."""
+def load_newest(parent: Path, say: Callable[[str], object] = print) -> Checkpoint | None:
+    """The newest whole checkpoint under ``parent``, None if there never was one.
+
+    Damaged ones are passed over, said aloud; if all are, CheckpointError.
+    """
     folders = step_folders(parent)
     for folder in reversed(folders):
         try:
             return load(folder)
         except CheckpointError as error:
             say(f"warning: {error}; trying the checkpoint before")
-    raise CheckpointError(
-        f"{parent} holds no checkpoint" + (" that can be read" if folders else " yet")
-    )
+    if folders:
+        raise CheckpointError(f"{parent} holds no checkpoint that can be read")
+    return None
 
 
 def step_folders(parent: Path) -> list[Path]:

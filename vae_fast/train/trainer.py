@@ -64,11 +64,11 @@ class Trainer:
     ) -> None:
         config.check()
         check_extras()
-        if folder is None:
+        self.world = World()
+        if folder is None and self.world.is_main:
             RunFolder.check_free(config)
         self.config = config
         train, val = load_data(config, train_data, val_data)
-        self.world = World()
         self.device = self.world.join(resolve_device(config.device))
 
         torch.manual_seed(config.seed)
@@ -113,9 +113,11 @@ class Trainer:
         config = folder.config()
         config.epochs = config.epochs if epochs is None else epochs
         trainer = cls(config, folder=folder, **options)
-        if checkpoint.step_folders(folder.checkpoints):
-            trainer.restore(checkpoint.load_newest(folder.checkpoints, say))
-        else:
+        is_main = trainer.world.is_main
+        saved = checkpoint.load_newest(folder.checkpoints, say if is_main else lambda _: None)
+        if saved is not None:
+            trainer.restore(saved)
+        elif is_main:
             say("the run was stopped before its first checkpoint: it starts again")
             folder.keep_metrics(0)
         return trainer
@@ -172,7 +174,7 @@ class Trainer:
             speed = samples / (time.perf_counter() - began)
             statistics = latent_statistics(self.model, self.val_batches)
             self.log("val", means, speed, beta=step.beta, **statistics)
-        if not self.warned_of_collapse and step.beta >= step.final_beta:
+        if not self.warned_of_collapse and step.beta >= step.final_beta and self.reached.epoch > 1:
             warning = collapse_warning(statistics)
             self.warned_of_collapse = warning is not None
             if warning is not None:
