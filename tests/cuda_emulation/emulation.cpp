@@ -4,7 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -96,42 +96,42 @@ void resume(unsigned t) {
   setcontext(&fiber.entry);
 }
 
-// Wakes whoever has all it waits for; false if nobody has.
-bool release(unsigned threads) {
-  bool any = false, all_at_barrier = true;
-  for (unsigned t = 0; t < threads; ++t) {
-    // A thread that has returned never comes: as on a GPU, the others must not wait for it.
-    all_at_barrier = all_at_barrier && fibers[t].state == State::at_block_barrier;
-  }
-  if (all_at_barrier) {
-    for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::ready;
-    return true;
-  }
-  for (unsigned warp = 0; warp < threads; warp += kWarp) {
-    const unsigned lanes = std::min(kWarp, threads - warp);
-    for (unsigned lane = 0; lane < lanes; ++lane) {
-      const Fiber& fiber = fibers[warp + lane];
-      if (fiber.state != State::at_exchange) continue;
-      bool complete = true;
-      for (unsigned other = 0; other < kWarp; ++other) {
-        if ((fiber.mask >> other & 1u) == 0) continue;
-        complete = complete && other < lanes &&
-                   fibers[warp + other].state == State::at_exchange &&
-                   fibers[warp + other].mask == fiber.mask &&
-                   fibers[warp + other].exchanges == fiber.exchanges;
-      }
-      if (!complete) continue;
-      const unsigned mask = fiber.mask;
-      for (unsigned other = 0; other < lanes; ++other) {
-        if (mask >> other & 1u) fibers[warp + other].state = State::ready;
-      }
-      any = true;
+// Wakes the lanes of a warp whose exchange is complete; false if there are none.
+bool release_exchange(unsigned warp, unsigned lanes) {
+  bool any = false;
+  for (unsigned lane = 0; lane < lanes; ++lane) {
+    const Fiber& fiber = fibers[warp + lane];
+    if (fiber.state != State::at_exchange) continue;
+    const unsigned mask = fiber.mask;
+    bool complete = true;
+    for (unsigned other = 0; other < kWarp && complete; ++other) {
+      if ((mask >> other & 1u) == 0) continue;
+      complete = other < lanes && fibers[warp + other].state == State::at_exchange &&
+                 fibers[warp + other].mask == mask &&
+                 fibers[warp + other].exchanges == fiber.exchanges;
     }
+    if (!complete) continue;
+    for (unsigned other = 0; other < lanes; ++other) {
+      if (mask >> other & 1u) fibers[warp + other].state = State::ready;
+    }
+    any = true;
   }
   return any;
 }
 
-bool run_block(unsigned threads, std::vector<unsigned>& order, std::mt19937& random) {
+// A thread that has returned never comes to a barrier: as on a GPU, nobody may wait for it.
+bool release_barrier(unsigned threads) {
+  for (unsigned t = 0; t < threads; ++t) {
+    if (fibers[t].state != State::at_block_barrier) return false;
+  }
+  for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::ready;
+  return true;
+}
+
+// Each warp runs as far as it can before the next one does: what a missing barrier leaves open
+// goes wrong in one order of the warps or another.
+bool run_block(unsigned threads, std::vector<unsigned>& warps, std::vector<unsigned>& lanes,
+               std::mt19937& random) {
   std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
   for (unsigned t = 0; t < threads; ++t) {
     fibers[t].state = State::ready;
@@ -139,13 +139,21 @@ bool run_block(unsigned threads, std::vector<unsigned>& order, std::mt19937& ran
   }
   unsigned left = threads;
   while (left > 0) {
-    if (order_seed > 1) std::shuffle(order.begin(), order.end(), random);
-    for (const unsigned t : order) {
-      if (fibers[t].state != State::ready) continue;
-      resume(t);
-      if (fibers[t].state == State::done) --left;
+    if (order_seed > 1) {
+      std::shuffle(warps.begin(), warps.end(), random);
+      std::shuffle(lanes.begin(), lanes.end(), random);
     }
-    if (left > 0 && !release(threads)) {
+    for (const unsigned warp : warps) {
+      const unsigned count = std::min(kWarp, threads - warp);
+      do {
+        for (const unsigned lane : lanes) {
+          if (lane >= count || fibers[warp + lane].state != State::ready) continue;
+          resume(warp + lane);
+          if (fibers[warp + lane].state == State::done) --left;
+        }
+      } while (release_exchange(warp, count));
+    }
+    if (left > 0 && !release_barrier(threads)) {
       complain("threads wait at a barrier that the others never reach");
       for (unsigned t = 0; t < threads; ++t) fibers[t].made = false;  // they never come back
       return false;
@@ -172,13 +180,19 @@ cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   body = &kernel;
   // No order of blocks or threads may change a result: 0 is forward, 1 backward, others shuffle.
   std::mt19937 random(order_seed);
-  std::vector<unsigned> blocks(grid.x), order(threads.x);
-  for (unsigned i = 0; i < grid.x; ++i) blocks[i] = order_seed == 1 ? grid.x - 1 - i : i;
-  for (unsigned i = 0; i < threads.x; ++i) order[i] = order_seed == 1 ? threads.x - 1 - i : i;
+  std::vector<unsigned> blocks(grid.x), warps((threads.x + kWarp - 1) / kWarp), lanes(kWarp);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  std::iota(lanes.begin(), lanes.end(), 0u);
+  for (unsigned w = 0; w < warps.size(); ++w) warps[w] = w * kWarp;
+  if (order_seed == 1) {
+    for (std::vector<unsigned>* order : {&blocks, &warps, &lanes}) {
+      std::reverse(order->begin(), order->end());
+    }
+  }
   if (order_seed > 1) std::shuffle(blocks.begin(), blocks.end(), random);
   for (const unsigned block : blocks) {
     blockIdx = dim3(block, 0, 0);
-    if (!run_block(threads.x, order, random) || !error.empty()) return cudaErrorLaunchFailure;
+    if (!run_block(threads.x, warps, lanes, random) || !error.empty()) return cudaErrorLaunchFailure;
   }
   return cudaSuccess;
 }

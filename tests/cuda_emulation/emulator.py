@@ -68,7 +68,8 @@ def build() -> Path:
     include = ["-I", str(HERE / "include"), "-I", str(CSRC)]
 
     def run(*arguments: str) -> None:
-        result = subprocess.run([*compiler(), *FLAGS, *arguments], capture_output=True, text=True)
+        command = [*compiler(), *FLAGS, *arguments]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"the emulation does not compile:\n{result.stderr}")
 

@@ -221,4 +221,3 @@ def bce_kl(
         args.grad_kl = ups[1].struct(run)
     run.run("bce_kl", args)
     return losses, grads
-

@@ -132,9 +132,7 @@ def test_bce_kl(emulation: Emulator, shape, latents: int, dtype, kl_dtype, reduc
             m, v = mu.double().requires_grad_(), logvar.double().requires_grad_()
             kl = reference.gaussian_kl(m, v, reduction="none")
             kl_grads = torch.autograd.grad((kl * ups[1].factor(rows)[:, 0]).sum(), (m, v))
-            expected = [
-                reduced(r, reduction) for r in (nll + 0.75 * kl.detach(), nll, kl.detach())
-            ]
+            expected = [reduced(r, reduction) for r in (nll + 0.75 * kl.detach(), nll, kl.detach())]
             emulation.begin(order=2, offset=(shape[1] + number) % 3)
             losses, grads = ops.bce_kl(
                 emulation,
@@ -207,7 +205,9 @@ def test_clamps_of_probabilities_are_torchs(emulation: Emulator):
 
 
 def test_extreme_logits(emulation: Emulator):
-    x = torch.tensor([[1e4, -1e4, 1e4, -1e4, math.inf, -math.inf, math.inf, math.nan, 88.0, -100.0]])
+    x = torch.tensor(
+        [[1e4, -1e4, 1e4, -1e4, math.inf, -math.inf, math.inf, math.nan, 88.0, -100.0]]
+    )
     t = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]])
     emulation.begin()
     nll, grad = ops.bernoulli(emulation, x.T, t.T, reduction="none", up=Up())
@@ -267,22 +267,17 @@ def test_both_extents_take_one_launch_and_the_sums_at_most_one_more(emulation: E
         assert emulation.launches == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_error_is_at_most_twice_eagers(emulation: Emulator, dtype: torch.dtype):
+def test_error_is_at_most_twice_eagers(emulation: Emulator):
     """Each row's nll and each gradient; the arithmetic is the host's, the formulas the kernels'."""
-    shape = (64, 401)
+    shape, dtype = (64, 401), torch.float32
     x, t = scores(shape, dtype, True), targets(shape, dtype)[0]
     emulation.begin()
     nll, grad = ops.bernoulli(emulation, x, t, reduction="none", up=Up())
     leaf = x.clone().requires_grad_()
     eager = F.binary_cross_entropy_with_logits(leaf, t, reduction="none").sum(1)
     (eager_grad,) = torch.autograd.grad(eager.sum(), leaf)
-    # The truth of float64 from expm1 and log1p of numbers that lose nothing.
     right, right_grad = nll_and_grad(x, t, True, torch.ones(shape[0], 1))
-    if dtype == torch.float64:
-        return  # float64's truth is float64: test_bernoulli has compared them
     for found, peer, truth in ((nll, eager, right), (grad, eager_grad, right_grad)):
         worst = (found.double() - truth).abs().max()
         peers = (peer.double() - truth).abs().max()
-        one_ulp = torch.finfo(dtype).eps * truth.abs().max()
-        assert worst <= 2 * peers + one_ulp
+        assert worst <= 2 * peers + torch.finfo(dtype).eps * truth.abs().max()
