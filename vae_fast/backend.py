@@ -93,7 +93,7 @@ class set_backend:
         self._previous = _choice
         _choice = name
 
-    def __enter__(self) -> set_backend:
+    def __enter__(self):
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -121,7 +121,7 @@ def use_native(device_type: str) -> bool:
             f"vae_fast runs in plain PyTorch on {device_type}: {reason}. "
             "vae_fast.set_backend('reference') silences this.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return False
 

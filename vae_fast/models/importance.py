@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.models.likelihoods import Likelihood
-
 
 class WeightedSamples(NamedTuple):
     """K samples of z for each x, with their importance weights.
@@ -34,13 +32,6 @@ def bound(log_weight: Tensor) -> Tensor:
     as a constant (equation 14): that is what differentiating logsumexp gives.
     """
     return torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
-
-
-def repeated_nll(likelihood: Likelihood, params: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | z_k), (K, N), for the parameters (K, N, ...) of K samples and one x (N, ...)."""
-    k, n = params.shape[:2]
-    repeated = x.expand(k, *x.shape).flatten(0, 1)
-    return likelihood.nll(params.flatten(0, 1), repeated, reduction="none").view(k, n)
 
 
 def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

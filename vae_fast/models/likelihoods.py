@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.functional import bce_kl_loss, bernoulli_nll, gaussian_kl
+from vae_fast.functional import bce_kl_loss, bernoulli_nll, bernoulli_nll_samples, gaussian_kl
 from vae_fast.reference import as_probability, compute_dtype, reduce
 from vae_fast.types import LossOutput, Reduction
 
@@ -37,6 +37,12 @@ class Likelihood(nn.Module):
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
         """-log p(x | z) in nats. ``params``: (N, P * C, ...), ``x``: (N, C, ...)."""
         raise NotImplementedError(f"{type(self).__name__} must implement nll(params, x)")
+
+    def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
+        """-log p(x | z_k), (K, N), for the parameters (K, N, ...) of K samples and one x (N, ...)."""
+        k, n = params.shape[:2]
+        repeated = x.expand(k, *x.shape).flatten(0, 1)
+        return self.nll(params.flatten(0, 1), repeated, reduction="none").view(k, n)
 
     def mean(self, params: Tensor) -> Tensor:
         """E[x | z], of the shape of x."""
@@ -85,6 +91,9 @@ class Bernoulli(Likelihood):
 
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
         return bernoulli_nll(params, x, reduction=reduction)
+
+    def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
+        return bernoulli_nll_samples(params, x)
 
     def loss(
         self,

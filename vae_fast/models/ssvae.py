@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
@@ -91,11 +90,12 @@ class SSVAE(CVAE):
         nll, kl, _ = self._under_every_class(x, noise_key=noise_key)
         log_q = self.classifier(self.network_input(x)).log_softmax(-1)
         labelled = (y >= 0).unsqueeze(1)
-        weight = torch.where(labelled, self.seen(y), log_q.exp())
+        one_hot = self.condition.one_hot(y, log_q.dtype)
+        weight = torch.where(labelled, one_hot, log_q.exp())
         negative_entropy = torch.where(labelled, 0.0, log_q.exp() * log_q)
         recon = weight * nll.t()
         kl = weight * (kl.t() + math.log(self.num_classes)) + negative_entropy
-        cross_entropy = -(labelled * self.seen(y) * log_q)
+        cross_entropy = -(labelled * one_hot * log_q)
         total = recon + beta * kl + self.alpha * cross_entropy
         return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
 
@@ -131,13 +131,12 @@ class SSVAE(CVAE):
         """
         h = self.encoder(self.network_input(x))
         k, n = self.num_classes, x.shape[0]
-        one_hot = F.one_hot(self.condition.classes, k).to(h.dtype)
-        y = one_hot.unsqueeze(1).expand(k, n, k)
+        y = self.seen(self.condition.classes).unsqueeze(1).expand(k, n, k)
         h = torch.cat([h.expand(k, *h.shape), y], dim=-1).flatten(0, 1)
         q = split_gaussian(self.head(h))
         z = reparameterize(*q, noise_key=noise_key)
         kl = gaussian_kl(*q, reduction="none").view(k, n)
         params = self.run_decoder(torch.cat([z, y.flatten(0, 1)], dim=-1)).unflatten(0, (k, n))
-        nll = importance.repeated_nll(self.likelihood, params, x)
+        nll = self.likelihood.nll_samples(params, x)
         log_ratio = importance.standard_log_density(z) - importance.log_density(z, *q)
         return nll, kl, log_ratio.view(k, n) - nll

@@ -74,7 +74,7 @@ class VAE(LatentModel):
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
-        nll = importance.repeated_nll(self.likelihood, self.decode(z, *condition), x)
+        nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
         log_q = importance.log_density(z, *density_of)
         log_p = importance.standard_log_density(z) if p is None else importance.log_density(z, *p)

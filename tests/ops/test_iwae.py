@@ -1,0 +1,119 @@
+"""iwae_bound against the K-sample bound spelt out in float64, value and every gradient."""
+
+import math
+
+import pytest
+import torch
+
+import vae_fast
+
+
+def problem(dtype=torch.float64, k=5, b=4, d=3, features=7):
+    g = torch.Generator().manual_seed(k + b)
+    mu = torch.randn(b, d, generator=g).to(dtype).requires_grad_()
+    logvar = (0.5 * torch.randn(b, d, generator=g)).to(dtype).requires_grad_()
+    decoder = torch.randn(d, features, generator=g).to(dtype).requires_grad_()
+    target = torch.randint(0, 256, (b, features), generator=g, dtype=torch.uint8)
+    eps = torch.randn(k, b, d, generator=g).to(dtype)
+    return mu, logvar, decoder, target, eps
+
+
+def spelt_out(mu, logvar, decoder, target, eps):
+    """Log-weights (K, B), sample by sample, with torch.distributions."""
+    normal, bernoulli = torch.distributions.Normal, torch.distributions.Bernoulli
+    q, p = normal(mu, torch.exp(0.5 * logvar)), normal(torch.zeros_like(mu), torch.ones_like(mu))
+    x = target.to(mu.dtype) / 255.0
+    rows = []
+    for e in eps:
+        z = mu + torch.exp(0.5 * logvar) * e
+        likelihood = bernoulli(logits=z @ decoder, validate_args=False)
+        rows.append(likelihood.log_prob(x).sum(1) + (p.log_prob(z) - q.log_prob(z)).sum(1))
+    return torch.stack(rows)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_bound_and_gradients(dtype):
+    mu, logvar, decoder, target, eps = problem(dtype)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    bound, log_weight = vae_fast.iwae_bound(z @ decoder, target, z, mu, logvar)
+    grads = torch.autograd.grad(bound.sum(), (mu, logvar, decoder))
+
+    exact = [t.detach().double().requires_grad_() for t in (mu, logvar, decoder)]
+    expected_weight = spelt_out(*exact, target, eps.double())
+    # Equation 14: the gradient of each log-weight times its normalised weight, a constant.
+    normalised = expected_weight.detach().softmax(0)
+    expected = torch.autograd.grad((normalised * expected_weight).sum(), exact)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    close = {"rtol": tolerance, "atol": 10 * tolerance}
+    torch.testing.assert_close(log_weight.double(), expected_weight.detach(), **close)
+    exact_bound = expected_weight.detach().exp().mean(0).log()
+    torch.testing.assert_close(bound.double(), exact_bound, **close)
+    for grad, truth in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad.double(), truth, **close)
+
+
+@pytest.mark.usefixtures("backend")
+def test_doubly_reparameterised_gradients():
+    """Tucker et al. 2018, equation 8: sum_k w_k^2 (d log w_k / d z_k)(d z_k / d phi)."""
+    mu, logvar, decoder, target, eps = problem()
+    z = mu + torch.exp(0.5 * logvar) * eps
+    bound, _ = vae_fast.iwae_bound(z @ decoder, target, z, mu, logvar, dreg=True)
+    grads = torch.autograd.grad(bound.sum(), (mu, logvar, decoder))
+
+    fixed = [t.detach().clone() for t in (mu, logvar)]
+    samples = (fixed[0] + torch.exp(0.5 * fixed[1]) * eps).requires_grad_()
+    weights = decoder.detach().clone().requires_grad_()
+    x = target.double() / 255.0
+    logits = samples @ weights
+    log_p = -torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, x.expand_as(logits), reduction="none"
+    ).sum(2)
+    log_ratio = 0.5 * (
+        (samples - fixed[0]) ** 2 * torch.exp(-fixed[1]) + fixed[1] - samples**2
+    ).sum(2)
+    log_weight = log_p + log_ratio
+    w = log_weight.detach().softmax(0)
+    (slope,) = torch.autograd.grad(log_weight.sum(), samples, retain_graph=True)
+    path = w.unsqueeze(-1) ** 2 * slope
+    torch.testing.assert_close(grads[0], path.sum(0))
+    torch.testing.assert_close(grads[1], (path * 0.5 * torch.exp(0.5 * fixed[1]) * eps).sum(0))
+    # The decoder's gradient is the IWAE's own.
+    (decoder_grad,) = torch.autograd.grad((w * log_weight).sum(), weights)
+    torch.testing.assert_close(grads[2], decoder_grad)
+
+
+def test_one_sample_is_an_elbo():
+    mu, logvar, decoder, target, eps = problem(k=1)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    bound, log_weight = vae_fast.iwae_bound(z @ decoder, target, z, mu, logvar)
+    assert torch.equal(bound, log_weight[0])
+
+
+def test_nothing_of_the_logits_size_but_their_gradient():
+    """The largest tensors that forward and backward allocate are the logits' own gradient."""
+    k, b, features = 20, 16, 784
+    mu, logvar, _, target, eps = problem(torch.float32, k=k, b=b, d=4, features=features)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    logits = torch.randn(k, b, features, requires_grad=True)
+    with (
+        vae_fast.set_backend("auto"),
+        torch.profiler.profile(
+            profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+        ) as profile,
+    ):
+        bound, _ = vae_fast.iwae_bound(logits, target, z, mu, logvar)
+        bound.sum().backward()
+    if vae_fast.info()["native cpu"] != "yes":
+        pytest.skip("plain PyTorch makes temporaries")
+    allocated = sum(max(0, e.self_device_memory_usage + e.self_cpu_memory_usage)
+                    for e in profile.events())  # fmt: skip
+    assert k * b * features * 4 <= allocated < 1.2 * k * b * features * 4
+
+
+def test_refusals():
+    mu, logvar, decoder, target, eps = problem()
+    z = mu + torch.exp(0.5 * logvar) * eps
+    with pytest.raises(ValueError, match=r"\(5, 4, 2\)"):
+        vae_fast.iwae_bound(z @ decoder, target, z[..., :2], mu, logvar)
+    assert math.isfinite(vae_fast.iwae_bound(z @ decoder, target, z, mu, logvar)[0].sum().item())
