@@ -24,7 +24,7 @@ def images(n=5):
 def test_loss_by_hand(prior):
     model, key = tiny(prior=prior, condition_options={"num_classes": 3}), noise.new_key()
     x, y = images(), torch.tensor([0, 1, 2, 0, -1])
-    one_hot = torch.eye(4, 3, dtype=torch.float64)[y]  # the row of -1 is zero
+    one_hot = 3**0.5 * torch.eye(4, 3, dtype=torch.float64)[y]  # the row of -1 is zero
     h = model.encoder(x)
     mu, logvar = model.head(torch.cat([h, one_hot], 1)).chunk(2, 1)
     q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))

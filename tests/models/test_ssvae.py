@@ -36,7 +36,7 @@ def test_objective_by_hand():
     log_q = torch.log_softmax(model.classifier(x), 1)
     recon, kl = torch.empty(CLASSES, N).double(), torch.empty(CLASSES, N).double()
     for k in range(CLASSES):
-        one_hot = torch.eye(CLASSES, dtype=torch.float64)[k].expand(N, CLASSES)
+        one_hot = CLASSES**0.5 * torch.eye(CLASSES, dtype=torch.float64)[k].expand(N, CLASSES)
         mu, logvar = model.head(torch.cat([model.encoder(x), one_hot], 1)).chunk(2, 1)
         z = mu + torch.exp(0.5 * logvar) * eps[k]
         logits = model.decoder(torch.cat([z, one_hot], 1))

@@ -137,7 +137,7 @@ def recurrent(
     input_shape: Sequence[int],
     *,
     latent_dim: int = 20,
-    hidden: int = 256,
+    hidden: int = 128,
     layers: int = 1,
     embedding: int = 64,
     likelihood: str | Likelihood | None = None,
@@ -182,8 +182,7 @@ def recurrent(
 
 def importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Module:
     """IWAE, or with ``condition`` among the options its conditional form."""
-    conditional = "condition" in options
-    builder = conditional(ConditionalIWAE) if conditional else gaussian(IWAE)
+    builder = conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE)
     return builder(input_shape, **options)
 
 

@@ -30,7 +30,9 @@ class Labels(Condition):
     """Class labels (N,), integers 0 .. num_classes - 1, as one-hot vectors.
 
     -1 stands for an unknown class and becomes zeros; class probabilities (N, num_classes),
-    floating, are taken as they are.
+    floating, are taken in place of one-hot vectors. The networks see them scaled to a mean square
+    of one, as z has: otherwise z's many dimensions drown the one that is not zero, and the
+    decoder is slow to heed the label.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -38,9 +40,14 @@ class Labels(Condition):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.features = num_classes
+        self.scale = num_classes**0.5
         self.register_buffer("classes", torch.arange(num_classes), persistent=False)
 
     def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.scale * self.one_hot(y, dtype)
+
+    def one_hot(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, num_classes), of the labels or of the class probabilities themselves."""
         if y.is_floating_point():
             if y.dim() != 2 or y.shape[1] != self.features:
                 raise ValueError(

@@ -34,8 +34,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ssvae": conditional(SSVAE),
 }
 
-# A beta-VAE is a VAE with another objective; these are defaults that a config overrides.
-OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}}
+# A beta-VAE is a VAE with another objective; these are defaults that a config overrides. An AAE's
+# adversarial term is a few tenths of a nat beside hundreds, and needs weight to be heard.
+OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}, "aae": {"beta": 10.0}}
 
 
 def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module:
