@@ -9,6 +9,7 @@ from vae_fast.evaluate.likelihood import (
     reconstruction_error,
 )
 from vae_fast.evaluate.report import evaluate, pixel_kind
+from vae_fast.evaluate.run import evaluate_run
 from vae_fast.evaluate.scores import accuracy, auroc
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "bits_per_dimension",
     "elbo",
     "evaluate",
+    "evaluate_run",
     "factor_vae_score",
     "features",
     "importance_nll",
