@@ -196,3 +196,27 @@ def test_resume_says_where_the_run_goes_on(workplace, capsys):
     assert len(starts) == 2
     assert run("resume", "nowhere") == 1
     assert "nowhere is not the folder of a run" in capsys.readouterr().err
+
+
+def test_evaluate_prints_the_report_of_the_model(workplace, capsys):
+    from vae_fast.evaluate import evaluate
+    from vae_fast.tasks import load_model
+
+    run("train", *SMALL, "--out", "out")
+    capsys.readouterr()
+    assert run("evaluate", "out", "--data", "small.npy", "--n", 20, "--num-samples", 5) == 0
+    shown = capsys.readouterr().out
+    images = torch.from_numpy(np.load("small.npy")[:20, None])
+    report = evaluate(load_model("out", device="cpu").model, images, num_samples=5)
+    for key in ("elbo", "nll", "kl"):
+        assert any(
+            line.split()[0] == key and line.split()[1] == f"{report[key]:.4f}"
+            for line in shown.splitlines()[1:]
+        ), key
+
+
+def test_pack_writes_shards_that_train_takes(workplace, capsys):
+    assert run("pack", "small.npy", "shards", "--workers", 0, "--shard-bytes", 5000) == 0
+    assert "300 samples in shards" in capsys.readouterr().out
+    assert run("train", "--data", "shards", *SMALL[2:], "--out", "out") == 0
+    assert config_of(workplace / "out")["data"] == "shards"

@@ -1,4 +1,4 @@
-"""The command line: vae-fast train | resume | sample | reconstruct | info."""
+"""The command line: vae-fast train | resume | sample | reconstruct | evaluate | pack | info."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = "vae-fast"
+_DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,24 +113,11 @@ def reconstruct(arguments: list[str], program: str) -> int:
     """reconstruct images with a trained model"""
     parser = _run_parser(program, reconstruct.__doc__)
     parser.add_argument("--n", type=int, default=40, help="how many")
-    parser.add_argument(
-        "--data", type=str, default=None, help="a name or a file; the run's validation data if none"
-    )
+    parser.add_argument("--data", type=str, default=None, help=_DATA_HELP)
     values = _parse(parser, arguments)
-    if values.n < 1:
-        raise _Usage(f"--n must be at least 1, got {values.n}")
-    from vae_fast import data as datasets
     from vae_fast.train import pictures, showcase
 
-    restored = _restore(values)
-    source = values.data or restored.config.data
-    data = datasets.load(source, split="val") if values.data is None else datasets.as_data(source)
-    shape, expected = tuple(data.shape), tuple(restored.model.input_shape)
-    if shape != expected:
-        raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
-    device = next(restored.model.parameters()).device
-    batches = datasets.Batches(data, min(values.n, 128), shuffle=False, device=device)
-    batch = showcase.first_samples(batches, values.n)
+    restored, batch, source = _model_and_samples(values)
     images = showcase.reconstruct(restored.model, batch)
     caption = f"{restored.config.model} on {source} · step {restored.step}"
     _write(
@@ -140,16 +128,65 @@ def reconstruct(arguments: list[str], program: str) -> int:
     return 0
 
 
+def evaluate(arguments: list[str], program: str) -> int:
+    """measure a trained model: ELBO, importance-sampled NLL, active units"""
+    parser = _run_parser(program, evaluate.__doc__, out=None)
+    parser.add_argument("--data", type=str, default=None, help=_DATA_HELP)
+    parser.add_argument("--n", type=int, default=1000, help="how many samples")
+    parser.add_argument(
+        "--num_samples", type=int, default=100, help="K of the importance-sampled NLL, 0 for none"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    values = _parse(parser, arguments)
+    from vae_fast.evaluate import evaluate as measure
+
+    restored, batch, source = _model_and_samples(values)
+    report = measure(restored.model, *batch, num_samples=values.num_samples, seed=values.seed)
+    print(f"{restored.config.model} at step {restored.step}, on {source}, in nats per sample")
+    _print_table(report)
+    return 0
+
+
+def pack(arguments: list[str], program: str) -> int:
+    """write data as uint8 shards, for sets larger than memory"""
+    parser = _parser(program, pack.__doc__)
+    parser.add_argument(
+        "source", type=str, help="a name, an .npy or .npz file, or a folder of images"
+    )
+    parser.add_argument("out", type=str, help="the folder of shards; resumed if it is cut short")
+    parser.add_argument(
+        "--split", type=str, default=None, help="of a named data set: train, val or test"
+    )
+    parser.add_argument("--shard_bytes", type=int, default=16 << 20, help="size of a shard, about")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+    parser.add_argument("--workers", type=int, default=None, help="processes; one per core if none")
+    values = _parse(parser, arguments)
+    from vae_fast import data as datasets
+    from vae_fast.train.progress import Counter
+
+    source = values.source
+    if values.split is not None:
+        source = datasets.load(source, split=values.split)
+    with Counter(" samples") as counter:
+        packed = datasets.pack(
+            source,
+            values.out,
+            shard_bytes=values.shard_bytes,
+            seed=values.seed,
+            workers=values.workers,
+            progress=counter.show,
+        )
+    print(f"{len(packed):,} samples in {values.out}")
+    return 0
+
+
 def info(arguments: list[str], program: str) -> int:
     """show versions, instruction sets and why a backend is missing"""
     if arguments:
         raise _Usage(f"it takes no arguments, got {' '.join(arguments)}")
     import vae_fast
 
-    facts = vae_fast.info()
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        print(f"{key:{width}s}  {value}")
+    _print_table(vae_fast.info())
     return 0
 
 
@@ -158,6 +195,8 @@ COMMANDS: dict[str, Callable[[list[str], str], int]] = {
     "resume": resume,
     "sample": sample,
     "reconstruct": reconstruct,
+    "evaluate": evaluate,
+    "pack": pack,
     "info": info,
 }
 
@@ -197,25 +236,50 @@ def _fit(trainer: Any, compare: bool) -> int:
     return 0
 
 
-def _run_parser(program: str, description: str | None) -> Any:
+def _run_parser(
+    program: str, description: str | None, out: str | None = ".png picture or .npy array"
+) -> Any:
     parser = _parser(program, description)
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument(
         "--checkpoint", type=str, default="best", help="best, last or the step of a checkpoint"
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--out", type=str, default=None, help=".png picture or .npy array; in the run if not given"
-    )
+    if out is not None:
+        parser.add_argument("--out", type=str, default=None, help=f"{out}; in the run if not given")
     return parser
 
 
 def _restore(values: Any) -> Any:
     from vae_fast.tasks import load_model
 
-    if values.out is not None and Path(values.out).suffix not in (".png", ".npy"):
+    if getattr(values, "out", None) is not None and Path(values.out).suffix not in (".png", ".npy"):
         raise _Usage(f"--out must end in .png (a picture) or .npy (an array), got {values.out}")
     return load_model(values.run, values.checkpoint, values.device)
+
+
+def _model_and_samples(values: Any) -> tuple[Any, Any, str]:
+    """The model of ``values.run``, the first ``values.n`` samples of its data, and their name."""
+    if values.n < 1:
+        raise _Usage(f"--n must be at least 1, got {values.n}")
+    from vae_fast import data as datasets
+    from vae_fast.train import showcase
+
+    restored = _restore(values)
+    source = values.data or restored.config.data
+    data = datasets.load(source, split="val") if values.data is None else datasets.as_data(source)
+    shape, expected = tuple(data.shape), tuple(restored.model.input_shape)
+    if shape != expected:
+        raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
+    device = next(restored.model.parameters()).device
+    batches = datasets.Batches(data, min(values.n, 128), shuffle=False, device=device)
+    return restored, showcase.first_samples(batches, values.n), source
+
+
+def _print_table(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:{width}s}  {f'{value:.4f}' if isinstance(value, float) else value}")
 
 
 def _write(out: str | Path, images: Any, draw: Callable[[Path], None]) -> None:

@@ -87,7 +87,7 @@ def _time(step: Step, work: list, backend: str) -> float:
         _wait(step.device)
         began = time.perf_counter()
         for number, batch in enumerate(work):
-            step(Share(*batch, len(batch.images), 1.0), number)
+            step(Share(*batch), number)
         _wait(step.device)
         return time.perf_counter() - began
 

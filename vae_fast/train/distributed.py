@@ -8,6 +8,7 @@ DistributedDataParallel's mean over ranks is the mean over the whole batch, even
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +16,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae_fast.data import Batch
+from vae_fast.data import Batches
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 class Share(NamedTuple):
-    """A rank's part of a batch. ``samples`` of the images count; the loss is to be multiplied by
-    ``weight`` before backward.
-    """
+    """A rank's part of a batch; its loss is to be multiplied by ``weight`` before backward."""
 
     images: Tensor
     labels: Tensor | None
-    samples: int
-    weight: float
+    weight: float = 1.0
 
 
 class World:
@@ -63,17 +61,25 @@ class World:
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
-    def share(self, batch: Batch) -> Share:
-        """This rank's part of a batch of all ranks: every ``size``-th sample."""
-        images, labels = batch
-        if not self.is_distributed:
-            return Share(images, labels, len(images), 1.0)
-        mine = slice(self.rank, None, self.size)
-        samples = len(range(self.rank, len(images), self.size))
-        if samples == 0:  # this rank has to take part all the same, without weight
-            mine = slice(0, 1)
-        labels = None if labels is None else labels[mine]
-        return Share(images[mine], labels, samples, samples * self.size / len(images))
+    def batches(self, data: Any, batch_size: int, **options: Any) -> Batches:
+        """This rank's batches of ``data``, of ``batch_size`` samples over all ranks."""
+        if batch_size % self.size:
+            raise ValueError(
+                f"batch_size is of all ranks together: {batch_size} can't be shared by "
+                f"{self.size} of them, and {batch_size - batch_size % self.size or self.size} can"
+            )
+        size = batch_size // self.size
+        return Batches(data, size, rank=self.rank, world_size=self.size, **options)
+
+    def shares(self, batches: Batches) -> Iterator[Share]:
+        """A pass over ``batches``, each with the weight of this rank's part of it."""
+        for images, labels in batches:
+            weight = 1.0
+            if self.is_distributed:
+                number = batches.state_dict()["batch"] - 1
+                start, stop = batches.cuts.global_bounds(number)
+                weight = len(images) * self.size / (stop - start)
+            yield Share(images, labels, weight)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks; every rank has to ask."""

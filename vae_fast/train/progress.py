@@ -65,6 +65,29 @@ class Progress:
             self._bar = None
 
 
+@final
+class Counter:
+    """A bar on a terminal, nothing elsewhere: ``show(done, total)`` moves it."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar = None
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        if self._bar is None and sys.stderr.isatty():
+            tqdm = need("tqdm", "the progress bar").tqdm
+            self._bar = tqdm(total=total, unit=self._unit, dynamic_ncols=True, leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 def _terms(row: dict[str, Any]) -> str:
     if row["loss"] is None:
         return "loss not finite"

@@ -59,7 +59,7 @@ class Step:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(number)
-        self.meter.add(terms, share.samples, skipped)
+        self.meter.add(terms, len(share.images), skipped)
 
     def objective(self, share: Share) -> LossOutput:
         """The loss and its terms, in nats per sample; the same in training and validation."""

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from vae_fast import data as datasets
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
@@ -74,13 +73,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape).to(self.device)
 
-        def batches(data: Any, shuffle: bool) -> datasets.Batches:
-            return datasets.Batches(
-                data, config.batch_size, shuffle=shuffle, seed=config.seed, device=self.device
-            )
-
-        self.batches = batches(train, shuffle=True)
-        self.val_batches = batches(val, shuffle=False)
+        options = {"seed": config.seed, "device": self.device}
+        self.batches = self.world.batches(train, config.batch_size, shuffle=True, **options)
+        self.val_batches = self.world.batches(val, config.batch_size, shuffle=False, **options)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
         rng.seed_rank(config.seed, self.world.rank)
 
@@ -139,8 +134,8 @@ class Trainer:
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                for batch in self.batches:
-                    self.step(self.world.share(batch), reached.step)
+                for share in self.world.shares(self.batches):
+                    self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
                     if reached.step % config.log_every == 0:
@@ -167,9 +162,8 @@ class Trainer:
         self.model.eval()
         with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
             meter = Meter(self.device, self.world)
-            for batch in self.val_batches:
-                share = self.world.share(batch)
-                meter.add(step.objective(share), share.samples)
+            for share in self.world.shares(self.val_batches):
+                meter.add(step.objective(share), len(share.images))
             means, samples = meter.read()
             speed = samples / (time.perf_counter() - began)
             statistics = latent_statistics(self.model, self.val_batches)
