@@ -83,6 +83,7 @@ def setup_bernoulli_nll(
             mine = native_backward()
         return [
             mine,
+            *buffer_kept(shape, kind, pass_, device),
             torch_contender("eager", eager, call, pass_),
             torch_contender("eager-logits", eager_logits, call, pass_),
             *compiled(eager_logits, call, pass_, device, modes),
@@ -110,6 +111,30 @@ def native_backward() -> Contender | Absence:
         lambda tensors: backward(one, *tensors, by_sum, True),
         outputs=lambda grad: Outputs((), (grad,)),
     )
+
+
+BUFFER_KEPT = OURS + " (buffer kept)"
+
+
+def buffer_kept(
+    shape: Sequence[int], kind: torch.dtype, pass_: str, device: torch.device
+) -> list[Contender | Absence]:
+    """Value and gradient in one pass, into a buffer that the caller owns: without autograd, as an
+    engine uses it. The public function returns a fresh gradient, whose pages are new each time."""
+    if pass_ != "both":
+        return []
+    if (reason := vae_fast.backend.native_reason(device.type)) is not None:
+        return [Absence(BUFFER_KEPT, reason)]
+    into = torch.ops.vae_fast.bernoulli_nll_with_grad_out.default
+    by_sum = vae_fast.types.REDUCTIONS.index("sum")
+    grad = torch.zeros(shape, dtype=kind, device=device)
+    return [
+        Contender(
+            BUFFER_KEPT,
+            lambda tensors: into(*tensors, by_sum, True, 1.0, grad),
+            outputs=lambda nll: Outputs((nll,), (grad,)),
+        )
+    ]
 
 
 def yardstick(elements: int, pass_: str, dtype: str, device: torch.device) -> list[Contender]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from benchmarks.bench_bernoulli import BUFFER_KEPT as BUFFER
 from benchmarks.case import OURS
 from benchmarks.results import Results, Row, fastest, gigabytes_per_second, ratio, timed
 from benchmarks.suites import Spec
-
-BUFFER = "ours (buffer kept)"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def standard() -> list[Spec]:
             specs += [Spec(op, (samples, latent), pass_) for op in GAUSSIAN]
             specs.append(Spec("bernoulli_nll", (samples, features), pass_))
             specs.append(Spec("bce_kl_loss", (samples, latent, features), pass_))
+    specs += [Spec("linear_bernoulli_nll", (1024, 400, 784), "both", d) for d in _FLOATS]
+    specs.append(Spec("iwae_bound", (50, 100, 784), "both"))
     return sorted(specs, key=lambda s: (s.op, s.pass_))
 
 
@@ -52,14 +54,13 @@ def sizes(quick: bool = False) -> list[Spec]:
     for pass_ in passes:
         for e in exponents:
             specs += [Spec("bernoulli_nll", (1 << e,), pass_, *d) for d in _DTYPES]
-            specs += [
-                Spec("sample_and_kl", (1 << e,), pass_, dtype) for dtype in ("float32", "bfloat16")
-            ]
+            specs += [Spec("sample_and_kl", (1 << e,), pass_, dtype) for dtype in _FLOATS]
         for shape in IMAGES:
             specs += [Spec("bernoulli_nll", shape, pass_, *d) for d in _DTYPES]
     return specs
 
 
+_FLOATS = ("float32", "bfloat16")
 _DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16", "uint8"))
 
 

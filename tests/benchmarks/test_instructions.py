@@ -1,0 +1,51 @@
+"""Instructions per element: the recorded counts are of this code, where valgrind can tell."""
+
+import json
+
+import pytest
+
+from benchmarks import instructions
+
+# A compiler of another version schedules differently; twice this is a regression by any compiler.
+TOLERANCE = 0.10
+
+
+def recorded():
+    return json.loads(instructions.RESULTS.read_text())["per_element"]
+
+
+def test_every_op_is_recorded_at_every_level_that_valgrind_knows():
+    counts = recorded()
+    assert set(counts) == set(instructions.LEVELS)
+    for level in counts:
+        assert set(counts[level]) == set(instructions.OPS)
+
+
+def test_vectors_of_eight_take_fewer_instructions_than_of_four():
+    counts = recorded()
+    for op in instructions.OPS:
+        assert counts["avx2"][op] < 0.6 * counts["generic"][op], op
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "valgrind" else name)
+    with pytest.raises(instructions.Unavailable, match="install valgrind"):
+        instructions.need()
+
+
+@pytest.mark.slow
+def test_counts_are_the_recorded_ones():
+    try:
+        found = instructions.count()
+    except instructions.Unavailable as missing:
+        pytest.skip(str(missing))
+    worse = {
+        f"{op} at {level}": (count, recorded()[level][op])
+        for level, counts in found.items()
+        for op, count in counts.items()
+        if count > (1 + TOLERANCE) * recorded()[level][op]
+    }
+    assert not worse, (
+        f"more instructions per element than recorded (now, recorded): {worse}; if that is meant, "
+        "run python -m benchmarks.instructions"
+    )

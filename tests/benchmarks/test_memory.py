@@ -1,0 +1,43 @@
+"""Peak memory: to the byte, of one call, inputs left out. (x + 1 makes a tensor of the 1.)"""
+
+import torch
+
+from benchmarks.case import Contender, Outputs
+from benchmarks.memory import highest, peak_bytes
+
+CPU = torch.device("cpu")
+MEGABYTE = torch.ones(1 << 18)  # float32
+
+
+def contender(run, **options):
+    return Contender("c", run, outputs=lambda out: Outputs((out,), ()), **options)
+
+
+def test_a_result_and_what_lived_beside_it():
+    assert peak_bytes(contender(torch.exp), MEGABYTE, CPU) == 1 << 20
+    assert peak_bytes(contender(lambda x: x.exp().sqrt()), MEGABYTE, CPU) == 2 << 20
+
+
+def test_what_is_released_counts_no_more():
+    def one_after_the_other(x):
+        for _ in range(5):
+            y = x.exp()
+            del y
+        return x
+
+    assert peak_bytes(contender(one_after_the_other), MEGABYTE, CPU) == 1 << 20
+
+
+def test_in_place_takes_nothing():
+    buffer = torch.empty_like(MEGABYTE)
+    assert peak_bytes(contender(lambda x: torch.add(x, x, out=buffer)), MEGABYTE, CPU) == 0
+
+
+def test_who_knows_better_is_asked_and_a_yardstick_is_not():
+    assert peak_bytes(contender(lambda x: x, peak_bytes=lambda own: 123), MEGABYTE, CPU) == 123
+    assert peak_bytes(Contender("add", lambda x: x + 1), MEGABYTE, CPU) is None
+
+
+def test_the_highest_point_in_order_of_time():
+    assert highest([(3, -5), (1, 5), (2, 4), (4, 3)]) == 9
+    assert highest([]) == 0

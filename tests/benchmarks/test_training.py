@@ -1,0 +1,59 @@
+"""The training rows: every loop trains, and one that doesn't is refused."""
+
+import pytest
+import torch
+
+from benchmarks import bench_training
+from benchmarks.bench_training import DROP_IN, setup_epoch, setup_step
+from benchmarks.case import OURS, Absence, Absent, Contender, WrongResult
+from benchmarks.measure import check
+from vae_fast.data import load
+
+CPU = torch.device("cpu")
+
+
+def by_name(case):
+    return {c.name: c for c in case.contenders() if isinstance(c, Contender)}
+
+
+def test_a_step_of_ours_and_of_the_tutorial_train_alike():
+    case = setup_step((128,), "both", "float32", CPU, [])
+    inputs, found = case.inputs(0), by_name(case)
+    for name in (OURS, DROP_IN, "eager"):
+        check(case, found[name], inputs, found[name].own(inputs))
+
+
+def test_a_step_that_does_not_train_is_refused(monkeypatch):
+    monkeypatch.setattr(bench_training, "LEARNING_RATE", 1e-9)
+    case = setup_step((128,), "both", "float32", CPU, [])
+    idle = by_name(case)["eager"]
+    monkeypatch.undo()
+    inputs = case.inputs(0)
+    with pytest.raises(WrongResult, match="30 steps later"):
+        check(case, idle, inputs, idle.own(inputs))
+
+
+def test_epochs_of_every_loop_have_the_same_loss():
+    case = setup_epoch((128, 1280), "both", "float32", CPU, [])
+    assert case.samples == 1280
+    found = by_name(case)
+    found.pop("compile")  # minutes, on a machine whose compiler is busy
+    assert {OURS, DROP_IN, "tutorial", "in memory"} <= set(found)
+    for contender in found.values():
+        check(case, contender, [], contender.own([]))
+
+
+def test_data_that_is_not_there_is_said(monkeypatch):
+    few = load("fashion10k")
+    monkeypatch.setattr(bench_training, "load", lambda name, split: few)
+    with pytest.raises(Absent, match="fashion-mnist has 10000 images, and 10001 are wanted"):
+        bench_training.images.__wrapped__(10_001)
+
+
+def test_pythae_is_named_absent_where_it_is_not_installed(monkeypatch):
+    from benchmarks import pythae_vae
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    absent = pythae_vae.contender(torch.zeros(4, 784), 2)
+    assert isinstance(absent, Absence)
+    assert absent.why == "pythae is not installed"
