@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,10 +129,13 @@ class Engine:
         self.trainer = Trainer(config, train_data=data, val_data=data[:batch])
         self.trainer.model.train()
 
-    def step(self, batch: Batch) -> None:
-        trainer = self.trainer
-        trainer.step(trainer.world.share(batch), trainer.reached.step)
-        trainer.reached.step += 1
+    def shares(self, batches: Iterable[Batch]) -> Iterable[Any]:
+        """Batches as the engine's step takes them."""
+        return self.trainer.world.shares(batches)
+
+    def step(self, share: Any) -> None:
+        self.trainer.step(share, self.trainer.reached.step)
+        self.trainer.reached.step += 1
 
     def loss(self) -> float:
         """The mean loss since this was last asked, in nats per sample."""
@@ -140,8 +144,8 @@ class Engine:
     def epoch(self, _: None) -> float:
         """An epoch, its loss read once per log interval, as the trainer does; the mean loss."""
         total = samples = 0.0
-        for batch in self.trainer.batches:
-            self.step(batch)
+        for share in self.shares(self.trainer.batches):
+            self.step(share)
             if self.trainer.reached.step % self.trainer.config.log_every == 0:
                 count = self.trainer.step.meter.samples
                 total, samples = total + count * self.loss(), samples + count
@@ -182,22 +186,23 @@ def setup_step(
     def engine() -> Contender:
         ours = Engine(images(10_000), batch, dtype, device)
 
-        def outputs(data: Batch) -> Outputs:
+        def own(inputs: Sequence[Tensor]) -> Any:
+            (share,) = ours.shares([Batch(inputs[0].to(device).reshape(-1, 1, 28, 28), None)])
+            return share
+
+        def outputs(share: Any) -> Outputs:
             first = ours.loss()
             for _ in range(MORE_STEPS - 1):
-                ours.step(data)
+                ours.step(share)
             ours.loss()
-            ours.step(data)
+            ours.step(share)
             return Outputs((torch.tensor(first), torch.tensor(ours.loss())), ())
 
-        def run(data: Batch) -> Batch:
-            ours.step(data)
-            return data
+        def run(share: Any) -> Any:
+            ours.step(share)
+            return share
 
-        return Contender(
-            OURS, run, own=lambda s: Batch(s[0].to(device).reshape(-1, 1, 28, 28), None),
-            outputs=outputs,
-        )  # fmt: skip
+        return Contender(OURS, run, own=own, outputs=outputs)
 
     def contenders() -> list[Contender | Absence]:
         return [
