@@ -23,12 +23,14 @@ void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver)
   }
   const cudaError_t error = driver(workspace ? workspace->mutable_data_ptr() : nullptr,
                                    static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or torch would report the same error again, at some later launch
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     STD_TORCH_CHECK(false, "vae_fast: this build (", VAE_FAST_CUDA_ARCHS,
                     ") has no code for GPU ", index, ": ", cudaGetErrorString(error),
                     "; reinstall with TORCH_CUDA_ARCH_LIST set to its compute capability");
   }
-  STD_TORCH_CHECK(error == cudaSuccess, "vae_fast: a CUDA kernel did not launch on GPU ", index,
+  STD_TORCH_CHECK(false, "vae_fast: a CUDA kernel did not launch on GPU ", index,
                   ": ", cudaGetErrorString(error));
 }
 

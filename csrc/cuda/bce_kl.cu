@@ -20,7 +20,7 @@ struct Plan {
 };
 
 template <class F, bool LOGITS, bool VALUE, bool GRAD>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResident)
     bce_kl_kernel(const BceKl args, const Plan plan, const Finish sums, double* partials,
                   const bool aligned, const bool kl_aligned) {
   const bool alone = plan.alone;

@@ -10,7 +10,7 @@ namespace vae_fast::cuda {
 namespace {
 
 template <class F, bool LOGITS, bool VALUE, bool GRAD>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResident)
     bernoulli_kernel(const Bernoulli args, const Split split, const Finish sums, double* partials,
                      const bool aligned) {
   for_each_task<BernoulliBatch<F>::V, VALUE>(

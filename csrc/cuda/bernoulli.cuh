@@ -17,24 +17,27 @@ namespace vae_fast::cuda {
 template <class F>
 using BernoulliBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 4 : 2>;
 
-// The target in any of its dtypes. The choice is the same for every thread, once a batch.
+// The target in any of its dtypes: the logits' own, float32 beside half precision, or bytes. The choice is the same for every thread, once a batch.
 template <class F, Reuse REUSE, class B, class C>
 VF_DEVICE void load_target(const Bernoulli& args, const B& batch, C (&t)[B::size]) {
   if (args.target_dtype == args.dtype) {
     load<F, REUSE>(args.target, batch, C(0), t);
-  } else if (args.target_dtype == DType::f32) {
-    // Float32 for float64 logits too: nothing forbids it.
-    load<F32, REUSE>(args.target, batch, C(0), t);
-  } else {
-    load<Byte, REUSE>(args.target, batch, C(0), t);
-    if (args.target_dtype == DType::u8) {
-      // x / 255, rounded once: the product with the reciprocal, put right by its remainder.
-      constexpr C r = C(1.0 / 255.0);
+    return;
+  }
+  if constexpr (F::bytes == 2) {
+    if (args.target_dtype == DType::f32) {
+      load<F32, REUSE>(args.target, batch, C(0), t);
+      return;
+    }
+  }
+  load<Byte, REUSE>(args.target, batch, C(0), t);
+  if (args.target_dtype == DType::u8) {
+    // x / 255, rounded once: the product with the reciprocal, put right by its remainder.
+    constexpr C r = C(1.0 / 255.0);
 #pragma unroll
-      for (int k = 0; k < B::size; ++k) {
-        const C q = t[k] * r;
-        t[k] = Math<C>::fma(Math<C>::fma(C(-255), q, t[k]), r, q);
-      }
+    for (int k = 0; k < B::size; ++k) {
+      const C q = t[k] * r;
+      t[k] = Math<C>::fma(Math<C>::fma(C(-255), q, t[k]), r, q);
     }
   }
 }
@@ -77,8 +80,9 @@ inline bool lies_well(const Bernoulli& args) {
 }
 
 inline bool valid(const Bernoulli& args) {
-  const DType t = args.target_dtype;
-  return t == DType::u8 || t == DType::boolean || t == DType::f32 || t == args.dtype;
+  const DType x = args.dtype, t = args.target_dtype;
+  const bool half = x == DType::bf16 || x == DType::f16;
+  return t == DType::u8 || t == DType::boolean || t == x || (half && t == DType::f32);
 }
 
 // Calls f(format, logits, value, grad), the last three as compile-time constants. Probabilities

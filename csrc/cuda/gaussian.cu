@@ -79,7 +79,7 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResident)
     gaussian_forward_kernel(const GaussianForward args, const Split split, const Finish sums,
                             double* partials, const bool aligned) {
   for_each_task<GaussianBatch<F>::V, true>(
@@ -171,7 +171,7 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResident)
     gaussian_backward_kernel(const GaussianBackward args, const Split split, const bool aligned) {
   for_each_task<GaussianBatch<F>::V, false>(
       split, blockIdx.x, gridDim.x,

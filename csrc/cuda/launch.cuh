@@ -11,6 +11,9 @@ namespace vae_fast::cuda {
 
 constexpr int kThreads = 256;  // a block
 constexpr int kWarp = 32;
+// Blocks that must fit a multiprocessor: few enough to leave a thread 128 registers, in which its
+// loads in flight and its arithmetic fit without spills (scripts/check_sass.sh).
+constexpr int kResident = 2;
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, cudaStream_t stream,
