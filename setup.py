@@ -226,10 +226,24 @@ def check_cuda_toolkit(toolkit: CudaToolkit, torch) -> None:
         raise BuildError(f"{toolkit.nvcc} can't compile with this C++ compiler: {reason}")
 
 
-def default_cuda_archs(toolkit: CudaToolkit) -> str:
-    """TORCH_CUDA_ARCH_LIST for a machine without a GPU."""
-    archs = [arch for arch in DEFAULT_CUDA_ARCHS if arch in toolkit.archs]
-    archs = archs or list(toolkit.archs[-1:])
+def cuda_archs(wanted: str, toolkit: CudaToolkit, gpus: list[tuple[int, int]]) -> str:
+    """What to compile for: TORCH_CUDA_ARCH_LIST if set, else the GPUs here, else the default."""
+    if wanted and wanted != "native":
+        return wanted
+    known = sorted(tuple(map(int, arch.split("."))) for arch in toolkit.archs)
+    if gpus:
+        # A GPU newer than the toolkit gets the newest code there is, and compiles its PTX.
+        fitting = {max((arch for arch in known if arch <= gpu), default=gpu) for gpu in gpus}
+        if missing := sorted(fitting - set(known)):
+            raise BuildError(
+                f"this machine's GPU has compute capability {missing[0][0]}.{missing[0][1]} and "
+                f"{toolkit.nvcc} compiles for {toolkit.archs[0]} or newer: install an older "
+                "toolkit, or set TORCH_CUDA_ARCH_LIST"
+            )
+        archs = [f"{major}.{minor}" for major, minor in sorted(fitting)]
+    else:
+        archs = [arch for arch in DEFAULT_CUDA_ARCHS if arch in toolkit.archs]
+        archs = archs or [f"{known[-1][0]}.{known[-1][1]}"]
     return ";".join(archs) + "+PTX"
 
 
@@ -324,6 +338,8 @@ def plan_cuda(choice: str, torch) -> Extension | None:
             )
         toolkit = find_cuda_toolkit(dict(os.environ))
         check_cuda_toolkit(toolkit, torch)
+        gpus = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+        archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), toolkit, gpus)
     except BuildError as error:
         if choice == "cuda":
             raise BuildError(f"VAE_FAST_BUILD=cuda can't be done, because {error}.") from None
@@ -335,12 +351,7 @@ def plan_cuda(choice: str, torch) -> Extension | None:
     os.environ["CUDA_HOME"] = str(toolkit.home)
     # check_cuda_toolkit has tried what torch would look up in a table of compiler versions.
     os.environ.setdefault("TORCH_DONT_CHECK_COMPILER_ABI", "ON")
-    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and torch.cuda.device_count() == 0:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = default_cuda_archs(toolkit)
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "native"
-    if archs == "native":
-        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        archs = ";".join(f"{major}.{minor}" for major, minor in sorted(found)) + "+PTX"
+    os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     say(f"building CUDA kernels with {toolkit.nvcc} for {archs}.")
     return cuda_extension(toolkit, archs)
 

@@ -150,12 +150,35 @@ def test_nvcc_that_refuses_the_compiler_says_why(setup_py, tmp_path):
     [
         (("7.0", "7.5", "8.0", "8.6", "9.0"), "7.5;8.0;8.6;9.0+PTX"),
         (("8.0", "9.0", "10.0", "12.0", "12.1"), "8.0;9.0;10.0;12.0+PTX"),
-        (("13.0", "14.0"), "14.0+PTX"),
+        (("14.0", "13.0"), "14.0+PTX"),
     ],
 )
-def test_default_architectures_are_those_nvcc_knows(setup_py, tmp_path, known, archs):
+@pytest.mark.parametrize("wanted", ["", "native"])
+def test_default_architectures_are_those_nvcc_knows(setup_py, tmp_path, known, archs, wanted):
     toolkit = setup_py.CudaToolkit(tmp_path, (13, 0), known)
-    assert setup_py.default_cuda_archs(toolkit) == archs
+    assert setup_py.cuda_archs(wanted, toolkit, gpus=[]) == archs
+
+
+@pytest.mark.parametrize(
+    ("gpus", "archs"),
+    [
+        ([(9, 0)], "9.0+PTX"),
+        ([(9, 0), (8, 0), (9, 0)], "8.0;9.0+PTX"),
+        ([(12, 1)], "12.0+PTX"),  # newer than this toolkit
+    ],
+)
+def test_gpus_present_decide(setup_py, tmp_path, gpus, archs):
+    # Listed as nvcc 13 lists them: 103 after 110.
+    known = ("7.5", "8.0", "9.0", "10.0", "11.0", "10.3", "12.0")
+    toolkit = setup_py.CudaToolkit(tmp_path, (13, 0), known)
+    assert setup_py.cuda_archs("", toolkit, gpus) == archs
+    assert setup_py.cuda_archs("8.6", toolkit, gpus) == "8.6"
+
+
+def test_gpu_older_than_the_toolkit_is_named(setup_py, tmp_path):
+    toolkit = setup_py.CudaToolkit(tmp_path, (13, 0), ("7.5", "8.0"))
+    with pytest.raises(setup_py.BuildError, match=r"capability 6\.1 and .* 7\.5 or newer"):
+        setup_py.cuda_archs("", toolkit, gpus=[(6, 1)])
 
 
 def test_cuda_with_torch_without_cuda_says_so(setup_py, monkeypatch):
