@@ -89,8 +89,14 @@ def plan(options: argparse.Namespace) -> list[Spec]:
 
 
 def wanted(options: argparse.Namespace) -> tuple[requirements.Requirement, ...]:
+    """The requirements asked for, by group and by their rows' keys."""
     groups = options.group or list(requirements.GROUPS)
-    return tuple(r for name in groups for r in requirements.GROUPS[name])
+    return tuple(
+        r
+        for name in groups
+        for r in requirements.GROUPS[name]
+        if any(options.only in requirements.key_of(spec) for spec in r.specs)
+    )
 
 
 def keep(options: argparse.Namespace, modes: list[str]):

@@ -1,4 +1,4 @@
-"""pytest benchmarks --benchmark-group-by=param:key: the same rows under pytest-benchmark.
+"""pytest benchmarks --benchmark-group-by=param:row: the same rows under pytest-benchmark.
 
 Each contender of each row of the standard suite is one test, checked before it is timed. (For
 ratios, `python -m benchmarks` times the contenders of a row in turns, which this does not.)
