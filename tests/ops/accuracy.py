@@ -120,13 +120,18 @@ class Accuracy:
 def call(
     op: Callable, inputs: Sequence[Tensor], upstream: Sequence[Tensor | None] | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The outputs of ``op`` and the gradients of its inputs; an upstream of None is left out."""
+    """The outputs of ``op`` and the gradients of its inputs.
+
+    An upstream of None is left out, and so is an output that depends on no input.
+    """
     leaves = [t.detach().requires_grad_() for t in inputs]
     outputs = op(*leaves)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     if upstream is None:
         upstream = [torch.ones_like(o) for o in outputs]
-    used = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
+    used = [
+        (o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None and o.requires_grad
+    ]
     grads = torch.autograd.grad(
         [o for o, _ in used], leaves, [g for _, g in used], allow_unused=True
     )

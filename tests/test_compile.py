@@ -1,0 +1,292 @@
+"""torch.compile: one graph, the values and gradients of eager, dynamic shapes; opcheck of every op.
+
+Most compile with "aot_eager", which traces and differentiates as Inductor does and generates no
+code; Inductor itself runs once for each family of ops.
+"""
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast import bce_kl_loss, bernoulli_nll, gaussian_kl, reparameterize, sample_and_kl
+
+KEY = torch.tensor([77, -5])
+ROWS = 6
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(threads):
+    threads(1)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def gaussians(rows=ROWS, count=2, dtype=torch.float32):
+    return [torch.randn(rows, 5).to(dtype) for _ in range(count)]
+
+
+def images(rows=ROWS, dtype=torch.float32):
+    return [torch.randn(rows, 33).to(dtype)]
+
+
+def target_of(x, kind="uint8"):
+    t = torch.linspace(0, 255, x.numel()).view_as(x)
+    return t.to(torch.uint8) if kind == "uint8" else (t / 255).to(torch.float32)
+
+
+FUNCTIONS = {
+    "reparameterize": (lambda *a: reparameterize(*a, noise_key=KEY), gaussians),
+    "reparameterize, 3 samples": (
+        lambda *a: reparameterize(*a, num_samples=3, noise_key=KEY),
+        gaussians,
+    ),
+    "gaussian_kl": (lambda *a: gaussian_kl(*a), gaussians),
+    "gaussian_kl per sample": (lambda *a: gaussian_kl(*a, reduction="none"), gaussians),
+    "gaussian_kl of a prior": (
+        lambda *a: gaussian_kl(*a, reduction="batchmean"),
+        lambda **k: gaussians(count=4, **k),
+    ),
+    "sample_and_kl": (lambda *a: sample_and_kl(*a, noise_key=KEY), gaussians),
+    "sample_and_kl of a prior": (
+        lambda *a: sample_and_kl(*a, noise_key=KEY, reduction="none"),
+        lambda **k: gaussians(count=4, **k),
+    ),
+    "bernoulli_nll": (lambda x: bernoulli_nll(x, target_of(x)), images),
+    "bernoulli_nll per sample": (
+        lambda x: bernoulli_nll(x, target_of(x, "float"), reduction="none"),
+        images,
+    ),
+    "bernoulli_nll of probabilities": (
+        lambda x: bernoulli_nll(torch.sigmoid(x), target_of(x), from_logits=False),
+        images,
+    ),
+    "bce_kl_loss": (
+        lambda x, *a: tuple(bce_kl_loss(x, target_of(x), *a, beta=0.5)),
+        lambda **k: images(**k) + gaussians(**k),
+    ),
+    "bce_kl_loss per sample": (
+        lambda x, *a: tuple(bce_kl_loss(x, target_of(x), *a, reduction="none")),
+        lambda **k: images(**k) + gaussians(**k),
+    ),
+    "bce_kl_loss with a beta tensor": (
+        lambda x, *a: (
+            bce_kl_loss(x, target_of(x), *a, beta=torch.tensor(2.0), reduction="batchmean").loss
+        ),
+        lambda **k: images(**k) + gaussians(**k),
+    ),
+}
+functions = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def run(function, inputs):
+    """Values and gradients; the outputs are weighed so that upstream gradients are not 1."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    total = sum((o * (i + 2)).sum() for i, o in enumerate(outputs))
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(total, leaves)]
+
+
+def assert_same(got, want):
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == w.dtype
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+
+
+@functions
+def test_one_graph_with_eagers_results(backend, name):
+    function, make = FUNCTIONS[name]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for inputs in (make(), make()):
+        assert_same(run(compiled, inputs), run(function, inputs))
+    with torch.no_grad():
+        inputs = make()
+        got, want = compiled(*inputs), function(*inputs)
+        assert_same(*(o if isinstance(o, tuple) else (o,) for o in (got, want)))
+
+
+@pytest.mark.parametrize("name", ["reparameterize, 3 samples", "sample_and_kl", "bce_kl_loss",
+                                  "bernoulli_nll per sample"])  # fmt: skip
+def test_dynamic_shapes(backend, name):
+    function, make = FUNCTIONS[name]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (6, 9, 4):
+        inputs = make(rows=rows)
+        assert_same(run(compiled, inputs), run(function, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_other_dtypes(backend, dtype):
+    function, make = FUNCTIONS["bce_kl_loss"]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    inputs = make(dtype=dtype)
+    assert_same(run(compiled, inputs), run(function, inputs))
+
+
+def test_odd_layouts(backend):
+    function, _ = FUNCTIONS["bce_kl_loss"]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    inputs = [torch.randn(33, ROWS).t(), torch.randn(ROWS, 10)[:, ::2], torch.randn(5, ROWS).t()]
+    assert_same(run(compiled, inputs), run(function, inputs))
+
+
+def test_channels_last(backend):
+    function = torch.compile(
+        lambda x: bernoulli_nll(x.relu(), target_of(x)), backend="aot_eager", fullgraph=True
+    )
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert_same(run(function, [x]), run(lambda x: bernoulli_nll(x.relu(), target_of(x)), [x]))
+
+
+def test_a_target_that_is_learnt(backend):
+    def function(x, t):
+        return bernoulli_nll(x, torch.sigmoid(t)) + bce_kl_loss(x, torch.sigmoid(t), x, x).loss
+
+    compiled = torch.compile(function, backend="aot_eager")
+    inputs = [torch.randn(4, 7), torch.randn(4, 7)]
+    assert_same(run(compiled, inputs), run(function, inputs))
+
+
+def test_fresh_noise_without_a_key(backend):
+    """Each call of a compiled function draws anew, and backward sees what forward drew."""
+    compiled = torch.compile(
+        lambda m, lv: sample_and_kl(m, lv), backend="aot_eager", fullgraph=True
+    )
+    mu, logvar = torch.zeros(50, 5), torch.zeros(50, 5, requires_grad=True)
+    first, _ = compiled(mu, logvar)
+    second, _ = compiled(mu, logvar)
+    assert (first == second).float().mean() < 0.05
+    (grad,) = torch.autograd.grad(second.sum(), logvar)
+    torch.testing.assert_close(grad, second.detach() / 2)
+    torch.manual_seed(8)
+    third, _ = compiled(mu, logvar)
+    torch.manual_seed(8)
+    assert torch.equal(third, compiled(mu, logvar)[0])
+
+
+def test_changing_the_backend_recompiles():
+    """The choice is part of the graph's guards: reference after native is reference."""
+    if vae_fast.backend.native_reason("cpu") is not None:
+        pytest.skip(vae_fast.backend.native_reason("cpu"))
+    targets = []
+
+    def spy(graph, inputs):
+        targets.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    compiled = torch.compile(lambda m, lv: gaussian_kl(m, lv), backend=spy, fullgraph=True)
+    inputs = gaussians()
+    for name in ("native", "reference", "native"):
+        with vae_fast.set_backend(name):
+            compiled(*inputs)
+    assert [any("vae_fast" in t for t in graph) for graph in targets] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["reparameterize, 3 samples", "sample_and_kl of a prior", "bernoulli_nll",
+                                  "bce_kl_loss"])  # fmt: skip
+def test_inductor(native, name):
+    """With the code that torch.compile generates by default around the ops."""
+    function, make = FUNCTIONS[name]
+
+    def around(*inputs):
+        outputs = function(*(2 * t.tanh() for t in inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(o.square() for o in outputs)
+
+    inputs = make()
+    assert_same(run(torch.compile(around, fullgraph=True), inputs), run(around, inputs))
+
+
+def test_double_backward_of_a_compiled_loss_raises(native):
+    compiled = torch.compile(lambda *a: gaussian_kl(*a), backend="aot_eager", fullgraph=True)
+    mu, logvar = (t.requires_grad_() for t in gaussians())
+    with pytest.raises(RuntimeError):
+        (grad,) = torch.autograd.grad(compiled(mu, logvar), mu, create_graph=True)
+        grad.square().sum().backward()
+
+
+# --- opcheck -------------------------------------------------------------------------------------
+
+
+def opcheck_cases():
+    """Arguments for every op of the library, layouts and reductions in turn."""
+    x, t = torch.randn(4, 3, 5, 6), torch.randint(256, (4, 3, 5, 6), dtype=torch.uint8)
+    last = {"memory_format": torch.channels_last}
+    m, v, pm, pv = (torch.randn(4, 7) for _ in range(4))
+    one, each = torch.rand(()), torch.rand(4)
+    beta = torch.tensor(0.5)
+    k = KEY
+    half = torch.bfloat16
+    return {
+        "reparameterize": [(m, v, k, None), (m.to(half), v.to(half), k, 3)],
+        "reparameterize_backward": [(m, v, k, None), (torch.randn(3, 4, 7), v, k, 3)],
+        "gaussian_kl": [(m, v, None, None, 0), (m, v, pm, pv, 1), (m.double(), v.double(), None, None, 2)],
+        "sample_and_kl": [(m, v, None, None, k, 0), (m, v, pm, pv, k, 2)],
+        "gaussian_backward": [(m, one, m, v, k, 1), (m, None, m, v, k, 2), (None, each, m, v, None, 0)],
+        "gaussian_prior_backward": [(m, one, m, v, pm, pv, k, 2), (None, each, m, v, pm, pv, None, 0)],
+        "bernoulli_nll": [(x, t, 0, True), (x.contiguous(**last), t.contiguous(**last), 1, False)],
+        "bernoulli_nll_backward": [(each, x, t, 0, True), (one, x.contiguous(**last), t.contiguous(**last), 2, True)],
+        "bernoulli_nll_with_grad": [(x, t, 1, True, 1.0), (x.to(half), t.float(), 2, True, 0.5)],
+        "bce_kl": [(x, t, m, v, 0.5, None, 0, True), (x, t, m, v, 1.0, beta, 2, True)],
+        "bce_kl_backward": [(each, None, None, x, t, m, v, 0.5, None, 0, True), (None, one, one, x, t, m, v, 1.0, beta, 1, True)],
+        "bce_kl_with_grad": [(x, t, m, v, 0.5, None, 1, True, 1.0), (x, t, m, v, 1.0, beta, 2, True, 3.0)],
+    }  # fmt: skip
+
+
+NAMES = [
+    "reparameterize",
+    "reparameterize_backward",
+    "gaussian_kl",
+    "sample_and_kl",
+    "gaussian_backward",
+    "gaussian_prior_backward",
+    "bernoulli_nll",
+    "bernoulli_nll_backward",
+    "bernoulli_nll_with_grad",
+    "bce_kl",
+    "bce_kl_backward",
+    "bce_kl_with_grad",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(native, name):
+    """Schemas are kept, fake kernels foretell shapes, dtypes and strides, and ops trace.
+
+    (test_autograd_registration does not apply: gradients are the wrappers' in vae_fast.ops.)
+    """
+    op = getattr(torch.ops.vae_fast, name).default
+    for arguments in opcheck_cases()[name]:
+        torch.library.opcheck(
+            op,
+            arguments,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+
+
+def test_bare_ops_refuse_what_they_cannot_read(native):
+    """Whoever calls them: an error, and no read out of bounds."""
+    ops = torch.ops.vae_fast
+    m, x = torch.randn(4, 7), torch.randn(4, 9)
+    bad = [
+        lambda: ops.gaussian_kl(m, m[:, :3], None, None, 1),
+        lambda: ops.gaussian_kl(m, m.double(), None, None, 1),
+        lambda: ops.gaussian_kl(m[:, ::2], m[:, ::2], None, None, 1),
+        lambda: ops.gaussian_kl(m, m, None, None, 3),
+        lambda: ops.gaussian_kl(m, m, m, None, 1),
+        lambda: ops.reparameterize(m, m, KEY[:1], None),
+        lambda: ops.reparameterize(m, m, KEY, 0),
+        lambda: ops.reparameterize(m, m, KEY.int(), None),
+        lambda: ops.bernoulli_nll(x, x[:, :4].contiguous(), 1, True),
+        lambda: ops.bernoulli_nll(x, x.long(), 1, True),
+        lambda: ops.bernoulli_nll(x.long(), x, 1, True),
+        lambda: ops.bernoulli_nll_backward(torch.ones(3), x, x, 0, True),
+        lambda: ops.bce_kl(x, x, m[:3], m[:3], 1.0, None, 1, True),
+        lambda: ops.bce_kl(x, x, m, m, 1.0, torch.ones(2), 1, True),
+        lambda: ops.bce_kl_backward(None, None, None, x, x, m, m, 1.0, None, 1, True),
+    ]
+    for call in bad:
+        with pytest.raises(RuntimeError):
+            call()

@@ -1,0 +1,345 @@
+"""The public functions' contract: their errors, autocast, function transforms, and modules of torch
+that call them."""
+
+import pytest
+import torch
+
+import vae_fast
+from vae_fast import (
+    bce_kl_loss,
+    bernoulli_nll,
+    gaussian_kl,
+    noise,
+    reparameterize,
+    sample_and_kl,
+)
+
+A, B = torch.zeros(4, 3), torch.zeros(4, 3)
+IMAGES, TARGET = torch.zeros(4, 7), torch.zeros(4, 7)
+META = torch.zeros(4, 3, device="meta")
+
+GAUSSIAN = [reparameterize, gaussian_kl, sample_and_kl]
+gaussian_ops = pytest.mark.parametrize("op", GAUSSIAN, ids=lambda op: op.__name__)
+reducing_ops = pytest.mark.parametrize(
+    "op",
+    [
+        lambda **k: gaussian_kl(A, B, **k),
+        lambda **k: sample_and_kl(A, B, **k),
+        lambda **k: bernoulli_nll(IMAGES, TARGET, **k),
+        lambda **k: bce_kl_loss(IMAGES, TARGET, A, B, **k),
+    ],
+    ids=["gaussian_kl", "sample_and_kl", "bernoulli_nll", "bce_kl_loss"],
+)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@gaussian_ops
+def test_shapes_that_differ(backend, op):
+    with pytest.raises(ValueError, match=r"mu has shape \(4, 3\), logvar has shape \(4, 5\)"):
+        op(A, torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(3,\)"):  # no silent broadcasting
+        op(A, torch.zeros(3))
+
+
+@gaussian_ops
+def test_logvar_missing(backend, op):
+    with pytest.raises(TypeError, match="logvar is missing: a Gaussian needs mu and logvar"):
+        op(A, None)
+    with pytest.raises(TypeError, match="mu must be a tensor, got NoneType"):
+        op(None, A)
+    with pytest.raises(TypeError, match="logvar must be a tensor, got float"):
+        op(A, 0.0)
+
+
+@gaussian_ops
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
+def test_dtypes_without_a_meaning(backend, op, dtype):
+    with pytest.raises(TypeError, match=f"mu must be float32.*got {dtype}.*mu.float()"):
+        op(A.to(dtype), B)
+    with pytest.raises(TypeError, match=f"logvar must be float32.*got {dtype}"):
+        op(A, B.to(dtype))
+
+
+@gaussian_ops
+def test_mixed_devices(backend, op):
+    with pytest.raises(ValueError, match="mu is on cpu, logvar on meta|logvar is on|mu is on"):
+        op(A, META)
+    with pytest.raises(ValueError, match="meta.*cpu"):
+        op(META, A)
+
+
+@pytest.mark.parametrize("op", [gaussian_kl, sample_and_kl], ids=lambda op: op.__name__)
+def test_priors_that_do_not_fit(backend, op):
+    with pytest.raises(TypeError, match="prior_logvar is missing: give prior_mu and prior_logvar"):
+        op(A, B, A)
+    with pytest.raises(TypeError, match="prior_mu is missing"):
+        op(A, B, prior_logvar=A)
+    with pytest.raises(ValueError, match=r"prior_mu has shape \(4, 3\), prior_logvar.*\(3,\)"):
+        op(A, B, A, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"prior_mu has shape \(5, 3\), .*mu's shape \(4, 3\)"):
+        op(A, B, torch.zeros(5, 3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\)"):  # the posterior is not broadcast
+        op(A, B, torch.zeros(2, 4, 3), torch.zeros(2, 4, 3))
+    with pytest.raises(ValueError, match="prior_mu is on meta, mu on cpu"):
+        op(A, B, META, META)
+    with pytest.raises(TypeError, match="prior_mu must be float32.*got torch.int64"):
+        op(A, B, A.long(), B)
+
+
+@reducing_ops
+def test_reduction_misspelt(backend, op):
+    with pytest.raises(ValueError, match="one of 'none', 'sum', 'batchmean', got 'summ'"):
+        op(reduction="summ")
+    with pytest.raises(ValueError, match="got 'mean'.*silently change beta; use 'batchmean'"):
+        op(reduction="mean")
+    with pytest.raises(ValueError, match="got None"):
+        op(reduction=None)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, "3"])
+def test_num_samples_that_is_no_number_of_samples(backend, bad):
+    with pytest.raises(ValueError, match=f"num_samples must be a positive integer.*got {bad!r}"):
+        reparameterize(A, B, num_samples=bad)
+
+
+def test_bernoulli_inputs_that_do_not_fit(backend):
+    for op in (bernoulli_nll, lambda *a: bce_kl_loss(*a, A, B)):
+        with pytest.raises(TypeError, match="logits must be float32.*got torch.int64"):
+            op(IMAGES.long(), TARGET)
+        with pytest.raises(TypeError, match="target must be floating.*got torch.int64.*uint8"):
+            op(IMAGES, TARGET.long())
+        with pytest.raises(TypeError, match="target must be a tensor, got list"):
+            op(IMAGES, [0.0])
+        with pytest.raises(TypeError, match="logits must be a tensor, got NoneType"):
+            op(None, TARGET)
+        with pytest.raises(ValueError, match=r"logits has shape \(4, 7\), target.*\(7,\)"):
+            op(IMAGES, torch.zeros(7))
+        with pytest.raises(ValueError, match="logits is on cpu, target on meta"):
+            op(IMAGES, TARGET.to("meta"))
+
+
+def test_bce_kl_inputs_that_do_not_fit(backend):
+    with pytest.raises(
+        ValueError, match=r"logits has 4 samples \(shape \(4, 7\)\), mu has 5 .*5, 3"
+    ):
+        bce_kl_loss(IMAGES, TARGET, torch.zeros(5, 3), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="mu has 1"):  # a 1-D tensor is one sample
+        bce_kl_loss(IMAGES, TARGET, torch.zeros(4), torch.zeros(4))
+    with pytest.raises(ValueError, match="mu is on meta, logits on cpu"):
+        bce_kl_loss(IMAGES, TARGET, META, META)
+    with pytest.raises(TypeError, match="logvar is missing"):
+        bce_kl_loss(IMAGES, TARGET, A, None)
+    with pytest.raises(ValueError, match=r"beta must be one number, got a tensor of \(2,\)"):
+        bce_kl_loss(IMAGES, TARGET, A, B, beta=torch.ones(2))
+
+
+def test_errors_come_before_work(backend):
+    """A refused call draws no key and leaves torch's generator where it was."""
+    state = torch.get_rng_state()
+    for bad in (
+        lambda: sample_and_kl(A, B, reduction="mean"),
+        lambda: reparameterize(A, torch.zeros(2)),
+        lambda: reparameterize(A, B, num_samples=0),
+    ):
+        with pytest.raises(ValueError):
+            bad()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_autocast(backend, from_logits):
+    """Inside autocast the loss takes what the layers give, sums in float32, and trains them."""
+    layer, heads = torch.nn.Linear(20, 30), torch.nn.Linear(20, 8)
+    x, target = torch.randn(16, 20), torch.rand(16, 30)
+    key = noise.new_key()
+
+    def step():
+        mu, logvar = heads(x).chunk(2, 1)
+        z, kl = sample_and_kl(mu, logvar, noise_key=key)
+        logits = layer(x)
+        inputs = logits if from_logits else torch.sigmoid(logits)
+        out = bce_kl_loss(inputs, target, mu, logvar, from_logits=from_logits)
+        return logits, mu, z, kl, out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, mu, z, kl, out = step()
+    assert logits.dtype == mu.dtype == z.dtype == torch.bfloat16
+    assert kl.dtype == out.loss.dtype == out.recon.dtype == torch.float32
+    out.loss.backward()
+    got = [p.grad.clone() for p in (*layer.parameters(), *heads.parameters())]
+    assert all(g.dtype == torch.float32 for g in got)
+    # The op itself is not touched by autocast: the same inputs give the same bits outside of it.
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = bernoulli_nll(logits.detach(), target)
+    assert torch.equal(inside, bernoulli_nll(logits.detach(), target))
+    # And all of it stays near float32's.
+    *_, full = step()
+    torch.testing.assert_close(out.loss, full.loss, rtol=1e-2, atol=0)
+    for p in (*layer.parameters(), *heads.parameters()):
+        p.grad = None
+    full.loss.backward()
+    for g, p in zip(got, (*layer.parameters(), *heads.parameters()), strict=True):
+        torch.testing.assert_close(g, p.grad, rtol=5e-2, atol=0.05 * p.grad.abs().max().item())
+
+
+# --- grad modes ----------------------------------------------------------------------------------
+
+
+def test_no_grad_and_inference_mode(backend):
+    mu = torch.randn(4, 3, requires_grad=True)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            z, kl = sample_and_kl(mu, mu)
+            out = bce_kl_loss(mu, torch.rand(4, 3), mu, mu)
+        assert not any(t.requires_grad for t in (z, kl, *out))
+
+
+def test_partial_gradients(backend):
+    """Only what requires a gradient gets one."""
+    mu, logvar = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    sample_and_kl(mu, logvar)[1].backward()
+    torch.testing.assert_close(logvar.grad, torch.expm1(logvar.detach()) / 2)
+    assert mu.grad is None
+    frozen = torch.randn(4, 7)
+    bce_kl_loss(frozen, TARGET, mu, logvar).loss.backward()
+    assert frozen.grad is None
+    torch.testing.assert_close(logvar.grad, torch.expm1(logvar.detach()))
+
+
+def test_changing_an_input_before_backward_is_noticed(backend):
+    """In-place changes of what backward reads raise, as everywhere in torch."""
+    x = torch.randn(4, 7, requires_grad=True)
+    y = x * 1
+    loss = bernoulli_nll(y, TARGET, reduction="none").sum()
+    y.detach().add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- function transforms -------------------------------------------------------------------------
+
+KEY = torch.tensor([11, -22])
+MU, LOGVAR = torch.linspace(-2, 2, 12).view(4, 3), torch.linspace(1, -1, 12).view(4, 3)
+PROBABILITIES = torch.linspace(0.1, 0.9, 12).view(4, 3)
+SCALARS = {
+    "reparameterize": lambda m: reparameterize(m, LOGVAR, noise_key=KEY).square().sum(),
+    "gaussian_kl": lambda m: gaussian_kl(m, LOGVAR),
+    "gaussian_kl of a prior": lambda m: gaussian_kl(m, LOGVAR, LOGVAR, MU),
+    "sample_and_kl": lambda m: sum(t.sum() for t in sample_and_kl(m, LOGVAR, noise_key=KEY)),
+    "bernoulli_nll": lambda m: bernoulli_nll(m, PROBABILITIES),
+    "bernoulli_nll of probabilities": lambda p: bernoulli_nll(
+        torch.sigmoid(p), PROBABILITIES, from_logits=False
+    ),
+    "bce_kl_loss": lambda m: bce_kl_loss(m, PROBABILITIES, m, LOGVAR).loss,
+}
+scalars = pytest.mark.parametrize("name", SCALARS)
+
+
+def works_or_raises(call):
+    """The result, or None where torch.func says that it cannot."""
+    try:
+        return call()
+    except (RuntimeError, NotImplementedError) as error:
+        assert str(error)
+        return None
+
+
+@scalars
+def test_vmap_is_a_loop_or_raises(backend, name):
+    batch = torch.stack([MU, 2 * MU, MU.flip(0)])
+    got = works_or_raises(lambda: torch.func.vmap(SCALARS[name])(batch))
+    if got is not None:
+        torch.testing.assert_close(got, torch.stack([SCALARS[name](m) for m in batch]))
+
+
+@scalars
+def test_torch_func_grad_is_right_or_raises(backend, name):
+    with vae_fast.set_backend("reference"):
+        leaf = MU.clone().requires_grad_()
+        (want,) = torch.autograd.grad(SCALARS[name](leaf), leaf)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        got = works_or_raises(lambda t=transform: t(SCALARS[name])(MU))
+        if got is not None:  # in forward mode torch makes some 0-d tangents float64
+            torch.testing.assert_close(got, want, check_dtype=False)
+
+
+@scalars
+@pytest.mark.parametrize("grad_enabled", [True, False])
+def test_forward_mode_is_right_or_raises(backend, name, grad_enabled):
+    """A dropped tangent would be a derivative of zero."""
+    tangent = torch.linspace(1, 3, 12).view(4, 3)
+    with vae_fast.set_backend("reference"):
+        leaf = MU.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(SCALARS[name](leaf), leaf)
+    want = (grad * tangent).sum()
+
+    def dual():
+        with torch.set_grad_enabled(grad_enabled), torch.autograd.forward_ad.dual_level():
+            value = SCALARS[name](torch.autograd.forward_ad.make_dual(MU, tangent))
+            out = torch.autograd.forward_ad.unpack_dual(value).tangent
+            return torch.zeros(()) if out is None else out
+
+    for call in (dual, lambda: torch.func.jvp(SCALARS[name], (MU,), (tangent,))[1]):
+        got = works_or_raises(call)
+        if got is not None:
+            torch.testing.assert_close(got, want, check_dtype=False)
+
+
+@scalars
+def test_second_derivatives_are_right_or_raise(backend, name):
+    with vae_fast.set_backend("reference"):
+        want = works_or_raises(lambda: torch.autograd.functional.hessian(SCALARS[name], MU))
+    for call in (
+        lambda: torch.func.hessian(SCALARS[name])(MU),
+        lambda: torch.autograd.functional.hessian(SCALARS[name], MU),
+    ):
+        got = works_or_raises(call)
+        if got is not None:
+            torch.testing.assert_close(got, want)
+
+
+# --- in a module ---------------------------------------------------------------------------------
+
+
+def test_a_step_of_training_lowers_the_loss(backend):
+    torch.manual_seed(1)
+    encoder, decoder = torch.nn.Linear(30, 8), torch.nn.Linear(4, 30)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-2)
+    x = (torch.rand(64, 30) > 0.7).to(torch.uint8) * 255
+    losses = []
+    for _ in range(60):
+        mu, logvar = encoder(x.float() / 255).chunk(2, 1)
+        out = bce_kl_loss(decoder(reparameterize(mu, logvar)), x, mu, logvar, reduction="batchmean")
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        losses.append(out.loss.item())
+    assert losses[-1] < losses[0] - 2
+
+
+def test_gradients_agree_with_numerical_ones(backend):
+    """gradcheck of everything that has a gradient, in float64."""
+    tensors = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    target = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    key = noise.new_key()
+    for reduction in ("none", "sum", "batchmean"):
+        k = {"reduction": reduction}
+        assert torch.autograd.gradcheck(lambda *a, k=k: gaussian_kl(*a, **k), tensors)
+        assert torch.autograd.gradcheck(
+            lambda *a, k=k: sample_and_kl(*a, noise_key=key, **k), tensors
+        )
+        assert torch.autograd.gradcheck(
+            lambda *a, k=k: bernoulli_nll(*a, **k), [tensors[0], target]
+        )
+        assert torch.autograd.gradcheck(
+            lambda x, t, *a, k=k: tuple(bce_kl_loss(x, t, *a, beta=0.5, **k)),
+            [tensors[0], target, *tensors[2:]],
+        )
+    assert torch.autograd.gradcheck(
+        lambda *a: reparameterize(*a, num_samples=2, noise_key=key), tensors[:2]
+    )
