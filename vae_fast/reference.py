@@ -241,6 +241,8 @@ def bce_kl_loss(
         logits, mu, logvar = logits.double(), mu.double(), logvar.double()
     recon = bernoulli_nll(logits, target, reduction, from_logits)
     kl = gaussian_kl(mu, logvar, reduction=reduction)
+    if isinstance(beta, torch.Tensor):
+        beta = beta.to(kl)  # or a float64 beta would make the loss float64
     return LossOutput(recon + beta * kl, recon, kl)
 
 
