@@ -17,7 +17,8 @@ namespace vae_fast::cuda {
 template <class F>
 using BernoulliBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 4 : 2>;
 
-// The target in any of its dtypes: the logits' own, float32 beside half precision, or bytes. The choice is the same for every thread, once a batch.
+// The target in any of its dtypes: the logits' own, float32 beside half precision, or bytes. The
+// choice is the same for every thread, and made once a batch.
 template <class F, Reuse REUSE, class B, class C>
 VF_DEVICE void load_target(const Bernoulli& args, const B& batch, C (&t)[B::size]) {
   if (args.target_dtype == args.dtype) {
@@ -46,7 +47,7 @@ template <class F, bool LOGITS, bool VALUE, bool GRAD>
 VF_DEVICE double bernoulli_range(const Bernoulli& args, const Range& range, int lane, int lanes,
                                  bool aligned) {
   using C = typename F::C;
-  using M = std::conditional_t<LOGITS, LogitMath<C>, Math<C>>;
+  using M = Math<C>;
   using B = BernoulliBatch<F>;
   constexpr Reuse kReuse = GRAD ? Reuse::never : Reuse::soon;
   const bool streamed = args.rows * args.cols * F::bytes > kStreamedBytes;

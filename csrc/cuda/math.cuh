@@ -6,8 +6,6 @@
 
 namespace vae_fast::cuda {
 
-// sin and cos of |x| <= pi / 4 by their Taylor series, cut where the rest is below a tenth of an
-// ulp. The library's serve any x, for which they hold a table walk in local memory.
 template <class Float>
 struct Math : Scalar<Float> {
   using typename Scalar<Float>::T;
@@ -19,6 +17,19 @@ struct Math : Scalar<Float> {
       return __fma_rn(a, b, c);
     }
   }
+  // Of b in [1, 2]: a reciprocal, refined once, is right to the last bit but one and has no branch
+  // for odd exponents.
+  static VF_DEVICE T divide_unit(T a, T b) {
+    if constexpr (sizeof(T) == 4) {
+      const T r = __fdividef(1.0f, b);
+      const T q = a * r;
+      return fma(fma(-q, b, a), r, q);
+    } else {
+      return a / b;
+    }
+  }
+  // Of |x| <= pi / 4 by the Taylor series, cut where the rest is below a tenth of an ulp. The
+  // library's serve any x, for which they hold a table walk in local memory.
   static VF_DEVICE void sincos_quarter(T x, T& sine, T& cosine) {
     const T s = x * x;
     if constexpr (sizeof(T) == 4) {
@@ -51,23 +62,6 @@ struct Math : Scalar<Float> {
       q = q * s - T(1.0 / 720);
       q = q * s + T(1.0 / 24);
       cosine = (T(1) - T(0.5) * s) + s * s * q;
-    }
-  }
-};
-
-// For the Bernoulli terms from logits, whose one division is e / (1 + e) with e in [0, 1]: a
-// reciprocal, refined once, is right to the last bit but one and has no branch for odd exponents.
-template <class Float>
-struct LogitMath : Math<Float> {
-  using typename Math<Float>::T;
-
-  static VF_DEVICE T divide_unit(T a, T b) {
-    if constexpr (sizeof(T) == 4) {
-      const T r = __fdividef(1.0f, b);
-      const T q = a * r;
-      return Math<Float>::fma(Math<Float>::fma(-q, b, a), r, q);
-    } else {
-      return a / b;
     }
   }
 };

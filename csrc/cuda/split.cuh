@@ -1,4 +1,4 @@
-// How a problem is cut into tasks: by its size alone, never by the GPU, so that sums have one order.
+// How a problem is cut into tasks: by its size alone, never by the GPU. So sums have one order.
 //
 // A problem is `segments` runs of `length` elements each: the whole tensor at once, or its rows
 // when each row has a sum or an upstream gradient of its own. A segment is cut into parts of whole
@@ -66,11 +66,11 @@ Split make_split(int64_t segments, int64_t length) {
   return split;
 }
 
-// A problem of two blocks is done by one, which then can add up all by itself, in the same launch.
+// A problem of two blocks is done by one, which can then add up by itself, in the same launch.
 inline int64_t stage_one_blocks(int64_t blocks) { return blocks <= 2 && blocks > 0 ? 1 : blocks; }
 
 // Gives each team its tasks. `body(range, lane, lanes)` is a lane's work and returns its share of
-// the sum; `done(task, sum)` is called by one lane of the team. `block` of `blocks` is the caller's.
+// the sum; `done(task, sum)` is called by one lane of the team. The caller is `block` of `blocks`.
 template <int V, bool SUM, class Body, class Done>
 VF_DEVICE void for_each_task(const Split& split, int64_t block, int64_t blocks, const Body& body,
                              const Done& done) {

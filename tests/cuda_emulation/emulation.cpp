@@ -25,7 +25,7 @@ namespace {
 constexpr unsigned kMaxThreads = 1024, kWarp = 32;
 constexpr size_t kStack = 256 * 1024;
 
-// --- what the test declared and wants to know ------------------------------------------------------
+// --- what the test declared and wants to know ---
 
 struct Region {
   const char* begin;
@@ -46,12 +46,12 @@ void complain(const std::string& what) {
   }
 }
 
-// --- fibers ----------------------------------------------------------------------------------------
+// --- fibers ---
 
 enum class State { ready, at_block_barrier, at_exchange, done };
 
-// Made once, and kept from block to block. The first entry of a fiber is by ucontext, which gives it
-// its stack; from then on setjmp and longjmp switch, which need no system call.
+// Made once, and kept from block to block. The first entry of a fiber is by ucontext, which gives
+// it its stack; from then on setjmp and longjmp switch, which need no system call.
 struct Fiber {
   ucontext_t entry;
   jmp_buf place;
@@ -192,7 +192,9 @@ cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   if (order_seed > 1) std::shuffle(blocks.begin(), blocks.end(), random);
   for (const unsigned block : blocks) {
     blockIdx = dim3(block, 0, 0);
-    if (!run_block(threads.x, warps, lanes, random) || !error.empty()) return cudaErrorLaunchFailure;
+    if (!run_block(threads.x, warps, lanes, random) || !error.empty()) {
+      return cudaErrorLaunchFailure;
+    }
   }
   return cudaSuccess;
 }
@@ -246,7 +248,7 @@ bool check(const void* p, size_t bytes, bool write) {
 
 using namespace vae_fast;
 
-// --- for ctypes ------------------------------------------------------------------------------------
+// --- for ctypes ---
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
