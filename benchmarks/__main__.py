@@ -105,7 +105,9 @@ def keep(options: argparse.Namespace, modes: list[str]):
         names = {*options.peers.split(","), "add(out=)"}
         return lambda name: name.startswith(OURS) or name in names
     if options.suite == "must-show":
-        asked = {r.peer for r in wanted(options)} | set(modes)
+        asked = {r.peer for r in wanted(options)}
+        asked |= set(modes) if "compile" in asked else set()
+        asked |= {"jax-float32"} if "jax" in asked else set()
         return lambda name: name.startswith(OURS) or name in asked
     return lambda name: True
 

@@ -313,7 +313,7 @@ def setup_epoch(
             found.append(
                 epoch("jax-float32", jax_vae.contender(data.numpy(), batch, "float32", device))
             )
-        pythae_epoch = pythae_vae.contender(floats, batch)
+        pythae_epoch = pythae_vae.contender(tutorial(), floats, batch)
         found.append(
             pythae_epoch if isinstance(pythae_epoch, Absence) else epoch("pythae", pythae_epoch)
         )

@@ -54,6 +54,6 @@ def test_pythae_is_named_absent_where_it_is_not_installed(monkeypatch):
     from benchmarks import pythae_vae
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    absent = pythae_vae.contender(torch.zeros(4, 784), 2)
+    absent = pythae_vae.contender(bench_training.tutorial(), torch.zeros(4, 784), 2)
     assert isinstance(absent, Absence)
     assert absent.why == "pythae is not installed"
