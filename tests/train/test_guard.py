@@ -14,8 +14,10 @@ def make(optimizer="fused", **config):
     made = {
         "fused": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
         "plain": lambda p: torch.optim.SGD(p, lr=1.0),
-    }[optimizer]([parameter])
-    return Guard(OptimizerConfig(**config), CPU), made, parameter
+    }[optimizer.removesuffix(" on device")]([parameter])
+    guard = Guard(OptimizerConfig(**config), CPU)
+    guard.decides_on_device = "on device" in optimizer  # as on a GPU, without one
+    return guard, made, parameter
 
 
 def step(guard, optimizer, parameter, gradient, loss=1.0):
@@ -27,7 +29,7 @@ def test_norm_is_over_all_gradients():
     assert gradient_norm([torch.tensor([3.0]), torch.tensor([[4.0], [12.0]])]) == 13.0
 
 
-@pytest.mark.parametrize("optimizer", ["fused", "plain"])
+@pytest.mark.parametrize("optimizer", ["fused", "fused on device", "plain", "plain on device"])
 @pytest.mark.parametrize(
     ("gradient", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)]
 )
@@ -35,9 +37,8 @@ def test_a_step_that_is_not_finite_does_not_reach_the_optimizer(optimizer, gradi
     guard, made, parameter = make(optimizer)
     assert step(guard, made, parameter, gradient, loss) is True
     assert torch.equal(parameter, torch.ones(4))
-    if optimizer == "fused":  # moments and the count of steps are untouched too
-        state = made.state[parameter]
-        assert state["step"] == 0 and not state["exp_avg"].any() and not state["exp_avg_sq"].any()
+    # Moments and the count of steps are untouched too.
+    assert not any(value.any() for value in made.state[parameter].values())
     assert step(guard, made, parameter, 1.0) is False
     assert not torch.equal(parameter, torch.ones(4))
     assert guard.read() == {"grad_norm": 2.0, "skipped": 1}
@@ -66,8 +67,9 @@ def test_clipping_is_torchs_clipping(gradient):
     assert torch.allclose(parameter, plain, rtol=0, atol=1e-5)
 
 
-def test_clipping_with_a_fused_optimizer():
-    guard, made, parameter = make("fused", clip_norm=1.0)
+@pytest.mark.parametrize("optimizer", ["fused", "fused on device"])
+def test_clipping_with_a_fused_optimizer(optimizer):
+    guard, made, parameter = make(optimizer, clip_norm=1.0)
     step(guard, made, parameter, 50.0)
     assert torch.allclose(made.state[parameter]["exp_avg"], torch.full((4,), 0.1 * 0.5))
 

@@ -1,8 +1,8 @@
 """What stands between backward and the optimizer: clipping, and steps that must not be taken.
 
-Everything is decided on the device. A fused optimizer is handed the decision as the tensors that
-torch's gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing waits; another
-optimizer is asked on the host.
+Everything is decided on the device. On a GPU a fused optimizer is handed the decision as the
+tensors that torch's gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing
+waits; for another optimizer the host reads it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Guard:
 
     def __init__(self, config: OptimizerConfig, device: torch.device) -> None:
         self.config = config
+        self.decides_on_device = device.type != "cpu"  # on the CPU there is nothing to wait for
         self.skipped_in_all = 0
         self.not_finite_in_row = 0  # as of the last read
         self._largest = torch.tensor(torch.finfo(torch.float32).max, device=device)
@@ -58,7 +59,8 @@ class Guard:
         if self.config.skip_above > 0:
             self._learn(norm, skipped)
         clip = self.config.clip_norm
-        _step(optimizer, skipped, (norm / clip).clamp_min_(1.0) if clip > 0 else None)
+        scale = (norm / clip).clamp_min_(1.0) if clip > 0 else None
+        _step(optimizer, skipped, scale, on_device=self.decides_on_device)
         return skipped
 
     def read(self) -> dict[str, float | None]:
@@ -110,18 +112,22 @@ class Guard:
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together, a 0-d float32 tensor."""
-    return torch.nn.utils.get_total_norm(gradients).float()
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
 
-def _step(optimizer: torch.optim.Optimizer, skipped: Tensor, scale: Tensor | None) -> None:
-    if optimizer.defaults.get("fused"):
+def _step(
+    optimizer: torch.optim.Optimizer, skipped: Tensor, scale: Tensor | None, *, on_device: bool
+) -> None:
+    fused = bool(optimizer.defaults.get("fused"))
+    if fused and on_device:
         optimizer.found_inf = skipped.float()
+    elif skipped.item():
+        return
+    if fused:
         optimizer.grad_scale = scale
-        optimizer.step()
-    elif not skipped.item():
-        if scale is not None:
-            groups = optimizer.param_groups
-            torch._foreach_div_(
-                [p.grad for group in groups for p in group["params"] if p.grad is not None], scale
-            )
-        optimizer.step()
+    elif scale is not None:
+        groups = optimizer.param_groups
+        torch._foreach_div_(
+            [p.grad for group in groups for p in group["params"] if p.grad is not None], scale
+        )
+    optimizer.step()
