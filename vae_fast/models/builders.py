@@ -189,17 +189,19 @@ def importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Mod
 def hierarchical(
     input_shape: Sequence[int],
     *,
-    network: str = "conv",
+    network: str | None = None,
     levels: Sequence[Sequence[int]] | int | None = None,
     width: int = 64,
-    z_channels: int = 8,
+    z_channels: int = 10,
     hidden: Sequence[int] = (400,),
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
 ) -> nn.Module:
-    """network="conv": ``levels`` are pairs (height, number of levels), coarse to fine, and default
-    to VDVAE's shape on a small image; "mlp": their number.
+    """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
+    levels), coarse to fine, VDVAE's shape on a small image by default.
     """
+    if network is None:
+        network = "mlp" if levels is None or isinstance(levels, int) else "conv"
     p_x = make_likelihood(likelihood, **(likelihood_options or {}))
     output_shape = p_x.parameters_shape(input_shape)
     if network == "mlp":

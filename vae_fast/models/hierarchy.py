@@ -19,25 +19,25 @@ Stage = tuple[tuple[int, int], int]  # (height, width) and how many levels have 
 
 
 def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0) -> nn.Sequential:
-    """1x1, 3x3, 3x3, 1x1 convolutions behind GELUs (Child 2020, figure 3); ``scale`` multiplies
-    the last one's initial weights, and 0 makes it start as nothing.
+    """1x1, 3x3, 3x3, 1x1 convolutions behind GELUs (Child 2020, figure 3); two linear layers at
+    size 1. ``scale`` multiplies the last one's initial weights, and 0 makes it start as nothing.
     """
-    middle = max(n_in // 4, 8) if size != (1, 1) else n_in
-    kernel = 3 if max(size) > 2 else 1
-    last = nn.Conv2d(middle, n_out, 1)
+    if size == (1, 1):
+        widths, kernels = [n_in, n_in, n_out], [1, 1]
+    else:
+        middle = max(n_in // 4, 8)
+        spatial = 3 if max(size) > 2 else 1
+        widths, kernels = [n_in, middle, middle, middle, n_out], [1, spatial, spatial, 1]
+    layers: list[nn.Module] = []
+    for i, kernel in enumerate(kernels):
+        convolution = nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2)
+        # torch's default would shrink the signal at each of these layers, and x's with it.
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+        layers += [nn.GELU(), convolution]
     with torch.no_grad():
-        last.weight.mul_(scale)
-        last.bias.zero_()
-    return nn.Sequential(
-        nn.GELU(),
-        nn.Conv2d(n_in, middle, 1),
-        nn.GELU(),
-        nn.Conv2d(middle, middle, kernel, padding=kernel // 2),
-        nn.GELU(),
-        nn.Conv2d(middle, middle, kernel, padding=kernel // 2),
-        nn.GELU(),
-        last,
-    )
+        layers[-1].weight.mul_(scale)
+    return nn.Sequential(*layers)
 
 
 class BottomUp(nn.Module):
@@ -73,7 +73,7 @@ class Level(nn.Module):
         self.z_channels = z_channels
         self.z_shape = (z_channels, *size)
         self.prior_network = bottleneck(width, 2 * z_channels + width, size, scale=0.0)
-        self.posterior_network = bottleneck(2 * width, 2 * z_channels, size)
+        self.posterior_network = bottleneck(2 * width, 2 * z_channels, size, scale=0.3)
         self.z_to_h = nn.Conv2d(z_channels, width, 1)
         with torch.no_grad():
             self.z_to_h.weight.mul_(depth**-0.5)
