@@ -57,7 +57,15 @@ def build(folder: Path) -> Path:
     """Compile the drivers and their caller, with setup.py's optimisation, unless it is done."""
     sources = [ROOT / "benchmarks" / "instructions.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
     headers = [p for pattern in ("*.h", "*.inc") for p in sorted(ROOT.glob(f"csrc/**/{pattern}"))]
-    flags = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+    flags = [
+        "-std=c++20",
+        "-O3",
+        "-g0",
+        "-fno-math-errno",
+        "-fvisibility=hidden",
+        "-Wno-psabi",
+        "-pthread",
+    ]
     digest = hashlib.sha256(" ".join(flags).encode())
     for path in (*sources, *headers):
         digest.update(path.read_bytes())
@@ -75,7 +83,7 @@ def build(folder: Path) -> Path:
             ]
             for job in jobs:
                 job.result()
-        _run([compiler[0], *map(str, objects), "-o", str(program)])
+        _run([compiler[0], "-pthread", *map(str, objects), "-o", str(program)])
     return program
 
 

@@ -20,7 +20,7 @@ HOW = (
     "checked against float64 before. A ratio is the peer's time over ours. GB/s counts the least "
     'bytes that the row\'s result takes; "of add" is its share of what `torch.add(a, b, out=c)` '
     "moved in this run. Rows marked cached are small enough that their inputs stay in the cache. "
-    "Peak is what one call allocates beyond its inputs."
+    "Peak is what one call allocates beyond its inputs, its results included."
 )
 
 MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"

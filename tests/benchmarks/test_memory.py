@@ -2,6 +2,7 @@
 
 import torch
 
+import vae_fast
 from benchmarks.case import Contender, Outputs
 from benchmarks.memory import highest, peak_bytes
 
@@ -36,6 +37,13 @@ def test_in_place_takes_nothing():
 def test_who_knows_better_is_asked_and_a_yardstick_is_not():
     assert peak_bytes(contender(lambda x: x, peak_bytes=lambda own: 123), MEGABYTE, CPU) == 123
     assert peak_bytes(Contender("add", lambda x: x + 1), MEGABYTE, CPU) is None
+
+
+def test_outputs_of_our_own_pool_count_each_time():
+    run = contender(lambda x: vae_fast.reparameterize(x, x))
+    for _ in range(3):
+        # z, and a noise key; a pool may round up to pages, and must not hide what it handed out.
+        assert 1 << 20 <= peak_bytes(run, MEGABYTE, CPU) < (1 << 20) + 8192
 
 
 def test_the_highest_point_in_order_of_time():
