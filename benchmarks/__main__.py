@@ -118,8 +118,8 @@ def run(options: argparse.Namespace) -> Results:
     other = load(options.compare) if options.compare else None
     budget = Budget.quick() if options.quick else Budget()
     modes = [*COMPILE_MODES, *(CUDA_GRAPHS if device.type == "cuda" else ())]
-    if options.quick or options.suite == "must-show":
-        modes.remove("compile-max-autotune")
+    if options.quick or options.suite not in ("sizes", "all"):
+        modes.remove("compile-max-autotune")  # it takes minutes to tune, where there is a GPU
     took_part = keep(options, modes)
 
     results: Results = {

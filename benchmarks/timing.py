@@ -25,7 +25,7 @@ class Budget:
 
     rounds: int = 25
     reading: float = 0.02
-    row: float = 20.0
+    row: float = 10.0
     least: int = 5
     warm_up: float = 0.2
 
