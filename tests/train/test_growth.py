@@ -255,3 +255,10 @@ def test_profile_traces_steps(config, clothes):
     trace = json.loads((trainer.folder.path / "profile.json").read_text())
     assert any("addmm" in event.get("name", "") for event in trace["traceEvents"])
     assert "Self CPU" in (trainer.folder.path / "profile.txt").read_text()
+
+
+def test_a_profile_longer_than_the_run_is_refused(config, clothes):
+    with pytest.raises(
+        ValueError, match="profile must be from 0 to 7 steps, got 8: the run has 20"
+    ):
+        Trainer(config, train_data=clothes[0], val_data=clothes[1], profile=8)

@@ -10,6 +10,16 @@ import torch
 SKIPPED, WARMED_UP = 10, 3  # steps before the trace
 
 
+def check_steps(steps: int, available: int) -> None:
+    """Raise ValueError if a run of ``available`` steps is too short to trace ``steps`` of."""
+    if steps < 0 or (steps > 0 and SKIPPED + WARMED_UP + steps > available):
+        most = max(0, available - SKIPPED - WARMED_UP)
+        raise ValueError(
+            f"profile must be from 0 to {most} steps, got {steps}: the run has {available} steps, "
+            f"and the first {SKIPPED + WARMED_UP} are not traced"
+        )
+
+
 @final
 class StepProfiler:
     """Traces ``steps`` steps into profile.json (chrome://tracing, Perfetto) and profile.txt.

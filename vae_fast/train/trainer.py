@@ -24,7 +24,7 @@ from vae_fast.train.distributed import World
 from vae_fast.train.extras import check_extras
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
-from vae_fast.train.profiling import StepProfiler
+from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result
 from vae_fast.train.run_folder import RunFolder
@@ -81,6 +81,7 @@ class Trainer:
 
         self.reached = Reached()
         self.total_steps = config.epochs * len(self.batches)
+        check_steps(profile, self.total_steps)
         self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
         self.warned_of_collapse = False
         self.improved = False  # validation has found a new best that is not saved yet
