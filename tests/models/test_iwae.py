@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import vae_fast
 from vae_fast import noise, reference
 from vae_fast.models import build
 
@@ -155,3 +156,29 @@ def test_terms_and_refusals():
         model.loss(x, free_bits=0.1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         build("iwae", (1, 3, 2), num_samples=0)
+
+
+@pytest.mark.parametrize("dreg", [False, True])
+def test_it_is_the_fused_bound(dreg):
+    """vae_fast.iwae_bound, for the case it covers: Bernoulli pixels and a standard-normal prior."""
+    model, key = tiny(dreg=dreg), noise.new_key()
+    x = torch.randint(0, 256, (N, 1, 3, 2), dtype=torch.uint8)
+    q = model.encode(x)
+    z = vae_fast.reparameterize(*q, num_samples=K, noise_key=key)
+    bound, _ = vae_fast.iwae_bound(model.decode(z), x, z, *q, dreg=dreg)
+    out = model.loss(x, reduction="none", noise_key=key)
+    torch.testing.assert_close(out.loss, -bound)
+    expected = gradients(model, -bound.mean())
+    found = gradients(model, model.loss(x, noise_key=key).loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
+def test_other_likelihoods_are_weighed_alike(likelihood):
+    model, key = tiny(likelihood=likelihood), noise.new_key()
+    x = torch.rand(N, 1, 3, 2, dtype=torch.float64)
+    samples = model.weighted_samples(x, num_samples=K, noise_key=key)
+    for k in range(K):
+        nll = model.likelihood.nll(model.decode(samples.z[k]), x, reduction="none")
+        torch.testing.assert_close(samples.nll[k], nll)

@@ -39,7 +39,7 @@ class Likelihood(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement nll(params, x)")
 
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
-        """-log p(x | z_k), (K, N), for the parameters (K, N, ...) of K samples and one x (N, ...)."""
+        """-log p(x | z_k), (K, N), for the parameters (K, N, P * C, ...) of K samples of z."""
         k, n = params.shape[:2]
         repeated = x.expand(k, *x.shape).flatten(0, 1)
         return self.nll(params.flatten(0, 1), repeated, reduction="none").view(k, n)
@@ -93,7 +93,7 @@ class Bernoulli(Likelihood):
         return bernoulli_nll(params, x, reduction=reduction)
 
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
-        return bernoulli_nll_samples(params, x)
+        return bernoulli_nll_samples(params, x)  # without K copies of x
 
     def loss(
         self,
