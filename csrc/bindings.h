@@ -108,25 +108,12 @@ inline Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, S
   return Tensor(handle);
 }
 
-inline Tensor alike(const Tensor& t) {
-  return empty(t.dim(), t.sizes().data(), t.strides().data(), t.scalar_type(), t);
-}
 
 // A loss: one value, or one per sample.
 inline Tensor empty_sum(const Tensor& t, Reduction reduction) {
   const int64_t rows = rows_of(t), one = 1;
   const bool per_row = reduction == Reduction::none && t.dim() >= 2;
   return empty(per_row ? 1 : 0, &rows, &one, accumulator(t), t);
-}
-
-inline Tensor empty_samples(const Tensor& mu, std::optional<int64_t> num_samples) {
-  if (!num_samples) return alike(mu);
-  std::vector<int64_t> sizes{*num_samples}, strides{mu.numel()};
-  for (int64_t d = 0; d < mu.dim(); ++d) {
-    sizes.push_back(mu.size(d));
-    strides.push_back(mu.stride(d));
-  }
-  return empty(mu.dim() + 1, sizes.data(), strides.data(), mu.scalar_type(), mu);
 }
 
 inline const void* data(const MaybeTensor& t) { return t ? t->const_data_ptr() : nullptr; }
@@ -172,6 +159,22 @@ inline void check_beta(const MaybeTensor& beta, const Tensor& like) {
 
 template <class Device>
 struct Ops {
+  // --- large outputs, from wherever the device likes to have them --------------------------------
+
+  static Tensor alike(const Tensor& t) {
+    return Device::empty(t.dim(), t.sizes().data(), t.strides().data(), t.scalar_type(), t);
+  }
+
+  static Tensor empty_samples(const Tensor& mu, std::optional<int64_t> num_samples) {
+    if (!num_samples) return alike(mu);
+    std::vector<int64_t> sizes{*num_samples}, strides{mu.numel()};
+    for (int64_t d = 0; d < mu.dim(); ++d) {
+      sizes.push_back(mu.size(d));
+      strides.push_back(mu.stride(d));
+    }
+    return Device::empty(mu.dim() + 1, sizes.data(), strides.data(), mu.scalar_type(), mu);
+  }
+
   // --- Gaussian ----------------------------------------------------------------------------------
 
   static GaussianForward gaussian_args(const Tensor& mu, const Tensor& logvar,

@@ -3,6 +3,7 @@
 // vae_fast/ops/ wraps these with autograd; reduction is an index into vae_fast.types.REDUCTIONS.
 #include "bindings.h"
 #include "cpu/drivers.h"
+#include "cpu/pool.h"
 
 STABLE_TORCH_LIBRARY(vae_fast, m) {
   // Gaussian: z = mu + exp(logvar / 2) * eps(key), and KL to N(0, 1) or to the prior given.
@@ -68,6 +69,16 @@ const cpu::Threads kThreads{[](int64_t begin, int64_t end, int64_t grain, cpu::T
 }};
 
 struct Cpu {
+  static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                      const Tensor& like) {
+    size_t bytes = like.element_size();  // outputs have their input's dtype
+    for (int64_t d = 0; d < dim; ++d) bytes *= static_cast<size_t>(sizes[d]);
+    if (bytes < cpu::kPooledBytes) return vae_fast::empty(dim, sizes, strides, dtype, like);
+    const size_t rank = static_cast<size_t>(dim);
+    return torch::stable::from_blob(
+        cpu::take_buffer(bytes), {sizes, rank}, {strides, rank}, like.device(), dtype,
+        [bytes](void* data) { cpu::return_buffer(data, bytes); });
+  }
   static void gaussian_forward(const GaussianForward& args, const Tensor&) {
     cpu::level().gaussian_forward(args, kThreads);
   }

@@ -35,6 +35,11 @@ void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver)
 }
 
 struct Cuda {
+  // torch's own allocator keeps memory already.
+  static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                      const Tensor& like) {
+    return vae_fast::empty(dim, sizes, strides, dtype, like);
+  }
   static void gaussian_forward(const GaussianForward& args, const Tensor& like) {
     launch_on(like, cuda::gaussian_workspace(args), [&](void* workspace, cudaStream_t stream) {
       return cuda::gaussian_forward(args, workspace, stream);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/drivers.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 namespace cpu = vae_fast::cpu;
@@ -55,6 +56,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &capabilities, "The SIMD levels that this machine runs, best last.");
   m.def("set_cpu_capability", [](const std::string& name) { cpu::use_level(name.c_str()); },
         py::arg("name"), "Switch the SIMD level, for tests and benchmarks.");
+  m.def("kept_bytes", &cpu::kept_bytes, "Bytes of dead outputs that are kept for the next ones.");
+  m.def("release_kept", &cpu::release_kept, "Give those bytes to the system.");
   m.def("build_info", &build_info, "What the library was built with.");
   m.def("random_words", &random_words, py::arg("key"), py::arg("stream"), py::arg("block"),
         py::arg("blocks"),

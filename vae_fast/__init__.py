@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from vae_fast import noise
-from vae_fast.backend import get_backend, info, set_backend
+from vae_fast.backend import empty_cache, get_backend, info, set_backend
 from vae_fast.functional import (
     bce_kl_loss,
     bernoulli_nll,
@@ -27,6 +27,7 @@ __all__ = [
     "bce_kl_loss",
     "bernoulli_nll",
     "bernoulli_nll_samples",
+    "empty_cache",
     "gaussian_kl",
     "get_backend",
     "info",

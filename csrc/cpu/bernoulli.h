@@ -38,7 +38,7 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
       log_sum.fold();
       since_fold = kBlock;
     }
-    T partial[4] = {};
+    T partial[4] = {}, pending[2] = {};
     // The gradient of `count` elements; their value goes to the sums.
     const auto term = [&](T x, T t, int lane, int64_t count) __attribute__((always_inline)) {
       T nll{}, e{}, g{};
@@ -49,8 +49,21 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
         bernoulli::from_probabilities<M, VALUE, GRAD>(x, t, nll, g);
       }
       const bool whole = count == M::width;
-      if constexpr (VALUE) partial[lane] += whole ? nll : M::first(count, nll);
-      if constexpr (kLogSum) log_sum.add(whole ? e : M::first(count, e));
+      if constexpr (VALUE) partial[lane & 3] += whole ? nll : M::first(count, nll);
+      if constexpr (kLogSum) {
+        // (1 + a)(1 + b) - 1 = a + b + ab has only positive terms and keeps its digits in float:
+        // four vectors become one before they are widened.
+        const auto both = [](T a, T b) __attribute__((always_inline)) { return a * b + (a + b); };
+        if (lane == kAlone) {
+          log_sum.add(whole ? e : M::first(count, e));
+        } else if (lane == 0 || lane == 2) {
+          pending[lane / 2] = e;
+        } else if (lane == 1) {
+          pending[0] = both(pending[0], e);
+        } else {
+          log_sum.add(both(pending[0], both(pending[1], e)));
+        }
+      }
       return g * scale;
     };
     walk<M>(
@@ -61,7 +74,7 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
         },
         [&](int64_t i, int64_t count) {
           const T g =
-              term(load_tail<M>(logits + i, count), load_tail<M>(target + i, count), 0, count);
+              term(load_tail<M>(logits + i, count), load_tail<M>(target + i, count), kAlone, count);
           if constexpr (GRAD) store_tail<M>(g, grad + i, count);
         });
     if constexpr (VALUE) sum.add((partial[0] + partial[1]) + (partial[2] + partial[3]));

@@ -47,8 +47,11 @@ VF_FN void store_tail(typename M::T x, S* p, int64_t count) {
   std::memcpy(p, buffer, count * sizeof(S));
 }
 
-// Walks [begin, end): step(i) for each whole vector, tail(i, count) for what is left. Four vectors
-// stand in each turn of the loop so that their latencies overlap.
+// Walks [begin, end): step(i, lane) for each whole vector, tail(i, count) for what is left. Four
+// vectors, lanes 0 to 3, stand in each turn of the loop so that their latencies overlap; what does
+// not fill a turn comes alone.
+constexpr int kAlone = 4;
+
 template <class M, class Step, class Tail>
 VF_FN void walk(int64_t begin, int64_t end, Step&& step, Tail&& tail) {
   constexpr int64_t w = M::width;
@@ -59,7 +62,7 @@ VF_FN void walk(int64_t begin, int64_t end, Step&& step, Tail&& tail) {
     step(i + 2 * w, 2);
     step(i + 3 * w, 3);
   }
-  for (; i + w <= end; i += w) step(i, 0);
+  for (; i + w <= end; i += w) step(i, kAlone);
   if (i < end) tail(i, end - i);
 }
 

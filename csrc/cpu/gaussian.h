@@ -23,7 +23,7 @@ VF_FN double standard_kl_span(const S* mu, const S* logvar, S* grad_mu, S* grad_
         block, block + kBlock < n ? block + kBlock : n,
         [&](int64_t i, int lane) __attribute__((always_inline)) {
           const T m = M::load(mu + i), l = M::load(logvar + i), variance = M::exp(l);
-          if constexpr (VALUE) partial[lane] += gaussian::kl_standard<M>(m, l, variance);
+          if constexpr (VALUE) partial[lane & 3] += gaussian::kl_standard<M>(m, l, variance);
           if constexpr (GRAD) {
             M::store(m * scale, grad_mu + i);
             M::store(gaussian::kl_standard_grad_logvar<M>(variance) * scale, grad_logvar + i);
@@ -58,12 +58,14 @@ VF_FN double gaussian_forward_span(const GaussianForward& args, int64_t k, int64
   const S *prior_mu = static_cast<const S*>(args.prior_mu),
           *prior_logvar = static_cast<const S*>(args.prior_logvar);
   S* z = SAMPLE ? static_cast<S*>(args.z) + k * n : nullptr;
+  constexpr int64_t kNoKey[2] = {};
+  const Philox<M> philox(SAMPLE ? args.key : kNoKey);
   typename M::Element noise[noise_capacity<M>(kBlock)];
   typename M::Sum sum;
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = block + kBlock < end ? block + kBlock : end;
     const typename M::Element* eps = nullptr;
-    if constexpr (SAMPLE) eps = normals<M>(args.key, k * n + block, stop - block, noise);
+    if constexpr (SAMPLE) eps = normals<M>(philox, k * n + block, stop - block, noise);
     T partial[4] = {};
     const auto element = [&](T m, T l, T e, T pm, T pl, T& kl) {
       T sigma{};
@@ -84,7 +86,7 @@ VF_FN double gaussian_forward_span(const GaussianForward& args, int64_t k, int64
                                   PRIOR ? M::load(prior_mu + i) : T{},
                                   PRIOR ? M::load(prior_logvar + i) : T{}, kl);
           if constexpr (SAMPLE) M::store(value, z + i);
-          if constexpr (KL) partial[lane] += kl;
+          if constexpr (KL) partial[lane & 3] += kl;
         },
         [&](int64_t i, int64_t count) {
           T kl{};
@@ -176,6 +178,8 @@ VF_FN void gaussian_backward_span(const GaussianBackward& args, int64_t begin, i
     *grad_prior_logvar = static_cast<S*>(args.grad_prior_logvar);
   const T scale = M::splat(Float(factor));
   const bool has_kl = args.has_kl;
+  constexpr int64_t kNoKey[2] = {};
+  const Philox<M> philox(SAMPLE ? args.key : kNoKey);
   Float noise[noise_capacity<M>(kBlock)];
   // The sums over samples of grad_z and of grad_z * eps, padded to whole vectors.
   Float sum_g[kBlock + M::width], sum_ge[kBlock + M::width];
@@ -184,7 +188,7 @@ VF_FN void gaussian_backward_span(const GaussianBackward& args, int64_t begin, i
     const int64_t stop = block + kBlock < end ? block + kBlock : end;
     if constexpr (SAMPLE) {
       for (int64_t k = 0; k < args.num_samples; ++k) {
-        const Float* eps = normals<M>(args.key, k * n + block, stop - block, noise);
+        const Float* eps = normals<M>(philox, k * n + block, stop - block, noise);
         const S* gz = grad_z + k * n;
         const auto add = [&](int64_t i, T g, T e) __attribute__((always_inline)) {
           T ge = g * e;

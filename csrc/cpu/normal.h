@@ -7,31 +7,62 @@
 
 namespace vae_fast::cpu {
 
-// The words of `width` consecutive counters from `block` on: words[r] holds word r of each.
-template <class M>
-VF_FN void philox_block(const int64_t* key, uint64_t block, typename M::U (&words)[4]) {
-  const uint32_t k0 = uint32_t(key[0]), k1 = uint32_t(uint64_t(key[0]) >> 32);
-  const uint64_t stream = uint64_t(key[1]);
-  if constexpr (M::width == 1) {
-    uint64_t c[4] = {block, block >> 32, stream, stream >> 32};
-    philox4x32<M>(c, k0, k1);
-    for (int r = 0; r < 4; ++r) words[r] = uint32_t(c[r]);
-  } else {
+// A noise key, spread over a vector's lanes once for all the counters that follow.
+template <class M, bool SCALAR = M::width == 1>
+class Philox {
+ public:
+  VF_FN explicit Philox(const int64_t* key) : stream_(uint64_t(key[1])) {
+    const RoundKeys scalar{uint32_t(key[0]), uint32_t(uint64_t(key[0]) >> 32)};
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      keys_.k0[round] = W{} + scalar.first(round);
+      keys_.k1[round] = W{} + scalar.second(round);
+    }
+  }
+
+  // The words of `width` consecutive counters from `block` on: words[r] holds word r of each.
+  VF_FN void operator()(uint64_t block, typename M::U (&words)[4]) const {
     // Even counters in one state, odd ones in another, so that the two merge into 32-bit lanes.
-    using W = typename M::W;
     W even;
     for (int i = 0; i < M::width / 2; ++i) even[i] = 2 * i;
     even += block;
     const W odd = even + 1;
-    W a[4] = {even, even >> 32, W{} + stream, W{} + (stream >> 32)};
-    W b[4] = {odd, odd >> 32, W{} + stream, W{} + (stream >> 32)};
-    philox4x32<M>(a, k0, k1);
-    philox4x32<M>(b, k0, k1);
+    W a[4] = {even, even >> 32, W{} + stream_, W{} + (stream_ >> 32)};
+    W b[4] = {odd, odd >> 32, W{} + stream_, W{} + (stream_ >> 32)};
+    philox4x32<M>(a, keys_);
+    philox4x32<M>(b, keys_);
     for (int r = 0; r < 4; ++r) {
       words[r] = (typename M::U)((a[r] & 0xffffffffu) | (b[r] << 32));
     }
   }
-}
+
+ private:
+  using W = typename M::W;
+  struct Keys {
+    W k0[kPhiloxRounds], k1[kPhiloxRounds];
+    VF_FN const W& first(int round) const { return k0[round]; }
+    VF_FN const W& second(int round) const { return k1[round]; }
+  };
+  uint64_t stream_;
+  Keys keys_;
+};
+
+// One counter at a time, for the scalar policies.
+template <class M>
+class Philox<M, true> {
+ public:
+  VF_FN explicit Philox(const int64_t* key)
+      : keys_{uint32_t(key[0]), uint32_t(uint64_t(key[0]) >> 32)}, stream_(uint64_t(key[1])) {}
+
+  VF_FN void operator()(uint64_t block, uint32_t (&words)[4]) const {
+    uint64_t c[4] = {block, block >> 32, stream_, stream_ >> 32};
+    philox4x32<M>(c, keys_);
+    for (int r = 0; r < 4; ++r) words[r] = uint32_t(c[r]);
+  }
+
+ private:
+  RoundKeys keys_;
+  uint64_t stream_;
+};
 
 // Room that `normals` needs for `count` elements: whole counters at both ends.
 template <class M>
@@ -40,27 +71,46 @@ constexpr int64_t noise_capacity(int64_t count) {
 }
 
 // Writes the key's normals so that element `first` stands where the returned pointer points.
+//
+// Two loops, not one: the words of all counters first, then Box-Muller on them in place. A counter's
+// ten rounds depend on each other, and so do Box-Muller's steps; short loops let the processor
+// overlap one turn with the next, where a long one would fill its window with a single turn.
 template <class M, class Float = typename M::Element>
-VF_FN const Float* normals(const int64_t* key, int64_t first, int64_t count, Float* out) {
+VF_FN const Float* normals(const Philox<M>& philox, int64_t first, int64_t count, Float* out) {
   using T = typename M::T;
-  const int64_t skipped = first & 3;
-  uint64_t block = uint64_t(first) >> 2;
-  for (int64_t done = 0; done < skipped + count; done += 4 * M::width, block += M::width) {
-    typename M::U words[4];
-    philox_block<M>(key, block, words);
-    T n[4];
-    box_muller<M>(words[0], words[1], n[0], n[1]);
-    box_muller<M>(words[2], words[3], n[2], n[3]);
-    if constexpr (M::width == 1) {
+  using U = typename M::U;
+  constexpr int64_t kTurn = 4 * M::width;
+  const int64_t skipped = first & 3, total = skipped + count;
+  const uint64_t block = uint64_t(first) >> 2;
+  if constexpr (M::width == 1) {
+    for (int64_t done = 0; done < total; done += kTurn) {
+      U words[4];
+      philox(block + uint64_t(done / 4), words);
+      T n[4];
+      box_muller<M>(words[0], words[1], n[0], n[1]);
+      box_muller<M>(words[2], words[3], n[2], n[3]);
       for (int r = 0; r < 4; ++r) M::store(n[r], out + done + r);
-    } else {
+    }
+  } else {
+    for (int64_t done = 0; done < total; done += kTurn) {
+      U words[4];
+      philox(block + uint64_t(done / 4), words);
+      for (int r = 0; r < 4; ++r) M::store(M::from_bits(words[r]), out + done + r * M::width);
+    }
+    for (int64_t done = 0; done < total; done += kTurn) {
+      Float* const turn = out + done;
+      U words[4];
+      for (int r = 0; r < 4; ++r) words[r] = M::template load_as<U>(turn + r * M::width);
+      T n[4];
+      box_muller<M>(words[0], words[1], n[0], n[1]);
+      box_muller<M>(words[2], words[3], n[2], n[3]);
       // From one word per vector to the order of elements: lane i of all four, then lane i + 1.
       const T ac_low = M::template zip<false>(n[0], n[2]), bd_low = M::template zip<false>(n[1], n[3]);
       const T ac_high = M::template zip<true>(n[0], n[2]), bd_high = M::template zip<true>(n[1], n[3]);
-      M::store(M::template zip<false>(ac_low, bd_low), out + done);
-      M::store(M::template zip<true>(ac_low, bd_low), out + done + M::width);
-      M::store(M::template zip<false>(ac_high, bd_high), out + done + 2 * M::width);
-      M::store(M::template zip<true>(ac_high, bd_high), out + done + 3 * M::width);
+      M::store(M::template zip<false>(ac_low, bd_low), turn);
+      M::store(M::template zip<true>(ac_low, bd_low), turn + M::width);
+      M::store(M::template zip<false>(ac_high, bd_high), turn + 2 * M::width);
+      M::store(M::template zip<true>(ac_high, bd_high), turn + 3 * M::width);
     }
   }
   return out + skipped;
@@ -68,9 +118,10 @@ VF_FN const Float* normals(const int64_t* key, int64_t first, int64_t count, Flo
 
 template <class M>
 void random_words(const int64_t* key, uint64_t block, int64_t blocks, uint32_t* out) {
+  const Philox<M> philox(key);
   for (int64_t done = 0; done < blocks; done += M::width) {
     typename M::U words[4];
-    philox_block<M>(key, block + uint64_t(done), words);
+    philox(block + uint64_t(done), words);
     for (int64_t i = 0; i < M::width && done + i < blocks; ++i) {
       for (int r = 0; r < 4; ++r) {
         uint32_t lanes[M::width];

@@ -358,8 +358,9 @@ struct Simd {
   };
 
   // The sum of log(1 + e) over many e in [0, 1], as the logarithm of a product: one multiplication
-  // in double for each element in place of a polynomial of degree 9, and no digit lost. A lane's
-  // product doubles at most with each element, so it holds 1000 of them; `fold` empties it.
+  // in double for each element in place of a polynomial of degree 9, and no digit lost. `add` takes
+  // e, or several of them as (1 + e)(1 + e') ... - 1. A lane's product doubles at most with each
+  // element, so it holds 1000 of them; `fold` empties it.
   struct LogSum {
     D low = D{} + 1.0, high = D{} + 1.0;
     double sum = 0.0;
