@@ -54,6 +54,8 @@ def eager(x, target, reduction, from_logits):
 @INPUTS
 @TARGETS
 def test_accuracy(implementation, dtype, target_kind, from_logits):
+    if target_kind == "float32" and dtype.itemsize > 2:
+        pytest.skip("its own kernel for half precision only; test_mixed_dtypes has the others")
     accuracy = Accuracy()
     for shape in shapes_of(dtype, large=target_kind == "own" and from_logits):
         x, target, (terms, slopes) = case(shape, dtype, target_kind, from_logits)

@@ -11,7 +11,7 @@ from tests.ops.accuracy import call
 from vae_fast import bce_kl_loss, bernoulli_nll, gaussian_kl, noise, reparameterize, sample_and_kl
 
 KEY = torch.tensor([1234567890123456789, -987654321])
-ROWS, IMAGE, LATENT = 301, 1217, 403  # beyond what wakes a thread, and divisible by nothing
+ROWS, IMAGE, LATENT = 131, 601, 503  # beyond what wakes a thread, and divisible by nothing
 
 
 @functools.cache  # torch's own sigmoid does depend on the number of threads
@@ -56,7 +56,7 @@ def digests(tensors):
 def test_threads_do_not_change_a_bit(cpu_level, dtype, reduction, threads):
     threads(1)
     want = digests(everything(dtype, reduction))
-    for count in (1, 2, 3, 5):
+    for count in (2, 3, 5):
         threads(count)
         assert digests(everything(dtype, reduction)) == want, f"{count} threads"
 
