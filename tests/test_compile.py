@@ -240,14 +240,14 @@ def opcheck_cases():
     return {
         "reparameterize": [(m, v, k, None), (m.to(half), v.to(half), k, 3)],
         "reparameterize_backward": [(m, v, k, None), (torch.randn(3, 4, 7), v, k, 3)],
-        "gaussian_kl": [(m, v, None, None, 0), (m, v, pm, pv, 1), (m.double(), v.double(), None, None, 2)],
-        "sample_and_kl": [(m, v, None, None, k, 0), (m, v, pm, pv, k, 2)],
+        "gaussian_kl": [(m.to(half), v.to(half), None, None, 0), (m, v, pm, pv, 1), (m.double(), v.double(), None, None, 2)],
+        "sample_and_kl": [(m.to(half), v.to(half), None, None, k, 0), (m, v, pm, pv, k, 2)],
         "gaussian_backward": [(m, one, m, v, k, 1), (m, None, m, v, k, 2), (None, each, m, v, None, 0)],
         "gaussian_prior_backward": [(m, one, m, v, pm, pv, k, 2), (None, each, m, v, pm, pv, None, 0)],
-        "bernoulli_nll": [(x, t, 0, True), (x.sigmoid().contiguous(**last), t.contiguous(**last), 1, False)],
+        "bernoulli_nll": [(x.to(half), t, 0, True), (x.sigmoid().contiguous(**last), t.contiguous(**last), 1, False)],
         "bernoulli_nll_backward": [(each, x, t, 0, True), (one, x.contiguous(**last), t.contiguous(**last), 2, True)],
         "bernoulli_nll_with_grad": [(x, t, 1, True, 1.0), (x.to(half), t.float(), 2, True, 0.5)],
-        "bce_kl": [(x, t, m, v, 0.5, None, 0, True), (x, t, m, v, 1.0, beta, 2, True)],
+        "bce_kl": [(x.to(half), t, m, v, 0.5, None, 0, True), (x, t, m, v, 1.0, beta, 2, True)],
         "bce_kl_backward": [(each, None, None, x, t, m, v, 0.5, None, 0, True), (None, one, one, x, t, m, v, 1.0, beta, 1, True)],
         "bce_kl_with_grad": [(x, t, m, v, 0.5, None, 1, True, 1.0), (x, t, m, v, 1.0, beta, 2, True, 3.0)],
     }  # fmt: skip

@@ -334,6 +334,17 @@ def test_backward_twice(backend, reduction):
         torch.testing.assert_close(t.grad, 4 * f)
 
 
+def test_gradients_handed_out_are_not_read_again(backend, reduction):
+    inputs = [torch.randn(6, 40), torch.randn(6, 4), torch.randn(6, 4)]
+    inputs = [t.requires_grad_() for t in inputs]
+    loss = bce_kl_loss(inputs[0], torch.rand(6, 40), *inputs[1:], reduction=reduction).loss.sum()
+    grads = torch.autograd.grad(loss, inputs, retain_graph=True)
+    want = [g.clone() for g in grads]
+    for grad in grads:
+        grad.mul_(100)
+    assert all(map(torch.equal, torch.autograd.grad(loss, inputs), want))
+
+
 def test_loss_used_twice(backend, reduction):
     inputs = [torch.randn(6, 40), torch.randn(6, 4), torch.randn(6, 4)]
     inputs = [t.requires_grad_() for t in inputs]

@@ -270,6 +270,15 @@ def test_backward_twice(backend, reduction):
     torch.testing.assert_close(x.grad, 2 * first)
 
 
+def test_a_gradient_handed_out_is_not_read_again(backend, reduction):
+    x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
+    loss = bernoulli_nll(x, target, reduction=reduction).sum()
+    (grad,) = torch.autograd.grad(loss, x, retain_graph=True)
+    want = grad.clone()
+    grad.mul_(100)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], want)
+
+
 def test_gradients_accumulate_in_the_leaf(backend, reduction):
     x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
     for factor in (1.0, 3.0):
