@@ -2,8 +2,8 @@
 machine is doing. ``python -m benchmarks.instructions`` writes results/instructions.json.
 
 Each op's driver runs on one thread at two sizes, and the difference is what its elements cost. It
-needs a C++ compiler and valgrind with its headers. Valgrind knows AVX2 but, up to the newest
-version, not AVX-512: the level that most servers run is not counted here. Its source is the same
+needs a C++ compiler and valgrind with its headers. Valgrind (3.19) knows AVX2 and not AVX-512: the
+level that most servers run is not counted here. Its source is the same
 as AVX2's at twice the width.
 """
 
