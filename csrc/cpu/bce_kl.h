@@ -14,10 +14,12 @@ void bce_kl_driver(const BceKl& args, const Threads& threads) {
   double beta = args.beta;
   if (args.beta_tensor != nullptr) beta *= *args.beta_tensor;
 
+  // Either is null where its tensor is empty.
+  const bool grad = recon.grad != nullptr || args.grad_mu != nullptr;
+
   const auto run = [&](auto recon_span, auto kl_span) {
     Acc *loss_out = static_cast<Acc*>(args.loss), *recon_out = static_cast<Acc*>(recon.nll),
         *kl_out = static_cast<Acc*>(args.kl);
-    const bool grad = recon.grad != nullptr;
     const auto recon_factor = [&](int64_t row) {
       return grad ? coefficient<Acc>(recon.grad_nll, row) : 0.0;
     };
@@ -56,8 +58,8 @@ void bce_kl_driver(const BceKl& args, const Threads& threads) {
     *kl_out = Acc(k);
   };
 
-  with_outputs(args.loss != nullptr, recon.grad != nullptr, [&](auto value, auto grad) {
-    constexpr bool kValue = decltype(value)::value, kGrad = decltype(grad)::value;
+  with_outputs(args.loss != nullptr, grad, [&](auto value, auto grads) {
+    constexpr bool kValue = decltype(value)::value, kGrad = decltype(grads)::value;
     with_floating_storage<M>(args.kl_dtype, [&](auto latent) {
       using L = typename decltype(latent)::type;
       const auto kl_span = [&](int64_t begin, int64_t end, double factor) {

@@ -33,10 +33,10 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
   typename M::Sum sum;
   typename M::LogSum log_sum;
   int64_t since_fold = 0;
-  for (int64_t block = 0; block < n; block += kBlock) {
-    if (kLogSum && (since_fold += kBlock) > M::LogSum::capacity) {
+  for (int64_t block = 0; block < n; block += kBlock<M>) {
+    if (kLogSum && (since_fold += kBlock<M>) > M::LogSum::capacity) {
       log_sum.fold();
-      since_fold = kBlock;
+      since_fold = kBlock<M>;
     }
     T partial[4] = {}, pending[2] = {};
     // The gradient of `count` elements; their value goes to the sums.
@@ -67,7 +67,7 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
       return g * scale;
     };
     walk<M>(
-        block, block + kBlock < n ? block + kBlock : n,
+        block, block + kBlock<M> < n ? block + kBlock<M> : n,
         [&](int64_t i, int lane) __attribute__((always_inline)) {
           const T g = term(M::load(logits + i), M::load(target + i), lane, M::width);
           if constexpr (GRAD) M::store(g, grad + i);

@@ -13,7 +13,10 @@
 namespace vae_fast::cpu {
 
 constexpr int64_t kChunk = 4096;        // elements between partial sums
-constexpr int64_t kBlock = 1024;        // elements between widenings of a sum, and of noise at once
+// Elements between widenings of a sum, and of noise at once. float64's sums have nothing to widen
+// to: its blocks are short, and their sums are added with compensation.
+template <class M>
+constexpr int64_t kBlock = M::width == 1 ? 32 : 1024;
 constexpr int64_t kParallel = 1 << 15;  // elements that are worth waking a thread for
 
 // --- dispatch over storage types -----------------------------------------------------------------

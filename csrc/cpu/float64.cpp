@@ -15,17 +15,22 @@ struct Float64 : Scalar<double> {
   static VF_FN T load(const uint8_t* p) { return T(*p); }
   static VF_FN void store(T x, double* p) { *p = x; }
   static VF_FN T first(int64_t, T x) { return x; }
+  // Neumaier's compensated sum.
   struct Sum {
-    double sum = 0.0;
-    VF_FN void add(T x) { sum += x; }
-    VF_FN double total() const { return sum; }
+    double sum = 0.0, lost = 0.0;
+    VF_FN void add(T x) {
+      const double next = sum + x;
+      lost += ::fabs(sum) >= ::fabs(x) ? (sum - next) + x : (x - next) + sum;
+      sum = next;
+    }
+    VF_FN double total() const { return std::isfinite(sum) ? sum + lost : sum; }
   };
   struct LogSum {
-    double sum = 0.0;
+    Sum sum;
     static constexpr int64_t capacity = INT64_MAX;
-    VF_FN void add(T e) { sum += ::log1p(e); }
+    VF_FN void add(T e) { sum.add(::log1p(e)); }
     VF_FN void fold() {}
-    VF_FN double total() const { return sum; }
+    VF_FN double total() const { return sum.total(); }
   };
 };
 

@@ -17,10 +17,10 @@ VF_FN double standard_kl_span(const S* mu, const S* logvar, S* grad_mu, S* grad_
   using T = typename M::T;
   const T scale = M::splat(typename M::Element(factor));
   typename M::Sum sum;
-  for (int64_t block = 0; block < n; block += kBlock) {
+  for (int64_t block = 0; block < n; block += kBlock<M>) {
     T partial[4] = {};
     walk<M>(
-        block, block + kBlock < n ? block + kBlock : n,
+        block, block + kBlock<M> < n ? block + kBlock<M> : n,
         [&](int64_t i, int lane) __attribute__((always_inline)) {
           const T m = M::load(mu + i), l = M::load(logvar + i), variance = M::exp(l);
           if constexpr (VALUE) partial[lane & 3] += gaussian::kl_standard<M>(m, l, variance);
@@ -60,10 +60,10 @@ VF_FN double gaussian_forward_span(const GaussianForward& args, int64_t k, int64
   S* z = SAMPLE ? static_cast<S*>(args.z) + k * n : nullptr;
   constexpr int64_t kNoKey[2] = {};
   const Philox<M> philox(SAMPLE ? args.key : kNoKey);
-  typename M::Element noise[noise_capacity<M>(kBlock)];
+  typename M::Element noise[noise_capacity<M>(kBlock<M>)];
   typename M::Sum sum;
-  for (int64_t block = begin; block < end; block += kBlock) {
-    const int64_t stop = block + kBlock < end ? block + kBlock : end;
+  for (int64_t block = begin; block < end; block += kBlock<M>) {
+    const int64_t stop = block + kBlock<M> < end ? block + kBlock<M> : end;
     const typename M::Element* eps = nullptr;
     if constexpr (SAMPLE) eps = normals<M>(philox, k * n + block, stop - block, noise);
     T partial[4] = {};
@@ -180,12 +180,12 @@ VF_FN void gaussian_backward_span(const GaussianBackward& args, int64_t begin, i
   const bool has_kl = args.has_kl;
   constexpr int64_t kNoKey[2] = {};
   const Philox<M> philox(SAMPLE ? args.key : kNoKey);
-  Float noise[noise_capacity<M>(kBlock)];
+  Float noise[noise_capacity<M>(kBlock<M>)];
   // The sums over samples of grad_z and of grad_z * eps, padded to whole vectors.
-  Float sum_g[kBlock + M::width], sum_ge[kBlock + M::width];
+  Float sum_g[kBlock<M> + M::width], sum_ge[kBlock<M> + M::width];
 
-  for (int64_t block = begin; block < end; block += kBlock) {
-    const int64_t stop = block + kBlock < end ? block + kBlock : end;
+  for (int64_t block = begin; block < end; block += kBlock<M>) {
+    const int64_t stop = block + kBlock<M> < end ? block + kBlock<M> : end;
     if constexpr (SAMPLE) {
       for (int64_t k = 0; k < args.num_samples; ++k) {
         const Float* eps = normals<M>(philox, k * n + block, stop - block, noise);

@@ -32,6 +32,11 @@ struct Scalar {
   static VF_FN T sqrt_positive(T x) { return sqrt(x); }
   static VF_FN T exp(T x);
   static VF_FN T exp_nonpositive(T x) { return exp(x); }
+  // e^x - 1, given e^x: float64, which others are held against, keeps the digits that cancel.
+  static VF_FN T less_one(T exp_x, T x) {
+    if constexpr (sizeof(T) == 8) return ::expm1(x);
+    return exp_x - T(1);
+  }
   static VF_FN T log(T x);
   static VF_FN T log_normal(T x) { return log(x); }  // of a positive normal number
   static VF_FN T log1p(T x);

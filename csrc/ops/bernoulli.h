@@ -45,7 +45,7 @@ VF_FN void from_probabilities(T p, T t, T& nll, T& grad) {
     nll = -(t * log_p + (1.0f - t) * log_q);
   }
   if constexpr (GRAD) {
-    grad = M::divide(p - t, M::at_least(p * (1.0f - p), 1e-12f));
+    grad = M::divide(p - t, M::at_least(p * (1.0f - p), 1e-12));
   }
 }
 

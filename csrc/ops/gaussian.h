@@ -27,7 +27,7 @@ VF_FN T sample_grad_logvar(T sigma, T eps) {
 // KL(N(mu, variance) || N(0, 1)) = (variance - 1 - logvar + mu^2) / 2.
 template <class M, class T = typename M::T>
 VF_FN T kl_standard(T mu, T logvar, T variance) {
-  return 0.5f * ((variance - 1.0f - logvar) + mu * mu);
+  return 0.5f * ((M::less_one(variance, logvar) - logvar) + mu * mu);
 }
 
 // dKL/dmu = mu;  dKL/dlogvar = (variance - 1) / 2.
@@ -37,7 +37,8 @@ VF_FN T kl_standard_grad_logvar(T variance) {
 }
 
 // Two Gaussians: with d = mu - prior_mu, l = logvar - prior_logvar and p = exp(-prior_logvar),
-// KL = (exp(l) - 1 - l + d^2 p) / 2.
+// KL = (exp(l) - 1 - l + d^2 p) / 2. d is scaled by the root of p, twice: p itself may be infinite
+// where d is 0.
 template <class M, class T = typename M::T>
 struct Two {
   T ratio;     // exp(l)
@@ -49,8 +50,10 @@ struct Two {
     const T d = mu - prior_mu;
     log_ratio = logvar - prior_logvar;
     ratio = M::exp(log_ratio);
-    scaled = d * M::exp(-prior_logvar);
-    distance = d * scaled;
+    const T root = M::exp(-0.5f * prior_logvar);
+    const T deviations = d * root;
+    scaled = deviations * root;
+    distance = deviations * deviations;
   }
   VF_FN T kl() const { return 0.5f * ((ratio - 1.0f - log_ratio) + distance); }
   VF_FN T grad_mu() const { return scaled; }  // and -scaled for prior_mu

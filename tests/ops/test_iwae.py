@@ -106,9 +106,10 @@ def test_nothing_of_the_logits_size_but_their_gradient():
         bound.sum().backward()
     if vae_fast.info()["native cpu"] != "yes":
         pytest.skip("plain PyTorch makes temporaries")
-    allocated = sum(max(0, e.self_device_memory_usage + e.self_cpu_memory_usage)
-                    for e in profile.events())  # fmt: skip
-    assert k * b * features * 4 <= allocated < 1.2 * k * b * features * 4
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    # The gradient itself comes from memory that the kernels keep, which torch's profiler can't see.
+    assert logits.grad.shape == logits.shape
+    assert allocated < 0.2 * k * b * features * 4
 
 
 def test_refusals():
