@@ -66,11 +66,12 @@ def rescaled(grads: list[Tensor], grad_loss: Tensor) -> bool:
     False if they must be made again: in half precision they are rounded already, to zero where a
     loss scale was to save them from that.
     """
-    factor = grad_loss.item()
-    if factor == 1.0:
+    on_host = grad_loss.is_cpu  # reading a GPU's number would make the host wait for it
+    if on_host and grad_loss.item() == 1.0:
         return True
     if any(grad.element_size() < 4 for grad in grads):
         return False
+    factor = grad_loss.item() if on_host else grad_loss
     for grad in grads:
         grad.mul_(factor)
     return True
