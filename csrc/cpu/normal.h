@@ -19,19 +19,30 @@ class Philox {
     }
   }
 
-  // The words of `width` consecutive counters from `block` on: words[r] holds word r of each.
-  VF_FN void operator()(uint64_t block, typename M::U (&words)[4]) const {
+  // The words of `N * width` consecutive counters from `block` on: words[n][r] holds word r of each
+  // of the n-th `width`. A round waits for the one before; N = 2 gives the processor four counters'
+  // rounds to choose from, which is what keeps its multipliers busy.
+  template <int N>
+  VF_FN void operator()(uint64_t block, typename M::U (&words)[N][4]) const {
     // Even counters in one state, odd ones in another, so that the two merge into 32-bit lanes.
     W even;
     for (int i = 0; i < M::width / 2; ++i) even[i] = 2 * i;
     even += block;
-    const W odd = even + 1;
-    W a[4] = {even, even >> 32, W{} + stream_, W{} + (stream_ >> 32)};
-    W b[4] = {odd, odd >> 32, W{} + stream_, W{} + (stream_ >> 32)};
-    philox4x32<M>(a, keys_);
-    philox4x32<M>(b, keys_);
-    for (int r = 0; r < 4; ++r) {
-      words[r] = (typename M::U)((a[r] & 0xffffffffu) | (b[r] << 32));
+    W c[2 * N][4];
+    for (int n = 0; n < 2 * N; ++n) {
+      const W counter = even + uint64_t(n / 2 * M::width + n % 2);
+      c[n][0] = counter;
+      c[n][1] = counter >> 32;
+      c[n][2] = W{} + stream_;
+      c[n][3] = W{} + (stream_ >> 32);
+    }
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      for (int n = 0; n < 2 * N; ++n) philox_round<M>(c[n], keys_.k0[round], keys_.k1[round]);
+    }
+    for (int n = 0; n < N; ++n) {
+      for (int r = 0; r < 4; ++r) {
+        words[n][r] = (typename M::U)((c[2 * n][r] & 0xffffffffu) | (c[2 * n + 1][r] << 32));
+      }
     }
   }
 
@@ -39,8 +50,6 @@ class Philox {
   using W = typename M::W;
   struct Keys {
     W k0[kPhiloxRounds], k1[kPhiloxRounds];
-    VF_FN const W& first(int round) const { return k0[round]; }
-    VF_FN const W& second(int round) const { return k1[round]; }
   };
   uint64_t stream_;
   Keys keys_;
@@ -53,10 +62,10 @@ class Philox<M, true> {
   VF_FN explicit Philox(const int64_t* key)
       : keys_{uint32_t(key[0]), uint32_t(uint64_t(key[0]) >> 32)}, stream_(uint64_t(key[1])) {}
 
-  VF_FN void operator()(uint64_t block, uint32_t (&words)[4]) const {
+  VF_FN void operator()(uint64_t block, uint32_t (&words)[1][4]) const {
     uint64_t c[4] = {block, block >> 32, stream_, stream_ >> 32};
     philox4x32<M>(c, keys_);
-    for (int r = 0; r < 4; ++r) words[r] = uint32_t(c[r]);
+    for (int r = 0; r < 4; ++r) words[0][r] = uint32_t(c[r]);
   }
 
  private:
@@ -67,7 +76,7 @@ class Philox<M, true> {
 // Room that `normals` needs for `count` elements: whole counters at both ends.
 template <class M>
 constexpr int64_t noise_capacity(int64_t count) {
-  return count + 3 + 4 * M::width;
+  return count + 3 + 8 * M::width;
 }
 
 // Writes the key's normals so that element `first` stands where the returned pointer points.
@@ -84,18 +93,20 @@ VF_FN const Float* normals(const Philox<M>& philox, int64_t first, int64_t count
   const uint64_t block = uint64_t(first) >> 2;
   if constexpr (M::width == 1) {
     for (int64_t done = 0; done < total; done += kTurn) {
-      U words[4];
+      U words[1][4];
       philox(block + uint64_t(done / 4), words);
       T n[4];
-      box_muller<M>(words[0], words[1], n[0], n[1]);
-      box_muller<M>(words[2], words[3], n[2], n[3]);
+      box_muller<M>(words[0][0], words[0][1], n[0], n[1]);
+      box_muller<M>(words[0][2], words[0][3], n[2], n[3]);
       for (int r = 0; r < 4; ++r) M::store(n[r], out + done + r);
     }
   } else {
-    for (int64_t done = 0; done < total; done += kTurn) {
-      U words[4];
+    for (int64_t done = 0; done < total; done += 2 * kTurn) {
+      U words[2][4];
       philox(block + uint64_t(done / 4), words);
-      for (int r = 0; r < 4; ++r) M::store(M::from_bits(words[r]), out + done + r * M::width);
+      for (int r = 0; r < 8; ++r) {
+        M::store(M::from_bits(words[r / 4][r % 4]), out + done + r * M::width);
+      }
     }
     for (int64_t done = 0; done < total; done += kTurn) {
       Float* const turn = out + done;
@@ -120,12 +131,12 @@ template <class M>
 void random_words(const int64_t* key, uint64_t block, int64_t blocks, uint32_t* out) {
   const Philox<M> philox(key);
   for (int64_t done = 0; done < blocks; done += M::width) {
-    typename M::U words[4];
+    typename M::U words[1][4];
     philox(block + uint64_t(done), words);
     for (int64_t i = 0; i < M::width && done + i < blocks; ++i) {
       for (int r = 0; r < 4; ++r) {
         uint32_t lanes[M::width];
-        std::memcpy(lanes, &words[r], sizeof lanes);
+        std::memcpy(lanes, &words[0][r], sizeof lanes);
         out[4 * (done + i) + r] = lanes[i];
       }
     }

@@ -23,18 +23,24 @@ struct RoundKeys {
   VF_FN uint64_t second(int round) const { return uint32_t(k1 + uint32_t(round) * kPhiloxW1); }
 };
 
-// M::mul32(a, m) is the 64-bit product of a's low half and m. The result's low halves are the words.
-template <class M, class W, class Keys>
-VF_FN void philox4x32(W (&c)[4], const Keys& keys) {
+// One round of one counter. M::mul32(a, m) is the 64-bit product of a's low half and m.
+template <class M, class W, class Key>
+VF_FN void philox_round(W (&c)[4], const Key& k0, const Key& k1) {
+  const W p0 = M::mul32(c[0], kPhiloxM0), p1 = M::mul32(c[2], kPhiloxM1);
+  c[0] = (p1 >> 32) ^ c[1] ^ k0;
+  c[1] = p1;
+  c[2] = (p0 >> 32) ^ c[3] ^ k1;
+  c[3] = p0;
+}
+
+// All rounds of one counter. The result's low halves are the words.
+template <class M, class W>
+VF_FN void philox4x32(W (&c)[4], const RoundKeys& keys) {
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const W p0 = M::mul32(c[0], kPhiloxM0), p1 = M::mul32(c[2], kPhiloxM1);
-    c[0] = (p1 >> 32) ^ c[1] ^ keys.first(round);
-    c[1] = p1;
-    c[2] = (p0 >> 32) ^ c[3] ^ keys.second(round);
-    c[3] = p0;
+    philox_round<M>(c, keys.first(round), keys.second(round));
   }
 }
 
