@@ -57,3 +57,16 @@ def test_samples_have_the_codes_mean_and_covariance():
 
 def test_samples_before_training_are_finite():
     assert build("ae", (1, 4, 4)).sample(3).isfinite().all()
+
+
+def test_it_follows_its_codes_under_autocast():
+    model = build("ae", (1, 4, 4), latent_dim=3)
+    model.train()
+    before = model.code_square.clone()
+    x = torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = model.encode(x).mu.float()
+        model.loss(x)
+    moved = before.lerp(z.t() @ z / len(z), model.momentum)
+    torch.testing.assert_close(model.code_square, moved, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(model.code_square, before)

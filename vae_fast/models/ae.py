@@ -47,7 +47,9 @@ class AE(LatentModel):
     def _follow(self, z: Tensor) -> None:
         z = z.to(self.code_mean.dtype)
         self.code_mean.lerp_(z.mean(0), self.momentum)
-        self.code_square.lerp_(z.t() @ z / z.shape[0], self.momentum)
+        with torch.autocast(z.device.type, enabled=False):  # it would make the product bfloat16
+            square = z.t() @ z / z.shape[0]
+        self.code_square.lerp_(square, self.momentum)
 
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
