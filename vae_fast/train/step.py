@@ -1,4 +1,4 @@
-"""One update of a model: forward, backward, guard, optimizer; nothing here waits for the device."""
+"""One step of a run: schedules, objective, update, metrics; nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.distributed import Share, World
-from vae_fast.train.guard import Guard
 from vae_fast.train.meter import Meter
 from vae_fast.train.schedules import beta_at, lr_at
-from vae_fast.train.setup import build_optimizer, final_beta
+from vae_fast.train.setup import final_beta
+from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
 
 
@@ -42,9 +42,8 @@ class Step:
         self.steps_per_epoch = steps_per_epoch
         self.final_beta = final_beta(config)
         self.beta, self.lr = self.final_beta, config.lr
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config, self.parameters)
-        self.guard = Guard(config.optimizer, device)
+        parameters = list(model.parameters())
+        self.update = Update(parameters, config, device, is_distributed=world.is_distributed)
         self.average = WeightAverage(model, config.ema) if config.ema > 0 else None
         self.meter = Meter(device, world)
 
@@ -52,11 +51,7 @@ class Step:
         """Update the model by this rank's share of batch ``number`` of the run, from 0."""
         self.follow_schedules(number)
         terms = self.objective(share)
-        (terms.loss if share.weight == 1.0 else terms.loss * share.weight).backward()
-        # The ranks' losses differ, their gradients don't, and they have to decide alike.
-        seen = None if self.world.is_distributed else terms.loss
-        skipped = self.guard(self.optimizer, self.parameters, seen)
-        self.optimizer.zero_grad()
+        skipped = self.update(terms.loss, share.weight)
         if self.average is not None:
             self.average.update(number)
         self.meter.add(terms, len(share.images), skipped)
@@ -77,8 +72,7 @@ class Step:
         if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
             total = self.config.epochs * self.steps_per_epoch
             self.lr = lr_at(optimizer, self.config.lr, number, total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
+            self.update.set_lr(self.lr)
 
     def autocast(self) -> AbstractContextManager:
         if self.config.precision == "bf16":
@@ -92,8 +86,7 @@ class Step:
     def state_dict(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "guard": self.guard.state_dict(),
+            "update": self.update.state_dict(),
             "meter": self.meter.state_dict(),
             **average,
         }

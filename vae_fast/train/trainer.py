@@ -186,12 +186,13 @@ class Trainer:
         if self.step.meter.samples == 0:
             return
         means, samples = self.step.meter.read()
-        norms, now = self.step.guard.read(), time.perf_counter()
+        norms, now = self.step.update.guard.read(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
         self.reached.seconds += seconds
         self.reached.samples += samples
         self.log("train", means, samples / seconds, beta=self.step.beta, lr=self.step.lr, **norms)
-        bad, limit = self.step.guard.not_finite_in_row, self.config.optimizer.max_not_finite
+        bad = self.step.update.guard.not_finite_in_row
+        limit = self.config.optimizer.max_not_finite
         if bad >= limit:
             raise TrainingError(
                 f"the loss or the gradient was not finite in the last {bad} steps (the limit is "
