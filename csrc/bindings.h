@@ -269,18 +269,53 @@ struct Ops {
     return {z, kl};
   }
 
+  // The same two, keeping dz/dlogvar for backward.
+  static std::tuple<Tensor, Tensor> reparameterize_keeping(Tensor mu, Tensor logvar, Tensor key) {
+    GaussianForward args = gaussian_args(mu, logvar, std::nullopt, std::nullopt);
+    check_key(key, mu);
+    Tensor z = alike(mu), slope = alike(mu);
+    args.key = key_data(key);
+    args.z = z.mutable_data_ptr();
+    args.slope = slope.mutable_data_ptr();
+    Device::gaussian_forward(args, mu);
+    return {z, slope};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> sample_and_kl_keeping(
+      Tensor mu, Tensor logvar, MaybeTensor prior_mu, MaybeTensor prior_logvar, Tensor key,
+      int64_t reduction) {
+    GaussianForward args = gaussian_args(mu, logvar, prior_mu, prior_logvar);
+    check_key(key, mu);
+    args.reduction = reduction_of(reduction);
+    Tensor z = alike(mu), kl = empty_sum(mu, args.reduction), slope = alike(mu);
+    args.key = key_data(key);
+    args.z = z.mutable_data_ptr();
+    args.kl = kl.mutable_data_ptr();
+    args.slope = slope.mutable_data_ptr();
+    Device::gaussian_forward(args, mu);
+    return {z, kl, slope};
+  }
+
+  // The noise of z's gradient comes from the key, or from the slope where forward kept that.
   static GaussianBackward gaussian_backward_args(const MaybeTensor& grad_z,
                                                  const MaybeTensor& grad_kl, const Tensor& mu,
                                                  const Tensor& logvar, const MaybeTensor& key,
-                                                 int64_t reduction) {
+                                                 const MaybeTensor& slope, int64_t reduction) {
     check_pair(mu, logvar);
     GaussianBackward args{};
     if (grad_z) {
       check_like(*grad_z, mu, "grad_z");
-      STD_TORCH_CHECK(key && grad_z->scalar_type() == mu.scalar_type(),
-                      "vae_fast: grad_z needs mu's dtype and the noise key");
-      check_key(*key, mu);
-      args.key = key_data(*key);
+      STD_TORCH_CHECK((key || slope) && grad_z->scalar_type() == mu.scalar_type(),
+                      "vae_fast: grad_z needs mu's dtype, and the noise key or the slope");
+      if (slope) {
+        check_like(*slope, mu, "slope");
+        STD_TORCH_CHECK(Device::kKeepsSlope && slope->scalar_type() == mu.scalar_type(),
+                        "vae_fast: the slope must have mu's dtype, and be on the CPU");
+        args.slope = slope->const_data_ptr();
+      } else {
+        check_key(*key, mu);
+        args.key = key_data(*key);
+      }
       args.grad_z = grad_z->const_data_ptr();
     }
     args.dtype = dtype_of(mu);
@@ -295,8 +330,9 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor> gaussian_backward(MaybeTensor grad_z, MaybeTensor grad_kl,
                                                       Tensor mu, Tensor logvar, MaybeTensor key,
-                                                      int64_t reduction) {
-    GaussianBackward args = gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, reduction);
+                                                      MaybeTensor slope, int64_t reduction) {
+    GaussianBackward args =
+        gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, slope, reduction);
     Tensor grad_mu = alike(mu), grad_logvar = alike(mu);
     args.grad_mu = grad_mu.mutable_data_ptr();
     args.grad_logvar = grad_logvar.mutable_data_ptr();
@@ -306,8 +342,9 @@ struct Ops {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_prior_backward(
       MaybeTensor grad_z, MaybeTensor grad_kl, Tensor mu, Tensor logvar, Tensor prior_mu,
-      Tensor prior_logvar, MaybeTensor key, int64_t reduction) {
-    GaussianBackward args = gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, reduction);
+      Tensor prior_logvar, MaybeTensor key, MaybeTensor slope, int64_t reduction) {
+    GaussianBackward args =
+        gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, slope, reduction);
     gaussian_args(mu, logvar, prior_mu, prior_logvar);  // for its checks
     Tensor grads[4] = {alike(mu), alike(mu), alike(mu), alike(mu)};
     args.prior_mu = prior_mu.const_data_ptr();

@@ -17,12 +17,19 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "sample_and_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
       "Tensor key, int reduction) -> (Tensor z, Tensor kl)");
+  // The same, and slope = dz/dlogvar for backward, where that is less than making eps again: on the
+  // CPU, and while it stays in the caches.
+  m.def(
+      "reparameterize_keeping(Tensor mu, Tensor logvar, Tensor key) -> (Tensor z, Tensor slope)");
+  m.def(
+      "sample_and_kl_keeping(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+      "Tensor key, int reduction) -> (Tensor z, Tensor kl, Tensor slope)");
   m.def(
       "gaussian_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? key, "
-      "int reduction) -> (Tensor grad_mu, Tensor grad_logvar)");
+      "Tensor? slope, int reduction) -> (Tensor grad_mu, Tensor grad_logvar)");
   m.def(
       "gaussian_prior_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
-      "Tensor prior_mu, Tensor prior_logvar, Tensor? key, int reduction) -> "
+      "Tensor prior_mu, Tensor prior_logvar, Tensor? key, Tensor? slope, int reduction) -> "
       "(Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
 
   // Bernoulli: -log p(target | logits).
@@ -69,6 +76,8 @@ const cpu::Threads kThreads{[](int64_t begin, int64_t end, int64_t grain, cpu::T
 }};
 
 struct Cpu {
+  static constexpr bool kKeepsSlope = true;
+
   static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                       const Tensor& like) {
     size_t bytes = like.element_size();  // outputs have their input's dtype
@@ -94,4 +103,9 @@ struct Cpu {
 }  // namespace
 }  // namespace vae_fast
 
-STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) { vae_fast::Ops<vae_fast::Cpu>::register_all(m); }
+STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
+  using Ops = vae_fast::Ops<vae_fast::Cpu>;
+  Ops::register_all(m);
+  m.impl("reparameterize_keeping", TORCH_BOX(&Ops::reparameterize_keeping));
+  m.impl("sample_and_kl_keeping", TORCH_BOX(&Ops::sample_and_kl_keeping));
+}

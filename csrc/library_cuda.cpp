@@ -35,6 +35,8 @@ void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver)
 }
 
 struct Cuda {
+  static constexpr bool kKeepsSlope = false;
+
   // torch's own allocator keeps memory already.
   static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                       const Tensor& like) {

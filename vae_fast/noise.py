@@ -2,9 +2,9 @@
 
 eps is a pure function of a key and an element's index (Philox4x32-10, Salmon et al. 2011, then
 Box-Muller), so whoever holds the key can make the same noise again: the backward pass does, and
-nothing stores eps. The key itself is drawn from torch's generator, which is why
-``torch.manual_seed``, activation checkpointing and CUDA-graph replay behave as with
-``torch.randn``.
+nothing stores eps, but for the few MiB that the CPU's caches hold, where reading costs less. The key
+itself is drawn from torch's generator, which is why ``torch.manual_seed``, activation checkpointing
+and CUDA-graph replay behave as with ``torch.randn``.
 """
 
 from __future__ import annotations

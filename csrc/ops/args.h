@@ -39,6 +39,7 @@ struct GaussianForward {
   const int64_t* key = nullptr;  // 2 elements on the device; null: no sampling
   int64_t num_samples = 1;
   void* z = nullptr;   // (num_samples, rows, cols), element i of it takes the key's normal i
+  void* slope = nullptr;  // dz/dlogvar, like z, for a backward pass without noise; CPU only
   void* kl = nullptr;  // accumulator, (1) or (rows); null: no KL
   Reduction reduction = Reduction::sum;
 };
@@ -53,6 +54,7 @@ struct GaussianBackward {
   const int64_t* key = nullptr;
   int64_t num_samples = 1;
   const void* grad_z = nullptr;  // (num_samples, rows, cols); null: z has no gradient
+  const void* slope = nullptr;   // what forward kept of one sample, in place of the key; CPU only
   bool has_kl = false;           // whether kl has a gradient
   Upstream grad_kl;
   void* grad_mu;

@@ -13,7 +13,7 @@ VF_FN T standard_deviation(T logvar) {
   return M::exp(0.5f * logvar);
 }
 
-// z = mu + sigma * eps;  dz/dlogvar = eps * sigma / 2.
+// z = mu + sigma * eps;  dz/dlogvar = sigma * eps / 2, the slope.
 template <class M, class T = typename M::T>
 VF_FN T sample(T mu, T sigma, T eps) {
   return mu + sigma * eps;

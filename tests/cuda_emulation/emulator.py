@@ -125,6 +125,7 @@ class GaussianForward(ctypes.Structure):
         ("key", _void),
         ("num_samples", _int64),
         ("z", _void),
+        ("slope", _void),
         ("kl", _void),
         ("reduction", _int),
     ]
@@ -142,6 +143,7 @@ class GaussianBackward(ctypes.Structure):
         ("key", _void),
         ("num_samples", _int64),
         ("grad_z", _void),
+        ("slope", _void),
         ("has_kl", _bool),
         ("grad_kl", Upstream),
         ("grad_mu", _void),

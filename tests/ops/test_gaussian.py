@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vae_fast
+from tests.conftest import NATIVE
 from tests.ops.accuracy import (
     Accuracy,
     call,
@@ -22,10 +23,18 @@ from tests.ops.accuracy import (
 from vae_fast import gaussian_kl, reference, reparameterize, sample_and_kl
 
 KEY = torch.tensor([-6307219531214093051, 8173645283406811107])
+KEPT = pytest.mark.parametrize("backward", ["kept", "made again"], indirect=True)
 PRIOR = pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior"])
 # Near 1 Box-Muller's radius in float32 has few digits, in every implementation: the sums of z
 # are held to plain PyTorch's error, but a single element only to this many epsilons.
 NOISE = 4096.0
+
+
+@pytest.fixture
+def backward(request, monkeypatch):
+    """Whether backward reads the slope that forward kept, where it does, or makes it again."""
+    if NATIVE and request.param == "made again":
+        monkeypatch.setattr("vae_fast.ops.gaussian.KEPT_BYTES", 0)
 
 
 @functools.cache
@@ -95,8 +104,9 @@ def eps_truth(shape):
 # --- accuracy ------------------------------------------------------------------------------------
 
 
+@KEPT
 @pytest.mark.parametrize("num_samples", [None, 1, 3])
-def test_accuracy_of_reparameterize(implementation, dtype, num_samples):
+def test_accuracy_of_reparameterize(implementation, dtype, num_samples, backward):
     accuracy = Accuracy()
     key = KEY.to(implementation)
     for shape in shapes_of(dtype, large=num_samples is None):
@@ -148,8 +158,9 @@ def test_accuracy_of_kl(implementation, dtype, prior, reduction):
     accuracy.check()
 
 
+@KEPT
 @PRIOR
-def test_accuracy_of_sample_and_kl(implementation, dtype, prior, reduction):
+def test_accuracy_of_sample_and_kl(implementation, dtype, prior, reduction, backward):
     accuracy = Accuracy()
     key = KEY.to(implementation)
     for shape in shapes_of(dtype, large=False):
@@ -256,13 +267,31 @@ def test_manual_seed_reproduces(backend):
     assert torch.equal(draw(), draw())
 
 
-def test_backward_makes_the_same_noise_again(backend):
+@KEPT
+def test_backward_has_the_noise_of_forward(backend, backward):
     """dz/dlogvar = (z - mu) / 2, which needs forward's eps."""
     mu, logvar = parameters((128, 20), torch.float64)
     for op in (reparameterize, lambda *a: sample_and_kl(*a)[0]):
         (z,), grads = call(op, [mu, logvar])
         torch.testing.assert_close(grads[0], torch.ones_like(mu))
         torch.testing.assert_close(grads[1], (z - mu) / 2)
+
+
+def test_what_backward_reads(native, monkeypatch):
+    """The kept slope where there is one, and the key where there isn't."""
+    mu, logvar = (t.requires_grad_() for t in parameters((128, 20), torch.float32))
+    for op in (reparameterize, lambda *a, **k: sample_and_kl(*a, **k)[0]):
+        for limit, reads_key in ((1 << 22, False), (mu.nbytes, False), (mu.nbytes - 1, True)):
+            monkeypatch.setattr("vae_fast.ops.gaussian.KEPT_BYTES", limit)
+            key = KEY.clone()
+            z = op(mu, logvar, noise_key=key)
+            slope = (z - mu).detach() / 2
+            key.data.zero_()  # unseen by autograd: other noise for whoever still reads the key
+            (grad,) = torch.autograd.grad(z, logvar, torch.ones_like(z))
+            assert torch.allclose(grad, slope, atol=1e-5) != reads_key
+        half = mu.detach().bfloat16().requires_grad_()
+        kept = op(half, half, noise_key=KEY).grad_fn.saved_tensors
+        assert any(t is not None and t.dtype == torch.int64 for t in kept)
 
 
 # --- dtypes and layouts --------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Sampling and KL of a Gaussian, natively: reparameterize, gaussian_kl, sample_and_kl.
 
-Backward saves mu, logvar and the noise key, and makes eps again from the key. The kernels number
-the elements by their place in memory, so what is sampled is made contiguous first: the same key
-gives a channels-last tensor the noise of a contiguous one.
+Backward has mu, logvar and the noise key, and makes eps again from the key; but on the CPU, where
+making it is most of the work, a tensor that fits the caches keeps the slope dz/dlogvar instead.
+
+The kernels number the elements by their place in memory, so what is sampled is made contiguous
+first: the same key gives a channels-last tensor the noise of a contiguous one.
 """
 
 from __future__ import annotations
@@ -16,13 +18,33 @@ from vae_fast.reference import compute_dtype
 _ops = torch.ops.vae_fast
 _reparameterize = _ops.reparameterize.default
 _reparameterize_backward = _ops.reparameterize_backward.default
+_reparameterize_keeping = _ops.reparameterize_keeping.default
 _gaussian_kl = _ops.gaussian_kl.default
 _sample_and_kl = _ops.sample_and_kl.default
+_sample_and_kl_keeping = _ops.sample_and_kl_keeping.default
 _gaussian_backward = _ops.gaussian_backward.default
 _gaussian_prior_backward = _ops.gaussian_prior_backward.default
 
 Tensor = torch.Tensor
 Maybe = torch.Tensor | None
+
+
+# The slope kept for backward is at most this large: beyond the caches its own traffic costs as much
+# as making the noise again.
+KEPT_BYTES = 1 << 22
+
+
+def keeps_slope(mu: Tensor) -> bool:
+    """Whether forward keeps dz/dlogvar for backward.
+
+    Half precision makes the noise again: a slope rounded to it would lose digits.
+    """
+    return (
+        mu.is_cpu
+        and mu.dtype in (torch.float32, torch.float64)
+        and mu.nbytes <= KEPT_BYTES
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _pair(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +67,25 @@ class _Reparameterize(torch.autograd.Function):
         return *grads, None, None
 
 
+class _ReparameterizeKeeping(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor) -> Tensor:
+        z, slope = _reparameterize_keeping(mu, logvar, key)
+        ctx.save_for_backward(logvar, slope)  # logvar, for second derivatives to be refused
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z: Tensor):
+        _, slope = ctx.saved_tensors
+        return grad_z, grad_z * slope, None
+
+
 def reparameterize(mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
     mu, logvar = mu.contiguous(), logvar.contiguous()
     if needs_grad(mu, logvar):
+        if num_samples is None and keeps_slope(mu):
+            return _ReparameterizeKeeping.apply(mu, logvar, key)
         return _Reparameterize.apply(mu, logvar, key, num_samples)
     return _reparameterize(mu, logvar, key, num_samples)
 
@@ -60,6 +98,7 @@ def _backward(
     prior_mu: Maybe,
     prior_logvar: Maybe,
     key: Maybe,
+    slope: Maybe,
     reduction: int,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:
     """Gradients of mu, logvar and the prior from those of z and of the KL, either absent."""
@@ -70,10 +109,10 @@ def _backward(
     if grad_kl is not None:
         grad_kl = grad_kl.contiguous()
     if prior_mu is None or grad_kl is None:
-        grads = _gaussian_backward(grad_z, grad_kl, mu, logvar, key, reduction)
+        grads = _gaussian_backward(grad_z, grad_kl, mu, logvar, key, slope, reduction)
         return *grads, None, None
     return _gaussian_prior_backward(
-        grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, reduction
+        grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, reduction
     )
 
 
@@ -87,16 +126,23 @@ class _GaussianKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_kl: Tensor):
-        return *_backward(None, grad_kl, *ctx.saved_tensors, None, ctx.reduction), None
+        return *_backward(None, grad_kl, *ctx.saved_tensors, None, None, ctx.reduction), None
 
 
 class _SampleAndKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu, logvar, prior_mu, prior_logvar, key, reduction) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, key)
         ctx.reduction = reduction
         ctx.set_materialize_grads(False)
-        return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
+        if keeps_slope(mu):
+            z, kl, slope = _sample_and_kl_keeping(
+                mu, logvar, prior_mu, prior_logvar, key, reduction
+            )
+            ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, None, slope)
+        else:
+            z, kl = _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
+            ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, key, None)
+        return z, kl
 
     @staticmethod
     @once_differentiable
@@ -149,6 +195,11 @@ def _(grad_z, logvar, key, num_samples):
     return torch.empty_like(logvar), torch.empty_like(logvar)
 
 
+@torch.library.register_fake("vae_fast::reparameterize_keeping")
+def _(mu, logvar, key):
+    return torch.empty_like(mu), torch.empty_like(mu)
+
+
 @torch.library.register_fake("vae_fast::gaussian_kl")
 def _(mu, logvar, prior_mu, prior_logvar, reduction):
     return empty_sum(mu, reduction)
@@ -159,11 +210,16 @@ def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
     return torch.empty_like(mu), empty_sum(mu, reduction)
 
 
+@torch.library.register_fake("vae_fast::sample_and_kl_keeping")
+def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
+    return torch.empty_like(mu), empty_sum(mu, reduction), torch.empty_like(mu)
+
+
 @torch.library.register_fake("vae_fast::gaussian_backward")
-def _(grad_z, grad_kl, mu, logvar, key, reduction):
+def _(grad_z, grad_kl, mu, logvar, key, slope, reduction):
     return torch.empty_like(mu), torch.empty_like(mu)
 
 
 @torch.library.register_fake("vae_fast::gaussian_prior_backward")
-def _(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, reduction):
+def _(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, reduction):
     return tuple(torch.empty_like(mu) for _ in range(4))
