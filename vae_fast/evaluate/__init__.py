@@ -1,6 +1,11 @@
 """How good is a model: likelihoods, latent units, disentanglement, decisions. In nats."""
 
-from vae_fast.evaluate.disentanglement import factor_vae_score, mutual_information_gap
+from vae_fast.evaluate.disentanglement import (
+    factor_vae_score,
+    factor_vae_score_of_codes,
+    mutual_information_gap,
+)
+from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
 from vae_fast.evaluate.likelihood import (
     bits_per_dimension,
@@ -15,13 +20,17 @@ from vae_fast.evaluate.scores import accuracy, auroc
 __all__ = [
     "accuracy",
     "active_units",
+    "anomaly_auroc",
     "auroc",
     "bits_per_dimension",
     "elbo",
     "evaluate",
     "evaluate_run",
     "factor_vae_score",
+    "factor_vae_score_of_codes",
     "features",
+    "few_label_accuracy",
+    "few_per_class",
     "importance_nll",
     "kl_per_dimension",
     "mutual_information_gap",

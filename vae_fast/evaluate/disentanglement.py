@@ -85,6 +85,43 @@ def factor_vae_score(
     return float(right / counts[1].sum())
 
 
+def factor_vae_score_of_codes(
+    codes: Tensor,
+    factors: Tensor,
+    *,
+    votes: int = 800,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> float:
+    """The FactorVAE score from samples that are there: each batch is drawn, with replacement, from
+    those that share a value of the factor that is held fixed. Factors that don't vary take no part.
+
+    Args:
+        codes: posterior means (N, D). factors: integers (N, F).
+    """
+    _check(codes, factors)
+    varying = [f for f in range(factors.shape[1]) if len(factors[:, f].unique()) > 1]
+    if not varying:
+        raise ValueError("no factor varies in this sample of the data")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(number: int, n: int) -> tuple[Tensor, int]:
+        column = factors[:, varying[number]]
+        value = column[int(torch.randint(len(column), (1,), generator=generator))]
+        alike = (column == value).nonzero().flatten()
+        return codes[alike[torch.randint(len(alike), (n,), generator=generator)]], number
+
+    return factor_vae_score(
+        lambda chosen: chosen,
+        draw,
+        len(varying),
+        scales=codes.std(0),
+        votes=votes,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
 def _check(codes: Tensor, factors: Tensor) -> None:
     if codes.dim() != 2 or factors.dim() != 2 or len(codes) != len(factors):
         raise ValueError(

@@ -1,0 +1,56 @@
+"""python -m experiments NAME: one experiment, or all of them, or the page of the docs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from experiments import results
+from experiments.training import Clock
+
+# In the order of the docs.
+NAMES = ("bounds", "hierarchy", "disentangle", "few_labels", "anomaly", "inpaint")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 if a claim does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("name", choices=[*NAMES, "all", "gallery", "page"])
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results; experiments/results if not given"
+    )
+    options = parser.parse_args(arguments)
+    if options.name == "page":
+        from experiments import page
+
+        print(page.write(options.out or results.FOLDER))
+        return 0
+    if options.name == "gallery":
+        from experiments import gallery
+
+        return gallery.main(options.quick, options.out)
+    if options.quick and options.out is None:
+        parser.error("--quick measures nothing worth keeping: give --out a folder of its own")
+    held = [
+        run(name, options.quick, options.out or results.FOLDER)
+        for name in (NAMES if options.name == "all" else [options.name])
+    ]
+    return 0 if all(held) else 1
+
+
+def run(name: str, quick: bool, out: Path) -> bool:
+    """One experiment; returns whether all its claims that were measured hold."""
+    module, clock = importlib.import_module(f"experiments.{name}"), Clock()
+    result = module.run(module.QUICK if quick else module.SETTINGS, clock)
+    result.stamp(clock.seconds())
+    paths = results.save(result, out)
+    print(results.markdown(result))
+    print(*paths, sep="\n")
+    return all(verdict.holds is not False for verdict in result.verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Training a model for an experiment: the engine as users run it, in a folder that is thrown away."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vae_fast.data import load
+from vae_fast.data.arrays import ArrayData
+from vae_fast.train import TrainConfig, Trainer
+from vae_fast.train.config import from_dict
+
+
+class Bare(Trainer):
+    """A trainer that draws nothing at its end."""
+
+    def draw(self, prefix: str, curves: bool) -> list[Path]:
+        return []
+
+
+def fashion(split: str, *, binary: bool = False, limit: int | None = None) -> ArrayData:
+    """fashion10k, grey (uint8) or binarised at half brightness (bool), its first ``limit`` images."""
+    data = load("fashion10k", split=split)
+    images = data.images > 127 if binary else data.images
+    name = "fashion10k, binarised" if binary else "fashion10k"
+    return ArrayData(images[:limit], data.labels[:limit], name, data.provenance)
+
+
+def of_class(data: ArrayData, label: int) -> ArrayData:
+    """The samples of one class."""
+    chosen = data.labels == label
+    return ArrayData(data.images[chosen], data.labels[chosen], data.name, data.provenance)
+
+
+def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) -> nn.Module:
+    """The model of a configuration after its last epoch, in evaluation mode.
+
+    Args:
+        values: of TrainConfig, as in a YAML file; the run's folder is a temporary one.
+        train_data, val_data: instead of the configuration's data.
+    """
+    with tempfile.TemporaryDirectory(prefix="vae-fast-experiment-") as folder:
+        config: TrainConfig = from_dict(values)
+        config.out, config.tensorboard = str(Path(folder) / "run"), "off"
+        config.checkpoint.every_epochs = 0
+        config.device = "cpu"
+        with quiet():
+            trainer = Bare(config, train_data=train_data, val_data=val_data)
+            trainer.fit()
+        return trainer.model.eval()
+
+
+@contextlib.contextmanager
+def quiet():
+    """What is printed within is not shown: bars of progress, of ours and of others."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def parameters(model: nn.Module) -> int:
+    """How many trainable numbers a model has."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+class Clock:
+    """Says what is being done, and for how long it was."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        print(f"[{self.seconds():6.0f} s] {text}", flush=True)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
