@@ -23,6 +23,14 @@ struct ByteScale {
   VF_FN double operator()(double x) const { return low == 0.0f ? x : x / 255.0; }
 };
 
+// Asks for the line that the walk reaches in 512 elements, where the processor's own prefetching
+// stops at every page: 15% at 2^20 elements on Zen 4. `lane` is the step's, so that a line of small
+// elements is asked for once. (Loops that make noise, or read more streams, gain nothing from it.)
+template <class M, class S>
+VF_FN void prefetch(const S* p, int lane) {
+  if (lane * M::width * int(sizeof(S)) % 64 == 0) __builtin_prefetch(p + 512);
+}
+
 // Sums the terms of n elements, in a fixed order, and writes their gradients times `factor`.
 template <class M, bool FROM_LOGITS, bool VALUE, bool GRAD, class X, class Y>
 VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n,
@@ -69,6 +77,8 @@ VF_FN double bernoulli_span(const X* logits, const Y* target, X* grad, int64_t n
     walk<M>(
         block, block + kBlock<M> < n ? block + kBlock<M> : n,
         [&](int64_t i, int lane) __attribute__((always_inline)) {
+          prefetch<M>(logits + i, lane);
+          prefetch<M>(target + i, lane);
           const T g = term(M::load(logits + i), M::load(target + i), lane, M::width);
           if constexpr (GRAD) M::store(g, grad + i);
         },
