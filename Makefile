@@ -73,7 +73,7 @@ build: $(DONE)/native ## compile the kernels in place
 
 .PHONY: verify
 verify: ## the checks of building and installing (scripts/check_*.sh); they download several torches
-	PYTHON="$(PYTHON)" scripts/verify_builds.sh
+	PYTHON="$(PYTHON)" NEW_FROM="$(if $(wildcard $(DONE)/torch),$(VENV))" scripts/verify_builds.sh
 
 .PHONY: clean
 clean: ## remove what was compiled; the environment and your runs stay

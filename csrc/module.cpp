@@ -14,6 +14,10 @@
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 
+#ifndef VAE_FAST_BUILD_TORCH
+#error "setup.py defines VAE_FAST_BUILD_TORCH, the version of the torch built against"
+#endif
+
 namespace py = pybind11;
 namespace cpu = vae_fast::cpu;
 
@@ -34,6 +38,8 @@ std::map<std::string, std::string> build_info() {
 #elif defined(__GNUC__)
       {"compiler", "gcc " __VERSION__},
 #endif
+      // Any torch from the ABI's version on will do; this one's headers were used.
+      {"torch", VAE_FAST_BUILD_TORCH},
       {"stable ABI of torch", "2.11"},
   };
 }

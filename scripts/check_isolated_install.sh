@@ -12,11 +12,9 @@ TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0+PTX}" \
     "$env/bin/python" -m pip install -v --disable-pip-version-check "$VERIFY_DIR/isolated-src" \
     >"$log" 2>&1 || { tail -n 40 "$log"; fail "pip install . failed; all it said is in $log"; }
 
-built="$(grep -o "vae_fast: building CPU kernels against torch [^ ]*" "$log" | tail -1)" ||
+grep -q "vae_fast: building CPU kernels against torch" "$log" ||
     { tail -n 40 "$log"; fail "pip install . built no native kernels"; }
-built="${built##* }"
-built="${built%.}"
-runs="$(python_in "$env" '
+torches="$(python_in "$env" '
 import torch
 from vae_fast import gaussian_kl, info, set_backend
 facts = info()
@@ -24,8 +22,9 @@ assert facts["native cpu"] == "yes", facts
 set_backend("native")
 kl = gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3)).item()
 assert abs(kl - 3.0) < 1e-6, kl  # six elements of mean 1 and variance 1: 1/2 each
-print(torch.__version__)
+print(facts["built with torch"], torch.__version__)
 ')"
+read -r built runs <<<"$torches"
 if [ "$built" = "$runs" ]; then
     fail "built against the torch that runs it, $runs, so nothing is proved: set OLD_TORCH"
 fi

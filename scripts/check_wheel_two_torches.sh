@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # One wheel passes the tests under OLD_TORCH (CPU-only) and under NEW_TORCH (the newest, with CUDA).
+# What meets torch is tested: the ops, their registration, autograd and torch.compile, the modules,
+# every model. (`make test` runs the rest under the newest, check_no_compiler under the old one.)
 source "$(dirname "$0")/common.sh"
 
 new="$(environment new "$NEW_TORCH")"
 wheel="$(build_wheel "$new")"
+built="$(python_in "$new" 'import torch; print(torch.__version__)')"
 old="$(environment old "$OLD_TORCH")"
+tests=(tests/ops tests/packaging tests/models/test_every_model.py)
+for file in "$ROOT"/tests/test_*.py; do tests+=("tests/$(basename "$file")"); done
 said=""
 for env in "$old" "$new"; do
     "$env/bin/python" -m pip install -q --disable-pip-version-check --no-deps "$wheel"
-    version="$(python_in "$env" '
-import torch, vae_fast
+    version="$(BUILT="$built" python_in "$env" '
+import os, torch, vae_fast
 vae_fast.set_backend("native")
 vae_fast.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3))
+assert vae_fast.info()["built with torch"] == os.environ["BUILT"], vae_fast.info()
 print(torch.__version__)
 ')"
     say "testing under torch $version"
-    test_installed "$env"
+    test_installed "$env" "${tests[@]}"
     said="$said${said:+ and }torch $version"
 done
 pass "$(basename "$wheel") passes the tests under $said"

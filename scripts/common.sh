@@ -5,7 +5,8 @@
 #   PYTHON       makes the virtual environments           default: python3
 #   OLD_TORCH    a CPU-only torch, older than the newest  default: torch==2.13.0+cpu
 #   NEW_TORCH    the newest torch, a CUDA build           default: torch
-#   TESTS        what of the tests to run, for a quick look   default: all the quick ones
+#   NEW_FROM     an environment that has NEW_TORCH already: it is taken over, not downloaded again
+#   TESTS        what of the tests to run, for a quick look   default: what each check says
 #
 # Where pip knows no "+cpu" builds, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.
 
@@ -17,10 +18,13 @@ VERIFY_DIR="${VERIFY_DIR:-$ROOT/build/verify}"
 PYTHON="${PYTHON:-python3}"
 OLD_TORCH="${OLD_TORCH:-torch==2.13.0+cpu}"
 NEW_TORCH="${NEW_TORCH:-torch}"
-# The commands below must not see a package in the current folder, nor the caller's choices.
-unset PYTHONPATH VAE_FAST_BUILD VAE_FAST_BACKEND VAE_FAST_CPU_CAPABILITY
+if [ -n "${NEW_FROM:-}" ]; then NEW_FROM="$(realpath "$NEW_FROM")"; fi
 mkdir -p "$VERIFY_DIR"
 VERIFY_DIR="$(cd "$VERIFY_DIR" && pwd)"
+# The commands below must not see a package in the current folder (an editable install leaves its
+# egg-info in the project's), nor the caller's choices.
+cd "$VERIFY_DIR"
+unset PYTHONPATH VAE_FAST_BUILD VAE_FAST_BACKEND VAE_FAST_CPU_CAPABILITY
 
 say() { echo "$CHECK: $*"; }
 pass() { say "PASS: $*"; exit 0; }
@@ -36,7 +40,13 @@ environment() {
     if [ ! -e "$stamp" ]; then
         say "making $folder with $torch (several GB for a CUDA build)" >&2
         rm -rf "$folder"
-        "$PYTHON" -m venv "$folder"
+        if [ "$1" = new ] && [ -x "${NEW_FROM:-}/bin/python" ]; then
+            # Hard links: pip unlinks and writes anew, so the original stays as it is.
+            cp -al "$NEW_FROM" "$folder" 2>/dev/null ||
+                { rm -rf "$folder" && cp -a "$NEW_FROM" "$folder"; }
+        else
+            "$PYTHON" -m venv "$folder"
+        fi
         "$folder/bin/python" -m pip install -q --disable-pip-version-check "$torch" \
             "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark \
             "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm >&2
@@ -82,6 +92,10 @@ test_installed() {
     shift
     sources "$run"
     rm -rf "$run/vae_fast" "$run/csrc" "$run/setup.py"
+    (cd "$run" && "$folder/bin/python" -c '
+import sys, vae_fast
+if not vae_fast.__file__.startswith(sys.prefix + "/"):
+    sys.exit(f"not the installed package: {vae_fast.__file__}")')
     (cd "$run" && "$folder/bin/python" -m pytest -q -m "not slow and not cuda" ${TESTS:-"$@"})
 }
 

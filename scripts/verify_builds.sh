@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # All the checks of building and installing, one after the other, and a summary. Fails if one does.
+# The quickest come first. They share environments and a wheel (common.sh).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-checks=(check_isolated_install check_no_compiler check_cuda_toolkit_missing
-    check_cuda_without_gpu check_wheel_two_torches check_sass)
+checks=(check_cuda_toolkit_missing check_sass check_no_compiler check_isolated_install
+    check_cuda_without_gpu check_wheel_two_torches)
 [ $# -gt 0 ] && checks=("$@")
 
 summary=()

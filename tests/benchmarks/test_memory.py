@@ -39,7 +39,7 @@ def test_who_knows_better_is_asked_and_a_yardstick_is_not():
     assert peak_bytes(Contender("add", lambda x: x + 1), MEGABYTE, CPU) is None
 
 
-def test_outputs_of_our_own_pool_count_each_time():
+def test_outputs_of_our_own_pool_count_each_time(native):
     run = contender(lambda x: vae_fast.reparameterize(x, x))
     for _ in range(3):
         # z, and a noise key; a pool may round up to pages, and must not hide what it handed out.
