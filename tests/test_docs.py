@@ -121,7 +121,9 @@ def files() -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    variables = set(re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    variables = set(
+        re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    )
     for first, *rest in commands(page):
         if first == "make":
             names = {word for word in rest if re.fullmatch(r"[a-z][a-z-]*", word)}
@@ -158,7 +160,9 @@ def test_commands_and_flags(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_extras_that_pip_is_to_install(page):
-    known = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE))
+    known = set(
+        re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    )
     text = " ".join(" ".join(words) for words in commands(page) if words[0] == "pip")
     named = {name for extras in re.findall(r"\.\[([\w,]+)\]", text) for name in extras.split(",")}
     assert named <= known, f"{page}: no extra is called {named - known}"
