@@ -22,7 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="folder of the results; experiments/results if not given"
     )
+    parser.add_argument("--only", action="append", help="of the gallery: this example alone")
     options = parser.parse_args(arguments)
+    if options.quick and options.out is None:
+        parser.error("--quick measures nothing worth keeping: give --out a folder of its own")
     if options.name == "page":
         from experiments import page
 
@@ -31,9 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.name == "gallery":
         from experiments import gallery
 
-        return gallery.main(options.quick, options.out)
-    if options.quick and options.out is None:
-        parser.error("--quick measures nothing worth keeping: give --out a folder of its own")
+        return gallery.main(options.quick, options.out, options.only)
     held = [
         run(name, options.quick, options.out or results.FOLDER)
         for name in (NAMES if options.name == "all" else [options.name])

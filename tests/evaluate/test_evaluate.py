@@ -70,6 +70,42 @@ def test_nll_tightens_and_does_not_depend_on_chunks():
     assert (first < bound).all()
 
 
+def test_nll_of_a_wrong_posterior_comes_down_to_the_exact_one():
+    """Linear and Gaussian, with a posterior off in mean and variance: the bound exceeds the exact
+    NLL by the KL between the two, and importance sampling closes that.
+    """
+    model, p = probabilistic_pca()
+    x = p.sample((40,))
+    exact_q = model.encode(x)
+    with torch.no_grad():
+        model.encoder.bias += torch.tensor([0.3, -0.2, 0.5, 0.4], dtype=torch.float64)
+    q = model.encode(x)
+    ratio = (q.logvar - exact_q.logvar).exp()
+    shift = (q.mu - exact_q.mu).square() / exact_q.logvar.exp()
+    gap = 0.5 * (ratio + shift - 1 - ratio.log()).sum(1)
+    exact = -p.log_prob(x)
+    bound = ev.elbo(model, x.repeat(2000, 1)).loss.view(2000, 40).mean(0)
+    torch.testing.assert_close(bound.mean(), (exact + gap).mean(), rtol=0, atol=0.02)
+    assert gap.min() > 0.1
+    nll = ev.importance_nll(model, x, num_samples=20_000, samples_at_once=5000)
+    torch.testing.assert_close(nll, exact, rtol=0, atol=0.05)
+    few = ev.importance_nll(model, x.repeat(200, 1), num_samples=2).mean()
+    assert exact.mean() < few < (exact + gap).mean()
+
+
+@pytest.mark.parametrize("name", ["vae", "hvae", "ssvae"])
+def test_memory_of_the_nll_does_not_grow_with_its_samples(name):
+    options = {"hvae": {"width": 4, "levels": 2, "z_channels": 2}}
+    networks = {"network_options": {"hidden": [4]}, "latent_dim": 2}
+    model = build(name, (1, 2, 2), **options.get(name, networks))
+    rows = []
+    model.decoder.register_forward_hook(lambda module, given, made: rows.append(len(made)))
+    x = torch.rand(7, 1, 2, 2)
+    ev.importance_nll(model, x, num_samples=230, batch_size=4, samples_at_once=10)
+    classes = 10 if name == "ssvae" else 1
+    assert max(rows) <= 4 * 10 * classes and sum(rows) == 7 * 230 * classes
+
+
 def test_evaluation_leaves_the_model_in_training_mode():
     model = build("vae", (4,), network_options={"hidden": [3], "dropout": 0.5})
     model.train()

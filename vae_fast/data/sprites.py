@@ -127,6 +127,11 @@ class Sprites:
         """Ground-truth factors of the given samples, (B, 5) int64."""
         return factors_of(samples if self.rows is None else self.rows[samples])
 
+    def shuffled(self, seed: int) -> Sprites:
+        """The same samples in an order drawn by ``seed``: the first n are then a sample of all."""
+        order = epoch_order(len(self), seed=seed, epoch=0)
+        return replace(self, rows=order if self.rows is None else self.rows[order])
+
     def slice(self, start: int, stop: int) -> Sprites:
         """Samples start to stop."""
         rows = torch.arange(start, stop) if self.rows is None else self.rows[start:stop]

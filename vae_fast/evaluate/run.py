@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
+from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
+from vae_fast.evaluate.latents import features
 from vae_fast.evaluate.report import evaluate
 
 
@@ -22,6 +26,8 @@ def evaluate_run(
     num_samples: int = 100,
     device: str = "auto",
     seed: int = 0,
+    normal: Sequence[int] = (),
+    labels_per_class: int = 0,
 ) -> dict[str, Any]:
     """``evaluate`` on the run's validation data, also written to the run's evaluation.json.
 
@@ -30,6 +36,12 @@ def evaluate_run(
         data: a data set's name or file instead; then nothing is written.
         samples: how many of the first samples to look at; all if None.
         num_samples: K of the importance-sampled NLL; 0 leaves it out.
+        normal: classes that are no anomalies; adds the AUROC of each anomaly score.
+        labels_per_class: adds the accuracy of a linear probe of the features, fitted to so many
+            labels of each class of the run's training data; 0 leaves it out.
+
+    Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
+    and add MIG and the FactorVAE score.
     """
     from vae_fast import data as datasets
     from vae_fast.tasks import load_model
@@ -37,6 +49,10 @@ def evaluate_run(
     restored = load_model(run, checkpoint, device)
     source = restored.config.data if data is None else data
     loaded = datasets.load(source, split="val") if data is None else datasets.as_data(source)
+    factors = getattr(loaded, "factors", None)
+    if factors is not None:
+        loaded = loaded.shuffled(seed)
+        factors = loaded.factors
     x, y = gather(loaded, samples)
     expected = tuple(restored.model.input_shape)
     if tuple(x.shape[1:]) != expected:
@@ -49,12 +65,63 @@ def evaluate_run(
         "step": restored.step,
         **evaluate(restored.model, x, y, num_samples=num_samples, seed=seed),
     }
+    if factors is not None:
+        report |= _disentanglement(restored.model, x, y, factors(torch.arange(len(x))), seed)
+    report |= _with_labels(restored, x, y, normal, labels_per_class, seed)
     if data is None:
         path = Path(run) / "evaluation.json"
         beside = path.with_suffix(".json.tmp")
         beside.write_text(json.dumps(report, indent=2) + "\n")
         os.replace(beside, path)
     return report
+
+
+def _disentanglement(
+    model: Any, x: Tensor, y: Tensor | None, factors: Tensor, seed: int
+) -> dict[str, float]:
+    codes = features(model, x, y).cpu()
+    if codes.shape[1] < 2:
+        return {}
+    return {
+        "mig": mutual_information_gap(codes, factors),
+        "factor_vae_score": factor_vae_score_of_codes(codes, factors, seed=seed),
+    }
+
+
+def _with_labels(
+    restored: Any,
+    x: Tensor,
+    y: Tensor | None,
+    normal: Sequence[int],
+    labels_per_class: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What needs labels: AUROC of anomaly scores, accuracy of a probe at few labels."""
+    if not normal and not labels_per_class:
+        return {}
+    if y is None:
+        raise ValueError("AUROC and accuracy at few labels need labels, and these data have none")
+    classifies = hasattr(restored.model, "predict")
+    if getattr(restored.model, "uses_labels", False) and not classifies:
+        raise ValueError(
+            f"{restored.config.model} is given the labels: AUROC and accuracy at few labels are for "
+            "models that see samples alone"
+        )
+    found: dict[str, Any] = {}  # no labels go to the model: a classifier explains x alone
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if normal:
+            scores = anomaly_auroc(restored.model, x, y, normal)
+            found |= {f"auroc_{score}": value for score, value in scores.items()}
+        if labels_per_class:
+            from vae_fast import data as datasets
+
+            seen, labels = gather(datasets.load(restored.config.data, split="train"))
+            chosen = few_per_class(labels, labels_per_class, seed=seed)
+            few = (seen[chosen], labels[chosen])
+            found["labels_per_class"] = labels_per_class
+            found["few_label_accuracy"] = few_label_accuracy(restored.model, few, x, y)
+    return found
 
 
 def gather(data: Any, samples: int | None = None) -> tuple[Tensor, Tensor | None]:

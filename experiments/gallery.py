@@ -1,0 +1,153 @@
+"""The gallery: every example trained as it stands, its pictures and what was measured of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from experiments import showpieces
+from experiments.training import Clock, parameters, train
+from vae_fast import data as datasets
+from vae_fast import evaluate
+from vae_fast.evaluate.run import gather
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
+NLL_SAMPLES, TEST_SAMPLES = 50, 500
+# The order of the models' table; those that are not named here come after, by name.
+ORDER = ("ae", "fashion", "beta_vae", "cvae", "inpainting_cvae", "aae", "vrae", "hvae", "iwae",
+         "ssvae")  # fmt: skip
+LEFT_OUT = {"careful": "the options of a safe run, on the VAE"}
+ANSWERS = {
+    "elbo": "ELBO {:.1f}",
+    "nll": "NLL {:.1f} (K = 50)",
+    "kl": "KL {:.1f}",
+    "reconstruction_mse": "squared error per pixel {:.4f}",
+    "active_units": "{} active units",
+    "accuracy": "accuracy {:.1%}",
+}
+
+HEAD = """\
+# Gallery
+
+Every example of `examples/`, trained as it stands, drawn and measured by
+`python -m experiments gallery`; `python -m experiments gallery --only NAME` makes one again. Numbers
+are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood give a
+customary cross-entropy and no log-likelihood, and densities are not to be compared with
+probabilities: compare numbers of one likelihood on one data set only.
+"""
+
+
+def main(quick: bool = False, out: Path | None = None, only: list[str] | None = None) -> int:
+    """Train, draw and measure, then write gallery.md; what is done of it stays if it is stopped.
+
+    Args:
+        quick: an epoch on a few images, to see that it runs.
+        out: instead of docs/.
+        only: examples to make again; all if None.
+    """
+    docs = out or DOCS
+    folder = docs / "gallery"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts_file, clock = folder / "gallery.json", Clock()
+    facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {}
+    for name in names(only):
+        clock.say(f"examples/{name}.yaml")
+        facts[name] = show(name, folder, quick)
+        clock.say(caption(facts[name]))
+        facts_file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    ordered = {name: facts[name] for name in names(None) if name in facts}
+    (docs / "gallery.md").write_text(page(ordered))
+    print(docs / "gallery.md")
+    return 0
+
+
+def names(only: list[str] | None) -> list[str]:
+    """The examples of the gallery, in its order; ValueError for one that isn't there."""
+    found = [path.stem for path in EXAMPLES.glob("*.yaml") if path.stem not in LEFT_OUT]
+    unknown = set(only or ()) - set(found)
+    if unknown:
+        raise ValueError(f"examples has no {sorted(unknown)}; it has {sorted(found)}")
+    place = {name: i for i, name in enumerate(ORDER)}
+    found.sort(key=lambda name: (place.get(name, len(place)), name))
+    return found if only is None else [name for name in found if name in only]
+
+
+def read(name: str) -> dict[str, Any]:
+    """An example's configuration, and its first comment as ``words``."""
+    import yaml
+
+    text = (EXAMPLES / f"{name}.yaml").read_text()
+    comment = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return {**yaml.safe_load(text), "words": " ".join(comment)}
+
+
+def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """Train one example, draw it into ``folder`` and measure it."""
+    config = read(name)
+    words = config.pop("words")
+    given: tuple[Any, ...] = ()
+    if quick:
+        config.update(epochs=1, batch_size=16)
+        splits = (datasets.load(config["data"], split=s) for s in ("train", "val"))
+        given = tuple(split.slice(0, 64) for split in splits)
+    began, cpu = time.perf_counter(), time.process_time()
+    model = train(config, *given)
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    x, y = gather(datasets.load(config["data"], split="val"), 20 if quick else TEST_SAMPLES)
+    pictures = showpieces.draw(name, model, x, y, folder)
+    samples = 2 if quick else NLL_SAMPLES
+    report = evaluate.evaluate(model, x, y, num_samples=samples)
+    place = machine.describe(torch.device("cpu"))
+    return {
+        "words": words,
+        "model": config["model"],
+        "data": config["data"],
+        "epochs": config["epochs"],
+        "parameters": parameters(model),
+        "seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "measured": {key: report[key] for key in ANSWERS if key in report},
+        "pixels": report["pixels"],
+        "likelihood": report["likelihood"],
+        "samples": report["samples"],
+        "pictures": [path.name for path in pictures],
+        "made": {
+            "date": machine.today()[:10],
+            "commit": machine.commit(),
+            "torch": str(torch.__version__),
+            "cpu": place["cpu"],
+            "threads": place["threads"],
+        },
+    }
+
+
+def caption(facts: dict[str, Any]) -> str:
+    """What was measured of an example, in a line."""
+    answers = "; ".join(ANSWERS[key].format(value) for key, value in facts["measured"].items())
+    made = facts["made"]
+    return (
+        f"{facts['parameters']:,} parameters, {facts['epochs']} epochs on {facts['data']}, "
+        f"{facts['cpu_seconds']:.0f} CPU-seconds of training. On {facts['samples']} validation "
+        f"samples ({facts['pixels']}, {facts['likelihood']}): {answers}. "
+        f"{made['date']}, commit {made['commit']}, torch {made['torch']}, seed 0."
+    )
+
+
+def page(facts: dict[str, dict[str, Any]]) -> str:
+    """docs/gallery.md."""
+    parts = [HEAD]
+    for name, found in facts.items():
+        parts += [f"## {name}", "", found["words"], ""]
+        parts += [f"![{picture}](gallery/{picture})" for picture in found["pictures"]]
+        parts += ["", f"`vae-fast train --config examples/{name}.yaml`. {caption(found)}", ""]
+    return "\n".join(parts)

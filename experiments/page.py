@@ -1,0 +1,42 @@
+"""docs/experiments.md, from the results that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments import results
+
+PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+HEAD = """\
+# Experiments
+
+What the models are said to do, each measured by one command: `python -m experiments NAME` from a
+clone, with the NAME under each table, or `all`. A command prints its table, writes
+`experiments/results/NAME.json` (every number) and `NAME.md`, and exits with 1 if a claim does not
+hold. `--quick --out FOLDER` runs one at a tiny size, to see that it runs. This page is put together
+from the results by `python -m experiments page`.
+
+[pythae](https://github.com/clementchadebec/benchmark_VAE) is optional (`pip install pythae==0.1.2`):
+where it is not installed, its rows are left out and the results say so. It trains the same networks
+from the same initial weights; the weights come back, and one evaluator, ours, judges both.
+
+"Holds" and "does not hold" are decided by rules written before the measurement
+(`experiments/statistics.py`): *within the spread* is a difference of at most two standard errors;
+*by more than the spread* is one above both standard deviations and above two standard errors.
+Binarised and grey images are never compared with each other: each section says which it used.
+"""
+
+
+def write(folder: Path = results.FOLDER, page: Path = PAGE) -> Path:
+    """Put the page together; experiments without results are named as not measured."""
+    from experiments.__main__ import NAMES
+
+    parts = [HEAD]
+    for name in NAMES:
+        path = folder / f"{name}.json"
+        if path.is_file():
+            parts.append(results.markdown(results.load(path)))
+        else:
+            parts.append(f"## {name}\n\nNot measured yet: `python -m experiments {name}`.\n")
+    page.write_text("\n".join(parts))
+    return page
