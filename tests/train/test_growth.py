@@ -262,3 +262,22 @@ def test_a_profile_longer_than_the_run_is_refused(config, clothes):
         ValueError, match="profile must be from 0 to 7 steps, got 8: the run has 20"
     ):
         Trainer(config, train_data=clothes[0], val_data=clothes[1], profile=8)
+
+
+def test_latent_statistics_of_a_model_that_derives_its_condition():
+    """Half an image conditions the prior too: the KL is to that prior, by hand."""
+    from vae_fast.models import build
+
+    torch.manual_seed(0)
+    model = build(
+        "cvae", (1, 4, 4), condition="left-half", prior="learned", latent_dim=3, hidden=8,
+        network_options={"hidden": [8]},
+    )  # fmt: skip
+    x, labels = torch.rand(6, 1, 4, 4), torch.arange(6)
+    found = latent_statistics(model, [(x[:4], labels[:4]), (x[4:], labels[4:])])
+    with torch.no_grad():
+        (half,) = model.condition_from(x, labels)
+        q, p = model.encode(x, half), model.prior(half)
+        ratio = (q.logvar - p.logvar).exp() + (q.mu - p.mu).square() / p.logvar.exp()
+        kl = 0.5 * (ratio - 1 - q.logvar + p.logvar).mean(0)
+    assert found["kl_per_dimension"] == pytest.approx(kl.tolist(), abs=1e-4)

@@ -108,8 +108,8 @@ class LatentModel(nn.Module):
         return params.reshape(*h.shape[:-1], *params.shape[1:])
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-        """What the other calls take after x, for a batch x with labels y: nothing, here."""
-        return ()
+        """What the other calls take after x, for a batch x with labels y: y, or nothing."""
+        return (y,) if self.uses_labels else ()
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The code of x, (N, latent_dim): the posterior's mean."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vae_fast.data import Batches
+from vae_fast.models.batched import condition_of
 
 SAMPLES = 2048  # looked at, of the validation data
 ACTIVE_VARIANCE = 0.01
@@ -24,7 +25,7 @@ def latent_statistics(model: nn.Module, batches: Batches) -> dict[str, Any]:
         return {}
     means, kl, seen = [], 0.0, 0
     for images, labels in batches:
-        condition = (labels,) if getattr(model, "uses_labels", False) else ()
+        condition = condition_of(model, images, labels)
         means.append(model.features(images, *condition).float())
         kl = kl + model.kl_per_dimension(images, *condition).float() * len(images)
         seen += len(images)
