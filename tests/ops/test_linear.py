@@ -70,6 +70,28 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("chunks", [1, 2, 3, 10])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_over_chunks_keep_half_precisions_digits(monkeypatch, dtype, chunks):
+    """Gradients of weight and bias are at most twice as far from float64 as plain PyTorch's."""
+    from vae_fast.ops import linear
+
+    hidden, weight, bias, target = inputs((300, 40, 784), dtype)
+    monkeypatch.setitem(linear.CHUNK_BYTES, "cpu", 300 // chunks * 784)  # halves take twice that
+    assert len(linear._chunks(hidden, target)) == chunks
+    value = vae_fast.linear_bernoulli_nll(hidden, weight, bias, target)
+    grads = torch.autograd.grad(value, (weight, bias))
+    _, (_, *exact) = truth(hidden, weight, bias, target, "sum", 1.0)
+    plain = reference.linear_bernoulli_nll(hidden, weight, bias, target, "sum")
+    plain_grads = torch.autograd.grad(plain, (weight, bias))
+    for grad, eager, right in zip(grads, plain_grads, exact, strict=True):
+        ulp = torch.finfo(dtype).eps * right.abs()
+        error, allowed = (grad.double() - right).abs(), (eager.double() - right).abs()
+        assert (error**2).mean() <= 4 * (allowed**2).mean()
+        assert (error - ulp).max() <= 2 * allowed.max()
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_backward_twice_and_a_known_upstream(reduction):
     hidden, weight, bias, target = inputs((41, 17, 401), torch.float32)

@@ -11,7 +11,7 @@ import torch
 
 from vae_fast.ops.autograd import needs_grad, once_differentiable
 from vae_fast.ops.bernoulli import rescaled, with_kernel
-from vae_fast.ops.matmul import accumulate, linear_into, product_into
+from vae_fast.ops.matmul import _onednn, accumulate, float32_library, linear_into, product_into
 from vae_fast.reference import compute_dtype
 
 _ops = torch.ops.vae_fast
@@ -22,20 +22,72 @@ Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 NONE, SUM, BATCHMEAN = 0, 1, 2
 
-# Logits in flight. On the CPU they share the second-level cache with a slice of hidden; a GPU's
-# L2 holds tens of megabytes, and more samples fill it better.
+# Logits in flight, in bytes. A GPU's L2 holds tens of megabytes, and more samples fill it better. On
+# the CPU the chunk stays near the second-level cache, and half precision takes twice as much: its
+# products need the samples to be fast (docs/output_layer.md).
 CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
-def chunk_rows(logits_per_sample: int, element_size: int, device_type: str) -> int:
-    """Samples whose logits make one chunk: it depends on the sizes alone, and so do the results."""
+def chunk_rows(samples: int, logits_per_sample: int, element_size: int, device_type: str) -> int:
+    """Samples whose logits make one chunk: it depends on the sizes alone, and so do the results.
+
+    Chunks are of one size, but for the last, which may be smaller.
+    """
     budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cpu"])
-    return max(1, budget // max(1, logits_per_sample * element_size))
+    if device_type == "cpu" and element_size == 2:
+        budget *= 2
+    most = max(1, budget // max(1, logits_per_sample * element_size))
+    chunks = max(1, -(-samples // most))
+    return max(1, -(-samples // chunks))
 
 
 def _chunks(hidden: Tensor, target: Tensor) -> list[slice]:
-    rows = chunk_rows(target.shape[1], hidden.element_size(), hidden.device.type)
-    return [slice(i, min(i + rows, hidden.shape[0])) for i in range(0, hidden.shape[0], rows)]
+    samples = hidden.shape[0]
+    rows = chunk_rows(samples, target.shape[1], hidden.element_size(), hidden.device.type)
+    return [slice(i, min(i + rows, samples)) for i in range(0, samples, rows)]
+
+
+class _Logits:
+    """Calling it with some samples of hidden gives their logits, in a buffer that is used again.
+
+    oneDNN's float32 product makes a tensor of its own, and that then is the buffer.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Maybe, samples: int) -> None:
+        self.weight, self.bias = weight, bias
+        float32 = hidden.is_cpu and hidden.dtype == torch.float32
+        makes_own = float32 and float32_library() == "onednn"
+        self.buffer = None if makes_own else hidden.new_empty(samples, weight.shape[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.buffer is None:
+            return _onednn(x, self.weight, self.bias)
+        logits = self.buffer[: x.shape[0]]
+        linear_into(logits, x, self.weight, self.bias)
+        return logits
+
+
+class _ParameterGrads:
+    """Gradients of weight and bias, summed over chunks.
+
+    Half precision is summed in float32 and rounded once at the end; sums of one or two chunks are
+    as good in the dtype itself, and need no memory beside the result's.
+    """
+
+    def __init__(self, weight: Tensor, bias: Maybe, chunks: int) -> None:
+        self.weight, self.bias = weight, bias
+        dtype = weight.dtype if chunks <= 2 else compute_dtype(weight)
+        self.of_weight = torch.zeros_like(weight, dtype=dtype)
+        self.of_bias = None if bias is None else torch.zeros_like(bias, dtype=compute_dtype(bias))
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        accumulate(self.of_weight, grad, x)
+        if self.of_bias is not None:
+            self.of_bias += grad.sum(0)  # torch's sum of halves adds in float32, and rounds once
+
+    def result(self) -> list[Maybe]:
+        of_bias = None if self.bias is None else self.of_bias.to(self.bias.dtype)
+        return [self.of_weight.to(self.weight.dtype), of_bias]
 
 
 def _value(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int) -> Tensor:
@@ -44,15 +96,15 @@ def _value(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reductio
     dtype = compute_dtype(hidden)
     if reduction == NONE:
         out = hidden.new_empty(hidden.shape[0], dtype=dtype)
-    buffer = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0])
+    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
     sums = []
     for rows in chunks:
-        logits = buffer[: rows.stop - rows.start]
-        linear_into(logits, hidden[rows], weight, bias)
+        logits = logits_of(hidden[rows])
         if reduction == NONE:
             out[rows] = _bernoulli_nll(logits, target[rows], NONE, True)
         else:
             sums.append(_bernoulli_nll(logits, target[rows], SUM, True))
+        del logits  # before the next chunk's are made
     return out if reduction == NONE else _total(sums, hidden, reduction)
 
 
@@ -68,24 +120,16 @@ def _value_and_grads(
     chunks = _chunks(hidden, target)
     scale = 1.0 / hidden.shape[0] if reduction == BATCHMEAN and hidden.shape[0] else 1.0
     grad_hidden = torch.empty_like(hidden)
-    # Sums over chunks are float32 or better; rounded to the parameters' dtype once, at the end.
-    dtype = compute_dtype(hidden)
-    grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
-    buffer = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0])
+    parameters = _ParameterGrads(weight, bias, len(chunks))
+    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
     sums = []
     for rows in chunks:
-        logits = buffer[: rows.stop - rows.start]
-        linear_into(logits, hidden[rows], weight, bias)
+        logits = logits_of(hidden[rows])
         sums.append(_with_grad_out(logits, target[rows], SUM, True, scale, logits))
         product_into(grad_hidden[rows], logits, weight)
-        accumulate(grad_weight, logits, hidden[rows])
-        if grad_bias is not None:
-            grad_bias += logits.sum(0, dtype=dtype)
-    grads = [grad_hidden, grad_weight.to(weight.dtype), grad_bias]
-    if grad_bias is not None:
-        grads[2] = grad_bias.to(bias.dtype)
-    return _total(sums, hidden, reduction), grads
+        parameters.add(logits, hidden[rows])
+        del logits
+    return _total(sums, hidden, reduction), [grad_hidden, *parameters.result()]
 
 
 class _LinearBernoulliNLL(torch.autograd.Function):
@@ -121,21 +165,15 @@ def _grads(
     backward = _ops.bernoulli_nll_backward.default
     scale = 1.0 / hidden.shape[0] if reduction == BATCHMEAN else 1.0
     upstream = (grad_nll * scale).expand(hidden.shape[0]).contiguous()
-    dtype = compute_dtype(hidden)
+    chunks = _chunks(hidden, target)
     grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
-    for rows in _chunks(hidden, target):
-        logits = hidden.new_empty(rows.stop - rows.start, weight.shape[0])
-        linear_into(logits, hidden[rows], weight, bias)
-        grad = backward(upstream[rows], logits, target[rows], NONE, True)
+    parameters = _ParameterGrads(weight, bias, len(chunks))
+    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
+    for rows in chunks:
+        grad = backward(upstream[rows], logits_of(hidden[rows]), target[rows], NONE, True)
         product_into(grad_hidden[rows], grad, weight)
-        accumulate(grad_weight, grad, hidden[rows])
-        if grad_bias is not None:
-            grad_bias += grad.sum(0, dtype=dtype)
-    if grad_bias is not None:
-        grad_bias = grad_bias.to(bias.dtype)
-    return [grad_hidden, grad_weight.to(weight.dtype), grad_bias]
+        parameters.add(grad, hidden[rows])
+    return [grad_hidden, *parameters.result()]
 
 
 def linear_bernoulli_nll(
