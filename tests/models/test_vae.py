@@ -177,7 +177,7 @@ def test_likelihoods_against_torch_distributions():
     two = torch.randn(5, 4, 3, dtype=torch.float64)
     one = two[:, :2]
     learned = Gaussian("learned", min_logvar=-1.0)
-    scale = torch.exp(0.5 * two[:, 2:].clamp_min(-1.0))
+    scale = torch.exp(0.5 * (-1.0 + torch.log1p(torch.exp(two[:, 2:] + 1.0))))
     normal, laplace = torch.distributions.Normal, torch.distributions.Laplace
     for likelihood, params, p in [
         (Gaussian(scale=0.3), one, normal(one, 0.3)),
@@ -193,6 +193,39 @@ def test_likelihoods_against_torch_distributions():
         draws = torch.stack([likelihood.sample(params) for _ in range(4000)])
         assert (draws.mean(0) - one).abs().max() < 6 * float(p.stddev.max()) / math.sqrt(4000)
         torch.testing.assert_close(draws.std(0).mean(), p.stddev.mean(), rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("variance", ["shared", "learned"])
+def test_a_learned_variance_does_not_collapse(variance):
+    """Predictions that are always right ask for a density without bounds."""
+    likelihood, x = Gaussian(variance, min_logvar=-6.0), torch.rand(4, 3)
+    learned = torch.zeros(4, 3, requires_grad=True)
+    parameters = [learned] if variance == "learned" else list(likelihood.parameters())
+
+    def nll(mean):
+        return likelihood.nll(torch.cat([mean, learned], 1) if variance == "learned" else mean, x)
+
+    optimizer = torch.optim.SGD(parameters, lr=10.0 if variance == "learned" else 1.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nll(x).backward()
+        optimizer.step()
+    assert parameters[0].max() < -12.0  # far under the floor, where a clamp would keep it for ever
+    lowest = 0.5 * 12 * (-6.0 + math.log(2 * math.pi))
+    assert lowest < nll(x).item() < lowest + 0.05
+    optimizer.zero_grad()
+    nll(x + 0.5).backward()
+    assert (parameters[0].grad < 0).all()
+
+
+def test_a_shared_variance_starts_at_its_scale_or_says_why_not():
+    for scale, floor in [(1.0, -9.0), (0.05, -6.0), (3.0, -2000.0)]:
+        _, logvar = Gaussian("shared", scale, floor)._mean_logvar(torch.zeros(1, 1))
+        assert logvar.item() == pytest.approx(2.0 * math.log(scale), abs=1e-3)
+    with pytest.raises(
+        ValueError, match=r"scale 0.01 is a log-variance of -9.21.*min_logvar is -9"
+    ):
+        Gaussian("shared", scale=0.01)
 
 
 def test_categorical_reads_classes():
