@@ -15,6 +15,14 @@ OPTIONS = {
     "ssvae": {**SMALL, "hidden": 16},
     "hvae": {"levels": [[1, 1], [4, 2]], "width": 8, "z_channels": 2},
     "vrae": {"hidden": 8, "latent_dim": 3},
+    "autoencoder-kl": {
+        "channels": 4,
+        "multipliers": [1, 2],
+        "groups": 2,
+        "z_channels": 2,
+        "attention": [4],
+        "checkpointing": "blocks",
+    },
 }
 NAMES = sorted(MODELS)
 

@@ -4,6 +4,7 @@ likelihoods are arguments.
 
 from vae_fast.models.aae import AAE
 from vae_fast.models.ae import AE
+from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.hvae import HVAE
@@ -25,6 +26,7 @@ __all__ = [
     "SSVAE",
     "VAE",
     "VRAE",
+    "AutoencoderKL",
     "Bernoulli",
     "Categorical",
     "ConditionalIWAE",

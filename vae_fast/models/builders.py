@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from vae_fast.models.aae import AAE
+from vae_fast.models.autoencoder_kl import AutoencoderKL, networks_of_maps
 from vae_fast.models.base import LatentModel
 from vae_fast.models.conditions import DERIVED, Attributes, Condition, Images, Labels
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
@@ -218,4 +219,45 @@ def hierarchical(
         raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
     return HVAE(
         *ends, stages, width=width, z_channels=z_channels, input_shape=input_shape, likelihood=p_x
+    )
+
+
+def latent_maps(
+    input_shape: Sequence[int],
+    *,
+    channels: int = 32,
+    multipliers: Sequence[int] = (1, 2, 4),
+    blocks: int = 1,
+    z_channels: int = 4,
+    attention: Sequence[int] = (),
+    head_channels: int = 64,
+    groups: int = 8,
+    dropout: float = 0.0,
+    checkpointing: str = "none",
+    channels_last: bool = True,
+    likelihood: str | Likelihood = "bernoulli",
+    likelihood_options: dict | None = None,
+) -> nn.Module:
+    """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
+    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    encoder, decoder, latent_shape = networks_of_maps(
+        input_shape,
+        p_x.parameters_shape(input_shape)[0],
+        channels=channels,
+        multipliers=multipliers,
+        blocks=blocks,
+        z_channels=z_channels,
+        attention=attention,
+        checkpointing=checkpointing,
+        groups=groups,
+        head_channels=head_channels,
+        dropout=dropout,
+    )
+    return AutoencoderKL(
+        encoder,
+        decoder,
+        input_shape=input_shape,
+        latent_shape=latent_shape,
+        likelihood=p_x,
+        channels_last=channels_last,
     )

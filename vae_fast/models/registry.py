@@ -14,6 +14,7 @@ from vae_fast.models.builders import (
     gaussian,
     hierarchical,
     importance_weighted,
+    latent_maps,
     recurrent,
 )
 from vae_fast.models.cvae import CVAE
@@ -30,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "iwae": importance_weighted,
     "vrae": recurrent,
     "hvae": hierarchical,
+    "autoencoder-kl": latent_maps,
     "cvae": conditional(CVAE),
     "ssvae": conditional(SSVAE),
 }

@@ -1,0 +1,245 @@
+"""The convolutional VAE with latent maps and attention: the autoencoder of latent diffusion
+(Rombach et al. 2022, section 3.1 and appendix G), whose architecture is that of Esser et al. 2021.
+
+Without its adversarial and perceptual losses: what is trained is the ELBO, or with beta far below 1
+the nearly deterministic autoencoder that diffusion models are trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import reparameterize, sample_and_kl
+from vae_fast.models.base import Posterior, free_bits_kl
+from vae_fast.models.blocks import (
+    Double,
+    Halve,
+    NormConv,
+    Recomputable,
+    Residual,
+    SelfAttention,
+    set_checkpointing,
+)
+from vae_fast.models.likelihoods import Likelihood
+from vae_fast.models.networks import device_and_dtype, image_shape
+from vae_fast.models.vae import VAE
+from vae_fast.types import LossOutput, Reduction
+
+
+class AutoencoderKL(VAE):
+    """q(z | x) = N(mu(x), exp(logvar(x))) over latent maps (z_channels, H / f, W / f), p(z) = N(0, 1).
+
+    Outside ``loss`` a z is flat, as every model's: (N, latent_dim), where dimension
+    (c * H / f + i) * W / f + j is channel c at row i and column j. ``latent_shape`` has the three
+    sizes, and ``as_maps`` gives the maps. So "a latent dimension" of free bits, active units and
+    the KL per dimension is one channel at one place; ``kl_per_channel`` sums over places.
+
+    Args:
+        encoder: (N, C, H, W) to (N, 2 * z_channels, H / f, W / f): mu, then logvar.
+        decoder: (N, z_channels, H / f, W / f) to the likelihood's parameters.
+        latent_shape: (z_channels, H / f, W / f).
+        channels_last: keep maps channels-last in memory, which convolutions like best.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        input_shape: Sequence[int],
+        latent_shape: Sequence[int],
+        likelihood: Likelihood | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            encoder,
+            decoder,
+            input_shape=input_shape,
+            latent_dim=math.prod(latent_shape),
+            likelihood=likelihood,
+        )
+        self.latent_shape = tuple(latent_shape)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def posterior_maps(self, x: Tensor) -> Posterior:
+        """mu and logvar, each (N, z_channels, H / f, W / f), in float32 or float64.
+
+        Maps are small, so float32 costs nothing, and bfloat16 would round mu to 8 bits.
+        """
+        moments = self.encoder(self.network_input(x).contiguous(memory_format=self.layout))
+        if moments.dtype != torch.float64:
+            moments = moments.float()
+        return Posterior(*moments.chunk(2, dim=1))
+
+    def decode_maps(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters for maps z, (N, z_channels, H / f, W / f)."""
+        z = z.to(device_and_dtype(self)[1])
+        return self.decoder(z.contiguous(memory_format=self.layout))
+
+    def as_maps(self, z: Tensor) -> Tensor:
+        """(..., latent_dim) to (..., z_channels, H / f, W / f)."""
+        return self.check_latent(z).unflatten(-1, self.latent_shape)
+
+    def encode(self, x: Tensor) -> Posterior:
+        q = self.posterior_maps(x)
+        return Posterior(q.mu.flatten(1), q.logvar.flatten(1))
+
+    def run_decoder(self, h: Tensor) -> Tensor:
+        params = self.decode_maps(self.as_maps(h).reshape(-1, *self.latent_shape))
+        return params.reshape(*h.shape[:-1], *params.shape[1:])
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
+        x = x.contiguous(memory_format=self.layout)  # bytes: the likelihood reads it beside params
+        q = self.posterior_maps(x)
+        if free_bits > 0:
+            z = reparameterize(*q, noise_key=noise_key)
+            flat = Posterior(q.mu.flatten(1), q.logvar.flatten(1))
+            kl = free_bits_kl(flat, None, free_bits, reduction=reduction)
+        else:
+            z, kl = sample_and_kl(*q, noise_key=noise_key, reduction=reduction)
+        recon = self.likelihood.nll(self.decode_maps(z), x, reduction=reduction)
+        return LossOutput(recon + beta * kl, recon, kl)
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts worth sharding or wrapping one by one, in the order they run."""
+        return [m for m in self.modules() if isinstance(m, Recomputable) and m.level == "blocks"]
+
+    def kl_per_channel(self, x: Tensor) -> Tensor:
+        """The batch's mean KL in each latent channel, summed over its places, (z_channels,)."""
+        return self.as_maps(self.kl_per_dimension(x)).sum((1, 2))
+
+
+class Encoder(nn.Sequential):
+    """(N, C, H, W) to (N, out_channels, H / f, W / f), f = 2^(levels - 1).
+
+    At each level ``blocks`` residual blocks, each with attention behind it where ``attends`` says
+    so; between levels half the size; then residual, attention, residual, and the last convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        attends: Sequence[bool],
+        *,
+        blocks: int,
+        groups: int,
+        head_channels: int,
+        dropout: float,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+        n = widths[0]
+        for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
+            if level > 0:
+                layers.append(Halve(n))
+            for _ in range(blocks):
+                layers.append(Residual(n, width, groups, dropout))
+                if attention:
+                    layers.append(SelfAttention(width, groups, head_channels))
+                n = width
+        layers += _middle(n, groups, head_channels, dropout)
+        super().__init__(*layers, NormConv(n, out_channels, groups))
+
+
+class Decoder(nn.Sequential):
+    """The mirror image, with one residual block more at each level (Rombach et al. 2022)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        attends: Sequence[bool],
+        *,
+        blocks: int,
+        groups: int,
+        head_channels: int,
+        dropout: float,
+    ) -> None:
+        n = widths[-1]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, n, 3, padding=1)]
+        layers += _middle(n, groups, head_channels, dropout)
+        levels = list(zip(widths, attends, strict=True))
+        for level, (width, attention) in enumerate(reversed(levels)):
+            if level > 0:
+                layers.append(Double(n))
+            for _ in range(blocks + 1):
+                layers.append(Residual(n, width, groups, dropout))
+                if attention:
+                    layers.append(SelfAttention(width, groups, head_channels))
+                n = width
+        super().__init__(*layers, NormConv(n, out_channels, groups))
+
+
+def _middle(n: int, groups: int, head_channels: int, dropout: float) -> list[nn.Module]:
+    return [
+        Residual(n, n, groups, dropout),
+        SelfAttention(n, groups, head_channels),
+        Residual(n, n, groups, dropout),
+    ]
+
+
+def networks_of_maps(
+    input_shape: Sequence[int],
+    out_channels: int,
+    *,
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    z_channels: int,
+    attention: Sequence[int],
+    checkpointing: str,
+    **options: float,
+) -> tuple[Encoder, Decoder, tuple[int, int, int]]:
+    """Encoder, decoder and the latent maps' shape for images of ``input_shape``.
+
+    Args:
+        out_channels: what the decoder gives, the likelihood's parameters.
+        channels, multipliers: channels * multipliers[i] channels at level i, f = 2^(levels - 1).
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: heights of the maps at which blocks have attention, as well as in the middle.
+        checkpointing: "none", "norms" or "blocks" (``vae_fast.models.blocks``).
+        options: groups, head_channels, dropout.
+    """
+    in_channels, height, width = image_shape(input_shape)
+    sizes = {"channels": channels, "blocks": blocks, "z_channels": z_channels}
+    for name, value in [*sizes.items(), *(("a multiplier", m) for m in multipliers)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not multipliers:
+        raise ValueError("multipliers must have an entry for each level, and there is none")
+    f = 2 ** (len(multipliers) - 1)
+    if height % f or width % f:
+        raise ValueError(
+            f"images of {height} x {width} can't be halved {len(multipliers) - 1} times: with "
+            f"{len(multipliers)} multipliers, {tuple(multipliers)}, height and width must be "
+            f"multiples of {f}; pad or resize the images, or give fewer multipliers"
+        )
+    heights = [height >> level for level in range(len(multipliers))]
+    unknown = [side for side in attention if side not in heights]
+    if unknown:
+        raise ValueError(
+            f"attention is asked for at heights {unknown}, and the maps of images of height "
+            f"{height} have heights {heights}"
+        )
+    widths = [channels * m for m in multipliers]
+    attends = [side in attention for side in heights]
+    encoder = Encoder(in_channels, 2 * z_channels, widths, attends, blocks=blocks, **options)
+    decoder = Decoder(z_channels, out_channels, widths, attends, blocks=blocks, **options)
+    for network in (encoder, decoder):
+        set_checkpointing(network, checkpointing)
+    return encoder, decoder, (z_channels, height // f, width // f)

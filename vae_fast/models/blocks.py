@@ -1,0 +1,155 @@
+"""The blocks of large convolutional VAEs: residual and attention blocks, half and double size.
+
+Maps are (N, C, H, W), and channels-last in memory where their input is. Parameters stay contiguous
+all the same: FSDP2 takes no others, and an optimizer's state that a checkpoint brings back has the
+parameters' layout.
+
+A block can forget what it computed and compute it again in backward (``recompute``, set by
+``set_checkpointing``), at one of two levels:
+
+    "blocks"   a block keeps its input alone (Chen et al. 2016);
+    "norms"    each convolution's norm and activation are recomputed and the convolutions are not:
+               torch stops recomputing at the last tensor that backward wants, a convolution's input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHECKPOINTING = ("none", "norms", "blocks")
+
+
+class Recomputable(nn.Module):
+    """A module whose ``compute(h)`` may be run again in backward instead of being remembered."""
+
+    level = "blocks"
+    recompute = False
+    is_random = False  # whether there is dropout, whose draws have to be the same again
+
+    def compute(self, h: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must implement compute(h)")
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            random = self.is_random and self.training
+            return checkpoint(self.compute, h, use_reentrant=False, preserve_rng_state=random)
+        return self.compute(h)
+
+
+def set_checkpointing(network: nn.Module, level: str) -> None:
+    """Have the blocks in ``network`` recompute in backward: "none", "norms" or "blocks"."""
+    if level not in CHECKPOINTING:
+        raise ValueError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got {level!r}")
+    for module in network.modules():
+        if isinstance(module, Recomputable):
+            module.recompute = module.level == level
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"GroupNorm needs channels that its groups divide: a level has {channels} channels, "
+            f"and groups is {groups}"
+        )
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def normalize(h: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm in the dtype and the layout of h.
+
+    Autocast would have a GPU compute it in float32, and so keep twice the bytes for backward; its
+    kernels take mean and variance in float32 anyway. On a GPU, torch before 2.14 or so gives back
+    a contiguous tensor for a channels-last one.
+    """
+    with torch.autocast(h.device.type, enabled=False):
+        weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
+        out = F.group_norm(h, norm.num_groups, weight, bias, norm.eps)
+    return out.contiguous(memory_format=layout_of(h))
+
+
+def layout_of(h: Tensor) -> torch.memory_format:
+    """channels_last or contiguous_format, as (N, C, H, W) h lies in memory."""
+    last = h.stride(1) == 1 and h.shape[1] > 1
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class NormConv(Recomputable):
+    """GroupNorm, SiLU, dropout, 3x3 convolution."""
+
+    level = "norms"
+
+    def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = group_norm(n_in, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.is_random = dropout > 0
+
+    def compute(self, h: Tensor) -> Tensor:
+        return self.conv(self.dropout(F.silu(normalize(h, self.norm))))
+
+
+class Residual(Recomputable):
+    """h + f(h), f two times norm, SiLU and convolution; a 1x1 convolution where widths differ."""
+
+    def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first = NormConv(n_in, n_out, groups)
+        self.second = NormConv(n_out, n_out, groups, dropout)
+        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+        self.is_random = dropout > 0
+        nn.init.zeros_(self.second.conv.weight)  # f starts as nothing, so depth does no harm
+        nn.init.zeros_(self.second.conv.bias)
+
+    def compute(self, h: Tensor) -> Tensor:
+        return self.skip(h) + self.second(self.first(h))
+
+
+class SelfAttention(Recomputable):
+    """h + what each place gathers from all others: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017).
+
+    Args:
+        head_channels: channels of a head; there is one head where a level has no more than that.
+    """
+
+    def __init__(self, channels: int, groups: int, head_channels: int = 64) -> None:
+        super().__init__()
+        if head_channels < 1 or channels % min(channels, head_channels):
+            raise ValueError(
+                f"attention's heads must divide a level's channels: it has {channels}, and "
+                f"head_channels is {head_channels}"
+            )
+        self.heads = channels // min(channels, head_channels)
+        self.norm = group_norm(channels, groups)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def compute(self, h: Tensor) -> Tensor:
+        tokens = normalize(h, self.norm).flatten(2).transpose(1, 2)  # no copy if channels-last
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        gathered = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        added = self.out(gathered).transpose(1, 2).unflatten(2, h.shape[2:])
+        return h + added
+
+
+class Halve(nn.Conv2d):
+    """A 3x3 convolution of stride 2: half the height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Double(Recomputable):
+    """Each pixel four times, then a 3x3 convolution: twice the height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def compute(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
