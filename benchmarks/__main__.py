@@ -37,9 +37,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--suite", choices=suites.SUITES, default="standard",
-        help="standard: every op at three shapes, and training (the default)\n"
+        help="standard: every op at three shapes, training and large (the default)\n"
         "sizes: 2^10 to 2^27 elements and the shapes people use\n"
         "training: a step and an epoch of the tutorial's VAE\n"
+        "large: a step of each autoencoder in examples/\n"
         "must-show: what the project requires of itself, required beside measured\n"
         "all: all of these",
     )  # fmt: skip
@@ -80,6 +81,8 @@ def plan(options: argparse.Namespace) -> list[Spec]:
         specs += suites.sizes(options.quick)
     if suite in ("standard", "training", "all"):
         specs += suites.training()
+    if suite in ("standard", "large", "all"):
+        specs += suites.large()
     if suite in ("must-show", "all"):
         specs += requirements.specs(wanted(options))
     specs = [s for s in dict.fromkeys(specs) if options.only in requirements.key_of(s)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import requirements, suites
-from benchmarks.case import Absence, WrongResult
+from benchmarks.case import Absence, Absent, WrongResult
 from benchmarks.inputs import last_level_cache, sets_to_rotate
 from benchmarks.measure import check
 from benchmarks.peers import COMPILE_MODES, CUDA_GRAPHS
@@ -28,7 +28,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "row" not in metafunc.fixturenames:
         return
     ops = metafunc.module.SETUPS
-    specs = [s for s in (*suites.standard(), *suites.training()) if s.op in ops]
+    rows = (*suites.standard(), *suites.training(), *suites.large())
+    specs = [s for s in rows if s.op in ops]
     metafunc.parametrize("row", specs, ids=[requirements.key_of(s) for s in specs], scope="module")
     metafunc.parametrize("contender", metafunc.module.NAMES)
 
@@ -42,7 +43,10 @@ def device() -> torch.device:
 def prepared(row):
     """The row's case, its contenders by name and its sets of inputs."""
     torch._dynamo.reset()
-    case = make(row, device(), [*COMPILE_MODES, *CUDA_GRAPHS])
+    try:
+        case = make(row, device(), [*COMPILE_MODES, *CUDA_GRAPHS])
+    except Absent as absent:
+        pytest.skip(str(absent))
     first = list(case.inputs(0))
     sets, _ = sets_to_rotate(sum(t.nbytes for t in first), last_level_cache(device()))
     inputs = [first, *(list(case.inputs(seed)) for seed in range(1, case.sets or sets))]

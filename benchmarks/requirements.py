@@ -94,7 +94,17 @@ ENGINE: tuple[Requirement, ...] = (
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 2.5, _EPOCH_HALF, "jax"),
 )
 
-GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE}
+_84M = (Spec("autoencoder_kl_84m", (8,), "both", "bfloat16"),)
+COMPILED = "ours (compiled)"
+
+LARGE: tuple[Requirement, ...] = (
+    Requirement("step of the 84 M autoencoder, bfloat16", "times", 1.3, _84M, "compile", COMPILED),
+    Requirement(
+        "step of the 84 M autoencoder, bfloat16", "memory", 1 / 0.7, _84M, "compile", COMPILED
+    ),
+)
+
+GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE, "large": LARGE}
 
 
 def specs(requirements: tuple[Requirement, ...]) -> list[Spec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SUITES = ("standard", "sizes", "training", "must-show", "all")
+SUITES = ("standard", "sizes", "training", "large", "must-show", "all")
 
 # (samples, latent dimensions, features): a small MLP on 28x28 images, a larger batch, and a
 # convolutional VAE on 64x64 colour images.
@@ -70,4 +70,14 @@ def training(count: int = 10_000) -> list[Spec]:
         Spec("step", (128,), "both"),
         Spec("epoch", (128, count), "both"),
         Spec("epoch", (128, count), "both", "bfloat16"),
+    ]
+
+
+def large() -> list[Spec]:
+    """A step of each autoencoder in examples/; the larger ones want a GPU, and say so."""
+    return [
+        Spec("autoencoder_kl", (64,), "both"),
+        Spec("autoencoder_kl", (64,), "both", "bfloat16"),
+        Spec("autoencoder_kl_22m", (64,), "both", "bfloat16"),
+        Spec("autoencoder_kl_84m", (8,), "both", "bfloat16"),
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import suites
+from benchmarks import bench_large, suites
 from benchmarks.peers import Op, torch_contender
 from benchmarks.results import load
 
@@ -15,6 +15,7 @@ def small(monkeypatch):
     spec = suites.Spec("bernoulli_nll", (8, 30), "both")
     monkeypatch.setattr(suites, "standard", lambda: [spec])
     monkeypatch.setattr(suites, "training", list)
+    monkeypatch.setattr(suites, "large", list)
     monkeypatch.setattr(command, "measure_bandwidth", lambda device, budget: {"add(out=)": 10.0})
     return ["--quick", "--peers", "eager,eager-logits"]
 
@@ -74,3 +75,5 @@ def test_the_suites_have_what_they_are_for():
     assert {s.op for s in suites.standard()} == {
         *suites.GAUSSIAN, "bernoulli_nll", "bce_kl_loss", "linear_bernoulli_nll", "iwae_bound",
     }  # fmt: skip
+    examples = {path.stem for path in bench_large.EXAMPLES.glob("autoencoder_kl*.yaml")}
+    assert {s.op for s in suites.large()} == set(bench_large.CONFIGURATIONS) == examples
