@@ -63,6 +63,11 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
       "Tensor? beta_tensor, int reduction, bool from_logits, float grad_scale) -> "
       "(Tensor loss, Tensor recon, Tensor kl, Tensor grad_logits, Tensor grad_mu, "
       "Tensor grad_logvar)");
+
+  // Rows of a data set of bytes; mode is an index into vae_fast.types.GATHER_MODES.
+  m.def(
+      "gather_batch(Tensor data, Tensor index, int mode, Tensor? key, int first_row, "
+      "Tensor? first_row_tensor) -> Tensor");
 }
 
 namespace vae_fast {
@@ -80,7 +85,8 @@ struct Cpu {
 
   static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                       const Tensor& like) {
-    size_t bytes = like.element_size();  // outputs have their input's dtype
+    // Outputs have their input's dtype, but for bytes that become floats.
+    size_t bytes = dtype == ScalarType::Float ? sizeof(float) : like.element_size();
     for (int64_t d = 0; d < dim; ++d) bytes *= static_cast<size_t>(sizes[d]);
     if (bytes < cpu::kPooledBytes) return vae_fast::empty(dim, sizes, strides, dtype, like);
     const size_t rank = static_cast<size_t>(dim);
@@ -98,6 +104,15 @@ struct Cpu {
     cpu::level().bernoulli(args, kThreads);
   }
   static void bce_kl(const BceKl& args, const Tensor&) { cpu::level().bce_kl(args, kThreads); }
+  static void gather(const Gather& args, const Tensor&) {
+    // Before anything is read. (On a GPU this would make the host wait; the kernel looks itself.)
+    for (int64_t row = 0; row < args.rows; ++row) {
+      STD_TORCH_CHECK(args.index[row] >= 0 && args.index[row] < args.samples,
+                      "vae_fast: index ", args.index[row], " is outside the data's ", args.samples,
+                      " samples");
+    }
+    cpu::level().gather(args, kThreads);
+  }
 };
 
 }  // namespace

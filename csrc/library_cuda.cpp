@@ -62,6 +62,9 @@ struct Cuda {
       return cuda::bce_kl(args, workspace, stream);
     });
   }
+  static void gather(const Gather& args, const Tensor& like) {
+    launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::gather(args, stream); });
+  }
 };
 
 }  // namespace

@@ -235,7 +235,7 @@ def opcheck_cases():
     m, v, pm, pv = (torch.randn(4, 7) for _ in range(4))
     one, each = torch.rand(()), torch.rand(4)
     beta = torch.tensor(0.5)
-    k = KEY
+    k, i, place = KEY, torch.tensor([3, 0, 3]), torch.tensor([5])
     half = torch.bfloat16
     return {
         "reparameterize": [(m, v, k, None), (m.to(half), v.to(half), k, 3)],
@@ -252,6 +252,7 @@ def opcheck_cases():
         "bce_kl": [(x.to(half), t, m, v, 0.5, None, 0, True), (x, t, m, v, 1.0, beta, 2, True)],
         "bce_kl_backward": [(each, None, None, x, t, m, v, 0.5, None, 0, True), (None, one, one, x, t, m, v, 1.0, beta, 1, True)],
         "bce_kl_with_grad": [(x, t, m, v, 0.5, None, 1, True, 1.0), (x, t, m, v, 1.0, beta, 2, True, 3.0)],
+        "gather_batch": [(t, i, 0, None, 0, None), (t > 9, i, 0, None, 0, None), (t, i, 1, None, 0, None), (t, i, 2, k, 7, None), (t, i, 2, k, 0, place)],
     }  # fmt: skip
 
 
@@ -270,6 +271,7 @@ NAMES = [
     "bce_kl",
     "bce_kl_backward",
     "bce_kl_with_grad",
+    "gather_batch",
 ]
 
 

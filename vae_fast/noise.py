@@ -27,8 +27,9 @@ def new_key(
     )
 
 
-def check_key(key: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return ``key``, contiguous, if it is a noise key on ``device``; say what it is if not."""
+def check_key(key: torch.Tensor, device: torch.device, of: str = "mu") -> torch.Tensor:
+    """Return ``key``, contiguous, if it is a noise key on ``device``, where ``of`` is; say what it is
+    if not."""
     if not isinstance(key, torch.Tensor) or key.dtype != torch.int64 or key.shape != (2,):
         found = (
             f"{key.dtype} tensor of shape {tuple(key.shape)}"
@@ -41,7 +42,7 @@ def check_key(key: torch.Tensor, device: torch.device) -> torch.Tensor:
         )
     if key.device != device:
         raise ValueError(
-            f"noise_key is on {key.device}, mu on {device}: draw it there with "
+            f"noise_key is on {key.device}, {of} on {device}: draw it there with "
             f"vae_fast.noise.new_key({str(device)!r})"
         )
     return key.contiguous()

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import GatherMode, LossOutput, Reduction
 
 _MASK32 = 0xFFFFFFFF
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
@@ -50,11 +50,13 @@ def philox(counter: list[torch.Tensor], key: list[torch.Tensor]) -> list[torch.T
     return [c0, c1, c2, c3]
 
 
-def random_words(key: torch.Tensor, n: int) -> torch.Tensor:
-    """The first ``n`` 32-bit words of ``key``'s noise, as int64: element i uses word i mod 4 of
-    counter i div 4. The key's first int64 is Philox's key, its second the counter's upper half.
+def random_words(key: torch.Tensor, n: int, first: int | torch.Tensor = 0) -> torch.Tensor:
+    """``n`` 32-bit words of ``key``'s noise from element ``first`` on, as int64: element i uses word
+    i mod 4 of counter i div 4. The key's first int64 is Philox's key, its second the counter's
+    upper half.
     """
-    block = torch.arange((n + 3) // 4, dtype=torch.int64, device=key.device)
+    skipped = first % 4
+    block = torch.arange((n + 6) // 4, dtype=torch.int64, device=key.device) + first // 4
     philox_key, stream = key[0], key[1]
     words = philox(
         [
@@ -65,7 +67,10 @@ def random_words(key: torch.Tensor, n: int) -> torch.Tensor:
         ],
         [philox_key & _MASK32, (philox_key >> 32) & _MASK32],
     )
-    return torch.stack(words, dim=-1).reshape(-1)[:n]
+    words = torch.stack(words, dim=-1).reshape(-1)
+    if isinstance(skipped, torch.Tensor):
+        return words[torch.arange(n, device=key.device) + skipped]
+    return words[skipped : skipped + n]
 
 
 def normal(key: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -263,3 +268,24 @@ def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.T
     """-log p(target | logits_k) for logits (K, B, ...) and target (B, ...): (K, B), in nats."""
     terms = bernoulli_nll_terms(logits, target.expand_as(logits))
     return terms.flatten(2).sum(2)
+
+
+# --- gathering -----------------------------------------------------------------------------------
+
+
+def gather_batch(
+    data: torch.Tensor,
+    index: torch.Tensor,
+    mode: GatherMode = "bytes",
+    noise_key: torch.Tensor | None = None,
+    first_row: int | torch.Tensor = 0,
+) -> torch.Tensor:
+    batch = data.index_select(0, index)
+    if mode == "scale":
+        return as_probability(batch, torch.float32)
+    if mode == "bytes" or data.dtype == torch.bool:
+        return batch
+    # Pixel i takes word i: 255 w / 2^32 is uniform in [0, 255), and below x with probability x/255.
+    columns = batch[0].numel() if len(batch) else 0
+    words = random_words(noise_key, batch.numel(), first_row * columns)
+    return ((words * 255) >> 32).reshape(batch.shape) < batch

@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 
 Reduction = Literal["none", "sum", "batchmean"]
+GatherMode = Literal["bytes", "scale", "binarize"]
 
 # The order is the native kernels' numbering (csrc/ops/args.h).
 REDUCTIONS: tuple[Reduction, ...] = ("none", "sum", "batchmean")
+GATHER_MODES: tuple[GatherMode, ...] = ("bytes", "scale", "binarize")
 
 
 class LossOutput(NamedTuple):

@@ -19,6 +19,7 @@ struct Level {
   void (*gaussian_backward)(const GaussianBackward&, const Threads&);
   void (*bernoulli)(const Bernoulli&, const Threads&);
   void (*bce_kl)(const BceKl&, const Threads&);
+  void (*gather)(const Gather&, const Threads&);
   // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
   void (*random_words)(const int64_t key[2], uint64_t block, int64_t blocks, uint32_t* words);
 };

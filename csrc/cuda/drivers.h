@@ -27,6 +27,9 @@ cudaError_t bernoulli(const Bernoulli& args, void* workspace, cudaStream_t strea
 size_t bce_kl_workspace(const BceKl& args);
 cudaError_t bce_kl(const BceKl& args, void* workspace, cudaStream_t stream);
 
+// An index outside the data ends the kernel with a trap, before the data is read.
+cudaError_t gather(const Gather& args, cudaStream_t stream);
+
 // A test hook: the words of `counters` consecutive counters of the key from `first` on, 4 each.
 cudaError_t philox_words(const int64_t* key, uint64_t first, int64_t counters, uint32_t* words,
                          cudaStream_t stream);

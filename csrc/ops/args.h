@@ -13,6 +13,10 @@ enum class DType : int { f32, f64, bf16, f16, u8, boolean };
 // The order is vae_fast/types.py's.
 enum class Reduction : int { none, sum, batchmean };
 
+// The order is vae_fast/types.py's. bytes: as they are; scale: float32, x / 255 (bool: 0 or 1);
+// binarize: bool, Bernoulli(x / 255).
+enum class GatherMode : int { bytes, scale, binarize };
+
 // Sums and upstream gradients are double when the inputs are double, else float ("accumulators").
 
 // A loss's upstream gradient. What reaches a part (recon or kl) of sample r is
@@ -91,6 +95,21 @@ struct BceKl {
   void* grad_mu = nullptr;  // gradients of the KL term alone; null: value only
   void* grad_logvar = nullptr;
   Upstream grad_kl;
+};
+
+// Rows of a data set of bytes by their index.
+struct Gather {
+  DType dtype;  // of data: u8 or boolean
+  GatherMode mode;
+  int64_t samples;     // rows of data
+  int64_t rows, cols;  // of the batch
+  const void* data;
+  const int64_t* index;  // (rows), in [0, samples): the bindings check it where they can
+  void* out;             // (rows, cols): data's bytes, float or bool
+  // Of binarize: pixel i of the batch, in memory's order, takes the key's word first_row * cols + i.
+  const int64_t* key = nullptr;
+  int64_t first_row = 0;
+  const int64_t* first_row_tensor = nullptr;  // added to it, if given: 1 element on the device
 };
 
 }  // namespace vae_fast

@@ -244,6 +244,12 @@ bool check(const void* p, size_t bytes, bool write) {
   return false;
 }
 
+void trap() {
+  complain("trap");
+  fibers[current].made = false;  // it never comes back
+  wait(State::done);
+}
+
 }  // namespace emulation
 
 using namespace vae_fast;
@@ -273,7 +279,7 @@ EXPORT int emulation_launches() { return emulation::launches; }
 
 EXPORT size_t emulated_sizeof(int which) {
   const size_t sizes[] = {sizeof(Upstream),  sizeof(GaussianForward), sizeof(GaussianBackward),
-                          sizeof(Bernoulli), sizeof(BceKl)};
+                          sizeof(Bernoulli), sizeof(BceKl),           sizeof(Gather)};
   return sizes[which];
 }
 EXPORT size_t emulated_gaussian_workspace(const GaussianForward* args) {
@@ -297,6 +303,7 @@ EXPORT size_t emulated_bce_kl_workspace(const BceKl* args) {
 EXPORT int emulated_bce_kl(const BceKl* args, void* workspace) {
   return cuda::bce_kl(*args, workspace, nullptr);
 }
+EXPORT int emulated_gather(const Gather* args) { return cuda::gather(*args, nullptr); }
 // How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.
 EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* cut, int64_t task,
                            int64_t* range) {

@@ -186,7 +186,23 @@ class BceKl(ctypes.Structure):
     ]
 
 
-_STRUCTS = (Upstream, GaussianForward, GaussianBackward, Bernoulli, BceKl)
+class Gather(ctypes.Structure):
+    _fields_ = [
+        ("dtype", _int),
+        ("mode", _int),
+        ("samples", _int64),
+        ("rows", _int64),
+        ("cols", _int64),
+        ("data", _void),
+        ("index", _void),
+        ("out", _void),
+        ("key", _void),
+        ("first_row", _int64),
+        ("first_row_tensor", _void),
+    ]
+
+
+_STRUCTS = (Upstream, GaussianForward, GaussianBackward, Bernoulli, BceKl, Gather)
 
 
 # --- calling -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 
 from tests.cuda_emulation import emulator as e
 from tests.cuda_emulation.emulator import Emulator, pointer
+from vae_fast.types import GATHER_MODES
 
 
 @dataclass
@@ -221,3 +222,33 @@ def bce_kl(
         args.grad_kl = ups[1].struct(run)
     run.run("bce_kl", args)
     return losses, grads
+
+
+def gather(
+    run: Emulator,
+    data: torch.Tensor,
+    index: torch.Tensor,
+    mode: str,
+    key: torch.Tensor | None = None,
+    first_row: int = 0,
+    first_row_tensor: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The batch (B, columns) of data (N, columns); the offset is that of data and of the batch."""
+    args = e.Gather(
+        dtype=e.code(data.dtype),
+        mode=GATHER_MODES.index(mode),
+        samples=len(data),
+        rows=len(index),
+        cols=data.shape[1],
+        data=pointer(run.give(data)),
+        first_row=first_row,
+    )
+    offset, run.offset = run.offset, 0
+    for name, t in (("index", index), ("key", key), ("first_row_tensor", first_row_tensor)):
+        setattr(args, name, pointer(run.give(t)))
+    run.offset = offset
+    dtype = {"bytes": data.dtype, "scale": torch.float32, "binarize": torch.bool}[mode]
+    out = run.take((len(index), data.shape[1]), dtype)
+    args.out = pointer(out)
+    run.run("gather", args)
+    return out

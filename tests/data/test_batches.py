@@ -102,8 +102,8 @@ def test_resuming_anywhere_equals_never_stopping(data, shuffle):
             running.set_epoch(epoch)
             for given, _ in enumerate(running, 1):
                 if given == stop:
+                    state = json.loads(json.dumps(running.state_dict()))  # plain numbers
                     break
-            state = json.loads(json.dumps(running.state_dict()))  # plain numbers
             resumed = make()
             resumed.load_state_dict(state)
             resumed.set_epoch(epoch)  # as a training loop does, and it must not start over
@@ -127,6 +127,38 @@ def test_a_pass_left_early_begins_anew(data):
     first = next(iter(batches)).images
     assert torch.equal(next(iter(batches)).images, first)
     assert len(order(batches)) == 5
+
+
+def test_after_a_pass_left_early_the_state_is_the_next_passs(data):
+    """What continues in another process is what goes on in this one, not where the pass was left."""
+    batches = Batches(data, 5, shuffle=True)
+    for given, _ in enumerate(batches, 1):
+        assert batches.state_dict()["batch"] == given
+        if given == 3:
+            break
+    state = batches.state_dict()
+    assert (state["epoch"], state["batch"]) == (0, 0)
+    resumed = Batches(data, 5, shuffle=True)
+    resumed.load_state_dict(state)
+    assert order(resumed) == order(batches)
+    # The same after a place was loaded, and left again: that epoch begins anew.
+    batches.load_state_dict({**state, "batch": 2})
+    assert batches.state_dict()["batch"] == 2
+    next(iter(batches))
+    assert batches.state_dict()["batch"] == 0
+
+
+def test_a_pass_that_is_dropped_late_changes_no_other(data):
+    batches = Batches(data, 5, shuffle=True)
+    old = iter(batches)
+    next(old)
+    new = iter(batches)
+    next(new), next(new)
+    del old
+    assert batches.state_dict()["batch"] == 2
+    batches.load_state_dict({**batches.state_dict(), "batch": 4})
+    del new
+    assert batches.state_dict()["batch"] == 4
 
 
 def test_another_runs_state_is_refused(data):

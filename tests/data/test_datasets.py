@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from vae_fast.data import Batches, DatasetData, as_data
 
@@ -92,17 +92,12 @@ def test_a_slice_of_a_dataset():
     assert len(data) == 3 and [data[i][1] for i in range(3)] == [2, 3, 4]
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter([])
-
-
 @pytest.mark.parametrize(
     ("source", "error", "words"),
     [
-        (Stream(), TypeError, ["no length", "map-style", "Stream"]),
         (Items([]), ValueError, ["nothing in it", "Items"]),
-        (Items([{"image": 1}]), TypeError, ["item 0", "dict", "PIL image"]),
+        (Items([{"image": 1}]), TypeError, ["item 0", "int", "PIL image"]),
+        (Items([{"img": GREY[0], "label": 1}]), TypeError, ["keys img, label", "image must be"]),
         (Items([()]), TypeError, ["empty tuple"]),
         (Items([np.zeros((4, 4), np.int32)]), TypeError, ["item 0", "uint8", "int32"]),
         (Items([np.zeros((1, 2, 3, 4), np.uint8)]), ValueError, ["item 0", "(1, 2, 3, 4)"]),

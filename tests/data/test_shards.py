@@ -85,9 +85,10 @@ def test_resuming_at_every_position_equals_never_stopping(data):
         running = Batches(data, 8, shuffle=True, seed=5)
         for given, _ in enumerate(running, 1):
             if given == stop:
+                state = json.loads(json.dumps(running.state_dict()))
                 break
         resumed = Batches(data, 8, shuffle=True, seed=5)
-        resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
+        resumed.load_state_dict(state)
         assert order(resumed) == whole[0][stop:]
         assert order(resumed) == whole[1]
 

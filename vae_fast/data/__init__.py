@@ -5,7 +5,9 @@ loop; `pack` writes any of them to shards, for data larger than memory. Importin
 """
 
 from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.augment import build_augment
 from vae_fast.data.batches import Batch, Batches
+from vae_fast.data.binarize import binarized_once
 from vae_fast.data.catalog import NAMES, SPLITS
 from vae_fast.data.datasets import DatasetData, from_dataset
 from vae_fast.data.errors import DataUnavailableError
@@ -15,6 +17,7 @@ from vae_fast.data.pack import pack
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sources import as_data, load
 from vae_fast.data.sprites import Sprites
+from vae_fast.data.streams import StreamData
 
 __all__ = [
     "NAMES",
@@ -27,7 +30,10 @@ __all__ = [
     "ImageFolder",
     "ShardData",
     "Sprites",
+    "StreamData",
     "as_data",
+    "binarized_once",
+    "build_augment",
     "from_array",
     "from_dataset",
     "load",

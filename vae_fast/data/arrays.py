@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vae_fast.functional import gather_batch
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -58,6 +60,8 @@ class ArrayData:
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and labels of the given samples, (B,) int64 on the data's device: copies."""
         labels = None if self.labels is None else self.labels.index_select(0, samples)
+        if self.dtype in (torch.uint8, torch.bool):
+            return gather_batch(self.images, samples), labels
         return self.images.index_select(0, samples), labels
 
     def slice(self, start: int, stop: int) -> ArrayData:

@@ -9,10 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from vae_fast.data.arrays import FLOATS, ArrayData
+from vae_fast.data.augment import Augment, augmented
+from vae_fast.data.binarize import check_binarizable
 from vae_fast.data.datasets import DatasetData, collate
-from vae_fast.data.order import Cuts, epoch_generator, epoch_order
+from vae_fast.data.order import Cuts, augment_seed, epoch_generator, epoch_order, noise_key
 from vae_fast.data.shards import ShardData
 from vae_fast.data.sources import as_data
+from vae_fast.data.streams import StreamData
+from vae_fast.functional import gather_batch
+
+Parts = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class Batch(NamedTuple):
@@ -28,14 +34,15 @@ class Batches:
     Arrays are put on the device once, in their own dtype (uint8 stays uint8), and batches are
     gathered there; a memory-mapped file stays where it is and only the batch's rows are read.
     Shards are read ahead by threads, and shuffled as `ShardData` says. A torch Dataset is read
-    through a DataLoader. Floating-point images come as float32.
+    through a DataLoader, an IterableDataset as `StreamData` says. Floating-point images come as
+    float32.
 
     A pass that is iterated to its end moves on to the next epoch; one that is left early doesn't,
-    and the next pass begins anew. `state_dict` taken anywhere within a pass and given to
-    `load_state_dict`, there or in another process, makes the next pass go on after the last batch
-    that had been handed out; with another number of ranks too, if all ranks' batches together are as
-    large as they were. (A Dataset that draws random numbers for its items, as augmentations
-    do, draws others after a resume in the middle of an epoch.)
+    and the next pass begins anew. `state_dict` taken within a pass, before its loop is left, and
+    given to `load_state_dict`, there or in another process, makes the next pass go on after the last
+    batch that had been handed out; with another number of ranks too, if all ranks' batches together
+    are as large as they were. (A Dataset that draws random numbers for its items, as its own
+    augmentations do, draws others after a resume in the middle of an epoch.)
 
     Args:
         data: what `load` gives, or anything that `as_data` takes.
@@ -46,6 +53,12 @@ class Batches:
         device: where batches are wanted.
         num_workers: of the DataLoader, for a torch Dataset.
         rank, world_size: serve this process's share of every batch among so many processes.
+        binarize: hand out bool images, each pixel drawn from Bernoulli(x / 255). The draws depend
+            on the seed, the epoch and the place of a sample in the epoch's order alone: not on the
+            size of batches, ranks or the device. Without shuffle every pass has the same.
+        augment: called with every batch of images, on the device and before it is binarised
+            (`build_augment`); what torch's generators give it depends on seed, epoch, batch and
+            rank alone, so that a resumed pass has the same.
     """
 
     def __init__(
@@ -60,6 +73,8 @@ class Batches:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        binarize: bool = False,
+        augment: Augment | None = None,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -75,6 +90,10 @@ class Batches:
         self.data = as_data(data)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.device = torch.device(device)
+        self.augment = augment
+        self.binarize = binarize and self.data.dtype != torch.bool
+        if binarize:
+            check_binarizable(self.data)
         try:
             self.cuts = Cuts(len(self.data), batch_size, rank, world_size, drop_last)
         except ValueError as error:
@@ -82,11 +101,15 @@ class Batches:
         self._epoch = 0
         self._given = 0  # batches of the current pass that have been handed out
         self._begin = 0  # batch at which the next pass begins
+        self._pass: object = None  # the pass under way, which the numbers above are of
         if isinstance(self.data, ArrayData):
             self._placed = self.data.to(self.device)
         elif isinstance(self.data, DatasetData):
             self._loader_rows = _Rows()
             self._loader = self._make_loader(self.data, num_workers)
+        elif isinstance(self.data, StreamData):
+            self.data.check_workers(num_workers)
+            self._workers = num_workers
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -102,7 +125,7 @@ class Batches:
         if epoch < 0:
             raise ValueError(f"an epoch is at least 0, and this one is {epoch}")
         if epoch != self._epoch:
-            self._epoch, self._given, self._begin = epoch, 0, 0
+            self._epoch, self._given, self._begin, self._pass = epoch, 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Where in which epoch this is, and what the order depends on: plain numbers."""
@@ -130,61 +153,87 @@ class Batches:
             )
         self._epoch = state["epoch"]
         self._given = self._begin = state["batch"]
+        self._pass = None
 
     def __iter__(self) -> Iterator[Batch]:
-        self._given, self._begin = self._begin, 0
-        if isinstance(self.data, ShardData):
-            found = self._stream()
-        elif isinstance(self.data, DatasetData):
-            found = self._load()
-        else:
-            found = self._gather()
-        return self._pass(found)
+        mine = self._pass = object()
+        begin, self._begin = self._begin, 0
+        given = self._given = begin
+        epoch, whole = self._epoch, False
+        self._key = noise_key(self.seed, epoch if self.shuffle else None).to(self.device)
+        try:
+            for images, labels in self._parts(epoch, begin):
+                batch = self._finish(images, labels, epoch, given)
+                given += 1
+                if self._pass is mine:
+                    self._given = given
+                yield batch
+            whole = True
+        finally:  # left early: the next pass begins anew, and that is where it will be
+            if self._pass is mine:
+                self._epoch, self._given = epoch + whole, 0
 
-    def _pass(self, found: Iterator[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[Batch]:
-        for images, labels in found:
-            self._given += 1
-            yield self._finish(images, labels)
-        self._epoch, self._given = self._epoch + 1, 0
+    def _parts(self, epoch: int, begin: int) -> Parts:
+        """Images and labels of the batches from ``begin`` on, wherever they come from."""
+        data = self.data
+        if isinstance(data, ShardData):
+            pin, shuffle = self.device.type == "cuda", self.shuffle
+            return data.stream(
+                self.cuts, shuffle=shuffle, seed=self.seed, epoch=epoch, begin=begin, pin=pin
+            )
+        if isinstance(data, StreamData):
+            return data.stream(self.cuts, epoch=epoch, begin=begin, num_workers=self._workers)
+        if isinstance(data, DatasetData):
+            return self._load(epoch, begin)
+        return self._gather(epoch, begin)
 
-    def _gather(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _gather(self, epoch: int, begin: int) -> Parts:
         resident = isinstance(self.data, ArrayData) and not self.data.mapped
         source = self._placed if resident else self.data
-        for rows in self._rows(self.device if resident else torch.device("cpu")):
-            yield source.gather(rows)
+        device = self.device if resident else torch.device("cpu")
+        at_once = resident and self.binarize and self.augment is None
+        for batch, rows in enumerate(self._rows(device, epoch, begin), begin):
+            if at_once:
+                labels = None if source.labels is None else source.labels.index_select(0, rows)
+                yield self._drawn(source.images, rows, batch), labels
+            else:
+                yield source.gather(rows)
 
-    def _load(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _load(self, epoch: int, begin: int) -> Parts:
         # The DataLoader draws its workers' seeds from this generator; else from the global one.
-        seed = epoch_generator(self.seed, self._epoch, self.cuts.rank).initial_seed()
+        seed = epoch_generator(self.seed, epoch, self.cuts.rank).initial_seed()
         self._loader.generator.manual_seed(seed)
-        self._loader_rows.rows = self._rows(torch.device("cpu"))
+        self._loader_rows.rows = self._rows(torch.device("cpu"), epoch, begin)
         yield from self._loader
 
-    def _stream(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        return self.data.stream(
-            self.cuts,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=self._epoch,
-            begin=self._given,
-            pin=self.device.type == "cuda",
-        )
-
-    def _finish(self, images: torch.Tensor, labels: torch.Tensor | None) -> Batch:
+    def _finish(
+        self, images: torch.Tensor, labels: torch.Tensor | None, epoch: int, batch: int
+    ) -> Batch:
         images = images.to(self.device, non_blocking=True)
+        if self.augment is not None:
+            seed = augment_seed(self.seed, epoch, batch, self.cuts.rank)
+            images = augmented(self.augment, images, seed)
+        if self.binarize and images.dtype != torch.bool:
+            if images.dtype != torch.uint8:
+                raise ValueError(
+                    f"augment makes {images.dtype} of what is to be binarised: uint8 is"
+                )
+            images = self._drawn(images, torch.arange(len(images), device=self.device), batch)
         if images.dtype in FLOATS:
             images = images.float()
         return Batch(images, None if labels is None else labels.to(self.device, non_blocking=True))
 
-    def _rows(self, device: torch.device) -> Iterator[torch.Tensor]:
-        """The samples of each batch that is left of the pass."""
+    def _drawn(self, images: torch.Tensor, rows: torch.Tensor, batch: int) -> torch.Tensor:
+        """The rows of a batch, binarised."""
+        first_row = self.cuts.bounds(batch)[0]
+        return gather_batch(images, rows, mode="binarize", noise_key=self._key, first_row=first_row)
+
+    def _rows(self, device: torch.device, epoch: int, begin: int) -> Iterator[torch.Tensor]:
+        """The samples of each batch from ``begin`` on."""
         count = len(self.data)
-        if self.shuffle:
-            order = epoch_order(count, self.seed, self._epoch)
-        else:
-            order = torch.arange(count)
+        order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
         order = order.to(device)
-        for batch in range(self._given, len(self)):
+        for batch in range(begin, len(self)):
             yield order[slice(*self.cuts.bounds(batch))]
 
     def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:

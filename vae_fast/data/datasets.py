@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, check_range, is_channels_last
 
@@ -16,7 +17,8 @@ from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, check_range, is_c
 class DatasetData:
     """A torch Dataset that is read item by item, by worker processes if so asked.
 
-    Items are images, or tuples of which the first is the image and the second the label. An image
+    Items are images, tuples of which the first is the image and the second the label, or mappings
+    with the keys image and, perhaps, label (as those of HF datasets). An image
     is a torch tensor (C, H, W), (H, W) or (D,), a NumPy array of those shapes or (H, W, C), or a PIL
     image. All have one shape and dtype.
 
@@ -44,40 +46,49 @@ class DatasetData:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | None]:
         """One image and its label; ValueError if it isn't like the first one."""
-        image, label = _split(self.dataset[index])
-        image = image_tensor(image, f"{self.name}, item {index}", bounded=self.bounded)
-        if (image.shape, image.dtype) != (self.shape, self.dtype):
-            raise ValueError(
-                f"{self.name}: item {index} is {image.dtype} of shape {tuple(image.shape)}, and "
-                f"item 0 {self.dtype} of {tuple(self.shape)}; resize and convert all alike"
-            )
-        if not self.labelled:
-            return image, None
-        if (value := _whole(label)) is None:
-            raise ValueError(f"{self.name}: the label of item {index} is {label!r}, not an integer")
-        return image, value
+        return checked_item(self, self.dataset[index], index)
+
+
+def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | None]:
+    """An item's image and label, if they are like those of the data; ValueError if not."""
+    image, label = _split(item)
+    image = image_tensor(image, f"{like.name}, item {index}", bounded=like.bounded)
+    if (image.shape, image.dtype) != (like.shape, like.dtype):
+        raise ValueError(
+            f"{like.name}: item {index} is {image.dtype} of shape {tuple(image.shape)}, and "
+            f"item 0 {like.dtype} of {tuple(like.shape)}; resize and convert all alike"
+        )
+    if not like.labelled:
+        return image, None
+    if (value := _whole(label)) is None:
+        raise ValueError(f"{like.name}: the label of item {index} is {label!r}, not an integer")
+    return image, value
+
+
+def first_item(item: Any, name: str, bounded: bool) -> tuple[torch.Tensor, bool]:
+    """The first item's image, and whether it has a label that is a whole number."""
+    image, label = _split(item)
+    return image_tensor(image, f"{name}, item 0", bounded=bounded), _whole(label) is not None
 
 
 def from_dataset(dataset: Dataset, *, name: str | None = None, bounded: bool = True) -> DatasetData:
     """Look at the first item and wrap the Dataset.
 
     Raises:
-        TypeError: an IterableDataset, one without a length, or items that aren't images.
+        TypeError: one without a length, or items that aren't images.
         ValueError: an empty one, or values outside [0, 1].
     """
     name = name or type(dataset).__name__
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__"):
         raise TypeError(
             f"{name} has no length and can't be read by index; give a map-style torch Dataset, "
-            "with __len__ and __getitem__"
+            "with __len__ and __getitem__, or an IterableDataset"
         )
     if len(dataset) == 0:
         raise ValueError(f"{name}: there is nothing in it")
-    image, label = _split(dataset[0])
-    image = image_tensor(image, f"{name}, item 0", bounded=bounded)
+    image, labelled = first_item(dataset[0], name, bounded)
     kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
     provenance = f"the torch Dataset {kind}, {len(dataset)} items"
-    labelled = _whole(label) is not None
     return DatasetData(dataset, image.shape, image.dtype, labelled, name, provenance, bounded)
 
 
@@ -133,6 +144,13 @@ def image_tensor(image: Any, name: str, *, bounded: bool = True) -> torch.Tensor
 
 
 def _split(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        if "image" not in item:
+            raise TypeError(
+                f"an item of the Dataset has the keys {', '.join(map(str, item))}, and image must be "
+                "one of them (label may be)"
+            )
+        return item["image"], item.get("label")
     if isinstance(item, (tuple, list)):
         if not item:
             raise TypeError("an item of the Dataset is an empty tuple; an image must come first")

@@ -15,6 +15,23 @@ def epoch_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
+# Beside the order's own numbers: what else is drawn of a seed has a stream apart.
+_BINARIZE, _AUGMENT = 1, 2
+
+
+def noise_key(seed: int, epoch: int | None = None) -> torch.Tensor:
+    """The key of the draws that binarise an epoch, or any pass that is always the same: 2 int64."""
+    key = (seed, 0 if epoch is None else 1 + epoch)
+    words = np.random.SeedSequence(key, spawn_key=(_BINARIZE,)).generate_state(2, np.uint64)
+    return torch.from_numpy(words.view(np.int64))
+
+
+def augment_seed(*key: int) -> int:
+    """The seed of what augments one batch of (seed, epoch, batch, rank)."""
+    words = np.random.SeedSequence(key, spawn_key=(_AUGMENT,)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
     """The permutation of `count` samples for one epoch, (count,) int64."""
     return torch.randperm(count, generator=epoch_generator(seed, epoch))

@@ -22,6 +22,7 @@ from vae_fast.data.order import epoch_order
 from vae_fast.data.shard_index import DTYPES, FORMAT, INDEX, VERSION, sha256
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sources import Data, as_data
+from vae_fast.data.streams import StreamData
 
 PLAN = "pack.json"  # there while a pack is under way, or was interrupted
 Progress = Callable[[int, int], None]
@@ -64,6 +65,11 @@ def pack(
         OSError: the folder can't be written, or its disk has too little room.
     """
     data = as_data(source, bounded=bounded)
+    if isinstance(data, StreamData):
+        raise TypeError(
+            f"{data.name} is a stream, and pack reads samples by their number; if it fits in memory, "
+            "pack(as_data(dataset, keep_in_memory=True), ...)"
+        )
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, and is {shard_bytes}")
     if seed < 0 or (workers is not None and workers < 0):

@@ -31,9 +31,10 @@ from vae_fast.data.idx import read_idx
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sprites import Sprites, split_rows
+from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.torchvision_sets import NotHere, read_torchvision
 
-Data = ArrayData | DatasetData | ShardData | Sprites
+Data = ArrayData | DatasetData | ShardData | Sprites | StreamData
 
 
 def load(
@@ -85,24 +86,42 @@ def load(
     return _named(name, CATALOG[name], split, root, download)
 
 
-def as_data(source: Any, *, bounded: bool = True, keep_in_memory: bool = False) -> Data:
+def as_data(
+    source: Any,
+    *,
+    bounded: bool = True,
+    keep_in_memory: bool = False,
+    samples: int | None = None,
+    splits: bool = False,
+) -> Data:
     """Turn any source into what the trainer eats, whole.
 
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
             a tuple (images, labels); a path to an .npy file, which is memory-mapped and not loaded,
             to an .npz file with `images` and perhaps `labels`, to a folder of shards that `pack`
-            wrote, or to a folder of image files; any map-style torch Dataset, of images or (image,
-            label) tuples; a known name, which gives its train split; or data made by this function.
+            wrote, or to a folder of image files; any torch Dataset, map-style or iterable, of
+            images or (image, label) tuples; a known name, which gives its train split; or data made
+            by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
             Bernoulli's.
         keep_in_memory: read a torch Dataset once, whole, into memory. Much faster to train on; for
             Datasets that fit and whose items don't change from one reading to the next.
+        samples, splits: of an IterableDataset, see `StreamData`.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError, ValueError: it isn't one of these, or doesn't fit; the message says why.
     """
+    stream = isinstance(source, torch.utils.data.IterableDataset) or (
+        hasattr(source, "__iter__")
+        and not hasattr(source, "__getitem__")
+        and not isinstance(source, (set, frozenset))
+    )
+    if (samples is not None or splits) and not stream:
+        raise TypeError(
+            f"samples and splits are of an IterableDataset, and this is a {type(source).__name__}"
+        )
     if isinstance(source, Data):
         data = source
     elif isinstance(source, (np.ndarray, torch.Tensor)):
@@ -111,10 +130,10 @@ def as_data(source: Any, *, bounded: bool = True, keep_in_memory: bool = False) 
         data = from_array(*source, bounded=bounded)
     elif isinstance(source, (str, os.PathLike)):
         data = _from_path(source, bounded)
+    elif stream:
+        data = from_stream(source, samples=samples, splits=splits, bounded=bounded)
     elif hasattr(source, "__getitem__") and not isinstance(source, (list, tuple, dict, bytes)):
         data = from_dataset(source, bounded=bounded)
-    elif isinstance(source, torch.utils.data.IterableDataset):
-        data = from_dataset(source)  # which says why not
     else:
         raise TypeError(
             "data must be a name, a path, a NumPy array, a torch tensor, a tuple (images, labels) "
@@ -122,6 +141,8 @@ def as_data(source: Any, *, bounded: bool = True, keep_in_memory: bool = False) 
         )
     if keep_in_memory and isinstance(data, DatasetData):
         data = in_memory(data)
+    elif keep_in_memory and isinstance(data, StreamData):
+        data = stream_in_memory(data)
     return data
 
 

@@ -35,6 +35,8 @@ cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel);
 void block_barrier();
 // Waits for the lanes of `mask` in the caller's warp; each gives 8 bytes and reads `source`'s.
 uint64_t exchange(unsigned mask, uint64_t value, int source);
+// Notes it as an error and ends the thread.
+void trap();
 // Whether an access is to memory that the test has declared; notes the first that is not.
 bool check(const void* p, size_t bytes, bool write);
 
@@ -66,6 +68,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline void __syncthreads() { emulation::block_barrier(); }
+inline void __trap() { emulation::trap(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {

@@ -1,0 +1,107 @@
+"""Augmentation by torchvision.transforms.v2: whole batches, on their device, named in a config."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+V2 = "torchvision.transforms.v2"
+Augment = Callable[[torch.Tensor], torch.Tensor]
+
+
+def build_augment(entries: Sequence[Mapping[str, Any]]) -> Augment | None:
+    """The transforms of a config, one after another; None of an empty list.
+
+    Args:
+        entries: each {"name": ..., "args": {...}}, args perhaps left out. A name is a class of
+            torchvision.transforms.v2, or an import path, package.module:Class; what it makes is
+            called with a batch (B, C, H, W) and returns one.
+
+    Raises:
+        ValueError, TypeError: an entry of another form, a name that does not exist, arguments that
+            the class does not take.
+        ModuleNotFoundError: torchvision is wanted and is not installed.
+    """
+    check_entries(entries)
+    made = [_make(entry["name"], entry.get("args") or {}) for entry in entries]
+    if not made:
+        return None
+
+    def augment(images: torch.Tensor) -> torch.Tensor:
+        for transform in made:
+            images = transform(images)
+        return images
+
+    return augment
+
+
+def check_entries(entries: Any) -> None:
+    """Raise unless this is a list of {"name": ..., "args": {...}}; nothing is imported."""
+    form = "each entry of augment is {name: Class or package.module:Class, args: {...}}"
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise TypeError(f"augment must be a list, and {form}; got {entries!r}")
+    for entry in entries:
+        known = isinstance(entry, Mapping) and set(entry) <= {"name", "args"}
+        if not known or not isinstance(entry.get("name"), str):
+            raise ValueError(f"{form}; got {entry!r}")
+        if not isinstance(entry.get("args") or {}, Mapping):
+            raise TypeError(f"the args of augment's {entry['name']} must be {{name: value}}")
+
+
+def augmented(augment: Augment, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """The batch augmented by draws that ``seed`` decides; torch's generators are left as they were.
+
+    Raises:
+        ValueError: the images came back in another number, shape or a dtype that isn't theirs or
+            floating.
+    """
+    if images.dim() != 4:
+        raise ValueError(
+            f"augment takes images (C, H, W), and these samples are {tuple(images.shape[1:])}"
+        )
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(images.device):
+                torch.cuda.manual_seed(seed)
+        made = augment(images)
+    if not isinstance(made, torch.Tensor) or made.shape != images.shape:
+        found = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        raise ValueError(
+            f"augment makes {found} of a batch {tuple(images.shape)}, and the model takes what the "
+            "data has: crop or resize to that size at the end"
+        )
+    if made.dtype != images.dtype and not made.is_floating_point():
+        raise ValueError(
+            f"augment makes {made.dtype} of {images.dtype}: only floats can replace it"
+        )
+    return made
+
+
+def _make(name: str, args: Mapping[str, Any]) -> Augment:
+    module_name, _, class_name = name.rpartition(":")
+    module = _import(module_name or V2, name)
+    made = getattr(module, class_name, None)
+    if made is None:
+        raise ValueError(f"augment: {module.__name__} has no {class_name}")
+    try:
+        return made(**args)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"augment: {name} does not take {dict(args)}: {error}") from None
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:  # an unfit torchvision raises either
+        package = module.split(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        why = "is not installed" if missing else f"can't be imported ({error})"
+        raise ModuleNotFoundError(
+            f"augment's {name} needs {package}, which {why}: pip install {package}",
+            name=package,
+        ) from None

@@ -1,0 +1,198 @@
+"""Any IterableDataset as a source: WebDataset, Streaming, HF datasets, or one's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from vae_fast.data.arrays import ArrayData
+from vae_fast.data.datasets import checked_item, collate, first_item
+from vae_fast.data.order import Cuts
+
+_CHUNK = 32  # items that a worker sends at once
+
+
+@dataclass(frozen=True)
+class StreamData:
+    """A stream of samples, read in its own order: shuffling is the dataset's.
+
+    Items are as `DatasetData` has them. If the dataset has ``set_epoch``, it is called before each
+    pass. A pass that goes on in the middle of an epoch reads what came before it once more and
+    drops it.
+
+    Several ranks: unless the dataset ``splits`` itself, every rank reads the whole stream, which has
+    to have the same order on all of them, and keeps its share of each batch. Of a dataset that
+    does, a rank serves all that it gets, its share of every batch at a time.
+
+    Attributes:
+        dataset: iterated once in a pass.
+        samples: in an epoch, over all ranks; what the stream has beyond them is not read. None:
+            as many as there are, which are counted by reading them once.
+        splits: whether iterating it gives every rank and every worker process samples of its own.
+    """
+
+    dataset: Any
+    shape: torch.Size
+    dtype: torch.dtype
+    labelled: bool
+    samples: int | None = None
+    splits: bool = False
+    name: str = "stream"
+    provenance: str = "an IterableDataset"
+    bounded: bool = True
+
+    def __len__(self) -> int:
+        return self._counted if self.samples is None else self.samples
+
+    @cached_property
+    def _counted(self) -> int:
+        warnings.warn(
+            f"{self.name} does not say how many samples it has, and is read once to count them; "
+            "as_data(dataset, samples=...) spares that",
+            stacklevel=4,
+        )
+        return sum(1 for _ in self.dataset)
+
+    def slice(self, start: int, stop: int) -> StreamData:
+        raise ValueError(
+            f"{self.name} is a stream, of which no part can be held out: give training and "
+            "validation data each by themselves, Trainer(config, train_data=..., val_data=...)"
+        )
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raise ValueError where worker processes would read the same samples."""
+        if num_workers > 0 and not self.splits:
+            raise ValueError(
+                f"{self.name} is one stream, which {num_workers} workers would each read whole: use "
+                "num_workers=0, or a dataset that splits itself, as_data(dataset, splits=True)"
+            )
+
+    def stream(
+        self, cuts: Cuts, *, epoch: int, begin: int = 0, num_workers: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Images and labels of this rank's part of every batch of `cuts` from ``begin`` on.
+
+        Raises:
+            ValueError: the stream ends before the epoch does, or an item isn't like the first one.
+        """
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        items, place = self._items(num_workers), 0
+        for start, stop in self._places(cuts, begin):
+            for _ in islice(items, start - place):
+                place += 1
+            found = [
+                checked_item(self, item, place + i)
+                for i, item in enumerate(islice(items, stop - start))
+            ]
+            place += len(found)
+            if place < stop:
+                self._too_short(place, cuts)
+            yield collate(found)
+
+    def _places(self, cuts: Cuts, begin: int) -> Iterator[tuple[int, int]]:
+        """Start and stop of each batch in what this process reads."""
+        bounds = [cuts.bounds(batch) for batch in range(begin if not self.splits else 0, len(cuts))]
+        if not self.splits:
+            yield from bounds
+            return
+        place = 0
+        for batch, (start, stop) in enumerate(bounds):
+            if batch >= begin:
+                yield place, place + stop - start
+            place += stop - start
+
+    def _items(self, num_workers: int) -> Iterator[Any]:
+        if num_workers == 0:
+            return iter(self.dataset)
+        loader = DataLoader(
+            _Checked(self),
+            batch_size=_CHUNK,
+            collate_fn=collate,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+        return (
+            (image, None if labels is None else int(labels[i]))
+            for images, labels in loader
+            for i, image in enumerate(images)
+        )
+
+    def _too_short(self, found: int, cuts: Cuts) -> None:
+        who = f"rank {cuts.rank}'s part of {self.name}" if self.splits else self.name
+        raise ValueError(
+            f"{who} ended after {found} samples, and an epoch is said to have {len(self)}"
+            + (f" on {cuts.world_size} ranks" if self.splits else "")
+            + ": give fewer, as_data(dataset, samples=...)"
+        )
+
+
+class _Checked(IterableDataset):
+    """The items as tensors, for worker processes to send."""
+
+    def __init__(self, data: StreamData):
+        self.data = data
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int | None]]:
+        for number, item in enumerate(self.data.dataset):
+            yield checked_item(self.data, item, number)
+
+
+def from_stream(
+    dataset: Any,
+    *,
+    samples: int | None = None,
+    splits: bool = False,
+    name: str | None = None,
+    bounded: bool = True,
+) -> StreamData:
+    """Look at the first item and wrap the stream.
+
+    Raises:
+        TypeError: something that can be iterated only once, or items that aren't images.
+        ValueError: nothing in it, values outside [0, 1], or an unknown length where each rank would
+            know its own part's only.
+    """
+    name = name or type(dataset).__name__
+    if iter(dataset) is dataset:
+        raise TypeError(
+            f"{name} is an iterator, which can be read once only: give an IterableDataset, whose "
+            "__iter__ begins anew"
+        )
+    if samples is None:
+        try:
+            samples = len(dataset)
+        except (TypeError, AttributeError, NotImplementedError):
+            samples = None
+        if splits:  # its length, if it has one, is likely to be a rank's
+            raise ValueError(
+                f"{name} splits itself among ranks, so none knows the length of an epoch: say it, "
+                "as_data(dataset, splits=True, samples=...), over all ranks"
+            )
+    if samples is not None and samples < 1:
+        raise ValueError(f"{name}: an epoch has at least 1 sample, and {samples} are asked for")
+    try:
+        item = next(iter(dataset))
+    except StopIteration:
+        raise ValueError(f"{name}: there is nothing in it") from None
+    image, labelled = first_item(item, name, bounded)
+    kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+    provenance = f"the stream {kind}" + ("" if samples is None else f", {samples} samples an epoch")
+    return StreamData(
+        dataset, image.shape, image.dtype, labelled, samples, splits, name, provenance, bounded
+    )
+
+
+def stream_in_memory(data: StreamData) -> ArrayData:
+    """Read the stream once, whole."""
+    items = [
+        checked_item(data, item, i) for i, item in enumerate(islice(data.dataset, data.samples))
+    ]
+    return ArrayData(*collate(items), data.name, data.provenance + ", read into memory")
