@@ -71,11 +71,14 @@ Update = Callable[[Tensor], Tensor]
 
 
 def plain_update(
-    names: ModuleType, device: torch.device, dtype: torch.dtype = torch.float32
+    names: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    pixels: int = PIXELS,
 ) -> Update:
     """The tutorial's: forward, loss, backward, Adam. ``names`` has VAE and loss_function."""
     torch.manual_seed(0)
-    model = names.VAE(PIXELS, HIDDEN, LATENT).to(device, dtype)
+    model = names.VAE(pixels, HIDDEN, LATENT).to(device, dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
     def update(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Requirement:
 
     measure: "times" the peer's time over ours; "rate" elements per second; "share" of the bandwidth
     of the peer in the same row; "rate over" elements per second over those of ``base``; "memory"
-    the peer's peak over ours.
+    the peer's peak over ours; "GB under 1" a gigabyte over our peak.
     """
 
     what: str
@@ -53,6 +53,7 @@ def _linear(dtype: str) -> tuple[Spec, ...]:
 
 _IWAE = (Spec("iwae_bound", (50, 100, 784), "both"),)
 _EPOCH = (Spec("epoch", (128, 60_000), "both"),)
+_SHARDS = (Spec("shards", (128, 737_280), "both"),)
 _EPOCH_HALF = (Spec("epoch", (128, 60_000), "both", "bfloat16"),)
 
 OPS: tuple[Requirement, ...] = (
@@ -92,6 +93,8 @@ ENGINE: tuple[Requirement, ...] = (
     Requirement("epoch of the tutorial's VAE, float32", "times", 1.2, _EPOCH, "jax"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 10, _EPOCH_HALF, "tutorial"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 2.5, _EPOCH_HALF, "jax"),
+    Requirement("sprites, all of them, from shards", "times", 0.95, _SHARDS, "in memory"),
+    Requirement("sprites, all of them, from shards", "GB under 1", 1, _SHARDS),
 )
 
 _84M = (Spec("autoencoder_kl_84m", (8,), "both", "bfloat16"),)
@@ -156,6 +159,10 @@ def _one(r: Requirement, row: Row, rows: dict[str, Row]) -> tuple[float | None, 
             return None, "its base is not measured"
         own_rate = row["elements"] / mine["median"]
         return own_rate / (base["elements"] / timed(base)[r.mine]["median"]), ""
+    if r.measure == "GB under 1":
+        if not mine.get("peak_bytes"):
+            return None, "no peak memory was measured"
+        return 1e9 / mine["peak_bytes"], ""
     peer = fastest(row, r.peer)
     if peer is None:
         return None, _why(row, r.peer)

@@ -43,6 +43,7 @@ def standard() -> list[Spec]:
             specs.append(Spec("bce_kl_loss", (samples, latent, features), pass_))
     specs += [Spec("linear_bernoulli_nll", (1024, 400, 784), "both", d) for d in _FLOATS]
     specs.append(Spec("iwae_bound", (50, 100, 784), "both"))
+    specs += [Spec("gather", (128, 784), "value", d) for d in ("uint8", "float32", "bool")]
     return sorted(specs, key=lambda s: (s.op, s.pass_))
 
 
@@ -65,11 +66,12 @@ _DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16",
 
 
 def training(count: int = 10_000) -> list[Spec]:
-    """The tutorial's VAE: one step of 128 images, and one epoch of ``count``."""
+    """The tutorial's VAE: one step of 128 images, one epoch of ``count``, and steps from shards."""
     return [
         Spec("step", (128,), "both"),
         Spec("epoch", (128, count), "both"),
         Spec("epoch", (128, count), "both", "bfloat16"),
+        Spec("shards", (128, 1 << 16), "both"),
     ]
 
 

@@ -117,6 +117,8 @@ def _number(requirement: Requirement, value: float) -> str:
         return f"{100 * value:.0f}% of {requirement.peer}"
     if requirement.measure == "rate over":
         return f"{value:.3g} x"
+    if requirement.measure == "GB under 1":
+        return f"{1 / value:.3g} GB"
     if requirement.measure == "memory":
         return f"1/{value:.3g} of {requirement.peer}'s peak"
     return f"{value:.3g} x {requirement.peer}"

@@ -16,6 +16,7 @@ import sys
 import torch
 
 import vae_fast
+from vae_fast import reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (7, 33), (2, 1031), (5, 3, 9))
@@ -84,6 +85,17 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, reduction: str, offset: in
             finite(*torch.autograd.grad(out.loss.sum(), (scores, mu, logvar)))
 
 
+def check_gather(columns: int, offset: int) -> None:
+    """Every mode, whole and cut 16-byte groups, against the reference on the CPU."""
+    data = torch.arange(9 * columns).remainder(256).to(torch.uint8).view(9, columns)
+    index, key = torch.tensor([8, 0, 3, 3]), torch.tensor([123, -4])
+    on_device = (on_gpu(data, offset), index.cuda())
+    for mode in ("bytes", "scale", "binarize"):
+        found = vae_fast.gather_batch(*on_device, mode=mode, noise_key=key.cuda(), first_row=5)
+        right = reference.gather_batch(data, index, mode, key, 5)
+        assert torch.equal(found.cpu(), right), f"{mode} of {columns} columns differs"
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("sanitize_ops.py needs a CUDA GPU, and torch sees none.")
@@ -91,6 +103,8 @@ def main() -> None:
     combinations = list(itertools.product(DTYPES, SHAPES, REDUCTIONS))
     for number, (dtype, shape, reduction) in enumerate(combinations):
         check(shape, dtype, reduction, offset=number % 2)
+    for number, columns in enumerate((1, 3, 16, 37, 784, 20_001)):
+        check_gather(columns, offset=number % 2)
     torch.cuda.synchronize()
     print(f"{len(combinations)} combinations of dtype, shape and reduction ran")
 

@@ -139,9 +139,12 @@ def evaluate(arguments: list[str], program: str) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     values = _parse(parser, arguments)
     from vae_fast.evaluate import evaluate as measure
+    from vae_fast.evaluate.run import binarized
 
     restored, batch, source = _model_and_samples(values)
-    report = measure(restored.model, *batch, num_samples=values.num_samples, seed=values.seed)
+    report = binarized(restored.config) | measure(
+        restored.model, *batch, num_samples=values.num_samples, seed=values.seed
+    )
     print(f"{restored.config.model} at step {restored.step}, on {source}, in nats per sample")
     _print_table(report)
     return 0
@@ -275,7 +278,11 @@ def _model_and_samples(values: Any) -> tuple[Any, Any, str]:
     if shape != expected:
         raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
     device = next(restored.model.parameters()).device
-    batches = datasets.Batches(data, min(values.n, 128), shuffle=False, device=device)
+    config = restored.config
+    batches = datasets.Batches(
+        data, min(values.n, 128), shuffle=False, device=device,
+        binarize=config.binarize != "none", seed=config.seed,
+    )  # fmt: skip
     return restored, showcase.first_samples(batches, values.n), source
 
 

@@ -31,6 +31,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """``evaluate`` on the run's validation data, also written to the run's evaluation.json.
 
+    The data of a binarised run are binarised as its validation was, and the report says so.
+
     Args:
         run: the folder that ``vae-fast train`` made. checkpoint: best, last or a step.
         data: a data set's name or file instead; then nothing is written.
@@ -53,7 +55,8 @@ def evaluate_run(
     if factors is not None:
         loaded = loaded.shuffled(seed)
         factors = loaded.factors
-    x, y = gather(loaded, samples)
+    config = restored.config
+    x, y = gather(loaded, samples, binarize=config.binarize != "none", seed=config.seed)
     expected = tuple(restored.model.input_shape)
     if tuple(x.shape[1:]) != expected:
         raise ValueError(
@@ -62,6 +65,7 @@ def evaluate_run(
     report = {
         "model": restored.config.model,
         "data": str(source),
+        **binarized(config),
         "step": restored.step,
         **evaluate(restored.model, x, y, num_samples=num_samples, seed=seed),
     }
@@ -116,7 +120,12 @@ def _with_labels(
         if labels_per_class:
             from vae_fast import data as datasets
 
-            seen, labels = gather(datasets.load(restored.config.data, split="train"))
+            config = restored.config
+            seen, labels = gather(
+                datasets.load(config.data, split="train"),
+                binarize=config.binarize != "none",
+                seed=config.seed,
+            )
             chosen = few_per_class(labels, labels_per_class, seed=seed)
             few = (seen[chosen], labels[chosen])
             found["labels_per_class"] = labels_per_class
@@ -124,14 +133,26 @@ def _with_labels(
     return found
 
 
-def gather(data: Any, samples: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """The first ``samples`` samples of data, and their labels if all have one."""
+def binarized(config: Any) -> dict[str, str]:
+    """What a report says of a binarised run's data: numbers of two draws are not to be compared."""
+    if config.binarize == "none":
+        return {}
+    return {"binarized": f"Bernoulli(x / 255), drawn with seed {config.seed}"}
+
+
+def gather(
+    data: Any, samples: int | None = None, *, binarize: bool = False, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """The first ``samples`` samples of data, and their labels if all have one.
+
+    With ``binarize`` they are what training with this seed validates on.
+    """
     from vae_fast.data import Batches
 
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     images, labels, found = [], [], 0
-    for batch in Batches(data, 512, shuffle=False):
+    for batch in Batches(data, 512, shuffle=False, binarize=binarize, seed=seed):
         images.append(batch.images)
         labels.append(batch.labels)
         found += len(batch.images)

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from vae_fast.data.augment import check_entries
+from vae_fast.data.binarize import BINARIZE
+
 PRECISIONS = ("fp32", "bf16")
 BETA_SCHEDULES = ("constant", "linear", "cyclical")
 UNITS = ("epochs", "steps")
@@ -128,6 +131,10 @@ class TrainConfig:
         model: a model's name, such as vae, or an import path, package.module:Class.
         model_args: arguments of the model, such as latent_dim.
         data: a data set's name, such as fashion10k, or a path to an .npy file.
+        binarize: none; dynamic, pixels drawn from Bernoulli(x / 255) anew every epoch; or static,
+            drawn once. Either way the validation data are drawn once, by the seed.
+        augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
+            package.module:Class, args: {...}}.
         epochs: passes over the training data.
         batch_size: samples per step.
         lr: learning rate, at its highest.
@@ -149,6 +156,8 @@ class TrainConfig:
     model: str = "vae"
     model_args: dict[str, Any] = field(default_factory=dict)
     data: str = "fashion10k"
+    binarize: str = "none"
+    augment: list[dict[str, Any]] = field(default_factory=list)
     epochs: int = 10
     batch_size: int = 128
     lr: float = 1e-3
@@ -176,6 +185,8 @@ class TrainConfig:
             raise ValueError(f"ema is a decay below 1, such as 0.999, got {self.ema}")
         known("tensorboard", self.tensorboard, TENSORBOARD)
         known("precision", self.precision, PRECISIONS)
+        known("binarize", self.binarize, BINARIZE)
+        check_entries(self.augment)
         resolve_device(self.device)
         for part in (self.objective, self.optimizer, self.checkpoint):
             part.check()

@@ -15,7 +15,10 @@ from vae_fast.train.config import OPTIMIZERS, TrainConfig
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
-    """Training and validation data of ``config.data``, or those given instead."""
+    """Training and validation data of ``config.data``, or those given instead.
+
+    With static binarisation the training data come drawn; all else is drawn batch by batch.
+    """
     if (train is None) != (val is None):
         raise TypeError("train_data and val_data: give both, or neither")
     if train is None:
@@ -26,6 +29,8 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
             f"training samples have shape {tuple(train.shape)}, validation samples "
             f"{tuple(val.shape)}: they must be equal"
         )
+    if config.binarize == "static":
+        train = datasets.binarized_once(train, config.seed)
     return train, val
 
 

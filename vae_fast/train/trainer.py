@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from vae_fast.data import build_augment
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
@@ -74,7 +75,10 @@ class Trainer:
         self.model = build_model(config, train.shape).to(self.device)
 
         options = {"seed": config.seed, "device": self.device}
-        self.batches = self.world.batches(train, config.batch_size, shuffle=True, **options)
+        options["binarize"] = config.binarize != "none"
+        self.batches = self.world.batches(
+            train, config.batch_size, shuffle=True, augment=build_augment(config.augment), **options
+        )
         self.val_batches = self.world.batches(val, config.batch_size, shuffle=False, **options)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
         rng.seed_rank(config.seed, self.world.rank)
