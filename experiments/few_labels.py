@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from experiments.results import Result, Verdict
 from experiments.statistics import clearly_better, shown
 from experiments.training import Clock, fashion, train
+from vae_fast import data as datasets
 from vae_fast import models
-from vae_fast.data import keep_labels
 from vae_fast.evaluate import accuracy
 from vae_fast.models.batched import in_batches
 
@@ -34,7 +34,7 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
     test = fashion("val", limit=settings["test_samples"])
     values: dict[str, list[float]] = {SSVAE: [], ALONE: [], LINEAR: []}
     for seed in settings["seeds"]:
-        few = keep_labels(data, settings["labels"], seed=seed)
+        few = datasets.keep_labels(data, settings["labels"], seed=seed)
         shown_labels = few.labels >= 0
         x, y = few.images[shown_labels], few.labels[shown_labels]
         config = configured(example, settings, seed)
@@ -63,7 +63,7 @@ def configured(example: dict[str, Any], settings: dict[str, Any], seed: int) -> 
 def keep_again(data: Any, example: dict[str, Any], keep: int, seed: int) -> Any:
     """The same labels as are shown to the classifiers, repeated as often as the example says."""
     repeat = (example.get("labels") or {}).get("repeat", 1)
-    return keep_labels(data, keep, seed=seed, repeat=repeat)
+    return datasets.keep_labels(data, keep, seed=seed, repeat=repeat)
 
 
 def score(predict: Any, model: nn.Module, test: Any) -> float:

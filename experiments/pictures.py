@@ -73,11 +73,15 @@ def draw_series(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> Path:
     return shrink(path)
 
 
-def shrink(path: str | Path, colours: int = 32) -> Path:
-    """The same picture with a palette of its own: plots need no more than a few dozen colours."""
+def shrink(path: str | Path, colours: int = 48, width: int = 640) -> Path:
+    """The same plot in as few bytes as it needs: at most so wide, with a palette of its own."""
     image_module = need("PIL.Image", "drawing the gallery")
     with image_module.open(path) as picture:
-        small = picture.convert("RGB").quantize(colours)
+        small = picture.convert("RGB")
+        if small.width > width:
+            size = (width, round(small.height * width / small.width))
+            small = small.resize(size, image_module.Resampling.LANCZOS)
+        small = small.quantize(colours)
     small.save(path, format="PNG", optimize=True)
     return Path(path)
 

@@ -78,8 +78,8 @@ def _half(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
 
 
 def _masked(x: Tensor) -> Tensor:
-    """Images with a white right half."""
-    return torch.where(left_half(x), x / 255.0, torch.ones(()))
+    """Images with a grey right half."""
+    return torch.where(left_half(x), x / 255.0, torch.tensor(0.6))
 
 
 def _traversals(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:

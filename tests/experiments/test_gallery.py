@@ -1,0 +1,83 @@
+"""The gallery's page and pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import gallery, pictures, showpieces
+from experiments.pictures import Band
+from vae_fast import models
+
+image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("yaml")
+
+
+def test_rows_lie_where_they_should():
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    images[1], images[2] = 100, 200
+    page = pictures.rows_of(images, columns=2, scale=2)
+    assert page.shape == (4 + 2 + 4, 4 + 2 + 4)
+    assert (page[:4, :4] == 0).all() and (page[:4, 6:] == 100).all()
+    assert (page[6:, :4] == 200).all() and (page[6:, 6:] == 255).all() and (page[4:6] == 255).all()
+
+
+def test_a_picture_is_small_and_true(tmp_path):
+    grey = torch.linspace(0, 1, 10).view(10, 1, 1, 1).expand(10, 1, 28, 28)
+    path = pictures.compose(tmp_path / "a.png", [Band("one", grey), Band("two", grey.flip(0))])
+    pixels = np.asarray(image_module.open(path).convert("L")).astype(int)
+    assert path.stat().st_size < 20_000
+    first, second = 8 + 17 + 20, 8 + 17 + 56 + 6 + 17 + 20
+    for i in range(10):
+        middle = 8 + 58 * i + 28
+        assert abs(pixels[first, middle] - 255 * i / 9) < 12
+        assert abs(pixels[second, middle] - 255 * (9 - i) / 9) < 12
+    with pytest.raises(ValueError, match="at least one band"):
+        pictures.compose(tmp_path / "b.png", [])
+
+
+def test_every_example_is_shown_or_left_out_by_name():
+    found = gallery.names(None)
+    assert set(found) | set(gallery.LEFT_OUT) == {p.stem for p in gallery.EXAMPLES.glob("*.yaml")}
+    assert found[0] == "ae" and gallery.names(["vrae", "ae"]) == ["ae", "vrae"]
+    with pytest.raises(ValueError, match="no.*'vea'"):
+        gallery.names(["vea"])
+    config = gallery.read("ae")
+    assert config["model"] == "ae" and config["words"].startswith("The deterministic baseline")
+
+
+def test_a_page_says_what_was_measured():
+    facts = {
+        "words": "A model.", "model": "vae", "data": "fashion10k", "epochs": 3, "parameters": 12345,
+        "seconds": 9.0, "cpu_seconds": 8.4, "measured": {"elbo": -240.123, "accuracy": 0.5},
+        "pixels": "grey", "likelihood": "bernoulli (probability)", "samples": 500,
+        "pictures": ["x.png"], "made": {"date": "2026-11-22", "commit": "abc", "torch": "2.13.0"},
+    }  # fmt: skip
+    text = gallery.page({"x": facts})
+    assert "## x\n\nA model.\n\n![x.png](gallery/x.png)" in text
+    assert "12,345 parameters, 3 epochs" in text and "ELBO -240.1; accuracy 50.0%" in text
+    assert "(grey, bernoulli (probability))" in text
+
+
+@pytest.mark.parametrize("name", ["ae", "cvae", "inpainting_cvae", "beta_vae"])
+def test_what_each_kind_of_model_shows(name):
+    torch.manual_seed(0)
+    config = gallery.read(name)
+    args = {**config["model_args"], "network": "mlp", "network_options": {"hidden": [8]}}
+    model = models.build(config["model"], (1, 28, 28), **args).eval()
+    x = torch.randint(0, 256, (12, 1, 28, 28), dtype=torch.uint8)
+    with torch.no_grad():
+        bands = showpieces.BANDS[name](model, x, torch.arange(12) % 10)
+    assert all(len(band.images) % 10 == 0 for band in bands)
+    if name == "cvae":  # a column has one class, a row one z
+        z = torch.randn(4, model.latent_dim, generator=torch.Generator().manual_seed(0))
+        made = bands[-1].images.unflatten(0, (4, 10))
+        with torch.no_grad():
+            by_hand = model.likelihood.mean(model.decode(z[2:3], torch.tensor([7])))
+        torch.testing.assert_close(made[2, 7], by_hand[0])
+    if name == "beta_vae":  # the middle of a walk through dimension d is the code but for d
+        kl = model.kl_per_dimension(x).argmax()
+        z = model.features(x[2:3]).detach().clone()
+        z[0, kl] = -3.0
+        with torch.no_grad():
+            by_hand = model.likelihood.mean(model.decode(z))
+        torch.testing.assert_close(bands[-1].images[0], by_hand[0])
