@@ -18,9 +18,10 @@ from vae_fast.data.arrays import ArrayData
 TITLE = "VAE and IWAE, beside pythae's"
 SETTINGS = {
     "seeds": [0, 1, 2],
-    "epochs": 8,
+    "epochs": 5,
+    "batch_size": 32,
     "num_samples": [10, 50],
-    "hidden": 200,
+    "hidden": 100,
     "latent_dim": 20,
     "train_samples": 10_000,
     "test_samples": 500,
@@ -29,6 +30,7 @@ SETTINGS = {
 QUICK = {
     "seeds": [0, 1],
     "epochs": 1,
+    "batch_size": 32,
     "num_samples": [2, 3],
     "hidden": 8,
     "latent_dim": 2,
@@ -76,7 +78,8 @@ def configs(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {"VAE": {"model": "vae", "model_args": args}}
     for k in settings["num_samples"]:
         found[iwae(k)] = {"model": "iwae", "model_args": {**args, "num_samples": k}}
-    return {name: {**config, "epochs": settings["epochs"]} for name, config in found.items()}
+    length = {key: settings[key] for key in ("epochs", "batch_size")}
+    return {name: {**config, **length} for name, config in found.items()}
 
 
 def judge(model: nn.Module, test: ArrayData, nll_samples: int) -> dict[str, float]:
@@ -120,7 +123,7 @@ def report(values: dict[str, Any], settings: dict[str, Any], absent: str | None)
         how=(
             f"fashion10k binarised at half brightness ({settings['train_samples']} images to train "
             f"on), MLPs 784-{settings['hidden']}-{settings['latent_dim']}, Bernoulli likelihood, "
-            f"Adam at 1e-3, batches of 128, {settings['epochs']} epochs, the last "
+            f"Adam at 1e-3, batches of {settings['batch_size']}, {settings['epochs']} epochs, the last "
             "epoch's weights. pythae trains the same networks from the same initial weights with its own losses and trainer. Our "
             f"evaluator judges all of them on {settings['test_samples']} validation images: nats "
             f"per image, lower is better, NLL importance-sampled with K = {k}; mean ± standard "

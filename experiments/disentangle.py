@@ -18,10 +18,10 @@ TITLE = "beta-VAE on sprites"
 SETTINGS = {
     "seeds": [0, 1, 2],
     "betas": [1.0, 4.0],
-    "train_samples": 40_000,
+    "train_samples": 24_000,
     "epochs": 4,
     "batch_size": 64,
-    "hidden": [256, 256],
+    "hidden": [128, 128],
     "latent_dim": 10,
     "lr": 1e-3,
     "test_samples": 5000,
