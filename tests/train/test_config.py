@@ -31,7 +31,10 @@ def test_unknown_keys_are_named_with_the_nearest_known_one():
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),
-        ({"precision": "bf61"}, "precision 'bf61' is unknown: it is one of fp32, bf16; did you"),
+        (
+            {"precision": "bf61"},
+            "precision 'bf61' is unknown: it is one of fp32, bf16, fp16; did you",
+        ),
         ({"device": "gpu"}, "device 'gpu' is unknown: use auto, cpu, cuda"),
         ({"objective": ObjectiveConfig(beta=-1.0)}, "objective.beta must be at least 0"),
     ],

@@ -97,7 +97,7 @@ def test_weight_average_is_the_recursion():
     for step in range(100):
         with torch.no_grad():
             model.weight.fill_(float(step))
-        average.update(step)
+        average.update(average.weight(step))
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-5)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vae_fast.layers import MLP, Linear
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -52,19 +54,19 @@ def mlp(
         raise ValueError(f"an MLP needs an input and an output size, got {tuple(sizes)}")
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes[:-1]):
-        layers += [nn.Linear(n_in, n_out), *_norm(norm, n_out, spatial=False)]
+        layers += [Linear(n_in, n_out), *_norm(norm, n_out, spatial=False)]
         layers.append(_activation(activation))
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
-    layers.append(nn.Linear(sizes[-2], sizes[-1]))
-    return nn.Sequential(*layers)
+    layers.append(Linear(sizes[-2], sizes[-1]))
+    return MLP(*layers)
 
 
 def mlp_encoder(
     input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: object
 ) -> nn.Sequential:
     """(N, *input_shape) to (N, features); one hidden layer of 400 is the tutorial's."""
-    return nn.Sequential(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
+    return MLP(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
 
 
 def mlp_decoder(
@@ -72,7 +74,7 @@ def mlp_decoder(
 ) -> nn.Sequential:
     """(N, features) to (N, *output_shape), hidden layers in reverse order."""
     sizes = [features, *reversed(hidden), math.prod(output_shape)]
-    return nn.Sequential(*mlp(sizes, **options), nn.Unflatten(1, tuple(output_shape)))
+    return MLP(*mlp(sizes, **options), nn.Unflatten(1, tuple(output_shape)))
 
 
 # --- convolutions --------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def resnet_encoder(
             layers.append(ResidualBlock(n_out, activation=activation, norm=norm, dropout=dropout))
         n_in = n_out
     height, width = pyramid(height, width, len(channels))[-1]
-    layers += [_activation(activation), nn.Flatten(), nn.Linear(n_in * height * width, features)]
+    layers += [_activation(activation), nn.Flatten(), Linear(n_in * height * width, features)]
     return nn.Sequential(*layers)
 
 
@@ -216,7 +218,7 @@ def resnet_decoder(
     n_out, height, width = image_shape(output_shape)
     sizes = pyramid(height, width, len(channels))
     small = (channels[-1], *sizes[-1])
-    layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
+    layers: list[nn.Module] = [Linear(features, math.prod(small)), nn.Unflatten(1, small)]
     widths = [*reversed(channels), n_out]
     for stage, size in enumerate(reversed(sizes[:-1])):
         n = widths[stage]

@@ -1,42 +1,45 @@
-"""Matrix products of the fused output layer, by the faster of the CPU's two libraries.
+"""Matrix products by the faster of the CPU's two libraries.
 
-torch sends float32 products on the CPU to MKL, whose kernels for AMD processors can be half as
-fast as oneDNN's. Which is faster is measured at first use, in some milliseconds, or set with
-``VAE_FAST_MATMUL=mkl|onednn``; ``vae_fast.info()`` shows the choice. Other dtypes and devices go
-where torch sends them.
+torch sends float32 products on the CPU to MKL, whose kernels for AMD processors reach less of the
+machine than oneDNN's: half on Zen 5, 85% on Zen 4. So on AMD products of some size go to oneDNN;
+``VAE_FAST_MATMUL=mkl|onednn`` says otherwise, and ``vae_fast.info()`` shows the choice. It is by
+the processor's name and not by a stopwatch, so that a run and its repetition agree to the bit.
+Other dtypes and devices go where torch sends them.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import statistics
-import time
+from pathlib import Path
 
 import torch
 
 Tensor = torch.Tensor
 LIBRARIES = ("mkl", "onednn")
 
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x weight^T + bias through oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+# rows * in * out from which oneDNN's preparations, some 10 us, are less than what it saves.
+LARGE = 1 << 23
 
 
-def _median_seconds(call, repeats: int = 7) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none") -> Tensor:
+    """x weight^T + bias through oneDNN, and ``after`` ("relu" or "none") of that."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
+
+
+@functools.cache
+def processor() -> str:
+    """The vendor of this machine's processor as it calls itself, or ""."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 @functools.cache
 def float32_library() -> str:
-    """The library for float32 products on this CPU: "mkl" or "onednn"."""
+    """The library for large float32 products on this CPU: "mkl" or "onednn"."""
     chosen = os.environ.get("VAE_FAST_MATMUL")
     if chosen is not None and chosen not in LIBRARIES:
         raise ValueError(f"VAE_FAST_MATMUL must be {' or '.join(LIBRARIES)}, got {chosen!r}")
@@ -46,22 +49,55 @@ def float32_library() -> str:
         return "mkl"
     if chosen is not None:
         return chosen
-    x, weight = torch.ones(128, 400), torch.ones(784, 400)
-    out = torch.empty(128, 784)
-    mkl = _median_seconds(lambda: torch.mm(x, weight.t(), out=out))
-    # A copy is part of oneDNN's price here: it has no way to write into a buffer of ours.
-    onednn = _median_seconds(lambda: out.copy_(_onednn(x, weight, None)))
-    return "onednn" if onednn < 0.9 * mkl else "mkl"
+    return "onednn" if processor() == "AuthenticAMD" else "mkl"
 
 
-def _by_onednn(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype == torch.float32 and float32_library() == "onednn"
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == torch.float32
+        and x.is_cpu
+        and x.shape[0] * weight.numel() >= LARGE
+        and float32_library() == "onednn"
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """x weight^T + bias, or the rectified of that; x (N, in), weight (out, in)."""
+    if _by_onednn(x, weight):
+        return _onednn(x, weight, bias, "relu" if relu else "none")
+    out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    return out.relu_() if relu else out
+
+
+def product(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad weight: the gradient of a linear layer's input; grad (N, out)."""
+    if _by_onednn(grad, weight):
+        return _onednn(grad, weight.t(), None)
+    return torch.mm(grad, weight)
+
+
+def weight_grad(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """out = grad^T x: the gradient of a linear layer's weight, returned too.
+
+    Where out's dtype is another, the product is rounded to grad's dtype first. This product is
+    one that MKL does no slower than oneDNN.
+    """
+    if out.dtype == grad.dtype:
+        return torch.mm(grad.t(), x, out=out)
+    return out.copy_(torch.mm(grad.t(), x))
+
+
+def bias_grad(grad: Tensor, out: Tensor) -> Tensor:
+    """out = the sum of grad's rows: the gradient of a linear layer's bias, returned too."""
+    if out.dtype == grad.dtype:
+        return torch.sum(grad, 0, out=out)
+    return out.copy_(grad.sum(0))  # torch's sum of a narrow dtype into a wide one is not fast
 
 
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """out = x weight^T + bias."""
-    if _by_onednn(x):
-        out.copy_(_onednn(x, weight, bias))
+    if _by_onednn(x, weight):
+        out.copy_(_onednn(x, weight, bias))  # it has no way to write into a buffer of ours
     elif bias is None:
         torch.mm(x, weight.t(), out=out)
     else:
@@ -70,17 +106,14 @@ def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 def product_into(out: Tensor, grad: Tensor, weight: Tensor) -> None:
     """out = grad weight."""
-    if _by_onednn(grad):
+    if _by_onednn(grad, weight):
         out.copy_(_onednn(grad, weight.t(), None))
     else:
         torch.mm(grad, weight, out=out)
 
 
 def accumulate(total: Tensor, grad: Tensor, x: Tensor) -> None:
-    """total += grad^T x, where total may be wider than grad and x.
-
-    The transposed product is one that MKL does no slower than oneDNN.
-    """
+    """total += grad^T x, where total may be wider than grad and x."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x)
     else:

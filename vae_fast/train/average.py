@@ -8,23 +8,46 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vae_fast.train.flat import FlatParameters
+
 
 class WeightAverage:
     """Follows a model's parameters: average += (1 - decay) * (parameter - average).
 
     The first steps use a smaller decay, (1 + step) / (10 + step), to forget the initial weights.
+
+    Args:
+        flat: where the model's parameters are in one buffer, followed by one op.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, flat: FlatParameters | None = None) -> None:
         self.decay = decay
-        self._parameters = dict(model.named_parameters())
-        self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
+        together = set() if flat is None else {id(p) for p in flat.parameters}
+        apart = {name: p for name, p in model.named_parameters() if id(p) not in together}
+        self._followed = [p.data for p in apart.values()]
+        self._averages = [t.clone() for t in self._followed]
+        self._named = dict(zip(apart, self._averages, strict=True))
+        if flat is not None:
+            names = {id(p): name for name, p in model.named_parameters()}
+            self._followed.append(flat.whole.data)
+            self._averages.append(flat.whole.data.clone())
+            views = flat.views(self._averages[-1])
+            self._named |= {
+                names[id(p)]: view for p, view in zip(flat.parameters, views, strict=True)
+            }
+
+    def weight(self, step: int) -> float:
+        """What the average moves by at ``step`` (0 is the first), as a part of the way."""
+        return 1.0 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        average, parameters = list(self._average.values()), list(self._parameters.values())
-        torch._foreach_lerp_(average, parameters, 1.0 - decay)
+    def update(self, weight: float | Tensor) -> None:
+        """Move towards the parameters as they are; ``weight`` may be 0-d, on their device."""
+        if isinstance(weight, Tensor):
+            for average, followed in zip(self._averages, self._followed, strict=True):
+                average.lerp_(followed, weight)
+        else:
+            torch._foreach_lerp_(self._averages, self._followed, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -35,13 +58,16 @@ class WeightAverage:
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self._average[name] = self._average[name], parameter.data
+        for average, followed in zip(self._averages, self._followed, strict=True):
+            kept = followed.clone()
+            followed.copy_(average)
+            average.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._average)
+        return dict(self._named)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in self._average.items():
+        for name, value in self._named.items():
             value.copy_(state[name])

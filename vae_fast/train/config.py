@@ -17,7 +17,7 @@ import torch
 from vae_fast.data.augment import check_entries
 from vae_fast.data.binarize import BINARIZE
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 BETA_SCHEDULES = ("constant", "linear", "cyclical")
 UNITS = ("epochs", "steps")
 OPTIMIZERS = ("adam", "adamw")
@@ -138,7 +138,9 @@ class TrainConfig:
         epochs: passes over the training data.
         batch_size: samples per step.
         lr: learning rate, at its highest.
-        precision: fp32, or bf16 (autocast; the weights stay float32).
+        precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
+            scaled, on GPUs only.
+        compile: run the model's networks under torch.compile.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
         seed: seeds the weights, the order of the data and the noise.
         out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
@@ -162,6 +164,7 @@ class TrainConfig:
     batch_size: int = 128
     lr: float = 1e-3
     precision: str = "fp32"
+    compile: bool = False
     device: str = "auto"
     seed: int = 0
     out: str | None = None
@@ -187,7 +190,12 @@ class TrainConfig:
         known("precision", self.precision, PRECISIONS)
         known("binarize", self.binarize, BINARIZE)
         check_entries(self.augment)
-        resolve_device(self.device)
+        device = resolve_device(self.device)
+        if self.precision == "fp16" and device.type == "cpu":
+            raise ValueError(
+                "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
+                "products slow. Use bf16, or fp32"
+            )
         for part in (self.objective, self.optimizer, self.checkpoint):
             part.check()
 

@@ -16,7 +16,7 @@ TERMS = LossOutput._fields
 class Meter:
     """Adds up per-sample means of batches, weighted by their sizes, without waiting.
 
-    ``samples`` counts every sample added by this process; the means are over the counted ones.
+    ``samples`` counts every sample seen by this process; the means are over those added.
     """
 
     def __init__(self, device: torch.device, world: World) -> None:
@@ -28,12 +28,14 @@ class Meter:
 
     @torch.no_grad()
     def add(self, terms: LossOutput, samples: int, skipped: Tensor | None = None) -> None:
-        """Add a batch's means (0-d tensors, nats per sample), unless ``skipped`` is true."""
+        """Add a batch's means (0-d tensors, nats per sample), unless ``skipped`` is true.
+
+        This is the device's part; ``samples`` is counted by who calls this, or replays it.
+        """
         values = torch.stack((*terms, self._one))
         if skipped is not None:
             values = torch.where(skipped, self._zero, values)
         self._sums.add_(values, alpha=samples)
-        self.samples += samples
 
     def read(self) -> tuple[dict[str, float], int]:
         """The means since the last read, and the samples added, of all ranks.

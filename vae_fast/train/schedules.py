@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from vae_fast.train.config import ObjectiveConfig, OptimizerConfig
 
 
@@ -36,3 +39,35 @@ def lr_at(optimizer: OptimizerConfig, lr: float, step: int, total_steps: int) ->
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     lowest = lr * optimizer.final_lr
     return lowest + (lr - lowest) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Now:
+    """What schedules say of the present step: numbers on the CPU, on a GPU 0-d tensors there.
+
+    A captured step reads the tensors at each replay. They are written where a value has changed,
+    by a launch that carries the value: nothing waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.beta: float | Tensor = math.nan
+        self.lr: float | Tensor = math.nan
+        self.average_weight: float | Tensor = math.nan
+        self._values = (math.nan, math.nan, math.nan)
+        if device.type != "cpu":
+            self.on_device(device)
+
+    def on_device(self, device: torch.device) -> None:
+        """Keep the values in tensors on ``device``."""
+        self.beta, self.lr, self.average_weight = torch.zeros(3, device=device).unbind()
+        self._values = (math.nan, math.nan, math.nan)
+
+    def set(self, beta: float, lr: float, average_weight: float) -> None:
+        values = (beta, lr, average_weight)
+        if not isinstance(self.beta, Tensor):
+            self.beta, self.lr, self.average_weight = values
+            return
+        tensors = (self.beta, self.lr, self.average_weight)
+        for tensor, value, before in zip(tensors, values, self._values, strict=True):
+            if value != before:
+                tensor.fill_(value)
+        self._values = values

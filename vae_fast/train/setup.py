@@ -62,6 +62,16 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
         raise ValueError(f"optimizer.args {arguments} don't fit {name}: {error}") from error
 
 
+def compile_networks(model: nn.Module) -> None:
+    """Make the model's networks, its children with parameters, run under torch.compile.
+
+    In place: parameters and state_dict keep their names.
+    """
+    for network in model.children():
+        if any(True for _ in network.parameters()):
+            network.compile()
+
+
 def final_beta(config: TrainConfig) -> float:
     """beta as configured, or else the model's own default."""
     if config.objective.beta is not None:

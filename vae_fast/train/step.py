@@ -6,14 +6,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vae_fast.train.average import WeightAverage
+from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
-from vae_fast.train.schedules import beta_at, lr_at
-from vae_fast.train.setup import final_beta
+from vae_fast.train.schedules import Now, beta_at, lr_at
+from vae_fast.train.setup import compile_networks, final_beta
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
 
@@ -42,42 +43,65 @@ class Step:
         self.steps_per_epoch = steps_per_epoch
         self.final_beta = final_beta(config)
         self.beta, self.lr = self.final_beta, config.lr
+        if config.compile:
+            compile_networks(model)
         parameters = list(model.parameters())
         self.update = Update(parameters, config, device, is_distributed=world.is_distributed)
-        self.average = WeightAverage(model, config.ema) if config.ema > 0 else None
+        flat = self.update.flat
+        self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
         self.meter = Meter(device, world)
+        self.now = Now(device)
+        # A small model's step takes a GPU less time than its launches take the host.
+        self.captured: CapturedStep | None = None
+        if device.type == "cuda" and flat is not None:
+            self.captured = CapturedStep(self.take, CudaGraph())
 
     def __call__(self, share: Share, number: int) -> None:
         """Update the model by this rank's share of batch ``number`` of the run, from 0."""
         self.follow_schedules(number)
-        terms = self.objective(share)
-        skipped = self.update(terms.loss, share.weight)
-        if self.average is not None:
-            self.average.update(number)
-        self.meter.add(terms, len(share.images), skipped)
+        if self.update.flat is None:  # it may turn out so at the first gradients
+            self.captured = None
+        run = self.take if self.captured is None else self.captured
+        self.update.guard.record(*run(share))
+        self.meter.samples += len(share.images)
 
-    def objective(self, share: Share) -> LossOutput:
+    def take(self, share: Share) -> tuple[Tensor, Tensor]:
+        """All of a step that is done on the device, in the same way at every step.
+
+        What differs between steps is in ``now``, and on a GPU in tensors there, so that this can
+        be captured in a CUDA graph and replayed. Returns what the guard is to remember.
+        """
+        terms = self.objective(share, self.now.beta)
+        norm, skipped = self.update.take(terms.loss, share.weight)
+        if self.average is not None:
+            self.average.update(self.now.average_weight)
+        self.meter.add(terms, len(share.images), skipped)
+        return norm, skipped
+
+    def objective(self, share: Share, beta: float | Tensor | None = None) -> LossOutput:
         """The loss and its terms, in nats per sample; the same in training and validation."""
-        options: dict[str, float] = {"beta": self.beta}
+        options: dict[str, Any] = {"beta": self.beta if beta is None else beta}
         if self.config.objective.free_bits > 0:
             options["free_bits"] = self.config.objective.free_bits
         labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
-        with self.autocast():
+        with self.update.objective(), self.autocast():
             return self.network(share.images, *labels, **options)
 
     def follow_schedules(self, number: int) -> None:
-        """Set beta and the learning rate to what they are at step ``number``."""
+        """Set beta, the learning rate and the average's weight to those of step ``number``."""
         objective, optimizer = self.config.objective, self.config.optimizer
         self.beta = beta_at(objective, self.final_beta, number, self.steps_per_epoch)
         if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
             total = self.config.epochs * self.steps_per_epoch
             self.lr = lr_at(optimizer, self.config.lr, number, total)
-            self.update.set_lr(self.lr)
+        weight = 0.0 if self.average is None else self.average.weight(number)
+        self.now.set(self.beta, self.lr, weight)
+        # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
+        self.update.set_lr(self.lr if self.update.flat is None else self.now.lr)
 
     def autocast(self) -> AbstractContextManager:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def averaged(self) -> AbstractContextManager:
         """The weights to validate and to show: the moving average, where there is one."""

@@ -169,6 +169,7 @@ class Trainer:
             meter = Meter(self.device, self.world)
             for share in self.world.shares(self.val_batches):
                 meter.add(step.objective(share), len(share.images))
+                meter.samples += len(share.images)
             means, samples = meter.read()
             speed = samples / (time.perf_counter() - began)
             statistics = latent_statistics(self.model, self.val_batches)

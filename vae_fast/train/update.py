@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vae_fast.ops.places import using
 from vae_fast.train.config import TrainConfig
+from vae_fast.train.flat import FlatAdam, FlatParameters
 from vae_fast.train.guard import Guard
+from vae_fast.train.scaling import LossScale
 from vae_fast.train.setup import build_optimizer
 
 
@@ -22,6 +27,7 @@ class Update:
         config: its ``optimizer``, ``lr`` and ``precision`` are followed.
         is_distributed: the ranks' losses differ and their gradients don't: decide by gradients
             alone, which all ranks do alike.
+        alone: no other Update has any of the parameters, which then may be moved into one buffer.
     """
 
     def __init__(
@@ -31,11 +37,28 @@ class Update:
         device: torch.device,
         *,
         is_distributed: bool = False,
+        alone: bool = True,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer = build_optimizer(config, self.parameters)
+        self.optimizer: Any = build_optimizer(config, self.parameters)
         self.guard = Guard(config.optimizer, device)
         self.is_distributed = is_distributed
+        self.scale = LossScale(device) if config.precision == "fp16" else None
+        self.flat: FlatParameters | None = None
+        # DistributedDataParallel has gradients in buffers of its own.
+        can_be_flat = FlatAdam.serves(self.optimizer) and FlatParameters.fits(self.parameters)
+        if alone and not is_distributed and can_be_flat:
+            half = config.precision == "bf16" and device.type == "cpu"
+            self.flat = FlatParameters(self.parameters, torch.bfloat16 if half else None)
+            self.optimizer = FlatAdam(self.flat, self.optimizer)
+
+    @contextmanager
+    def objective(self) -> Iterator[None]:
+        """To compute a loss in: layers find what the step has prepared for them."""
+        if self.flat is not None:
+            self.flat.prepare()
+        with using(None if self.flat is None else self.flat.places):
+            yield
 
     def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor:
         """Returns whether the step was skipped, as a 0-d bool tensor on the device.
@@ -44,19 +67,46 @@ class Update:
             loss: 0-d, this process's, of the parameters' graph.
             weight: what the loss is multiplied by before backward.
         """
-        (loss if weight == 1.0 else loss * weight).backward()
-        seen = None if self.is_distributed else loss
-        skipped = self.guard(self.optimizer, self.parameters, seen)
-        self.optimizer.zero_grad()
+        norm, skipped = self.take(loss, weight)
+        self.guard.record(norm, skipped)
         return skipped
 
-    def set_lr(self, lr: float) -> None:
+    def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The same, without remembering the outcome: its norm, and whether it was skipped."""
+        weighted = loss if weight == 1.0 else loss * weight
+        scale = None if self.scale is None else self.scale.value
+        (weighted if scale is None else weighted * scale).backward()
+        if self.flat is not None and not self.flat.collect():
+            self._take_apart()
+        seen = None if self.is_distributed else loss
+        parameters = self.parameters if self.flat is None else [self.flat.whole]
+        norm, skipped = self.guard.take(self.optimizer, parameters, seen, scale)
+        if self.scale is not None:
+            self.scale.update(norm.isfinite().logical_not_())
+        self.optimizer.zero_grad()
+        return norm, skipped
+
+    def set_lr(self, lr: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "guard": self.guard.state_dict()}
+        scale = {} if self.scale is None else {"scale": self.scale.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            **scale,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.flat is not None and not self.optimizer.takes(state["optimizer"]):
+            self._take_apart()
         self.optimizer.load_state_dict(state["optimizer"])
         self.guard.load_state_dict(state["guard"])
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
+
+    def _take_apart(self) -> None:
+        """Some parameters have no gradient, which is not a gradient of zero: torch's Adam leaves
+        those as they are, and counts the steps of each by itself."""
+        self.optimizer, self.flat = self.optimizer.apart(), None

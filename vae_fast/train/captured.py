@@ -1,0 +1,116 @@
+"""A step captured once in a CUDA graph, and replayed: one launch in place of a hundred.
+
+The graph is of fixed memory. A batch is copied to where the captured one was; weights, optimizer,
+metrics and what schedules say are changed in place, which is how all of ``Step.take`` works; noise
+comes from torch's generator, whose state a replay advances. So captured steps and eager ones give
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vae_fast.train.distributed import Share
+
+Take = Callable[[Share], tuple[Tensor, ...]]
+
+# Steps taken eagerly before the capture, in which libraries make their plans and workspaces.
+WARM_UP = 3
+
+
+class Graph(Protocol):
+    """What is needed of a CUDA graph."""
+
+    def warm_up(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Do the work, as the capture will find it."""
+
+    def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Record the work without doing it; returns the tensors that replays will write to."""
+
+    def replay(self) -> None:
+        """Do the recorded work."""
+
+
+class CapturedStep:
+    """Takes steps as ``take`` does, by a graph of the first batch's shapes.
+
+    A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once.
+
+    Args:
+        take: a step on tensors of the device alone: it reads no value back, and what differs
+            from step to step it reads from tensors that stay where they are. What it returns is
+            of the step's own; here it is returned as copies.
+        graph: not captured yet.
+    """
+
+    def __init__(self, take: Take, graph: Graph) -> None:
+        self._take = take
+        self._graph = graph
+        self._warmed = 0
+        self._batch: Share | None = None  # the memory that the graph reads its batch from
+        self._outputs: tuple[Tensor, ...] = ()
+        self._said = False
+
+    def __call__(self, share: Share) -> tuple[Tensor, ...]:
+        """Take the step on this batch."""
+        if self._batch is None:
+            self._batch = Share(*(None if t is None else t.clone() for t in share[:2]))
+        if not self._fits(share):
+            self._say(share)
+            return self._take(share)
+        if self._warmed < WARM_UP:
+            self._warmed += 1
+            return self._graph.warm_up(lambda: self._take(share))
+        for into, value in zip(self._batch[:2], share[:2], strict=True):
+            if into is not None:
+                into.copy_(value, non_blocking=True)
+        if not self._outputs:
+            self._outputs = self._graph.capture(lambda: self._take(self._batch))
+        self._graph.replay()
+        # The next replay writes to the same memory.
+        return tuple(output.clone() for output in self._outputs)
+
+    def _fits(self, share: Share) -> bool:
+        return share.weight == 1.0 and all(
+            (mine is None) == (other is None)
+            and (mine is None or (mine.shape, mine.dtype) == (other.shape, other.dtype))
+            for mine, other in zip(self._batch[:2], share[:2], strict=True)
+        )
+
+    def _say(self, share: Share) -> None:
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"a batch of shape {tuple(share.images.shape)} is taken step by step: the "
+                f"captured step is for {tuple(self._batch.images.shape)}",
+                stacklevel=4,
+            )
+
+
+class CudaGraph:
+    """torch's CUDA graph, with the side stream that a capture wants its work to be warm on."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._graph = torch.cuda.CUDAGraph()
+
+    def warm_up(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            outputs = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        for output in outputs:
+            output.record_stream(torch.cuda.current_stream())
+        return outputs
+
+    def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            return work()
+
+    def replay(self) -> None:
+        self._graph.replay()

@@ -1,0 +1,35 @@
+"""Loss scaling for fp16, whose small gradients would be zero (Micikevicius et al. 2018).
+
+torch's GradScaler, in what it does, without its host: whether a gradient overflowed is the guard's
+decision, which stays on the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+START = 2.0**16
+GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # torch's own
+
+
+class LossScale:
+    """A power of two that halves when gradients overflow and doubles after 2000 steps without."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((), START, device=device)
+        self._since = torch.zeros((), dtype=torch.int32, device=device)
+
+    @torch.no_grad()
+    def update(self, overflowed: Tensor) -> None:
+        """``overflowed``: whether the last gradient was not finite, 0-d, bool."""
+        torch._amp_update_scale_(
+            self.value, self._since, overflowed.float(), GROWTH, BACKOFF, INTERVAL
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"value": self.value, "since": self._since}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.value.copy_(state["value"])
+        self._since.copy_(state["since"])
