@@ -7,6 +7,8 @@ and function transforms, with the reference backend and in other dtypes they are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -19,8 +21,9 @@ class Linear(nn.Linear):
     """``torch.nn.Linear`` through the faster matrix library; see ``vae_fast.ops.matmul``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _at_once(x, [self]):
-            return _through(x, [self], (False,))
+        parameters = self.weight, self.bias
+        if _at_once(x, parameters):
+            return _through(x, (False,), parameters)
         return super().forward(x)
 
 
@@ -28,32 +31,33 @@ class MLP(nn.Sequential):
     """``torch.nn.Sequential`` that takes linear layers and the ReLUs between them in one go."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not x.is_cpu:
+        if torch.compiler.is_compiling() or not x.is_cpu or _has_any_global_hook():
             return super().forward(x)
         modules = list(self._modules.values())
         while modules:
-            layers, relus = _leading_run(modules)
-            if layers and _at_once(x, layers):
-                x = _through(x, layers, relus)
-                del modules[: len(layers) + sum(relus)]
+            relus, parameters = _leading_run(modules)
+            if relus and _at_once(x, parameters):
+                x = _through(x, relus, parameters)
+                del modules[: len(relus) + sum(relus)]
             else:
                 x = modules.pop(0)(x)
         return x
 
 
-def _leading_run(modules: list[nn.Module]) -> tuple[list[nn.Linear], tuple[bool, ...]]:
-    """The linear layers that ``modules`` begins with, and after which of them there is a ReLU."""
-    layers: list[nn.Linear] = []
+def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tensor | None]]:
+    """Of the linear layers that ``modules`` begins with: whether ReLU follows, and parameters."""
     relus: list[bool] = []
+    parameters: list[Tensor | None] = []
     for module in modules:
         if type(module) is Linear and not _has_hooks(module):
-            layers.append(module)
+            own = module._parameters
+            parameters += own["weight"], own["bias"]
             relus.append(False)
-        elif type(module) is nn.ReLU and layers and not relus[-1] and not _has_hooks(module):
+        elif type(module) is nn.ReLU and relus and not relus[-1] and not _has_hooks(module):
             relus[-1] = True
         else:
             break
-    return layers, tuple(relus)
+    return tuple(relus), parameters
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -63,23 +67,20 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or _has_any_global_hook()
     )
 
 
-def _parameters(layers: list[nn.Linear]) -> list[Tensor | None]:
-    return [p for layer in layers for p in (layer.weight, layer.bias)]
+def _at_once(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
+    return x.is_cpu and x.dim() > 0 and get_backend() != "reference" and serves(x, parameters)
 
 
-def _at_once(x: Tensor, layers: list[nn.Linear]) -> bool:
-    return get_backend() != "reference" and x.dim() > 0 and serves(x, _parameters(layers))
-
-
-def _through(x: Tensor, layers: list[nn.Linear], relus: tuple[bool, ...]) -> Tensor:
-    if x.shape[-1] != layers[0].in_features:
+def _through(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Tensor | None]) -> Tensor:
+    features = parameters[0].shape[1]
+    if x.shape[-1] != features:
         raise ValueError(
-            f"x has {x.shape[-1]} features, shape {tuple(x.shape)}, and the layer takes "
-            f"{layers[0].in_features}"
+            f"x has {x.shape[-1]} features, shape {tuple(x.shape)}, and the layer takes {features}"
         )
-    out = mlp(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), relus, *_parameters(layers))
-    return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[-1])
+    if x.dim() == 2:
+        return mlp(x, relus, parameters)
+    out = mlp(x.reshape(-1, features), relus, parameters)
+    return out.view(*x.shape[:-1], out.shape[-1])

@@ -255,5 +255,9 @@ def _check_name(network: str) -> None:
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where a module lives and in what precision it computes: those of its first parameter."""
-    parameter = next(module.parameters())
-    return parameter.device, parameter.dtype
+    # What next(module.parameters()) gives, without its sets and names: this is asked at each step.
+    for part in module.modules():
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                return parameter.device, parameter.dtype
+    raise ValueError(f"{type(module).__name__} has no parameters")

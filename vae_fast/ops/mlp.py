@@ -7,9 +7,12 @@ ReLU and its gradient are taken in place; gradients of weights go where the step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from vae_fast.ops.matmul import bias_grad, linear, product, weight_grad
 from vae_fast.ops.places import current
@@ -29,23 +32,21 @@ def compute_dtype(x: Tensor) -> torch.dtype | None:
     return x.dtype if x.dtype == torch.float32 else None
 
 
-def serves(x: Tensor, parameters: list[Maybe]) -> bool:
+def serves(x: Tensor, parameters: Sequence[Maybe]) -> bool:
     """Whether ``mlp`` can stand for plain PyTorch: not while something traces or transforms."""
-    return (
-        compute_dtype(x) is not None
-        and all(
-            p is None or (type(p) in _PLAIN and p.is_cpu and p.dtype == torch.float32)
-            for p in parameters
-        )
-        and type(x) in _PLAIN
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+    if type(x) is not torch.Tensor or compute_dtype(x) is None:
+        return False
+    for p in parameters:
+        if p is not None and not (
+            (type(p) is Parameter or type(p) is Tensor) and p.dtype == torch.float32 and p.is_cpu
+        ):
+            return False
+    return not (
+        forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
     )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class _MLP(torch.autograd.Function):
@@ -123,7 +124,7 @@ def _differentiable(ctx, x: Tensor, parameters: list[Maybe], grad: Tensor):
     return tuple(grads)
 
 
-def mlp(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
+def mlp(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Maybe]) -> Tensor:
     """Linear layers, each with ReLU where ``relus`` says so; where ``serves`` allows it.
 
     Args:

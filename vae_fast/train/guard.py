@@ -1,8 +1,8 @@
 """What stands between backward and the optimizer: clipping, and steps that must not be taken.
 
-Everything is decided on the device. On a GPU a fused optimizer is handed the decision as the
-tensors that torch's gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing
-waits; for another optimizer the host reads it.
+On a GPU all is decided there: a fused optimizer is handed the decision as the tensors that torch's
+gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing waits; for another
+optimizer the host reads it. On the CPU, where nothing has to be waited for, it is Python's numbers.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ class Guard:
         self.skipped_in_all = 0
         self.not_finite_in_row = 0  # as of the last read
         self._largest = torch.tensor(torch.finfo(torch.float32).max, device=device)
-        self._norms: list[Tensor] = []  # since the last read; NaN where the loss was not finite
-        self._skips: list[Tensor] = []
+        # Since the last read: norms, NaN where the loss was not finite, and whether skipped.
+        self._norms: list[Tensor | float] = []
+        self._skips: list[Tensor | bool] = []
         # Of the adaptive threshold: mean of norms, steps taken, steps skipped in a row.
         self._usual = torch.zeros(3, device=device)
 
     @torch.no_grad()
     def __call__(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor | None
-    ) -> Tensor:
-        """Take the optimizer's step, or skip it; returns which, as a 0-d bool tensor."""
+    ) -> Tensor | bool:
+        """Take the optimizer's step, or skip it; returns whether it was skipped."""
         norm, skipped = self.take(optimizer, parameters, loss)
         self.record(norm, skipped)
         return skipped
@@ -54,7 +55,7 @@ class Guard:
         parameters: Sequence[Tensor],
         loss: Tensor | None,
         loss_scale: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | tuple[float, bool]:
         """Take the optimizer's step, or skip it, without remembering for ``read`` what was done.
 
         Args:
@@ -64,11 +65,13 @@ class Guard:
 
         Returns:
             (norm, skipped): the gradient's norm, NaN where the loss was not finite, and whether
-            the step was skipped; 0-d, on the device.
+            the step was skipped; 0-d tensors on a GPU.
         """
         norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
         if loss_scale is not None:
             norm = norm / loss_scale
+        if not self.decides_on_device:
+            return self._take_on_host(optimizer, norm, loss, loss_scale)
         if loss is not None:
             # 0 * loss is NaN for a loss that is not finite, and NaN is not below any limit.
             norm = torch.add(norm, loss, alpha=0)
@@ -76,14 +79,33 @@ class Guard:
         skipped = (norm <= limit).logical_not_()
         if self.config.skip_above > 0:
             self._learn(norm, skipped)
-        clip = self.config.clip_norm
-        scale = (norm / clip).clamp_min_(1.0) if clip > 0 else None
-        if loss_scale is not None:
-            scale = loss_scale if scale is None else scale * loss_scale
-        _step(optimizer, skipped, scale, on_device=self.decides_on_device)
+        _step(optimizer, skipped, self._scale(norm, loss_scale), on_device=True)
         return norm, skipped
 
-    def record(self, norm: Tensor, skipped: Tensor) -> None:
+    def _take_on_host(
+        self, optimizer: Any, norm: Tensor, loss: Tensor | None, loss_scale: Tensor | None
+    ) -> tuple[float, bool]:
+        value = norm.item()
+        if loss is not None and not math.isfinite(loss.item()):
+            value = math.nan
+        adaptive = self.config.skip_above > 0
+        limit = self._limit().item() if adaptive else torch.finfo(torch.float32).max
+        skipped = not value <= limit
+        if adaptive:
+            self._learn(norm, torch.tensor(skipped))
+        if not skipped:
+            _step(optimizer, None, self._scale(norm, loss_scale), on_device=False)
+        return value, skipped
+
+    def _scale(self, norm: Tensor, loss_scale: Tensor | None) -> Tensor | None:
+        """What gradients are to be divided by, if by anything."""
+        clip = self.config.clip_norm
+        scale = (norm / clip).clamp_min_(1.0) if clip > 0 else None
+        if loss_scale is None:
+            return scale
+        return loss_scale if scale is None else scale * loss_scale
+
+    def record(self, norm: Tensor | float, skipped: Tensor | bool) -> None:
         """Remember what ``take`` returned, until it is read."""
         self._norms.append(norm)
         self._skips.append(skipped)
@@ -93,7 +115,7 @@ class Guard:
 
         This waits for the device.
         """
-        norms, skips = (torch.stack(t).tolist() if t else [] for t in (self._norms, self._skips))
+        norms, skips = _numbers(self._norms), _numbers(self._skips)
         self._norms, self._skips = [], []
         for norm in norms:
             self.not_finite_in_row = 0 if math.isfinite(norm) else self.not_finite_in_row + 1
@@ -115,8 +137,8 @@ class Guard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._usual.copy_(state["usual"])
-        self._norms = [t.to(self._usual.device) for t in state["norms"]]
-        self._skips = [t.to(self._usual.device) for t in state["skips"]]
+        self._norms = list(state["norms"])
+        self._skips = list(state["skips"])
         self.skipped_in_all = state["skipped_in_all"]
         self.not_finite_in_row = state["not_finite_in_row"]
 
@@ -144,13 +166,19 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, skipped: Tensor, scale: Tensor | None, *, on_device: bool
-) -> None:
+def _numbers(values: Sequence[Tensor | float | bool]) -> list[float | bool]:
+    """Values of any kind and device, read at once where they are tensors of one."""
+    if values and all(isinstance(v, Tensor) and v.device == values[0].device for v in values):
+        return torch.stack(list(values)).tolist()
+    return [v.item() if isinstance(v, Tensor) else v for v in values]
+
+
+def _step(optimizer: Any, skipped: Tensor | None, scale: Tensor | None, *, on_device: bool) -> None:
+    """The optimizer's step, by gradients divided by ``scale``, unless it is ``skipped``."""
     fused = bool(optimizer.defaults.get("fused"))
     if fused and on_device:
         optimizer.found_inf = skipped.float()
-    elif skipped.item():
+    elif on_device and skipped.item():
         return
     if fused:
         optimizer.grad_scale = scale

@@ -22,36 +22,53 @@ class Meter:
     def __init__(self, device: torch.device, world: World) -> None:
         self.samples = 0
         self._world = world
-        self._sums = torch.zeros(len(TERMS) + 1, device=device)  # the last counts samples
+        # Sums of the terms, and of the samples that were added.
+        self._sums = torch.zeros(len(TERMS) + 1, device=device, dtype=torch.float64)
+        self._on_host = [0.0] * (len(TERMS) + 1)
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def add(self, terms: LossOutput, samples: int, skipped: Tensor | None = None) -> None:
-        """Add a batch's means (0-d tensors, nats per sample), unless ``skipped`` is true.
+    def add(self, terms: LossOutput, samples: int, skipped: Tensor | bool = False) -> None:
+        """Add a batch's means (0-d tensors, nats per sample), unless ``skipped``.
 
-        This is the device's part; ``samples`` is counted by who calls this, or replays it.
+        A decision of the device's stays there, and so do the sums. ``samples`` are counted by
+        who calls this, or replays it.
         """
-        values = torch.stack((*terms, self._one))
-        if skipped is not None:
-            values = torch.where(skipped, self._zero, values)
-        self._sums.add_(values, alpha=samples)
+        if isinstance(skipped, Tensor) or not self._sums.is_cpu:
+            values = torch.stack((*terms, self._one))
+            if isinstance(skipped, Tensor):
+                values = torch.where(skipped, self._zero, values)
+            self._sums.add_(values, alpha=samples)
+        elif not skipped:
+            for i, term in enumerate(terms):
+                self._on_host[i] += term.item() * samples
+            self._on_host[-1] += samples
 
     def read(self) -> tuple[dict[str, float], int]:
-        """The means since the last read, and the samples added, of all ranks.
+        """The means since the last read, and the samples seen, of all ranks.
 
-        This waits for the device and starts anew. The means are NaN if nothing was counted.
+        This waits for the device and starts anew. The means are NaN if nothing was added.
         """
-        sums = torch.cat([self._sums, self._one[None] * self.samples]).double()
+        sums = torch.cat([self._total(), self._total().new_tensor([self.samples])])
         *terms, counted, samples = self._world.sum(sums).tolist()
         self._sums.zero_()
+        self._on_host = [0.0] * len(self._on_host)
         self.samples = 0
         scale = 1.0 / counted if counted else float("nan")
         return {name: value * scale for name, value in zip(TERMS, terms, strict=True)}, int(samples)
 
+    def _total(self) -> Tensor:
+        return self._sums + self._sums.new_tensor(self._on_host)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums, "samples": self.samples}
+        return {"sums": self._total(), "samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums.copy_(state["sums"])
+        self._sums.zero_()
+        self._on_host = [0.0] * len(self._on_host)
+        if self._sums.is_cpu:
+            self._on_host = state["sums"].tolist()
+        else:
+            self._sums.copy_(state["sums"])
         self.samples = state["samples"]

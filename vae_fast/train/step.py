@@ -65,7 +65,7 @@ class Step:
         self.update.guard.record(*run(share))
         self.meter.samples += len(share.images)
 
-    def take(self, share: Share) -> tuple[Tensor, Tensor]:
+    def take(self, share: Share) -> tuple[Any, Any]:
         """All of a step that is done on the device, in the same way at every step.
 
         What differs between steps is in ``now``, and on a GPU in tensors there, so that this can

@@ -60,8 +60,8 @@ class Update:
         with using(None if self.flat is None else self.flat.places):
             yield
 
-    def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor:
-        """Returns whether the step was skipped, as a 0-d bool tensor on the device.
+    def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor | bool:
+        """Returns whether the step was skipped; on a GPU as a 0-d tensor there.
 
         Args:
             loss: 0-d, this process's, of the parameters' graph.
@@ -71,8 +71,8 @@ class Update:
         self.guard.record(norm, skipped)
         return skipped
 
-    def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The same, without remembering the outcome: its norm, and whether it was skipped."""
+    def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Any, Any]:
+        """The same, without remembering the outcome: the gradient's norm, and whether skipped."""
         weighted = loss if weight == 1.0 else loss * weight
         scale = None if self.scale is None else self.scale.value
         (weighted if scale is None else weighted * scale).backward()
@@ -82,7 +82,7 @@ class Update:
         parameters = self.parameters if self.flat is None else [self.flat.whole]
         norm, skipped = self.guard.take(self.optimizer, parameters, seen, scale)
         if self.scale is not None:
-            self.scale.update(norm.isfinite().logical_not_())
+            self.scale.update(torch.as_tensor(norm).isfinite().logical_not_())
         self.optimizer.zero_grad()
         return norm, skipped
 
