@@ -161,7 +161,10 @@ class FlatAdam:
         self.flat.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.torch_optimizer.state_dict()
+        """As torch's, where each parameter counts its own steps."""
+        state = self.torch_optimizer.state_dict()
+        own = {i: {**s, "step": s["step"].clone()} for i, s in state["state"].items()}
+        return {**state, "state": own}
 
     def takes(self, state: dict[str, Any]) -> bool:
         """Whether all parameters have taken as many steps in ``state``, as they do together."""
