@@ -1,0 +1,93 @@
+"""The engine on a GPU: its captured step against eager ones, resuming under it, and fp16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig, Trainer
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture
+def data() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1000, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def trainer(data, out, *, captured=True, **options) -> Trainer:
+    config = TrainConfig(
+        epochs=3, batch_size=100, log_every=4, device="cuda", out=str(out), ema=0.9,
+        model_args={"latent_dim": 4, "network_options": {"hidden": [32]}},
+        objective=ObjectiveConfig(schedule="linear", period=9, unit="steps"),
+        optimizer=OptimizerConfig(warmup_steps=4, decay="cosine", clip_norm=20.0, skip_above=5.0),
+        **options,
+    )  # fmt: skip
+    made = Trainer(config, train_data=data, val_data=data[:200])
+    if not captured:
+        made.step.captured = None
+    return made
+
+
+def numbers(made: Trainer) -> list[dict]:
+    times = ("seconds", "samples_per_second")
+    return [{k: v for k, v in row.items() if k not in times} for row in made.folder.metrics()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_captured_steps_give_the_numbers_of_eager_ones(data, tmp_path, precision):
+    made = []
+    for captured in (True, False):
+        made.append(trainer(data, tmp_path / str(captured), captured=captured, precision=precision))
+        made[-1].fit()
+    assert made[0].step.captured._outputs, "no step was captured"
+    assert numbers(made[0]) == numbers(made[1])
+    for name, value in made[0].model.state_dict().items():
+        assert torch.equal(value, made[1].model.state_dict()[name]), name
+
+
+def test_batches_of_another_size_are_taken_eagerly(data, tmp_path):
+    with pytest.warns(UserWarning, match="is taken step by step"):
+        trainer(data[:950], tmp_path / "run").fit()
+
+
+def test_a_run_resumed_under_a_graph_has_the_bits_of_one_never_stopped(data, tmp_path):
+    whole = trainer(data, tmp_path / "whole")
+    whole.fit()
+    cut = trainer(data, tmp_path / "cut")
+    take = cut.step.captured.__call__
+
+    def stopping(share):
+        if cut.reached.step == 17:
+            raise KeyboardInterrupt
+        return take(share)
+
+    cut.step.captured = stopping
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    cut = Trainer.resume(cut.folder.path, train_data=data, val_data=data[:200])
+    assert cut.reached.step == 10
+    cut.fit()
+    assert numbers(cut) == numbers(whole)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, cut.model.state_dict()[name]), name
+
+
+def test_no_step_waits_for_the_gpu(data, tmp_path):
+    made = trainer(data, tmp_path / "run")
+    shares = list(made.world.shares(made.batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number, share in enumerate(shares):
+            made.step(share, number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_networks_are_captured(data, tmp_path):
+    losses = [
+        trainer(data, tmp_path / str(compile_), compile=compile_).fit().loss
+        for compile_ in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
