@@ -1,9 +1,15 @@
-// Calls one op's CPU driver once, on one thread, for callgrind to count (see instructions.py).
+// Counts the instructions of one call of an op's CPU driver, on one thread (see instructions.py).
 //
 //   instructions LEVEL OP ELEMENTS
+//   instructions levels              those that this machine runs
 //
-// Kernels need no torch, so neither does this: it is built from csrc/cpu alone.
-#include <valgrind/callgrind.h>
+// The call runs in a child process that this one steps through, an instruction at a time: slow, but
+// exact, and good for any instruction set that the processor has. Kernels need no torch, so neither
+// does this: it is built from csrc/cpu alone.
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -39,12 +45,15 @@ const cpu::Threads kOneThread{
       body(begin, end, context);
     }};
 
-// Only the driver is counted, not the making of its buffers.
+// Only the driver is counted, not the making of its buffers. (The signals' own instructions are the
+// same for every size, and cancel.)
+constexpr int kMark = SIGUSR1;
+
 template <class Call>
 void counted(Call&& call) {
-  CALLGRIND_TOGGLE_COLLECT;
+  raise(kMark);
   call();
-  CALLGRIND_TOGGLE_COLLECT;
+  raise(kMark);
 }
 
 struct Run {
@@ -53,13 +62,16 @@ struct Run {
   int64_t key[2] = {1, 2};
   double sum[2] = {};
 
-  void gaussian(DType dtype, bool sample, bool kl, bool backward) {
+  // kept: with the slope that forward keeps for backward.
+  void gaussian(DType dtype, bool sample, bool kl, bool backward, bool kept = false) {
     auto mu = zeros(n * size_of(dtype)), logvar = mu, z = mu, grad_z = mu, grad = mu, other = mu;
+    auto slope = mu;
     if (!backward) {
       GaussianForward args{};
       args.dtype = dtype, args.rows = 1, args.cols = n;
       args.mu = mu.data(), args.logvar = logvar.data();
       if (sample) args.key = key, args.z = z.data();
+      if (kept) args.slope = slope.data();
       if (kl) args.kl = sum;
       counted([&] { level.gaussian_forward(args, kOneThread); });
       return;
@@ -68,6 +80,7 @@ struct Run {
     args.dtype = dtype, args.rows = 1, args.cols = n;
     args.mu = mu.data(), args.logvar = logvar.data();
     if (sample) args.key = key, args.grad_z = grad_z.data();
+    if (kept) args.slope = slope.data();
     args.has_kl = kl;
     args.grad_mu = grad.data(), args.grad_logvar = other.data();
     counted([&] { level.gaussian_backward(args, kOneThread); });
@@ -104,16 +117,10 @@ struct Run {
   }
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::cerr << "instructions LEVEL OP ELEMENTS\n";
-    return 2;
-  }
-  cpu::use_level(argv[1]);
-  Run run{cpu::level(), std::atoll(argv[3])};
-  const std::string op = argv[2];
+// Runs the op; what it returns is the process's exit status.
+int call(const std::string& level, const std::string& op, int64_t elements) {
+  cpu::use_level(level.c_str());
+  Run run{cpu::level(), elements};
   const auto has = [&](const char* word) { return op.find(word) != std::string::npos; };
   const DType dtype = has("bfloat16") ? DType::bf16 : has("float16") ? DType::f16 : DType::f32;
   const bool forward = has("/value"), backward = has("/gradient");  // neither: both at once
@@ -121,7 +128,7 @@ int main(int argc, char** argv) {
   if (has("bce_kl_loss")) {
     run.bce_kl(dtype, target);
   } else if (has("sample_and_kl")) {
-    run.gaussian(dtype, true, true, backward);
+    run.gaussian(dtype, true, true, backward, has("/kept"));
   } else if (has("reparameterize")) {
     run.gaussian(dtype, true, false, backward);
   } else if (has("gaussian_kl")) {
@@ -133,4 +140,51 @@ int main(int argc, char** argv) {
     return 2;
   }
   return run.sum[0] == run.sum[0] ? 0 : 1;
+}
+
+// Lets the child run to its next signal, or by one instruction; the signal, or 0 after its end.
+int resume(pid_t child, __ptrace_request how) {
+  int status = 0;
+  if (ptrace(how, child, nullptr, nullptr) != 0 || waitpid(child, &status, 0) != child) return 0;
+  return WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
+}
+
+int64_t steps_between_marks(pid_t child) {
+  int64_t steps = 0;
+  if (resume(child, PTRACE_CONT) != kMark) return 0;
+  while (resume(child, PTRACE_SINGLESTEP) == SIGTRAP) ++steps;
+  return steps;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 2 && argv[1] == std::string("levels")) {
+    for (const char* const* name = cpu::supported_levels(); *name != nullptr; ++name) {
+      std::cout << *name << "\n";
+    }
+    return 0;
+  }
+  if (argc != 4) {
+    std::cerr << "instructions LEVEL OP ELEMENTS | instructions levels\n";
+    return 2;
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) return 3;
+    raise(SIGSTOP);
+    return call(argv[1], argv[2], std::atoll(argv[3]));
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) {
+    std::cerr << "instructions: this system doesn't let a process step through another\n";
+    return 3;
+  }
+  const int64_t steps = steps_between_marks(child);
+  ptrace(PTRACE_CONT, child, nullptr, nullptr);
+  if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    return 1;
+  }
+  std::cout << steps << "\n";
+  return 0;
 }

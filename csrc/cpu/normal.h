@@ -101,10 +101,12 @@ VF_FN const Float* normals(const Philox<M>& philox, int64_t first, int64_t count
       for (int r = 0; r < 4; ++r) M::store(n[r], out + done + r);
     }
   } else {
-    for (int64_t done = 0; done < total; done += 2 * kTurn) {
-      U words[2][4];
+    // Two groups of counters need AVX-512's 32 registers.
+    constexpr int kGroups = M::width == 16 ? 2 : 1;
+    for (int64_t done = 0; done < total; done += kGroups * kTurn) {
+      U words[kGroups][4];
       philox(block + uint64_t(done / 4), words);
-      for (int r = 0; r < 8; ++r) {
+      for (int r = 0; r < 4 * kGroups; ++r) {
         M::store(M::from_bits(words[r / 4][r % 4]), out + done + r * M::width);
       }
     }
