@@ -51,7 +51,9 @@ def need() -> None:
     if shutil.which(compiler) is None:
         raise Unavailable(f"{compiler} is not on PATH: install a C++ compiler")
     if sys.platform != "linux":
-        raise Unavailable(f"counting steps through a process by Linux's ptrace; this is {sys.platform}")
+        raise Unavailable(
+            f"counting steps through a process by Linux's ptrace; this is {sys.platform}"
+        )
 
 
 def build(folder: Path) -> Path:
