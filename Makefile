@@ -58,6 +58,15 @@ test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
 bench: $(DONE)/bench $(DONE)/native ## measure every op against eager PyTorch and torch.compile
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: experiments
+experiments: $(DONE)/train $(DONE)/native ## measure again what the models are said to do, and make its page
+	$(BIN)/python -m experiments $(or $(ARGS),all)
+	$(BIN)/python -m experiments page
+
+.PHONY: gallery
+gallery: $(DONE)/train $(DONE)/native ## train every example and make the gallery of the docs
+	$(BIN)/python -m experiments gallery $(ARGS)
+
 .PHONY: lint
 lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
 	$(BIN)/ruff check .

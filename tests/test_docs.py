@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
-FOLDERS = ("benchmarks", "csrc", "docs", "examples", "scripts", "tests", "vae_fast")
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "experiments", "scripts", "tests", "vae_fast")
 SUFFIXES = ("cpp", "cu", "cuh", "h", "inc", "md", "py", "sh", "yaml")
 # Files that the reader makes, not the project.
 MADE = {"benchmarks/results/gpu-check", "benchmarks/results/latest", "config.yaml"}
