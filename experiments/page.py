@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from experiments import results
@@ -37,6 +38,7 @@ def write(folder: Path = results.FOLDER, page: Path = PAGE) -> Path:
         if path.is_file():
             parts.append(results.markdown(results.load(path)))
         else:
-            parts.append(f"## {name}\n\nNot measured yet: `python -m experiments {name}`.\n")
+            title = importlib.import_module(f"experiments.{name}").TITLE
+            parts.append(f"## {title}\n\nNot measured yet: `python -m experiments {name}`.\n")
     page.write_text("\n".join(parts))
     return page
