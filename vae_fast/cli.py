@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -81,7 +82,8 @@ def resume(arguments: list[str], program: str) -> int:
     from vae_fast.train import Trainer
 
     trainer = Trainer.resume(values.run, epochs=values.epochs)
-    print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
+    if trainer.world.is_main:
+        print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
     return _fit(trainer, compare=False)
 
 
@@ -214,14 +216,15 @@ def _fit(trainer: Any, compare: bool) -> int:
     """Train; say where the pictures are, the loss and the speed."""
     from vae_fast.train import Interrupted
 
+    # A rank that fails leaves without a word to the others, which may be waiting for it.
     try:
         result = trainer.fit()
     except Interrupted as stopped:
         if trainer.world.is_main:
             print(stopped)
-        return 128 + stopped.signal
-    finally:
         trainer.world.leave()
+        return 128 + stopped.signal
+    trainer.world.leave()
     if not trainer.world.is_main:
         return 0
     print("Pictures:")
@@ -388,5 +391,6 @@ def _overview() -> str:
 
 
 def _fail(program: str, message: str, status: int) -> int:
-    print(f"{program}: error: {message}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"{program}: error: {rank}{message}", file=sys.stderr)
     return status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.base import LatentModel, Posterior, joined_mean
 from vae_fast.types import LossOutput, Reduction
 
 
@@ -46,10 +46,11 @@ class AE(LatentModel):
     @torch.no_grad()
     def _follow(self, z: Tensor) -> None:
         z = z.to(self.code_mean.dtype)
-        self.code_mean.lerp_(z.mean(0), self.momentum)
         with torch.autocast(z.device.type, enabled=False):  # it would make the product bfloat16
             square = z.t() @ z / z.shape[0]
-        self.code_square.lerp_(square, self.momentum)
+        for buffer, mean in ((self.code_mean, z.mean(0)), (self.code_square, square)):
+            joined = joined_mean(mean)
+            buffer.lerp_(mean if joined is None else joined, self.momentum)
 
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None

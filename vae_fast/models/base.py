@@ -14,7 +14,8 @@ scaled here, on the device; the loss reads uint8 as it is. All terms are in nats
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -172,8 +173,37 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
     """sum_j max(free_bits, mean_kl_j), times n for reduction="sum"."""
     if reduction == "none":
         raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
-    kl = torch.clamp_min(mean_kl, free_bits).sum()
+    joined = joined_mean(mean_kl.detach())
+    if joined is None:
+        kl = torch.clamp_min(mean_kl, free_bits).sum()
+    else:
+        # The floor is on the joined batch's mean, and this rank's part of its gradient stays here.
+        own = torch.where(joined >= free_bits, mean_kl, mean_kl.detach())
+        kl = (own + (joined.clamp_min(free_bits) - own.detach())).sum()
     return kl if reduction == "batchmean" else kl * n
+
+
+_mean_over_ranks: Callable[[Tensor], Tensor] | None = None
+
+
+def joined_mean(mean: Tensor) -> Tensor | None:
+    """A batch's mean over all processes' parts of the batch; None if this is all of it."""
+    return None if _mean_over_ranks is None else _mean_over_ranks(mean)
+
+
+@contextmanager
+def batch_joined_by(mean_over_ranks: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within, what is defined on a batch's mean takes it over all processes' parts of the batch.
+
+    Args:
+        mean_over_ranks: from this process's mean to that of the joined batch; None for one process.
+    """
+    global _mean_over_ranks
+    before, _mean_over_ranks = _mean_over_ranks, mean_over_ranks
+    try:
+        yield
+    finally:
+        _mean_over_ranks = before
 
 
 def streams_of(noise_key: Tensor, i: int) -> Tensor:

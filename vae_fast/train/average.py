@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.train.flat import FlatParameters
+from vae_fast.train.sharded import like, local
 
 
 class WeightAverage:
@@ -35,6 +36,9 @@ class WeightAverage:
             self._named |= {
                 names[id(p)]: view for p, view in zip(flat.parameters, views, strict=True)
             }
+        # Of a sharded parameter, this rank's part, in place: it is gathered from there.
+        self._followed = [local(t) for t in self._followed]
+        self._averages = [local(t) for t in self._averages]
 
     def weight(self, step: int) -> float:
         """What the average moves by at ``step`` (0 is the first), as a part of the way."""
@@ -70,4 +74,4 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self._named.items():
-            value.copy_(state[name])
+            value.copy_(like(state[name], value))

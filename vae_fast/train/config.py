@@ -23,6 +23,7 @@ UNITS = ("epochs", "steps")
 OPTIMIZERS = ("adam", "adamw")
 DECAYS = ("constant", "cosine")
 TENSORBOARD = ("auto", "on", "off")
+DISTRIBUTED = ("ddp", "fsdp")
 
 
 @dataclass
@@ -142,6 +143,8 @@ class TrainConfig:
             scaled, on GPUs only.
         compile: run the model's networks under torch.compile.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
+        distributed: of several processes, each has the whole model (ddp) or shares of weights,
+            gradients and optimizer state (fsdp).
         seed: seeds the weights, the order of the data and the noise.
         out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
         log_every: steps between two rows of metrics.jsonl.
@@ -166,6 +169,7 @@ class TrainConfig:
     precision: str = "fp32"
     compile: bool = False
     device: str = "auto"
+    distributed: str = "ddp"
     seed: int = 0
     out: str | None = None
     log_every: int = 50
@@ -189,6 +193,7 @@ class TrainConfig:
         known("tensorboard", self.tensorboard, TENSORBOARD)
         known("precision", self.precision, PRECISIONS)
         known("binarize", self.binarize, BINARIZE)
+        known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)
         device = resolve_device(self.device)
         if self.precision == "fp16" and device.type == "cpu":

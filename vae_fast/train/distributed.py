@@ -2,13 +2,15 @@
 
 Processes are started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. The batch size is
 the global one: every rank takes its part of each batch, and a rank's gradient is weighted so that
-DistributedDataParallel's mean over ranks is the mean over the whole batch, even an uneven one.
+the mean over ranks, which DistributedDataParallel and FSDP2 take, is the mean over the whole batch,
+even an uneven one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_fast.data import Batches
+from vae_fast.models.base import batch_joined_by
+from vae_fast.train.config import TrainConfig
+from vae_fast.train.sharded import shard
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+# On GPUs, gloo beside NCCL: what ranks agree on in between goes from host to host, and waits for no
+# device.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 class Share(NamedTuple):
@@ -29,14 +36,19 @@ class Share(NamedTuple):
     weight: float = 1.0
 
 
+class RankFailed(RuntimeError):
+    """Another process of the run failed, so this one can't go on; the message has its reason."""
+
+
 class World:
     """The processes that train together: ``rank`` of ``size``; by itself, 0 of 1."""
 
-    def __init__(self) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+    def __init__(self, size: int | None = None) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1")) if size is None else size
+        self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.is_main = self.rank == 0
+        self._board: Any = None  # where a rank that fails writes why
         self.is_distributed = self.size > 1
 
     def join(self, device: torch.device) -> torch.device:
@@ -47,17 +59,24 @@ class World:
             device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group(BACKENDS.get(device.type))
+            store, rank, size = next(dist.rendezvous("env://"))
+            self._board = dist.PrefixStore("vae_fast", store)
+            backend = BACKENDS.get(device.type)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         return device
 
     def leave(self) -> None:
         if self.is_distributed and dist.is_initialized():
             dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with its gradients averaged over ranks; its forward is its loss."""
+    def wrap(self, model: nn.Module, device: torch.device, config: TrainConfig) -> nn.Module:
+        """The model with its gradients averaged over ranks, as ``config.distributed`` says: every
+        rank has all of it, or a part (then ``model`` itself is changed); its forward is its loss.
+        """
         if not self.is_distributed:
             return model
+        if config.distributed == "fsdp":
+            return shard(model, device, self.size, config.precision)
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
@@ -81,20 +100,25 @@ class World:
                 weight = len(images) * self.size / (stop - start)
             yield Share(images, labels, weight)
 
+    def joined(self, share: Share) -> AbstractContextManager:
+        """What a model defines on a batch's mean is of all ranks' shares together within."""
+        if not self.is_distributed:
+            return nullcontext()
+        return batch_joined_by(lambda mean: self.sum(mean * share.weight) / self.size)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks; every rank has to ask."""
         if self.is_distributed:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: int) -> int:
-        """The largest of the ranks' flags; every rank has to ask."""
+    def most(self, *values: float) -> list[float]:
+        """The largest of the ranks' values, each; every rank has to ask. No device is waited for."""
         if not self.is_distributed:
-            return flag
-        device = torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else None
-        value = torch.tensor(flag, device=device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return int(value)
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """The ranks' values in their order; every rank has to ask."""
@@ -111,3 +135,54 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def on_main(self, do: Callable[[], Any]) -> Any:
+        """What ``do`` gives on the main rank; every rank has to ask, and fails if it fails."""
+        if not self.is_distributed:
+            return do()
+        value = error = None
+        if self.is_main:
+            try:
+                value = do()
+            except Exception as failed:  # noqa: BLE001 (raised below, on every rank)
+                error = failed
+        value, reason = self.from_main((value, None if error is None else reason_of(error)))
+        if error is not None:
+            raise error
+        if reason is not None:
+            raise RankFailed(f"rank 0 failed: {reason}")
+        return value
+
+    @contextmanager
+    def together(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Within, a rank that fails tells the others why, and they fail with its reason.
+
+        They would else learn no more than that a connection is closed. ``but`` are exceptions that
+        all ranks raise alike.
+        """
+        try:
+            yield
+        except but:
+            raise
+        except Exception as error:
+            if self._board is None or isinstance(error, RankFailed):
+                raise
+            # The first to fail has the reason; its exit is what makes the others fail.
+            reason = f"rank {self.rank} failed: {reason_of(error)}"
+            lost = any(word in str(error) for word in ("Connection", "gloo", "NCCL"))
+            try:
+                first = self._board.compare_set("failed", "", "" if lost else reason).decode()
+            except RuntimeError:  # the board went with the rank that had it
+                first = ""
+            if first == reason or not (lost or first):
+                raise
+            raise RankFailed(first or f"another rank of this run is gone: {error}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in a line, with its kind where the text alone would not say."""
+    text = str(error)
+    return text if isinstance(error, (ValueError, OSError)) and text else repr(error)
+
+
+ALONE = World(1)

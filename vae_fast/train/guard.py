@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_fast.train import sharded
 from vae_fast.train.config import OptimizerConfig
 
 SETTLING = 50  # steps before the mean of norms is trusted
@@ -162,8 +163,11 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     if len(gradients) == 1 and gradients[0].dim() == 1 and gradients[0].dtype == torch.float32:
         (whole,) = gradients
         # On the CPU a dot product takes less than half of vector_norm's time.
-        return torch.dot(whole, whole).sqrt_() if whole.is_cpu else torch.linalg.vector_norm(whole)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
+        if not sharded.is_sharded(whole):
+            return (
+                torch.dot(whole, whole).sqrt_() if whole.is_cpu else torch.linalg.vector_norm(whole)
+            )
+    return sharded.norm(gradients)
 
 
 def _numbers(values: Sequence[Tensor | float | bool]) -> list[float | bool]:

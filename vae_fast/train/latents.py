@@ -9,36 +9,56 @@ from torch import nn
 
 from vae_fast.data import Batches
 from vae_fast.models.batched import condition_of
+from vae_fast.train.distributed import ALONE, World
+from vae_fast.train.sharded import run_whole
 
 SAMPLES = 2048  # looked at, of the validation data
 ACTIVE_VARIANCE = 0.01
 
 
 @torch.no_grad()
-def latent_statistics(model: nn.Module, batches: Batches) -> dict[str, Any]:
-    """kl_per_dimension (nats, mean over samples) and active_units, of up to 2048 samples.
+def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) -> dict[str, Any]:
+    """kl_per_dimension (nats, mean over samples) and active_units, of some 2048 samples.
 
     A unit is active if the variance of its posterior mean over the data is above 0.01 (Burda et
-    al. 2016, section 3). Empty for models without a Gaussian posterior of one latent vector.
+    al. 2016, section 3). Of many ranks each looks at its part, and the numbers are those of all
+    parts together. Empty for models without a Gaussian posterior of one latent vector.
     """
     if not (getattr(model, "is_probabilistic", False) and hasattr(model, "kl_per_dimension")):
         return {}
     means, kl, seen = [], 0.0, 0
     for images, labels in batches:
-        condition = condition_of(model, images, labels)
-        means.append(model.features(images, *condition).float())
-        kl = kl + model.kl_per_dimension(images, *condition).float() * len(images)
+        found, of_batch = _codes_and_kl(model, images, labels)
+        means.append(found.double())
+        kl = kl + of_batch.double() * len(images)
         seen += len(images)
-        if seen >= SAMPLES:
+        # All ranks leave at the same batch: their shares differ in the last one only.
+        if seen * world.size >= SAMPLES:
             break
     means = torch.cat(means)
-    if means.dim() != 2 or len(means) < 2 or not isinstance(kl, torch.Tensor):
+    if means.dim() != 2 or not isinstance(kl, torch.Tensor):
         return {}
-    active = int((means.var(0) > ACTIVE_VARIANCE).sum())
+    count = float(world.sum(means.new_tensor(float(seen))))
+    if count < 2:
+        return {}
+    kl, centre = world.sum(kl) / count, world.sum(means.sum(0)) / count
+    variance = world.sum((means - centre).square().sum(0)) / (count - 1)
     return {
-        "active_units": active,
-        "kl_per_dimension": [round(value, 4) for value in (kl / seen).tolist()],
+        "active_units": int((variance > ACTIVE_VARIANCE).sum()),
+        "kl_per_dimension": [round(value, 4) for value in kl.tolist()],
     }
+
+
+def _codes_and_kl(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The posterior's means, (N, D), and the batch's mean KL of each dimension, (D,)."""
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        condition = condition_of(model, images, labels)
+        return model.features(images, *condition), model.kl_per_dimension(images, *condition)
+
+    return run_whole(model, both)
 
 
 def collapse_warning(statistics: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +63,15 @@ class Meter:
         return self._sums + self._sums.new_tensor(self._on_host)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._total(), "samples": self.samples}
+        return {"sums": self._total().cpu(), "samples": self.samples}
+
+    @staticmethod
+    def of_all(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of one meter that has seen what the given ones saw."""
+        return {
+            "sums": torch.stack([state["sums"] for state in states]).sum(0),
+            "samples": sum(state["samples"] for state in states),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums.zero_()

@@ -34,15 +34,29 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def seed_rank(seed: int, rank: int) -> None:
-    """Give each rank of a run its own noise; rank 0 goes on as it would by itself."""
-    if rank > 0:
-        torch.manual_seed(seed + (rank << 32))
+def mixed(*key: int) -> int:
+    """A seed from several numbers. On the CPU torch looks at its lower 32 bits only, so numbers
+    must not simply be put side by side: every rank would draw the same noise."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_rank(seed: int, rank: int, step: int = 0) -> None:
+    """Give each rank of a run its own noise; rank 0 goes on as it would by itself.
+
+    Args:
+        step: where a run goes on that can't take its generators along, for other noise than its
+            first steps had.
+    """
+    own = mixed(seed, rank, step)
+    np.random.seed(own & 0xFFFFFFFF)
+    random.seed(own)
+    if rank > 0 or step > 0:
+        torch.manual_seed(own)
 
 
 @contextmanager
 def forked(seed: int, rank: int = 0) -> Iterator[None]:
     """Seed torch for a block whose draws leave the generators outside it untouched."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed + (rank << 32))
+        torch.manual_seed(mixed(seed, rank) if rank > 0 else seed)
         yield

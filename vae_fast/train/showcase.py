@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vae_fast.data import Batch, Batches
 from vae_fast.train import pictures, rng
+from vae_fast.train.sharded import run_whole
 
 RECONSTRUCTIONS, SAMPLES = 40, 100
 
@@ -31,7 +32,7 @@ def reconstruct(model: nn.Module, batch: Batch) -> Tensor:
     """E[x | z] of a batch, in evaluation mode; (N, *input_shape) in [0, 1] for images."""
     model.eval()
     labels = (batch.labels,) if getattr(model, "uses_labels", False) else ()
-    return model.reconstruct(batch.images, *labels)
+    return run_whole(model, lambda: model.reconstruct(batch.images, *labels))
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Ten
     model.eval()
     options = {} if temperature == 1.0 else {"temperature": temperature}
     with rng.forked(seed):
-        return model.sample(n, **options)
+        return run_whole(model, lambda: model.sample(n, **options))
 
 
 def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
@@ -50,30 +51,25 @@ def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
         prefix: put before the names, within the run's folder.
     """
     config, folder, model = trainer.config, trainer.folder, trainer.model
+    shown = len(model.input_shape) == 3
+    if shown:  # by every rank, for each may have a part of the model
+        batch = first_samples(trainer.val_batches, RECONSTRUCTIONS)
+        again, drawn = reconstruct(model, batch), sample(model, SAMPLES, config.seed)
+    if not trainer.world.is_main:
+        return []
     rows = folder.metrics()
     last = [row for row in rows if row["split"] == "val"][-1]
     loss = "loss not finite" if last["loss"] is None else f"{last['loss']:.1f} nats per sample"
     caption = f"{config.model} on {config.data} · epoch {last['epoch']} · {loss}"
-    prefix = f"{prefix}-" if prefix else ""
-    paths = []
-    if len(model.input_shape) == 3:
-        batch = first_samples(trainer.val_batches, RECONSTRUCTIONS)
-        again, drawn = reconstruct(model, batch), sample(model, SAMPLES, config.seed)
-        paths.append(
-            folder.write_picture(
-                f"{prefix}reconstructions.png",
-                lambda path: pictures.draw_reconstructions(path, batch.images, again, caption),
-            )
-        )
-        paths.append(
-            folder.write_picture(
-                f"{prefix}samples.png", lambda path: pictures.draw_samples(path, drawn, caption)
-            )
-        )
+
+    def reconstructions(path: Path) -> None:
+        pictures.draw_reconstructions(path, batch.images, again, caption)
+
+    draws = {}
+    if shown:
+        draws["reconstructions.png"] = reconstructions
+        draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption)
     if curves:
-        paths.append(
-            folder.write_picture(
-                f"{prefix}curves.png", lambda path: pictures.draw_curves(path, rows, caption)
-            )
-        )
-    return paths
+        draws["curves.png"] = lambda path: pictures.draw_curves(path, rows, caption)
+    prefix = f"{prefix}-" if prefix else ""
+    return [folder.write_picture(prefix + name, draw) for name, draw in draws.items()]

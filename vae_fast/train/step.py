@@ -36,7 +36,7 @@ class Step:
         steps_per_epoch: int,
     ) -> None:
         self.model = model
-        self.network = world.wrap(model, device)
+        self.network = world.wrap(model, device, config)
         self.config = config
         self.device = device
         self.world = world
@@ -84,7 +84,7 @@ class Step:
         if self.config.objective.free_bits > 0:
             options["free_bits"] = self.config.objective.free_bits
         labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
-        with self.update.objective(), self.autocast():
+        with self.update.objective(), self.autocast(), self.world.joined(share):
             return self.network(share.images, *labels, **options)
 
     def follow_schedules(self, number: int) -> None:
@@ -111,7 +111,6 @@ class Step:
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
             "update": self.update.state_dict(),
-            "meter": self.meter.state_dict(),
             **average,
         }
 

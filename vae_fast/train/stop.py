@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -11,6 +12,7 @@ from typing import Any, final
 from vae_fast.train.distributed import World
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+MEETING_SECONDS = 1.0  # between two meetings of ranks; torchrun kills 30 s after its SIGTERM
 
 
 class Interrupted(Exception):
@@ -31,6 +33,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
+        self._met = (0, 0.0)  # the step and the time of the ranks' last meeting
+        self._meets_at = 0  # the step of the next one
 
     def __enter__(self) -> StopSignals:
         self.asked = None
@@ -48,9 +52,20 @@ class StopSignals:
         self.asked = number
         self.__exit__()
 
-    def agreed(self, world: World, *, now: bool) -> int | None:
-        """The signal that asked any rank. Many ranks meet over it only ``now``, at set times."""
-        if world.is_distributed:
-            self.asked = (world.any(self.asked or 0) or None) if now else self.asked
-            return self.asked if now else None
+    def agreed(self, world: World, step: int, *, now: bool = False) -> int | None:
+        """The signal that asked any rank. Many ranks meet over it at steps they agree on too.
+
+        Args:
+            now: meet at this step in any case.
+        """
+        if not world.is_distributed:
+            return self.asked
+        if not now and step < self._meets_at:
+            return None
+        (before, began), ended = self._met, time.perf_counter()
+        pace = (ended - began) / max(1, step - before)
+        asked, pace = world.most(self.asked or 0, pace)
+        steps = MEETING_SECONDS / max(pace, 1e-6) if began else 1.0
+        self._met, self._meets_at = (step, ended), step + max(1, int(steps))
+        self.asked = int(asked) or None
         return self.asked

@@ -30,6 +30,7 @@ from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result
 from vae_fast.train.run_folder import RunFolder
 from vae_fast.train.setup import build_model, load_data
+from vae_fast.train.sharded import like, mesh_of
 from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
@@ -114,7 +115,12 @@ class Trainer:
         config.epochs = config.epochs if epochs is None else epochs
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
-        saved = checkpoint.load_newest(folder.checkpoints, say if is_main else lambda _: None)
+        saved = checkpoint.load_newest(
+            folder.checkpoints,
+            say if is_main else lambda _: None,
+            trainer.world,
+            mesh_of(trainer.model),
+        )
         if saved is not None:
             trainer.restore(saved)
         elif is_main:
@@ -132,6 +138,7 @@ class Trainer:
         """
         config, reached = self.config, self.reached
         with ExitStack() as stack:
+            stack.enter_context(self.world.together(but=(Interrupted,)))
             self.open_displays(stack)
             profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
             stack.enter_context(self.stop)
@@ -147,7 +154,7 @@ class Trainer:
                         self.log_training()
                     if self.checkpoint_is_due():
                         self.save()
-                    if self.stop.agreed(self.world, now=reached.step % config.log_every == 0):
+                    if self.stop.agreed(self.world, reached.step):
                         self.leave()
                 self.log_training()
                 reached.epoch += 1
@@ -156,7 +163,8 @@ class Trainer:
                     self.save()
                 if config.pictures_every and reached.epoch % config.pictures_every == 0:
                     self.draw(f"pictures/{reached.step:08d}", curves=False)
-                if self.stop.agreed(self.world, now=True) and reached.epoch < config.epochs:
+                stop = self.stop.agreed(self.world, reached.step, now=True)
+                if stop and reached.epoch < config.epochs:
                     self.leave()
             return self.result()
 
@@ -172,7 +180,7 @@ class Trainer:
                 meter.samples += len(share.images)
             means, samples = meter.read()
             speed = samples / (time.perf_counter() - began)
-            statistics = latent_statistics(self.model, self.val_batches)
+            statistics = latent_statistics(self.model, self.val_batches, self.world)
             self.log("val", means, speed, beta=step.beta, **statistics)
         if not self.warned_of_collapse and step.beta >= step.final_beta and self.reached.epoch > 1:
             warning = collapse_warning(statistics)
@@ -235,9 +243,10 @@ class Trainer:
     def save(self) -> None:
         """Checkpoint this step, as the best too if it is."""
         folder, state = self.folder.checkpoints, self.state()
-        if self.world.is_main:
-            with self.clock_stopped():
-                saved = checkpoint.save(folder, self.reached.step, self.model.state_dict(), state)
+        with self.clock_stopped():
+            weights = self.model.state_dict()
+            saved = checkpoint.save(folder, self.reached.step, weights, state, self.world)
+            if self.world.is_main:
                 if self.improved:
                     checkpoint.point(folder, "best", saved)
                 checkpoint.prune(folder, self.config.checkpoint.keep)
@@ -264,8 +273,6 @@ class Trainer:
 
     def draw(self, prefix: str, curves: bool) -> list[Path]:
         """Draw the run's pictures under names beginning with ``prefix``."""
-        if not self.world.is_main:
-            return []
         with self.clock_stopped(), self.step.averaged():
             paths = draw_pictures(self, prefix, curves)
         for path in paths:
@@ -289,22 +296,32 @@ class Trainer:
             "is_best": self.improved,
             "step": self.step.state_dict(),
             "batches": self.batches.state_dict(),
-            "rng": self.world.gather(rng.state(self.device)),
+            "ranks": self.world.gather(
+                {"rng": rng.state(self.device), "meter": self.step.meter.state_dict()}
+            ),
         }
 
     def restore(self, saved: Checkpoint) -> None:
         """The inverse of ``state``: go on from ``saved``, and forget what came after it."""
         try:
-            self.model.load_state_dict(saved.weights)
+            own = self.model.state_dict()
+            weights = {k: like(w, own[k]) if k in own else w for k, w in saved.weights.items()}
+            self.model.load_state_dict(weights)
             self.step.load_state_dict(saved.state["step"])
             self.batches.load_state_dict(saved.state["batches"])
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{saved.path} is of another model, data or configuration: {error}"
             ) from error
-        if self.world.size == len(saved.state["rng"]):  # else there is noise, but not the same
-            rng.restore(saved.state["rng"][self.world.rank], self.device)
         self.reached = Reached(**saved.state["reached"])
+        ranks, meter, rank = saved.state["ranks"], self.step.meter, self.world.rank
+        if len(ranks) == self.world.size:
+            rng.restore(ranks[rank]["rng"], self.device)
+            meter.load_state_dict(ranks[rank]["meter"])
+        else:  # other ranks than these: other noise, and what all of them saw is the main one's
+            rng.seed_rank(self.config.seed, rank, self.reached.step)
+            if self.world.is_main:
+                meter.load_state_dict(meter.of_all([saw["meter"] for saw in ranks]))
         self.interval_seconds = saved.state["interval_seconds"]
         if not self.world.from_main((self.folder.checkpoints / "best").exists()):
             self.reached.best = math.inf

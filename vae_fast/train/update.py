@@ -15,6 +15,7 @@ from vae_fast.train.flat import FlatAdam, FlatParameters
 from vae_fast.train.guard import Guard
 from vae_fast.train.scaling import LossScale
 from vae_fast.train.setup import build_optimizer
+from vae_fast.train.sharded import shard_state
 
 
 class Update:
@@ -101,7 +102,7 @@ class Update:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.flat is not None and not self.optimizer.takes(state["optimizer"]):
             self._take_apart()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(shard_state(state["optimizer"], self.parameters))
         self.guard.load_state_dict(state["guard"])
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
