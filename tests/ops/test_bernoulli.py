@@ -358,6 +358,21 @@ def test_extreme_logits(implementation, dtype):
     torch.testing.assert_close(grads[0], want, **loose)
 
 
+@pytest.mark.parametrize("length", [5_000, 9_000, 20_000, 70_000])
+def test_long_rows_of_undecided_logits(implementation, length):
+    """At logit 0 a term is log 2, the most that log(1 + e) can be: a product of 1 + e that is kept
+    for too long overflows first here. A row of `reduction="none"` is as long as a product can get.
+    """
+    x = torch.zeros(2, length, device=implementation, requires_grad=True)
+    target = torch.ones(2, length, dtype=torch.uint8, device=implementation)
+    expected = torch.full((2,), length * 0.6931471805599453)
+    nll = bernoulli_nll(x, target, reduction="none")
+    torch.testing.assert_close(nll.cpu(), expected, rtol=1e-6, atol=0.0)
+    with torch.no_grad():  # the value alone is another kernel
+        nll = bernoulli_nll(x, target, reduction="none")
+    torch.testing.assert_close(nll.cpu(), expected, rtol=1e-6, atol=0.0)
+
+
 def test_infinite_logits(implementation, dtype):
     """Confident and wrong is infinitely bad. (F.binary_cross_entropy_with_logits may say NaN.)"""
     inf = float("inf")
