@@ -23,6 +23,7 @@ from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
 from benchmarks.check import close
 from benchmarks.inputs import DTYPES, pixels
 from vae_fast import models
+from vae_fast.train.setup import compile_networks
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 LEARNING_RATE = 1e-4
@@ -75,7 +76,11 @@ class Training:
     ) -> None:
         self.model = model
         self.start = [p.detach().cpu().clone() for p in model.parameters()]
-        self.forward = torch.compile(model) if compiled else model
+        self.forward = model
+        if compiled and backend == "reference":
+            self.forward = torch.compile(model)
+        elif compiled:
+            compile_networks(model)  # as the engine does
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
         )

@@ -15,7 +15,7 @@ from vae_fast.models.blocks import Double, Residual, SelfAttention
 SHAPE = (2, 8, 12)
 TINY = {
     "channels": 4, "multipliers": [1, 2], "groups": 2, "z_channels": 3, "attention": [4],
-    "head_channels": 4,
+    "head_channels": 4, "channels_last": True,
 }  # fmt: skip
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -42,7 +42,8 @@ class AutoencoderKL(VAE):
         encoder: (N, C, H, W) to (N, 2 * z_channels, H / f, W / f): mu, then logvar.
         decoder: (N, z_channels, H / f, W / f) to the likelihood's parameters.
         latent_shape: (z_channels, H / f, W / f).
-        channels_last: keep maps channels-last in memory, which convolutions like best.
+        channels_last: whether maps are channels-last in memory; None: on GPUs, whose tensor cores
+            want it. (On a CPU it gained 1% in float32 and lost 13% in bfloat16.)
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AutoencoderKL(VAE):
         input_shape: Sequence[int],
         latent_shape: Sequence[int],
         likelihood: Likelihood | None = None,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__(
             encoder,
@@ -63,22 +64,26 @@ class AutoencoderKL(VAE):
             likelihood=likelihood,
         )
         self.latent_shape = tuple(latent_shape)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
+
+    def laid_out(self, t: Tensor) -> Tensor:
+        """t, (N, C, H, W), in the layout that maps have on its device."""
+        last = t.device.type == "cuda" if self.channels_last is None else self.channels_last
+        return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def posterior_maps(self, x: Tensor) -> Posterior:
         """mu and logvar, each (N, z_channels, H / f, W / f), in float32 or float64.
 
         Maps are small, so float32 costs nothing, and bfloat16 would round mu to 8 bits.
         """
-        moments = self.encoder(self.network_input(x).contiguous(memory_format=self.layout))
+        moments = self.encoder(self.laid_out(self.network_input(x)))
         if moments.dtype != torch.float64:
             moments = moments.float()
         return Posterior(*moments.chunk(2, dim=1))
 
     def decode_maps(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for maps z, (N, z_channels, H / f, W / f)."""
-        z = z.to(device_and_dtype(self)[1])
-        return self.decoder(z.contiguous(memory_format=self.layout))
+        return self.decoder(self.laid_out(z.to(device_and_dtype(self)[1])))
 
     def as_maps(self, z: Tensor) -> Tensor:
         """(..., latent_dim) to (..., z_channels, H / f, W / f)."""
@@ -102,7 +107,6 @@ class AutoencoderKL(VAE):
         noise_key: Tensor | None = None,
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
-        x = x.contiguous(memory_format=self.layout)  # bytes: the likelihood reads it beside params
         q = self.posterior_maps(x)
         if free_bits > 0:
             z = reparameterize(*q, noise_key=noise_key)
@@ -110,7 +114,8 @@ class AutoencoderKL(VAE):
             kl = free_bits_kl(flat, None, free_bits, reduction=reduction)
         else:
             z, kl = sample_and_kl(*q, noise_key=noise_key, reduction=reduction)
-        recon = self.likelihood.nll(self.decode_maps(z), x, reduction=reduction)
+        # x beside the parameters in memory: bytes are cheaper to move than what is made of them.
+        recon = self.likelihood.nll(self.decode_maps(z), self.laid_out(x), reduction=reduction)
         return LossOutput(recon + beta * kl, recon, kl)
 
     def blocks(self) -> list[nn.Module]:

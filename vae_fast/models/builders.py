@@ -234,7 +234,7 @@ def latent_maps(
     groups: int = 8,
     dropout: float = 0.0,
     checkpointing: str = "none",
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
 ) -> nn.Module:
