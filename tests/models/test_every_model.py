@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import vae_fast
+from tests.models.gradients import check_gradients
 from vae_fast import noise
 from vae_fast.models import MODELS, build
+from vae_fast.models.phases import phases_of
 
 SHAPE = (1, 8, 6)
 SMALL = {"network_options": {"hidden": [16]}, "latent_dim": 3}
@@ -47,6 +49,19 @@ def gradients(model, value):
     model.zero_grad()
     value.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_in_float64(name):
+    """Every parameter has one in its phase, and it is the slope of the loss."""
+    model, options = made(name).double(), fixed(name)
+    x, *y = batch(model)
+    with torch.no_grad():  # away from the start, where last layers and residuals are zero
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    for phase, parameters in phases_of(model):
+        given = options if phase is None else {**options, "phase": phase}
+        check_gradients(model, lambda given=given: model(x, *y, **given).loss, parameters)
 
 
 def test_every_model_is_tested():
@@ -140,3 +155,17 @@ def test_reductions_and_an_empty_batch(name):
         torch.testing.assert_close(each[term].mean(), mean[term])
         torch.testing.assert_close(each[term].sum(), total[term])
     assert model.reconstruct(*batch(model, n=0)).shape == (0, *SHAPE)
+
+
+def test_the_check_of_gradients_sees_a_wrong_one():
+    model, key = made("vae").double(), noise.new_key()
+    x = batch(model)
+
+    def wrong():
+        for parameter in model.decoder.parameters():
+            if parameter.dim() == 1:
+                parameter.register_hook(lambda g: torch.cat([g[:-1], 0.5 * g[-1:]]))
+        return model(*x, noise_key=key).loss
+
+    with pytest.raises(AssertionError):
+        check_gradients(model, wrong)

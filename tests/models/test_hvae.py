@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.models import build
 from vae_fast.models.base import streams_of
@@ -55,18 +56,7 @@ def test_loss_by_hand(network):
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_gradients(network):
     model, key, x = tiny(network), noise.new_key(), images(2)
-    names, values = zip(*model.named_parameters(), strict=True)
-
-    def loss(*parameters):
-        weights = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(model, weights, (x,), {"noise_key": key})[0]
-
-    values = [v.detach().requires_grad_() for v in values]
-    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
-    gradients = torch.autograd.grad(loss(*values), values)
-    assert all(g.abs().sum() > 0 for g in gradients), [
-        n for n, g in zip(names, gradients, strict=True) if not g.any()
-    ]
+    check_gradients(model, lambda: model(x, noise_key=key).loss)
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vae_fast
+from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.models import build
 
@@ -182,3 +183,35 @@ def test_other_likelihoods_are_weighed_alike(likelihood):
     for k in range(K):
         nll = model.likelihood.nll(model.decode(samples.z[k]), x, reduction="none")
         torch.testing.assert_close(samples.nll[k], nll)
+
+
+@pytest.mark.parametrize(
+    ("of", "shape", "options"),
+    [
+        ("vae", (1, 4, 4), {"latent_dim": 2}),
+        ("cvae", (1, 4, 4), {"latent_dim": 2, "hidden": 4}),
+        ("hvae", (1, 4, 4), {"levels": 2, "width": 4, "z_channels": 2, "hidden": [4]}),
+        ("vrae", (5,), {"latent_dim": 2, "hidden": 4, "likelihood_options": {"num_classes": 3}}),
+    ],
+)
+def test_the_bound_of_any_gaussian_model(of, shape, options):
+    """-log mean w over the K samples, whatever model they are of."""
+    torch.manual_seed(0)
+    model = build("iwae", shape, of=of, num_samples=3, **options).double().eval()
+    with torch.no_grad():  # away from the start, where last layers and residuals are zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randint(0, 3, (4, *shape)) if of == "vrae" else torch.rand(4, *shape).double()
+    y = (torch.arange(4),) if of == "cvae" else ()
+    key = noise.new_key()
+    samples = model.weighted_samples(x, *y, num_samples=3, noise_key=key)
+    out = model.loss(x, *y, reduction="none", noise_key=key)
+    expected = math.log(3.0) - torch.logsumexp(samples.log_weight, 0)
+    torch.testing.assert_close(out.loss, expected)
+    torch.testing.assert_close(out.recon, samples.nll.mean(0))
+    check_gradients(model, lambda: model(x, *y, noise_key=key).loss)
+
+
+def test_the_bound_of_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="vae, cvae, hvae, vrae, not of 'aae'"):
+        build("iwae", (1, 4, 4), of="aae")

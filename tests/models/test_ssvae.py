@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.models import build
 
@@ -14,15 +15,19 @@ Y = torch.tensor([2, -1, 0, -1])
 
 def tiny(**options):
     torch.manual_seed(0)
-    return build(
-        "ssvae",
-        SHAPE,
-        latent_dim=2,
-        hidden=3,
-        network_options={"hidden": [4], "activation": "tanh"},
-        condition_options={"num_classes": CLASSES},
-        **options,
-    ).double()
+    return (
+        build(
+            "ssvae",
+            SHAPE,
+            latent_dim=2,
+            hidden=3,
+            network_options={"hidden": [4], "activation": "tanh"},
+            condition_options={"num_classes": CLASSES},
+            **options,
+        )
+        .double()
+        .eval()
+    )  # dropout draws noise of its own
 
 
 def images():
@@ -33,7 +38,7 @@ def test_objective_by_hand():
     """Kingma et al. 2014, equations 6 to 9, class by class."""
     model, key, x = tiny(alpha=5.0), noise.new_key(), images()
     eps = reference.normal(key, (CLASSES, N, 2), torch.float64)
-    log_q = torch.log_softmax(model.classifier(x), 1)
+    log_q = torch.log_softmax(model.classifier(model.encoder(x)), 1)
     recon, kl = torch.empty(CLASSES, N).double(), torch.empty(CLASSES, N).double()
     for k in range(CLASSES):
         one_hot = CLASSES**0.5 * torch.eye(CLASSES, dtype=torch.float64)[k].expand(N, CLASSES)
@@ -63,15 +68,7 @@ def test_objective_by_hand():
 
 def test_gradients():
     model, key, x = tiny(), noise.new_key(), images()
-    names, values = zip(*model.named_parameters(), strict=True)
-
-    def loss(*parameters):
-        weights = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(model, weights, (x, Y), {"noise_key": key})[0]
-
-    values = [v.detach().requires_grad_() for v in values]
-    assert torch.autograd.gradcheck(loss, values)
-    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss(*values), values))
+    check_gradients(model, lambda: model(x, Y, noise_key=key).loss)
 
 
 def test_weights_average_to_the_likelihood():
@@ -116,15 +113,20 @@ def test_a_few_labels_name_the_clusters():
         optimizer.zero_grad()
         model(x, y).loss.backward()
         optimizer.step()
+    model.eval()
     with torch.no_grad():
         assert (model.predict(x).argmax(1) == truth).float().mean() > 0.95
         again = model.reconstruct(x)
-    assert again.shape == x.shape
+        said = model.diagnostics(x, truth)["accuracy"]
+    assert torch.equal(said, (model.predict(x).argmax(1) == truth).float())
+    assert model.diagnostics(x) == {} and again.shape == x.shape
     drawn = model.sample(3).detach()  # one per class, and each its own class's pattern
     assert ((drawn > 0.5).float() == patterns).float().flatten(1).mean(1).min() > 0.8
 
 
 def test_refusals():
+    with pytest.raises(ValueError, match="learned one is for cvae"):
+        tiny(prior="learned")
     with pytest.raises(ValueError, match="free_bits"):
         tiny().loss(images(), Y, free_bits=0.5)
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(4, 2\)"):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.models import build
 
@@ -52,15 +53,7 @@ def test_loss_by_hand():
 )  # fmt: skip
 def test_gradients_and_shapes(shape, options, x):
     model, key = tiny(shape, **options), noise.new_key()
-    names, values = zip(*model.named_parameters(), strict=True)
-
-    def loss(*parameters):
-        weights = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(model, weights, (x,), {"noise_key": key})[0]
-
-    values = [v.detach().requires_grad_() for v in values]
-    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
-    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss(*values), values))
+    check_gradients(model, lambda: model(x, noise_key=key).loss)
     with torch.no_grad():
         assert model.reconstruct(x).shape == x.shape
         assert model.sample(2).shape == model.sample(2, draw=True).shape == (2, *shape)

@@ -65,11 +65,11 @@ def trained(world, how, blocks=False, precision="fp32"):
         model.blocks = lambda: [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     step = make_step(world, model, how, precision=precision)
     found = {}
-    guard, take = step.update.guard, step.update.guard.__class__.take
+    guard, take = step.updates[0].guard, step.updates[0].guard.__class__.take
 
     class Watched(guard.__class__):
         def take(self, *arguments):
-            for i, p in enumerate(step.update.parameters):
+            for i, p in enumerate(step.updates[0].parameters):
                 found[f"gradient of {i}, {len(self._norms)}"] = whole(p.grad)
             return take(self, *arguments)
 
@@ -156,7 +156,7 @@ def main():
         assert is_sharded(value) == is_sharded(weights[name])
         assert torch.equal(local(value), local(weights[name])), name
     results |= {f"saved {k}": v for k, v in found.items() if k.startswith(("weight", "average"))}
-    moments = step.update.optimizer.state_dict()["state"]
+    moments = step.updates[0].optimizer.state_dict()["state"]
     results |= {f"saved moment {i}": whole(entry["exp_avg"]) for i, entry in moments.items()}
     if world.is_main:
         save_file({k: v.contiguous() for k, v in results.items()}, out)

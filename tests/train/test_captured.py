@@ -39,7 +39,7 @@ def make(captured, on_device=True, model="vae", **options):
     step = Step(build(model, (1, 6, 6), latent_dim=3), config, CPU, World(), 6)
     if on_device:
         step.now.on_device(CPU)
-        step.update.guard.decides_on_device = True
+        step.updates[0].guard.decides_on_device = True
     if captured:
         step.captured = CapturedStep(step.take, Tape())
     return step
@@ -60,7 +60,12 @@ def train(step, sizes=(8,) * STEPS):
     torch.manual_seed(1)
     for number, share in enumerate(batches(sizes)):
         step(share, number)
-    return step.state_dict(), step.model.state_dict(), step.meter.read(), step.update.guard.read()
+    return (
+        step.state_dict(),
+        step.model.state_dict(),
+        step.meter.read(),
+        step.updates[0].guard.read(),
+    )
 
 
 def leaves(tree):
@@ -122,7 +127,7 @@ def test_what_python_remembers_would_be_seen():
 
 def test_a_value_read_on_the_host_is_refused():
     captured = make(True)
-    captured.update.guard.decides_on_device = False
+    captured.updates[0].guard.decides_on_device = False
     with pytest.raises(AssertionError, match="has read a value on the host"):
         train(captured)
 
@@ -131,7 +136,7 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     step = make(True)
     train(step)
     before = {k: v.clone() for k, v in step.model.state_dict().items()}
-    moments = [t.clone() for t in step.update.optimizer._buffers.values()]
+    moments = [t.clone() for t in step.updates[0].optimizer._buffers.values()]
     with torch.no_grad():
         step.model.decoder[0].bias[0] = torch.inf
     step(batches([8])[0], STEPS)
@@ -139,8 +144,8 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     assert after["decoder.0.bias"][0] == torch.inf
     del before["decoder.0.bias"], after["decoder.0.bias"]
     assert all(torch.equal(after[k], v) for k, v in before.items())
-    assert all(map(torch.equal, moments, step.update.optimizer._buffers.values()))
-    assert step.update.guard.read()["skipped"] == 1
+    assert all(map(torch.equal, moments, step.updates[0].optimizer._buffers.values()))
+    assert step.updates[0].guard.read()["skipped"] == 1
     assert step.meter.read()[1] == 8
 
 

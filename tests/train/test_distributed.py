@@ -65,14 +65,14 @@ model = build("ae", (1, 8, 8), latent_dim=3)
 config = TrainConfig(model="ae", lr=0.01)
 step = Step(model, config, cpu, world, 10)
 gradients = []
-guard = step.update.guard.__call__
+guard = step.updates[0].guard.__call__
 class Watching:
     def __call__(self, optimizer, parameters, loss):
         gradients.append([p.grad.clone() for p in parameters])
         return guard(optimizer, parameters, loss)
     def __getattr__(self, name):
         return getattr(step_guard, name)
-step_guard, step.update.guard = step.update.guard, Watching()
+step_guard, step.updates[0].guard = step.updates[0].guard, Watching()
 images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 batches = world.batches(images, 8, shuffle=False)
 for number in range(3):

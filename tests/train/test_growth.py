@@ -166,7 +166,7 @@ def test_any_optimizer_by_import_path(run):
     trainer = run(
         optimizer=OptimizerConfig(name="torch.optim:SGD", args={"momentum": 0.5}), lr=1e-3
     )
-    assert isinstance(trainer.step.update.optimizer, torch.optim.SGD)
+    assert isinstance(trainer.step.updates[0].optimizer, torch.optim.SGD)
     assert rows(trainer, "val")[-1]["loss"] < 547  # 541.3 measured, 555 untrained
 
 

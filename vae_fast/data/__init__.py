@@ -11,6 +11,7 @@ from vae_fast.data.binarize import binarized_once
 from vae_fast.data.catalog import NAMES, SPLITS
 from vae_fast.data.datasets import DatasetData, from_dataset
 from vae_fast.data.errors import DataUnavailableError
+from vae_fast.data.few_labels import keep_labels
 from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
 from vae_fast.data.pack import pack
@@ -36,6 +37,7 @@ __all__ = [
     "build_augment",
     "from_array",
     "from_dataset",
+    "keep_labels",
     "load",
     "open_shards",
     "pack",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.phases import Phase
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
@@ -18,16 +19,14 @@ class AAE(LatentModel):
     The encoder is deterministic (the paper's first choice) and gives latent_dim features;
     ``encode`` has logvar = -inf, as for any point.
 
-    Three losses train three sets of parameters. ``loss(x)`` takes all three steps in one: each
-    parameter's gradient comes from its own loss only, so one optimizer over everything makes the
-    paper's updates, simultaneously. ``loss(x, phase=...)`` is one loss, for an engine with an
-    optimizer per phase, over ``phase_parameters(phase)``.
+    Three losses train three sets of parameters, each with its own optimizer (``phases``), on each
+    batch in turn: the autoencoder reconstructs, the discriminator learns to tell z from the
+    prior's draws, and the encoder learns to fool it.
 
     Args:
         discriminator: (N, latent_dim) to (N, 1), logits of "z is from the prior".
     """
 
-    phases = ("reconstruction", "discriminator", "generator")
     is_probabilistic = False
 
     def __init__(
@@ -36,15 +35,16 @@ class AAE(LatentModel):
         super().__init__(encoder, decoder, **options)
         self.discriminator = discriminator
 
-    def phase_parameters(self, phase: str) -> list[nn.Parameter]:
-        """What a phase's optimizer updates."""
-        modules = {
-            "reconstruction": (self.encoder, self.decoder),
-            "discriminator": (self.discriminator,),
-            "generator": (self.encoder,),
-        }
-        self._check_phase(phase)
-        return [p for module in modules[phase] for p in module.parameters()]
+    def phases(self) -> list[Phase]:
+        encoder, decoder, discriminator = (
+            list(part.parameters()) for part in (self.encoder, self.decoder, self.discriminator)
+        )
+        learned = list(self.likelihood.parameters())
+        return [
+            Phase("reconstruction", encoder + decoder + learned),
+            Phase("discriminator", discriminator),
+            Phase("generator", encoder),
+        ]
 
     def encode(self, x: Tensor) -> Posterior:
         z = self.encoder(self.network_input(x))
@@ -60,36 +60,43 @@ class AAE(LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """recon = -log p(x | z), kl = -log D(z), in nats; loss = recon + beta * kl.
+        """recon = -log p(x | z), kl = -log D(z), in nats; the sum of the phases' losses, or one.
 
-        kl stands where the KL does: what the discriminator D tells z from the prior by. It is
-        log 2 where D can't. The discriminator's own loss, its two cross-entropies, is in loss's
-        gradient and not in its value; for ``phase="discriminator"`` it is the value too.
+        They are recon, -log D(prior) - log(1 - D(z)) and beta * kl. kl stands where the KL does:
+        what the discriminator D tells z from the prior by, log 2 where it can't. Each phase's
+        gradient is for its own parameters only, in the sum too, which one optimizer over
+        everything may so minimise.
         """
         if free_bits > 0:
             raise ValueError("free_bits bounds a KL, and an adversarial autoencoder has none")
-        if phase is not None:
-            self._check_phase(phase)
+        names = [known.name for known in self.phases()]
+        if phase is not None and phase not in names:
+            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")
+        wanted = names if phase is None else [phase]
         z = self.features(x)
-        zero = torch.zeros(z.shape[0], 1, dtype=z.dtype, device=z.device)
-        recon = kl = own = zero
-        if phase in (None, "reconstruction"):
-            nll = self.likelihood.nll(self.decode(z), x, reduction="none")
-            recon = nll.unsqueeze(1)
-        if phase in (None, "generator"):
-            kl = F.softplus(-self._judge_fixed(z))
-        if phase in (None, "discriminator"):
+        recon = kl = of_discriminator = zero = z.new_zeros(z.shape[0], 1)
+        if "reconstruction" in wanted:
+            recon = self.likelihood.nll(self.decode(z), x, reduction="none").unsqueeze(1)
+        if "discriminator" in wanted:
             prior = reparameterize(zero.expand_as(z), zero.expand_as(z), noise_key=noise_key)
             real, fake = self.discriminator(prior), self.discriminator(z.detach())
-            own = F.softplus(-real) + F.softplus(fake)
-        total = own if phase == "discriminator" else recon + beta * kl + (own - own.detach())
+            of_discriminator = F.softplus(-real) + F.softplus(fake)
+        if "generator" in wanted:
+            kl = F.softplus(-self._judge_fixed(z))
+        total = recon + beta * kl + of_discriminator
         return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
+
+    def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """How often the discriminator is right, over codes and draws from the prior, (N,).
+
+        1/2 where it can't tell them apart.
+        """
+        z = self.features(x)
+        found_out = (self.discriminator(z) < 0).squeeze(1).float()
+        believed = (self.discriminator(torch.randn_like(z)) > 0).squeeze(1).float()
+        return {"discriminator_accuracy": (found_out + believed) / 2}
 
     def _judge_fixed(self, z: Tensor) -> Tensor:
         """The discriminator's logits, with gradients for z and none for its parameters."""
         constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         return torch.func.functional_call(self.discriminator, constants, (z,))
-
-    def _check_phase(self, phase: str) -> None:
-        if phase not in self.phases:
-            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(self.phases)}")

@@ -6,22 +6,23 @@ Each builder here is what ``vae_fast.models.build`` calls as ``builder(input_sha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
 from vae_fast.models.aae import AAE
 from vae_fast.models.autoencoder_kl import AutoencoderKL, networks_of_maps
 from vae_fast.models.base import LatentModel
-from vae_fast.models.conditions import DERIVED, Attributes, Condition, Images, Labels
+from vae_fast.models.conditions import Condition, make_condition
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
-from vae_fast.models.hvae import HVAE
+from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
 from vae_fast.models.networks import image_shape, make_decoder, make_encoder, mlp, pyramid
 from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 from vae_fast.models.ssvae import SSVAE
-from vae_fast.models.vrae import VRAE
+from vae_fast.models.vrae import VRAE, RecurrentIWAE
 
 
 def gaussian(
@@ -35,15 +36,18 @@ def gaussian(
         latent_dim: int = 20,
         network: str = "mlp",
         network_options: dict | None = None,
+        decoder_network: str | None = None,
+        decoder_options: dict | None = None,
         likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
         p_x = make_likelihood(likelihood, **(likelihood_options or {}))
         networks = network_options or {}
+        decoder = (network, networks, decoder_network, decoder_options)
         return model(
             make_encoder(network, input_shape, features_per_latent * latent_dim, **networks),
-            make_decoder(network, latent_dim, p_x.parameters_shape(input_shape), **networks),
+            _decoder(latent_dim, p_x.parameters_shape(input_shape), *decoder),
             input_shape=input_shape,
             latent_dim=latent_dim,
             likelihood=p_x,
@@ -51,6 +55,20 @@ def gaussian(
         )
 
     return build_model
+
+
+def _decoder(
+    features: int,
+    output_shape: Sequence[int],
+    network: str,
+    network_options: dict,
+    decoder_network: str | None,
+    decoder_options: dict | None,
+) -> nn.Module:
+    """The decoder of the encoder's kind and options, or of its own where they are given."""
+    if decoder_options is None:
+        decoder_options = network_options if decoder_network in (None, network) else {}
+    return make_decoder(decoder_network or network, features, output_shape, **decoder_options)
 
 
 def adversarial(
@@ -65,7 +83,7 @@ def adversarial(
     return builder(input_shape, latent_dim=latent_dim, **options)
 
 
-def conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
+def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
     """A builder for models conditioned on y, which join it to the encoder's features and to z."""
 
     def build_model(
@@ -74,6 +92,8 @@ def conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
         latent_dim: int = 20,
         network: str = "mlp",
         network_options: dict | None = None,
+        decoder_network: str | None = None,
+        decoder_options: dict | None = None,
         likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict | None = None,
         condition: str | Condition = "labels",
@@ -86,16 +106,15 @@ def conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
             raise ValueError(f"prior must be standard or learned, got {prior!r}")
         p_x = make_likelihood(likelihood, **(likelihood_options or {}))
         networks = network_options or {}
-        y = _condition(condition, input_shape, network, networks, **(condition_options or {}))
+        decoder = (network, networks, decoder_network, decoder_options)
+        y = make_condition(condition, input_shape, network, networks, **(condition_options or {}))
         joined = latent_dim + y.features
-        if model is SSVAE:
-            options["classifier"] = make_encoder(network, input_shape, y.features, **networks)
-        elif prior == "learned":
+        if prior == "learned":
             options["prior_network"] = mlp([y.features, hidden, 2 * latent_dim])
         return model(
             nn.Sequential(make_encoder(network, input_shape, hidden, **networks), nn.SiLU()),
             mlp([hidden + y.features, hidden, 2 * latent_dim]),
-            make_decoder(network, joined, p_x.parameters_shape(input_shape), **networks),
+            _decoder(joined, p_x.parameters_shape(input_shape), *decoder),
             y,
             input_shape=input_shape,
             latent_dim=latent_dim,
@@ -106,37 +125,32 @@ def conditional(model: type[CVAE]) -> Callable[..., nn.Module]:
     return build_model
 
 
-def _condition(
-    condition: str | Condition,
+def semi_supervised(
     input_shape: Sequence[int],
-    network: str,
-    network_options: dict,
     *,
-    num_classes: int = 10,
-    size: int | None = None,
-    shape: Sequence[int] | None = None,
-    features: int = 64,
-) -> Condition:
-    """labels (num_classes), attributes (size), images (shape), left-half or edges."""
-    if isinstance(condition, Condition):
-        return condition
-    if condition == "labels":
-        return Labels(num_classes)
-    if condition == "attributes":
-        if size is None:
-            raise ValueError("condition='attributes' needs condition_options={'size': ...}")
-        return Attributes(size)
-    if condition == "images" or condition in DERIVED:
-        shape = tuple(input_shape if shape is None else shape)
-        encoder = make_encoder(network, shape, features, **network_options)
-        return Images(encoder, shape, features, derive=DERIVED.get(condition))
-    known = ["labels", "attributes", "images", *DERIVED]
-    raise ValueError(f"unknown condition {condition!r}; known: {', '.join(known)}")
+    hidden: int = 256,
+    classifier_dropout: float = 0.5,
+    **options: object,
+) -> nn.Module:
+    """SSVAE, with a linear classifier on the encoder's ``hidden`` features, behind dropout: few
+    labels would be learned by heart, were one feature enough to tell them by.
+    """
+    if options.pop("prior", "standard") != "standard":
+        raise ValueError("the prior of M2 is N(0, 1); a learned one is for cvae")
+
+    def with_classifier(
+        encoder: nn.Module, head: nn.Module, decoder: nn.Module, y: Condition, **rest: object
+    ) -> SSVAE:
+        classifier = nn.Sequential(nn.Dropout(classifier_dropout), nn.Linear(hidden, y.features))
+        return SSVAE(encoder, head, decoder, y, classifier, **rest)
+
+    return conditional(with_classifier)(input_shape, hidden=hidden, **options)
 
 
 def recurrent(
     input_shape: Sequence[int],
     *,
+    model: Callable[..., VRAE] = VRAE,
     latent_dim: int = 20,
     hidden: int = 128,
     layers: int = 1,
@@ -148,28 +162,24 @@ def recurrent(
     **options: object,
 ) -> nn.Module:
     """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
-    for images; tokens need likelihood_options={"num_classes": ...}.
+    for images; tokens need likelihood_options={"num_classes": ...}. Under any other likelihood,
+    sequences of shape (T,) are real values, one a step.
     """
     if likelihood is None:
         likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
     p_x = make_likelihood(likelihood, **(likelihood_options or {}))
-    if isinstance(p_x, Categorical):
-        tokens = p_x.parameters_per_element
-    elif len(input_shape) == 1:
-        raise ValueError("sequences of shape (T,) are tokens and need the categorical likelihood")
-    else:
-        tokens = None
+    tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
     if len(input_shape) == 3:
         size = input_shape[0] * input_shape[2]
     else:
         size = input_shape[1] if len(input_shape) == 2 else 1
     y = condition
     if condition is not None:
-        y = _condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
+        y = make_condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
     c = 0 if y is None else y.features
     outputs = p_x.parameters_per_element * size
     reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
-    return VRAE(
+    return model(
         RecurrentEncoder(reads, hidden, layers),
         RecurrentDecoder(writes, latent_dim + c, hidden, outputs, layers),
         mlp([hidden + c, hidden, 2 * latent_dim]),
@@ -181,15 +191,27 @@ def recurrent(
     )
 
 
-def importance_weighted(input_shape: Sequence[int], **options: object) -> nn.Module:
-    """IWAE, or with ``condition`` among the options its conditional form."""
-    builder = conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE)
-    return builder(input_shape, **options)
+def importance_weighted(
+    input_shape: Sequence[int], *, of: str = "vae", **options: object
+) -> nn.Module:
+    """The K-sample bound ``of`` a vae, cvae, hvae or vrae, with that model's options; a vae with a
+    ``condition`` among them is a cvae.
+    """
+    builders = {
+        "vae": conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE),
+        "cvae": conditional(ConditionalIWAE),
+        "hvae": partial(hierarchical, model=HierarchicalIWAE),
+        "vrae": partial(recurrent, model=RecurrentIWAE),
+    }
+    if of not in builders:
+        raise ValueError(f"the K-sample bound is of {', '.join(builders)}, not of {of!r}")
+    return builders[of](input_shape, **options)
 
 
 def hierarchical(
     input_shape: Sequence[int],
     *,
+    model: Callable[..., HVAE] = HVAE,
     network: str | None = None,
     levels: Sequence[Sequence[int]] | int | None = None,
     width: int = 64,
@@ -197,6 +219,7 @@ def hierarchical(
     hidden: Sequence[int] = (400,),
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
+    **options: object,
 ) -> nn.Module:
     """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
     levels), coarse to fine, VDVAE's shape on a small image by default.
@@ -217,8 +240,14 @@ def hierarchical(
         ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
     else:
         raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
-    return HVAE(
-        *ends, stages, width=width, z_channels=z_channels, input_shape=input_shape, likelihood=p_x
+    return model(
+        *ends,
+        stages,
+        width=width,
+        z_channels=z_channels,
+        input_shape=input_shape,
+        likelihood=p_x,
+        **options,
     )
 
 

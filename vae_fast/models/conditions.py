@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.models.networks import make_encoder
 from vae_fast.reference import as_probability
 
 
@@ -145,3 +146,33 @@ def edges(x: Tensor) -> Tensor:
 
 
 DERIVED = {"left-half": left_half, "edges": edges}
+
+
+def make_condition(
+    condition: str | Condition,
+    input_shape: Sequence[int],
+    network: str,
+    network_options: dict,
+    *,
+    num_classes: int = 10,
+    size: int | None = None,
+    shape: Sequence[int] | None = None,
+    features: int = 64,
+) -> Condition:
+    """By name, with its options: labels (num_classes), attributes (size), images (shape), or images
+    made from x: left-half, edges. ``network`` reads images.
+    """
+    if isinstance(condition, Condition):
+        return condition
+    if condition == "labels":
+        return Labels(num_classes)
+    if condition == "attributes":
+        if size is None:
+            raise ValueError("condition='attributes' needs condition_options={'size': ...}")
+        return Attributes(size)
+    if condition == "images" or condition in DERIVED:
+        shape = tuple(input_shape if shape is None else shape)
+        encoder = make_encoder(network, shape, features, **network_options)
+        return Images(encoder, shape, features, derive=DERIVED.get(condition))
+    known = ["labels", "attributes", "images", *DERIVED]
+    raise ValueError(f"unknown condition {condition!r}; known: {', '.join(known)}")

@@ -19,6 +19,7 @@ from vae_fast.models.base import (
 )
 from vae_fast.models.hierarchy import BottomUp, Level, Stage
 from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
@@ -198,6 +199,10 @@ class HVAE(LatentModel):
             return self.levels[number].posterior(h, activations[self.stage_of[number]])
 
         return posterior
+
+
+class HierarchicalIWAE(ImportanceWeighted, HVAE):
+    """A hierarchy trained on the K-sample bound."""
 
 
 def _flat(g: Posterior) -> Posterior:

@@ -40,10 +40,12 @@ class ImportanceWeighted:
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
+        **options: object,
     ) -> LossOutput:
         """loss = -log (1/K) sum_k w_k, in nats; recon and kl are the ELBO's, as for a VAE.
 
-        So loss <= recon + kl on average, and the gap is what the K samples gain.
+        So loss <= recon + kl on average, and the gap is what the K samples gain. ``options`` go to
+        ``weighted_samples``: a sequence model's ``lengths``.
         """
         if free_bits > 0:
             raise ValueError("free_bits bounds the ELBO's KL; the IWAE's bound has no such term")
@@ -54,6 +56,7 @@ class ImportanceWeighted:
             beta=beta,
             constant_posterior=self.dreg,
             noise_key=noise_key,
+            **options,
         )
         loss = -importance.bound(samples.log_weight)
         if self.dreg and samples.z.requires_grad:

@@ -99,6 +99,20 @@ def pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def ladder(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Shapes (channels, height, width) from an image to the smallest feature map: a stage of
+    stride 2 between one and the next. Encoders climb down it, decoders up.
+    """
+    n_channels, height, width = image_shape(shape)
+    sizes = pyramid(height, width, len(channels))
+    return [(n, *size) for n, size in zip((n_channels, *channels), sizes, strict=True)]
+
+
+def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
+    """The convolution that goes with ``upsampling``."""
+    return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
+
+
 def upsampling(n_in: int, n_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
     """The transposed convolution whose output has exactly ``size``: 2 n - 1, plus one if even."""
     padding = tuple(1 - side % 2 for side in size)
@@ -116,14 +130,13 @@ def conv_encoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer."""
-    n_in, height, width = image_shape(input_shape)
+    shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
-    for n_out in channels:
-        layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
+    for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
+        layers.append(downsampling(n_in, n_out))
         layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
-        n_in = n_out
-    height, width = pyramid(height, width, len(channels))[-1]
-    head = mlp([n_in * height * width, hidden, features], activation=activation, dropout=dropout)
+    sizes = [math.prod(shapes[-1]), hidden, features]
+    head = mlp(sizes, activation=activation, dropout=dropout)
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
@@ -138,19 +151,16 @@ def conv_decoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``, with transposed convolutions."""
-    n_out, height, width = image_shape(output_shape)
-    sizes = pyramid(height, width, len(channels))
-    small = (channels[-1], *sizes[-1])
+    small, *larger = reversed(ladder(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
         _activation(activation),
         nn.Unflatten(1, small),
     ]
-    widths = [*reversed(channels), n_out]
-    for stage, size in enumerate(reversed(sizes[:-1])):
-        layers.append(upsampling(widths[stage], widths[stage + 1], size))
-        if stage < len(channels) - 1:
-            layers += [*_norm(norm, widths[stage + 1], spatial=True), _activation(activation)]
+    for rung, ((n_in, *_), (n_out, *size)) in enumerate(itertools.pairwise([small, *larger]), 1):
+        layers.append(upsampling(n_in, n_out, tuple(size)))
+        if rung < len(larger):  # the last gives the likelihood's parameters as they are
+            layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
     return nn.Sequential(*layers)
 
 
@@ -181,6 +191,10 @@ class ResidualBlock(nn.Module):
         return x + self.residual(x)
 
 
+def _residuals(blocks: int, channels: int, **options: object) -> list[nn.Module]:
+    return [ResidualBlock(channels, **options) for _ in range(blocks)]
+
+
 def resnet_encoder(
     input_shape: Sequence[int],
     features: int,
@@ -192,15 +206,12 @@ def resnet_encoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer."""
-    n_in, height, width = image_shape(input_shape)
+    shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
-    for n_out in channels:
-        layers.append(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1))
-        for _ in range(blocks):
-            layers.append(ResidualBlock(n_out, activation=activation, norm=norm, dropout=dropout))
-        n_in = n_out
-    height, width = pyramid(height, width, len(channels))[-1]
-    layers += [_activation(activation), nn.Flatten(), Linear(n_in * height * width, features)]
+    for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
+        layers.append(downsampling(n_in, n_out))
+        layers += _residuals(blocks, n_out, activation=activation, norm=norm, dropout=dropout)
+    layers += [_activation(activation), nn.Flatten(), Linear(math.prod(shapes[-1]), features)]
     return nn.Sequential(*layers)
 
 
@@ -215,16 +226,11 @@ def resnet_decoder(
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
-    n_out, height, width = image_shape(output_shape)
-    sizes = pyramid(height, width, len(channels))
-    small = (channels[-1], *sizes[-1])
+    small, *larger = reversed(ladder(output_shape, channels))
     layers: list[nn.Module] = [Linear(features, math.prod(small)), nn.Unflatten(1, small)]
-    widths = [*reversed(channels), n_out]
-    for stage, size in enumerate(reversed(sizes[:-1])):
-        n = widths[stage]
-        for _ in range(blocks):
-            layers.append(ResidualBlock(n, activation=activation, norm=norm, dropout=dropout))
-        layers += [_activation(activation), upsampling(n, widths[stage + 1], size)]
+    for (n_in, *_), (n_out, *size) in itertools.pairwise([small, *larger]):
+        layers += _residuals(blocks, n_in, activation=activation, norm=norm, dropout=dropout)
+        layers += [_activation(activation), upsampling(n_in, n_out, tuple(size))]
     return nn.Sequential(*layers)
 
 

@@ -16,9 +16,9 @@ from vae_fast.models.builders import (
     importance_weighted,
     latent_maps,
     recurrent,
+    semi_supervised,
 )
 from vae_fast.models.cvae import CVAE
-from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vae import VAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
@@ -33,12 +33,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "hvae": hierarchical,
     "autoencoder-kl": latent_maps,
     "cvae": conditional(CVAE),
-    "ssvae": conditional(SSVAE),
+    "ssvae": semi_supervised,
 }
 
-# A beta-VAE is a VAE with another objective; these are defaults that a config overrides. An AAE's
-# adversarial term is a few tenths of a nat beside hundreds, and needs weight to be heard.
-OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}, "aae": {"beta": 10.0}}
+# A beta-VAE is a VAE with another objective; these are defaults that a config overrides.
+OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}}
 
 
 def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module:

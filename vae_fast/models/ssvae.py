@@ -24,7 +24,9 @@ class SSVAE(CVAE):
     class, which gives the expectation over q(y | x) exactly and every batch the same shapes.
 
     Args:
-        classifier: (N, *input_shape) to (N, num_classes) logits of q(y | x).
+        classifier: the encoder's features (N, features) to (N, num_classes) logits of q(y | x).
+            Reading what the encoder learns from all samples, it needs few labels; the paper gives
+            it a network of its own.
         alpha: weight of the labelled samples' cross-entropy in nats (equation 9; the paper takes
             0.1 times the number of training samples over the number of labelled ones).
     """
@@ -65,7 +67,13 @@ class SSVAE(CVAE):
 
     def predict(self, x: Tensor) -> Tensor:
         """q(y | x), (N, num_classes)."""
-        return self.classifier(self.network_input(x)).softmax(-1)
+        return self.classifier(self.encoder(self.network_input(x))).softmax(-1)
+
+    def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """Whether the class that q(y | x) finds likeliest is y, (N,), where labels are known."""
+        if y is None:
+            return {}
+        return {"accuracy": (self.predict(x).argmax(1) == y).float()}
 
     def loss(
         self,
@@ -87,8 +95,9 @@ class SSVAE(CVAE):
             raise ValueError("free_bits is not defined for a mixture over classes; use beta")
         if y is None:
             y = torch.full(x.shape[:1], -1, device=x.device)
-        nll, kl, _ = self._under_every_class(x, noise_key=noise_key)
-        log_q = self.classifier(self.network_input(x)).log_softmax(-1)
+        h = self.encoder(self.network_input(x))
+        nll, kl, _ = self._under_every_class(x, h, noise_key=noise_key)
+        log_q = self.classifier(h).log_softmax(-1)
         labelled = (y >= 0).unsqueeze(1)
         one_hot = self.condition.one_hot(y, log_q.dtype)
         weight = torch.where(labelled, one_hot, log_q.exp())
@@ -116,20 +125,20 @@ class SSVAE(CVAE):
             options = {"num_samples": num_samples, "noise_key": noise_key, **options}
             return super().weighted_samples(x, y, **options)
         keys = [None if noise_key is None else streams_of(noise_key, i) for i in range(num_samples)]
-        draws = [self._under_every_class(x, noise_key=key) for key in keys]
-        q = self.predict(x).t()
+        h = self.encoder(self.network_input(x))
+        draws = [self._under_every_class(x, h, noise_key=key) for key in keys]
+        q = self.classifier(h).softmax(-1).t()
         log_weight = torch.stack([w.logsumexp(0) for *_, w in draws]) - math.log(self.num_classes)
         nll = torch.stack([(q * nll).sum(0) for nll, *_ in draws])
         return WeightedSamples(log_weight, nll, (q * draws[0][1]).sum(0))
 
     def _under_every_class(
-        self, x: Tensor, noise_key: Tensor | None
+        self, x: Tensor, h: Tensor, noise_key: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(x | z, y), KL(q(z | x, y) || p(z)) and log p(x, z | y) - log q(z | x, y).
 
-        Each is (num_classes, N).
+        ``h`` is the encoder's features of x. Each is (num_classes, N).
         """
-        h = self.encoder(self.network_input(x))
         k, n = self.num_classes, x.shape[0]
         y = self.seen(self.condition.classes).unsqueeze(1).expand(k, n, k)
         h = torch.cat([h.expand(k, *h.shape), y], dim=-1).flatten(0, 1)

@@ -23,6 +23,7 @@ from vae_fast.models.base import (
 )
 from vae_fast.models.conditions import Condition
 from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder
@@ -33,7 +34,7 @@ from vae_fast.types import LossOutput, Reduction
 class VRAE(LatentModel):
     """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
 
-    x is (N, T, F) real values, (N, T) tokens, or images (N, C, T, W), read row by row. T may
+    x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row. T may
     differ from batch to batch but for images; within a batch, shorter sequences are padded at the
     end, and their lengths (N,) are given as ``lengths=``, or found from ``padding``.
 
@@ -276,3 +277,7 @@ class VRAE(LatentModel):
             all_params.append(params)
             all_values.append(value)
         return torch.stack(all_params, 1), torch.stack(all_values, 1)
+
+
+class RecurrentIWAE(ImportanceWeighted, VRAE):
+    """A VRAE trained on the K-sample bound."""

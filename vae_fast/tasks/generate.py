@@ -16,6 +16,7 @@ def generate(
     *,
     temperature: float = 1.0,
     seed: int | None = None,
+    draw: bool = False,
     batch_size: int = 256,
 ) -> Tensor:
     """E[x | z] for n draws of z from the prior, (n, *input_shape), on the CPU.
@@ -24,11 +25,15 @@ def generate(
         y: what to condition on, n entries, for conditional models.
         temperature: of z's standard deviation; below 1, samples are more typical and less varied.
         seed: makes the same samples again; None draws from torch's generator.
+        draw: of a sequence model, draw each step from its distribution, as one would with text,
+            instead of following its most probable course.
     """
     if y is not None and len(y) != n:
         raise ValueError(f"n is {n}, but y has {len(y)} entries")
     device = device_and_dtype(model)[0]
-    options = {} if temperature == 1.0 else {"temperature": temperature}
+    options: dict[str, object] = {} if temperature == 1.0 else {"temperature": temperature}
+    if draw:
+        options["draw"] = True
     made = []
     with evaluating(model), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:

@@ -125,6 +125,28 @@ class CheckpointConfig:
 
 
 @dataclass
+class LabelsConfig:
+    """Which labels of the training data are shown, for models that learn from a few.
+
+    Args:
+        keep: how many samples keep their label, of every class as many, chosen by the run's seed;
+            0 keeps all. The others' is -1. Validation keeps its labels.
+        repeat: how often an epoch goes through the samples that keep theirs.
+    """
+
+    keep: int = 0
+    repeat: int = 1
+
+    def check(self) -> None:
+        at_least("labels.keep", self.keep, 0)
+        at_least("labels.repeat", self.repeat, 1)
+        if self.repeat > 1 and self.keep == 0:
+            raise ValueError(
+                f"labels.repeat is {self.repeat}, and goes with labels.keep: how many labels"
+            )
+
+
+@dataclass
 class TrainConfig:
     """A training run.
 
@@ -153,6 +175,7 @@ class TrainConfig:
         pictures_every: epochs between two sets of pictures, kept under pictures/; 0 for the end's
             alone.
         tensorboard: auto (where it is installed), on or off.
+        labels: which labels are shown.
         objective: the loss.
         optimizer: how gradients become updates.
         checkpoint: when checkpoints are written.
@@ -176,6 +199,7 @@ class TrainConfig:
     ema: float = 0.0
     pictures_every: int = 0
     tensorboard: str = "auto"
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -201,7 +225,7 @@ class TrainConfig:
                 "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
                 "products slow. Use bf16, or fp32"
             )
-        for part in (self.objective, self.optimizer, self.checkpoint):
+        for part in (self.labels, self.objective, self.optimizer, self.checkpoint):
             part.check()
 
 

@@ -69,16 +69,31 @@ class World:
         if self.is_distributed and dist.is_initialized():
             dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module, device: torch.device, config: TrainConfig) -> nn.Module:
+    def wrap(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        config: TrainConfig,
+        *,
+        every_parameter: bool = True,
+    ) -> nn.Module:
         """The model with its gradients averaged over ranks, as ``config.distributed`` says: every
         rank has all of it, or a part (then ``model`` itself is changed); its forward is its loss.
+
+        Args:
+            every_parameter: every call's loss has a gradient for every parameter.
         """
         if not self.is_distributed:
             return model
         if config.distributed == "fsdp":
             return shard(model, device, self.size, config.precision)
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=not every_parameter,
+        )
 
     def batches(self, data: Any, batch_size: int, **options: Any) -> Batches:
         """This rank's batches of ``data``, of ``batch_size`` samples over all ranks."""

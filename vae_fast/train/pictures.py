@@ -58,6 +58,37 @@ def draw_samples(path: Path, images: torch.Tensor, caption: str, columns: int = 
     _write_page(path, bands, "Samples", caption, band_gap=0)
 
 
+def draw_series(
+    path: Path, series: Sequence[torch.Tensor], names: Sequence[str], caption: str, columns: int = 5
+) -> None:
+    """Write a PNG of series against their steps, a small diagram for each.
+
+    Args:
+        series: one or more of (N, T), drawn over each other: originals and reconstructions.
+        names: of each.
+    """
+    matplotlib = need("matplotlib", "drawing series")
+    figure_module = need("matplotlib.figure", "drawing series")
+    lines = [values.detach().float().cpu().numpy() for values in series]
+    rows = -(-len(lines[0]) // columns)
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+        size = (2.2 * columns, 1.3 * rows + 0.6)
+        figure = figure_module.Figure(figsize=size, dpi=130)
+        figure.subplots_adjust(left=0.04, right=0.99, bottom=0.05, top=1.0 - 0.5 / size[1])
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for place, axis in enumerate(axes.flat):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.spines[["left", "bottom"]].set_color("#c9cdd3")
+            axis.tick_params(colors=_hex(_FAINT), length=2, labelsize=7)
+            for values, name, color in zip(lines, names, (_TRAIN, _VAL), strict=False):
+                if place < len(values):
+                    axis.plot(values[place], color=color, linewidth=1.5, label=name)
+        if len(names) > 1:
+            axes.flat[0].legend(frameon=False, fontsize=7)
+        figure.suptitle(caption, x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
+        figure.savefig(path, format="png")
+
+
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]], caption: str) -> None:
     """Write a PNG of loss, reconstruction and KL against the step, from rows of metrics.jsonl."""
     matplotlib = need("matplotlib", "drawing curves.png")

@@ -21,10 +21,14 @@ class Reached:
 
 @dataclass
 class Result:
-    """What ``fit`` returns: the last validation's terms in nats per sample, speed and pictures."""
+    """What ``fit`` returns: the last validation's terms in nats per sample, speed and pictures.
+
+    ``diagnostics`` is what the model itself said of the validation data, such as its accuracy.
+    """
 
     loss: float
     recon: float
     kl: float
     samples_per_second: float
     pictures: list[Path] = field(default_factory=list)
+    diagnostics: dict[str, float] = field(default_factory=dict)

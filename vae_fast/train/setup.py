@@ -31,6 +31,9 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
         )
     if config.binarize == "static":
         train = datasets.binarized_once(train, config.seed)
+    labels = config.labels
+    if labels.keep > 0:
+        train = datasets.keep_labels(train, labels.keep, seed=config.seed, repeat=labels.repeat)
     return train, val
 
 

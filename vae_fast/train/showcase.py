@@ -11,7 +11,7 @@ from vae_fast.data import Batch, Batches
 from vae_fast.train import pictures, rng
 from vae_fast.train.sharded import run_whole
 
-RECONSTRUCTIONS, SAMPLES = 40, 100
+RECONSTRUCTIONS, SAMPLES, SERIES = 40, 100, 20
 
 
 def first_samples(batches: Batches, n: int) -> Batch:
@@ -45,16 +45,18 @@ def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Ten
 
 
 def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
-    """Draw reconstructions.png and samples.png (of images), and curves.png.
+    """Draw reconstructions.png and samples.png, of images or series, and curves.png.
 
     Args:
         prefix: put before the names, within the run's folder.
     """
     config, folder, model = trainer.config, trainer.folder, trainer.model
-    shown = len(model.input_shape) == 3
-    if shown:  # by every rank, for each may have a part of the model
-        batch = first_samples(trainer.val_batches, RECONSTRUCTIONS)
-        again, drawn = reconstruct(model, batch), sample(model, SAMPLES, config.seed)
+    are_images = len(model.input_shape) == 3
+    are_series = len(model.input_shape) == 1 and not getattr(model.likelihood, "discrete", True)
+    if are_images or are_series:  # by every rank, for each may have a part of the model
+        pairs, draws_of_prior = (RECONSTRUCTIONS, SAMPLES) if are_images else (SERIES, SERIES)
+        batch = first_samples(trainer.val_batches, pairs)
+        again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
     if not trainer.world.is_main:
         return []
     rows = folder.metrics()
@@ -62,13 +64,19 @@ def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
     loss = "loss not finite" if last["loss"] is None else f"{last['loss']:.1f} nats per sample"
     caption = f"{config.model} on {config.data} · epoch {last['epoch']} · {loss}"
 
-    def reconstructions(path: Path) -> None:
-        pictures.draw_reconstructions(path, batch.images, again, caption)
-
     draws = {}
-    if shown:
-        draws["reconstructions.png"] = reconstructions
+    if are_images:
+        draws["reconstructions.png"] = lambda path: pictures.draw_reconstructions(
+            path, batch.images, again, caption
+        )
         draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption)
+    if are_series:
+        draws["reconstructions.png"] = lambda path: pictures.draw_series(
+            path, (batch.images, again), ("data", "reconstruction"), caption
+        )
+        draws["samples.png"] = lambda path: pictures.draw_series(
+            path, (drawn,), ("sample",), caption
+        )
     if curves:
         draws["curves.png"] = lambda path: pictures.draw_curves(path, rows, caption)
     prefix = f"{prefix}-" if prefix else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.config import TrainConfig
@@ -23,7 +25,8 @@ class Step:
     """Calling it with a batch updates the model once; ``meter`` gathers the loss's terms.
 
     Args:
-        model: its ``forward`` is its loss.
+        model: its ``forward`` is its loss. If it has ``phases()``, a step goes through them, each
+            with an optimizer and a guard of its own; most models have one phase.
         steps_per_epoch: what schedules in epochs and to the end of the run count by.
     """
 
@@ -36,7 +39,14 @@ class Step:
         steps_per_epoch: int,
     ) -> None:
         self.model = model
-        self.network = world.wrap(model, device, config)
+        alone = len(phases_of(model)) == 1
+        if not alone and world.is_distributed and config.distributed == "fsdp":
+            raise ValueError(
+                f"{config.model} trains several losses in turn, which needs all of it on every "
+                "rank: use --distributed ddp"
+            )
+        self.network = world.wrap(model, device, config, every_parameter=alone)
+        self.phases = phases_of(model)
         self.config = config
         self.device = device
         self.world = world
@@ -45,9 +55,9 @@ class Step:
         self.beta, self.lr = self.final_beta, config.lr
         if config.compile:
             compile_networks(model)
-        parameters = list(model.parameters())
-        self.update = Update(parameters, config, device, is_distributed=world.is_distributed)
-        flat = self.update.flat
+        options = {"is_distributed": world.is_distributed, "alone": alone}
+        self.updates = [Update(p.parameters, config, device, **options) for p in self.phases]
+        flat = self.updates[0].flat
         self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
         self.meter = Meter(device, world)
         self.now = Now(device)
@@ -59,32 +69,50 @@ class Step:
     def __call__(self, share: Share, number: int) -> None:
         """Update the model by this rank's share of batch ``number`` of the run, from 0."""
         self.follow_schedules(number)
-        if self.update.flat is None:  # it may turn out so at the first gradients
+        if self.updates[0].flat is None:  # it may turn out so at the first gradients
             self.captured = None
         run = self.take if self.captured is None else self.captured
-        self.update.guard.record(*run(share))
+        outcomes = run(share)
+        for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
+            update.guard.record(*outcome)
         self.meter.samples += len(share.images)
 
-    def take(self, share: Share) -> tuple[Any, Any]:
+    def take(self, share: Share) -> tuple[Any, ...]:
         """All of a step that is done on the device, in the same way at every step.
 
         What differs between steps is in ``now``, and on a GPU in tensors there, so that this can
-        be captured in a CUDA graph and replayed. Returns what the guard is to remember.
+        be captured in a CUDA graph and replayed. Returns what the guards are to remember: the
+        norm, and whether the step was skipped, of each phase in turn.
         """
-        terms = self.objective(share, self.now.beta)
-        norm, skipped = self.update.take(terms.loss, share.weight)
+        terms, skipped, outcomes = None, None, []
+        for phase, update in self.each():
+            of_phase = self.objective(share, self.now.beta, phase.name)
+            norm, skip = update.take(of_phase.loss, share.weight)
+            terms = of_phase if terms is None else _sum(terms, of_phase)
+            skipped = skip if skipped is None else skipped | skip
+            outcomes += [norm, skip]
         if self.average is not None:
             self.average.update(self.now.average_weight)
         self.meter.add(terms, len(share.images), skipped)
-        return norm, skipped
+        return tuple(outcomes)
 
-    def objective(self, share: Share, beta: float | Tensor | None = None) -> LossOutput:
-        """The loss and its terms, in nats per sample; the same in training and validation."""
+    def each(self) -> Iterator[tuple[Phase, Update]]:
+        return zip(self.phases, self.updates, strict=True)
+
+    def objective(
+        self, share: Share, beta: float | Tensor | None = None, phase: str | None = None
+    ) -> LossOutput:
+        """The loss and its terms, in nats per sample; the same in training and validation.
+
+        Of a model with phases, those of one, or their sum.
+        """
         options: dict[str, Any] = {"beta": self.beta if beta is None else beta}
         if self.config.objective.free_bits > 0:
             options["free_bits"] = self.config.objective.free_bits
+        if phase is not None:
+            options["phase"] = phase
         labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
-        with self.update.objective(), self.autocast(), self.world.joined(share):
+        with self.updates[0].objective(), self.autocast(), self.world.joined(share):
             return self.network(share.images, *labels, **options)
 
     def follow_schedules(self, number: int) -> None:
@@ -97,7 +125,25 @@ class Step:
         weight = 0.0 if self.average is None else self.average.weight(number)
         self.now.set(self.beta, self.lr, weight)
         # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
-        self.update.set_lr(self.lr if self.update.flat is None else self.now.lr)
+        for update in self.updates:
+            update.set_lr(self.lr if update.flat is None else self.now.lr)
+
+    def read_guards(self) -> dict[str, float | None]:
+        """Mean norm of the gradients since the last read, by phase, and steps skipped in all.
+
+        This waits for the device.
+        """
+        found = {phase.name: update.guard.read() for phase, update in self.each()}
+        norms = {
+            "grad_norm" if name is None else f"grad_norm_{name}": row["grad_norm"]
+            for name, row in found.items()
+        }
+        return {**norms, "skipped": sum(row["skipped"] for row in found.values())}
+
+    @property
+    def not_finite_in_row(self) -> int:
+        """Steps in a row, as of the last read, in which a phase was not finite."""
+        return max(update.guard.not_finite_in_row for update in self.updates)
 
     def autocast(self) -> AbstractContextManager:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
@@ -110,10 +156,21 @@ class Step:
     def state_dict(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
-            "update": self.update.state_dict(),
+            "updates": [update.state_dict() for update in self.updates],
             **average,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            getattr(self, name).load_state_dict(value)
+        saved = state["updates"]
+        if len(saved) != len(self.updates):
+            raise ValueError(
+                f"{len(saved)} optimizers were saved, the model has {len(self.updates)}"
+            )
+        for update, value in zip(self.updates, saved, strict=True):
+            update.load_state_dict(value)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def _sum(a: LossOutput, b: LossOutput) -> LossOutput:
+    return LossOutput(*(x + y for x, y in zip(a, b, strict=True)))

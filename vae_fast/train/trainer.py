@@ -21,6 +21,7 @@ from vae_fast.data import build_augment
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
+from vae_fast.train.diagnostics import diagnostics
 from vae_fast.train.distributed import World
 from vae_fast.train.extras import check_extras
 from vae_fast.train.latents import collapse_warning, latent_statistics
@@ -89,6 +90,7 @@ class Trainer:
         check_steps(profile, self.total_steps)
         self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
         self.warned_of_collapse = False
+        self.diagnostics: dict[str, float] = {}  # of the last validation
         self.improved = False  # validation has found a new best that is not saved yet
         self.stop = StopSignals()
         self.profile = profile if self.world.is_main else 0
@@ -181,7 +183,8 @@ class Trainer:
             means, samples = meter.read()
             speed = samples / (time.perf_counter() - began)
             statistics = latent_statistics(self.model, self.val_batches, self.world)
-            self.log("val", means, speed, beta=step.beta, **statistics)
+            self.diagnostics = diagnostics(self.model, self.val_batches, self.world)
+            self.log("val", means, speed, beta=step.beta, **self.diagnostics, **statistics)
         if not self.warned_of_collapse and step.beta >= step.final_beta and self.reached.epoch > 1:
             warning = collapse_warning(statistics)
             self.warned_of_collapse = warning is not None
@@ -199,13 +202,12 @@ class Trainer:
         if self.step.meter.samples == 0:
             return
         means, samples = self.step.meter.read()
-        norms, now = self.step.update.guard.read(), time.perf_counter()
+        norms, now = self.step.read_guards(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
         self.reached.seconds += seconds
         self.reached.samples += samples
         self.log("train", means, samples / seconds, beta=self.step.beta, lr=self.step.lr, **norms)
-        bad = self.step.update.guard.not_finite_in_row
-        limit = self.config.optimizer.max_not_finite
+        bad, limit = self.step.not_finite_in_row, self.config.optimizer.max_not_finite
         if bad >= limit:
             raise TrainingError(
                 f"the loss or the gradient was not finite in the last {bad} steps (the limit is "
@@ -283,7 +285,8 @@ class Trainer:
         """The last validation, and the pictures, drawn now."""
         row = [row for row in self.folder.metrics() if row["split"] == "val"][-1]
         speed = self.reached.samples / self.reached.seconds
-        return Result(row["loss"], row["recon"], row["kl"], speed, self.draw("", curves=True))
+        paths = self.draw("", curves=True)
+        return Result(row["loss"], row["recon"], row["kl"], speed, paths, self.diagnostics)
 
     # --- checkpoints -----------------------------------------------------------------------------
 

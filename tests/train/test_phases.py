@@ -1,0 +1,169 @@
+"""Models with several losses: each has its own parameters, optimizer and guard in the engine."""
+
+import copy
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from vae_fast.data import Batches
+from vae_fast.models import build
+from vae_fast.models.phases import Phase
+from vae_fast.train import TrainConfig
+from vae_fast.train.config import OptimizerConfig
+from vae_fast.train.distributed import World
+from vae_fast.train.step import Step
+from vae_fast.types import LossOutput
+
+CPU = torch.device("cpu")
+IMAGES = torch.randint(
+    0, 256, (40, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+)
+
+
+def made(**optimizer):
+    torch.manual_seed(0)
+    model = build("aae", (1, 6, 6), latent_dim=2, network_options={"hidden": [8]},
+                  discriminator_hidden=[8])  # fmt: skip
+    config = TrainConfig(model="aae", lr=0.01, optimizer=OptimizerConfig(**optimizer))
+    return Step(model, config, CPU, World(), 5)
+
+
+def shares():
+    return list(World().shares(Batches(IMAGES, 8, shuffle=False)))
+
+
+def test_a_step_is_the_phases_in_turn():
+    """The engine's updates are those of three optimizers written out by hand."""
+    step = made()
+    torch.manual_seed(7)
+    for number, share in enumerate(shares()):
+        step(share, number)
+    found = [p.detach().clone() for p in step.model.parameters()]
+    by_hand = made().model
+    optimizers = [(name, torch.optim.Adam(p, lr=0.01, fused=True)) for name, p in by_hand.phases()]
+    torch.manual_seed(7)
+    losses = []
+    for share in shares():
+        losses.append([])
+        for name, optimizer in optimizers:
+            loss = by_hand.loss(share.images, phase=name).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    for one, two in zip(found, by_hand.parameters(), strict=True):
+        assert torch.equal(one, two)
+    means, samples = step.meter.read()
+    assert samples == 40
+    assert means["loss"] == pytest.approx(sum(map(sum, losses)) / 5, rel=1e-5)
+    row = step.read_guards()
+    assert {f"grad_norm_{name}" for name, _ in by_hand.phases()} | {"skipped"} == set(row)
+    assert row["skipped"] == 0 and all(value >= 0 for value in row.values())
+
+
+def test_a_step_goes_on_to_the_same_bits():
+    step, again = made(), made()
+    torch.manual_seed(3)
+    for number, share in enumerate(shares()[:2]):
+        step(share, number)
+    again.model.load_state_dict(step.model.state_dict())
+    again.load_state_dict(copy.deepcopy(step.state_dict()))  # as through a file
+    for either in (step, again):
+        torch.manual_seed(4)
+        for number, share in enumerate(shares()[2:], start=2):
+            either(share, number)
+    for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    fresh = made()
+    fresh.model.load_state_dict(again.model.state_dict())
+    assert len(fresh.state_dict()["updates"]) == 3
+    with pytest.raises(ValueError, match="3 optimizers were saved, the model has 1"):
+        Step(build("ae", (1, 6, 6)), TrainConfig(model="ae"), CPU, World(), 5).load_state_dict(
+            step.state_dict()
+        )
+
+
+class Rivals(nn.Module):
+    """Two parameters, one of whose losses turns infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+    def phases(self):
+        return [Phase("a", [self.a]), Phase("b", [self.b])]
+
+    def forward(self, x, *, phase, beta):
+        loss = self.a * 2.0 if phase == "a" else self.b * x.max()
+        return LossOutput(loss, loss, torch.zeros(()))
+
+
+def test_a_phase_that_is_not_finite_is_skipped_alone():
+    model = Rivals()
+    config = TrainConfig(lr=0.1, optimizer=OptimizerConfig(name="torch.optim:SGD"))
+    step = Step(model, config, CPU, World(), 3)
+    for number, value in enumerate((1.0, math.inf, math.nan)):
+        (share,) = World().shares(Batches(torch.zeros(4, 1), 4, shuffle=False))
+        step(share._replace(images=torch.full((4, 1), value)), number)
+    assert model.a.item() == pytest.approx(1.0 - 3 * 0.2)
+    assert model.b.item() == pytest.approx(1.0 - 0.1)
+    assert step.read_guards()["skipped"] == 2 and step.not_finite_in_row == 2
+    assert step.meter.read()[0]["loss"] == pytest.approx(3.0)  # of the first step alone
+
+
+PROGRAM = """
+import sys, torch
+from vae_fast.data import Batches
+from vae_fast.models import build
+from vae_fast.train import TrainConfig
+from vae_fast.train.distributed import World
+from vae_fast.train.step import Step
+
+torch.set_num_threads(1)
+world, cpu = World(), torch.device("cpu")
+world.join(cpu)
+torch.manual_seed(0)
+model = build("aae", (1, 6, 6), latent_dim=2, network_options={"hidden": [8]},
+              discriminator_hidden=[8]).double()
+draws = torch.randn(3, 12, 2, dtype=torch.float64)
+step = Step(model, TrainConfig(model="aae", lr=0.01), cpu, world, 3)
+images = torch.randint(0, 256, (12, 1, 6, 6), dtype=torch.uint8)
+import vae_fast.models.aae as aae
+for number in range(3):
+    # The ranks' draws are of their own; here each has its part of the same ones.
+    part = draws[number][world.rank * 12 // world.size : (world.rank + 1) * 12 // world.size]
+    aae.reparameterize = lambda *_, part=part, **__: part
+    for share in world.shares(world.batches(images, 12, shuffle=False)):
+        step(share, number)
+if world.is_main:
+    torch.save([p.detach() for p in model.parameters()], sys.argv[1])
+world.leave()
+"""
+
+
+def run_ranks(size, path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}  # fmt: skip
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(path)],
+                         env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(size)
+    ]  # fmt: skip
+    assert [rank.wait(timeout=300) for rank in ranks] == [0] * size
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(tmp_path):
+    alone, shared = (run_ranks(size, tmp_path / f"{size}.pt") for size in (1, 2))
+    for one, two in zip(alone, shared, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,84 @@
+"""vae-fast compress and vae-fast decompress: samples as rounded features, and back."""
+
+from __future__ import annotations
+
+from vae_fast.cli.flags import parse
+from vae_fast.cli.output import check_out, need_images, write, write_file
+from vae_fast.cli.runs import (
+    add_samples,
+    caption,
+    model_and_samples,
+    out_path,
+    restore,
+    run_parser,
+)
+
+
+def compress(arguments: list[str], program: str) -> int:
+    """write samples as features rounded to a grid, and count their bits"""
+    parser = run_parser(program, compress.__doc__, ".npz of symbols, step and labels")
+    add_samples(parser, 0)
+    parser.add_argument("--step", type=float, default=0.25, help="of the grid: finer costs bits")
+    values = parse(parser, arguments)
+    check_out(values.out, (".npz",))
+    import numpy as np
+
+    from vae_fast import tasks
+    from vae_fast.evaluate.likelihood import reconstruction_error
+
+    restored, (x, _, y, source) = model_and_samples(values, (".npz",), least=0)
+    packed = tasks.compress(restored.model, x, y, step=values.step)
+    again = tasks.decompress(restored.model, packed, y)
+    arrays = {"symbols": packed.symbols.cpu().numpy(), "step": np.float64(packed.step)}
+    if y is not None:
+        arrays["labels"] = y.cpu().numpy()
+
+    def save(path):
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_file(out_path(values, "compressed.npz"), save)
+    raw = x[0].numel() * (1 if x.element_size() == 1 else 4)
+    bits = float(packed.bits.mean())
+    error = float((restored.model.network_input(x) - again).square().mean())
+    exact = float(reconstruction_error(restored.model, x, y).mean())
+    print(
+        f"{len(x)} samples of {source}: {bits:.1f} bits each under the prior, of {8 * raw} "
+        f"(1 to {8 * raw / bits:.0f})"
+    )
+    print(f"Mean squared error {error:.5f}, of which rounding makes {error - exact:.5f}")
+    return 0
+
+
+def decompress(arguments: list[str], program: str) -> int:
+    """make samples from what compress wrote"""
+    parser = run_parser(program, decompress.__doc__, ".npy array or .png picture")
+    parser.add_argument("file", type=str, help="the .npz that compress wrote")
+    values = parse(parser, arguments)
+    check_out(values.out, (".npy", ".png"))
+    import numpy as np
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.train import pictures
+
+    restored = restore(values, (".npy", ".png"))
+    device = next(restored.model.parameters()).device
+    with np.load(values.file, allow_pickle=False) as file:
+        if "symbols" not in file or "step" not in file:
+            raise ValueError(f"{values.file} was not written by vae-fast compress")
+        symbols, step = torch.from_numpy(file["symbols"]), float(file["step"])
+        y = torch.from_numpy(file["labels"]).to(device) if "labels" in file else None
+    latent = restored.model.latent_dim
+    if symbols.dim() != 2 or symbols.shape[1] != latent:
+        raise ValueError(
+            f"{values.file} has symbols of shape {tuple(symbols.shape)}, and the model's latent_dim "
+            f"is {latent}: it was compressed with another model"
+        )
+    packed = tasks.Compressed(symbols.to(device), step, torch.empty(0))
+    again = tasks.decompress(restored.model, packed, y)
+    out = out_path(values, "decompressed.npy")
+    if out.suffix != ".npy":
+        need_images(again)
+    write(out, lambda path: pictures.draw_samples(path, again[:100], caption(restored)), again)
+    return 0

@@ -1,0 +1,144 @@
+"""vae-fast inpaint and vae-fast denoise: data made whole, before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vae_fast.cli.flags import Usage, parse
+from vae_fast.cli.output import need_images, write
+from vae_fast.cli.runs import add_samples, caption, model_and_samples, out_path, run_parser
+
+OUT = ".png picture or .npy array"
+HALVES = ("left", "right", "top", "bottom")
+
+
+def inpaint(arguments: list[str], program: str) -> int:
+    """fill in missing pixels or values, and show how uncertain they are"""
+    parser = run_parser(program, inpaint.__doc__, OUT)
+    add_samples(parser, 10)
+    parser.add_argument(
+        "--missing",
+        type=str,
+        default="right",
+        help="left, right, top or bottom half; a part such as 0.5, at random; or an .npy mask, "
+        "true where a value is missing",
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of each chain")
+    parser.add_argument("--draws", type=int, default=10, help="chains, whose mean is shown")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the chains")
+    values = parse(parser, arguments)
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_strips
+
+    restored, (x, _, y, source) = model_and_samples(values)
+    torch.manual_seed(values.seed)
+    missing = _mask(values.missing, x).to(x.device)
+    found = tasks.impute(restored.model, x, ~missing, y, steps=values.steps, draws=values.draws)
+    out = out_path(values, "inpainting.png")
+    if out.suffix != ".npy":
+        need_images(x)
+    seen = restored.model.network_input(x).masked_fill(missing, 0.5)
+    strips = [restored.model.network_input(x), seen, found.mean, (2.0 * found.std).clamp_max(1.0)]
+    note = "whole, seen, filled in, and twice the draws' deviation"
+    write(out, lambda path: draw_strips(path, strips, caption(restored, source, note)), found.mean)
+    return 0
+
+
+def _mask(what: str, x: Any) -> Any:
+    """bool, true where a value of x is missing, of x's shape or broadcast to it."""
+    import numpy as np
+    import torch
+
+    if what.endswith(".npy"):
+        mask = torch.from_numpy(np.load(what, allow_pickle=False))
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"{what} must be bool, true where a value is missing; it is {mask.dtype}"
+            )
+        return mask
+    if what in HALVES:
+        need_images(x)
+        mask = torch.zeros(1, *x.shape[1:], dtype=torch.bool)
+        along = mask.transpose(2, 3) if what in ("left", "right") else mask
+        half = (along.shape[2] + 1) // 2
+        along[:, :, half:] = True
+        return ~mask if what in ("left", "top") else mask
+    try:
+        part = float(what)
+    except ValueError:
+        part = -1.0
+    if not 0.0 < part < 1.0:
+        raise Usage(
+            f"--missing takes {', '.join(HALVES)}, a part between 0 and 1, or an .npy mask; "
+            f"got {what}"
+        )
+    return torch.rand(x.shape) < part
+
+
+def translate(arguments: list[str], program: str) -> int:
+    """draw from what a model derives from samples: half an image, or its edges"""
+    parser = run_parser(program, translate.__doc__, OUT)
+    add_samples(parser, 10)
+    parser.add_argument("--draws", type=int, default=3, help="of each")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    values = parse(parser, arguments)
+    if values.draws < 1:
+        raise Usage(f"--draws must be at least 1, got {values.draws}")
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_strips
+
+    restored, (x, _, _, source) = model_and_samples(values)
+    model = restored.model
+    if getattr(getattr(model, "condition", None), "derive", None) is None:
+        raise ValueError(
+            f"{restored.config.model} of {values.run} derives no condition from images: translate "
+            "is for a cvae trained with condition left-half or edges"
+        )
+    (y,) = model.condition_from(x, None)
+    seeds = range(values.seed, values.seed + values.draws)
+    drawn = [tasks.generate(model, len(x), y, seed=seed) for seed in seeds]
+    strips = [part.cpu() for part in (model.network_input(x), y)] + drawn
+    note = f"the image, what the model is given, and {values.draws} draws"
+    write(
+        out_path(values, "translation.png"),
+        lambda path: draw_strips(path, strips, caption(restored, source, note)),
+        torch.stack(drawn),
+    )
+    return 0
+
+
+def denoise(arguments: list[str], program: str) -> int:
+    """take noise out of samples, by what the model can draw"""
+    parser = run_parser(program, denoise.__doc__, OUT)
+    add_samples(parser, 10)
+    parser.add_argument(
+        "--noise", type=float, default=0.3, help="deviation of the noise put in first; 0 for none"
+    )
+    parser.add_argument("--steps", type=int, default=1, help="reconstructions of reconstructions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    values = parse(parser, arguments)
+    if values.noise < 0:
+        raise Usage(f"--noise is a standard deviation, at least 0, got {values.noise}")
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_strips
+
+    restored, (x, _, y, source) = model_and_samples(values)
+    torch.manual_seed(values.seed)
+    clean = restored.model.network_input(x)
+    noisy = clean
+    if values.noise > 0:
+        noisy = (clean + values.noise * torch.randn_like(clean)).clamp(0.0, 1.0)
+    again = tasks.denoise(restored.model, noisy, y, steps=values.steps)
+    out = out_path(values, "denoised.png")
+    if out.suffix != ".npy":
+        need_images(x)
+    strips = [clean, noisy, again] if values.noise > 0 else [clean, again]
+    note = "before, noisy, after" if values.noise > 0 else "before, after"
+    write(out, lambda path: draw_strips(path, strips, caption(restored, source, note)), again)
+    return 0

@@ -1,0 +1,161 @@
+"""Commands about the latent space: encode, latent-map, traverse, interpolate, attribute."""
+
+from __future__ import annotations
+
+from vae_fast.cli.flags import Usage, parse
+from vae_fast.cli.output import check_out, need_images, write, write_file
+from vae_fast.cli.runs import (
+    add_samples,
+    caption,
+    model_and_samples,
+    out_path,
+    run_parser,
+)
+
+OUT = ".png picture or .npy array"
+
+
+def encode(arguments: list[str], program: str) -> int:
+    """write the features of samples, the posterior's means, to a file"""
+    parser = run_parser(program, encode.__doc__, ".npy array (N, latent_dim)")
+    add_samples(parser, 0)
+    values = parse(parser, arguments)
+    check_out(values.out, (".npy",))
+    import numpy as np
+
+    from vae_fast import tasks
+
+    restored, (x, _, y, _) = model_and_samples(values, (".npy",), least=0)
+    codes = tasks.encode(restored.model, x, y)
+
+    def save(path):
+        with open(path, "wb") as file:
+            np.save(file, codes.float().cpu().numpy(), allow_pickle=False)
+
+    write_file(out_path(values, "features.npy"), save)
+    return 0
+
+
+def latent_map(arguments: list[str], program: str) -> int:
+    """draw the features of samples in the plane, coloured by label"""
+    parser = run_parser(program, latent_map.__doc__, ".png picture")
+    add_samples(parser, 2000)
+    values = parse(parser, arguments)
+    check_out(values.out, (".png",))
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_latent_map
+
+    restored, (x, labels, y, source) = model_and_samples(values, (".png",))
+    codes = tasks.encode(restored.model, x, y)
+    write_file(
+        out_path(values, "latent_map.png"),
+        lambda path: draw_latent_map(path, codes, labels, caption=caption(restored, source)),
+    )
+    return 0
+
+
+def traverse(arguments: list[str], program: str) -> int:
+    """walk along latent dimensions from one sample's features, a row each"""
+    parser = run_parser(program, traverse.__doc__, OUT)
+    add_samples(parser, 1000, "how many samples to find the dimensions by")
+    parser.add_argument("--index", type=int, default=0, help="the sample to start from")
+    parser.add_argument(
+        "--dimensions",
+        type=int,
+        default=10,
+        help="how many rows: the dimensions whose features vary most over the samples",
+    )
+    parser.add_argument("--steps", type=int, default=9, help="columns")
+    parser.add_argument(
+        "--range", type=float, default=3.0, help="columns go from -RANGE to RANGE deviations"
+    )
+    values = parse(parser, arguments)
+    for name in ("dimensions", "steps"):
+        if getattr(values, name) < 1:
+            raise Usage(f"--{name} must be at least 1, got {getattr(values, name)}")
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_grid
+
+    restored, (x, _, y, source) = model_and_samples(values)
+    if not 0 <= values.index < len(x):
+        raise ValueError(
+            f"--index {values.index} is not among the {len(x)} samples (0 is the first)"
+        )
+    codes = tasks.encode(restored.model, x, y)
+    spread = codes.std(0, correction=0)
+    chosen = spread.argsort(descending=True)[: values.dimensions].tolist()
+    # The prior's deviation is 1; an autoencoder's codes have one of their own.
+    scale = 1.0 if getattr(restored.model, "is_probabilistic", True) else float(spread.mean())
+    steps = (torch.linspace(-values.range, values.range, values.steps) * scale).tolist()
+    given = None if y is None else y[values.index : values.index + 1]
+    walks = tasks.traverse(
+        restored.model, codes[values.index], dimensions=chosen, values=steps, y=given
+    )
+    out = out_path(values, "traversal.png")
+    if out.suffix != ".npy":
+        need_images(walks[0])
+    note = f"rows: dimensions {', '.join(map(str, chosen))}"
+    write(out, lambda path: draw_grid(path, walks, caption(restored, source, note)), walks)
+    return 0
+
+
+def interpolate(arguments: list[str], program: str) -> int:
+    """walk between pairs of samples through their features, a row each"""
+    parser = run_parser(program, interpolate.__doc__, OUT)
+    add_samples(parser, 8, "how many pairs: samples 0 and 1, 2 and 3, ...")
+    parser.add_argument("--steps", type=int, default=10, help="columns, both ends included")
+    parser.add_argument("--path", type=str, default="spherical", help="spherical or linear")
+    values = parse(parser, arguments)
+    values.n *= 2
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_grid
+
+    restored, (x, _, y, source) = model_and_samples(values)
+    if len(x) < 2:
+        raise ValueError(f"{source} has {len(x)} sample: a pair takes two")
+    pairs = len(x) // 2 * 2
+    start, end = x[0:pairs:2], x[1:pairs:2]
+    given = None if y is None else y[0:pairs:2]
+    walks = tasks.interpolate(
+        restored.model, start, end, given, steps=values.steps, path=values.path
+    )
+    out = out_path(values, "interpolation.png")
+    if out.suffix != ".npy":
+        need_images(walks[0])
+    write(out, lambda path: draw_grid(path, walks, caption(restored, source, values.path)), walks)
+    return 0
+
+
+def attribute(arguments: list[str], program: str) -> int:
+    """find a label's direction in latent space, and add it to other samples, a row each"""
+    parser = run_parser(program, attribute.__doc__, OUT)
+    parser.add_argument("label", type=int, help="the class whose direction it is")
+    add_samples(parser, 1000, "how many samples to find the direction by")
+    parser.add_argument("--rows", type=int, default=8, help="how many samples to change")
+    parser.add_argument("--steps", type=int, default=7, help="columns, from strength 0 to STRENGTH")
+    parser.add_argument("--strength", type=float, default=1.5, help="of the last column")
+    values = parse(parser, arguments)
+    import torch
+
+    from vae_fast import tasks
+    from vae_fast.tasks.pictures import draw_grid
+
+    restored, (x, labels, y, source) = model_and_samples(values)
+    if labels is None:
+        raise ValueError(f"{source} has no labels, which the direction is found by")
+    has = labels == values.label
+    vector = tasks.attribute_vector(tasks.encode(restored.model, x, y), has)
+    others = x[~has][: values.rows]
+    given = None if y is None else y[~has][: values.rows]
+    strengths = torch.linspace(0.0, values.strength, values.steps).tolist()
+    walks = torch.stack(
+        [tasks.apply_attribute(restored.model, others, vector, s, given) for s in strengths], 1
+    )
+    out = out_path(values, f"attribute_{values.label}.png")
+    if out.suffix != ".npy":
+        need_images(walks[0])
+    note = f"towards label {values.label}, strength 0 to {values.strength:g}"
+    write(out, lambda path: draw_grid(path, walks, caption(restored, source, note)), walks)
+    return 0

@@ -1,0 +1,89 @@
+"""vae-fast evaluate and vae-fast anomaly: numbers about a model, and about each sample."""
+
+from __future__ import annotations
+
+from vae_fast.cli.flags import parse
+from vae_fast.cli.output import check_out, print_table, write_file
+from vae_fast.cli.runs import (
+    add_samples,
+    caption,
+    model_and_samples,
+    out_path,
+    run_parser,
+    samples_of,
+)
+
+
+def evaluate(arguments: list[str], program: str) -> int:
+    """measure a trained model: ELBO, importance-sampled NLL, active units"""
+    parser = run_parser(program, evaluate.__doc__)
+    add_samples(parser, 1000)
+    parser.add_argument(
+        "--num_samples", type=int, default=100, help="K of the importance-sampled NLL, 0 for none"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    values = parse(parser, arguments)
+    from vae_fast.evaluate import evaluate as measure
+    from vae_fast.evaluate.run import binarized
+
+    restored, (x, labels, _, source) = model_and_samples(values)
+    report = binarized(restored.config) | measure(
+        restored.model, x, labels, num_samples=values.num_samples, seed=values.seed
+    )
+    print(f"{restored.config.model} at step {restored.step}, on {source}, in nats per sample")
+    print_table(report)
+    return 0
+
+
+def anomaly(arguments: list[str], program: str) -> int:
+    """score how unlike the training data samples are, with a threshold and a histogram"""
+    parser = run_parser(program, anomaly.__doc__, ".npy scores, and a .png histogram beside")
+    add_samples(parser, 0)
+    parser.add_argument(
+        "--score", type=str, default="elbo", help="elbo, nll (importance-sampled) or reconstruction"
+    )
+    parser.add_argument("--num_samples", type=int, default=10, help="draws of z for each score")
+    parser.add_argument(
+        "--quantile",
+        type=float,
+        default=0.95,
+        help="the part of the run's validation data below the threshold",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    values = parse(parser, arguments)
+    check_out(values.out, (".npy",))
+    import numpy as np
+    import torch
+
+    from vae_fast.tasks import anomaly_scores, anomaly_threshold
+    from vae_fast.tasks.pictures import draw_score_histogram
+
+    restored, looked_at = model_and_samples(values, (".npy",), least=0)
+    options = {"score": values.score, "num_samples": values.num_samples}
+    torch.manual_seed(values.seed)
+    scores = anomaly_scores(restored.model, looked_at.x, looked_at.given, **options)
+    normal = scores
+    if values.data is not None:
+        usual = samples_of(restored, None, 0)
+        normal = anomaly_scores(restored.model, usual.x, usual.given, **options)
+    threshold = anomaly_threshold(normal, values.quantile)
+    out = out_path(values, "anomaly_scores.npy")
+
+    def save(path):
+        with open(path, "wb") as file:
+            np.save(file, scores.float().cpu().numpy(), allow_pickle=False)
+
+    write_file(out, save)
+    write_file(
+        out.with_suffix(".png"),
+        lambda path: draw_score_histogram(
+            path,
+            normal,
+            scores if values.data is not None else None,
+            threshold=threshold,
+            caption=caption(restored, looked_at.source, values.score),
+        ),
+    )
+    above = int((scores > threshold).sum())
+    print(f"Threshold {threshold:.2f} nats: {above} of {len(scores)} samples are above it")
+    return 0

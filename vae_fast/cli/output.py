@@ -1,0 +1,74 @@
+"""What commands leave behind: tables on the terminal, pictures and arrays in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vae_fast.cli.flags import Usage
+
+
+def print_table(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:{width}s}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def check_out(out: str | None, suffixes: tuple[str, ...]) -> None:
+    """Raise Usage, before any work, for a file of a kind that the command doesn't write."""
+    kinds = {".png": "a picture", ".npy": "an array", ".npz": "arrays", ".txt": "text"}
+    if out is not None and Path(out).suffix not in suffixes:
+        known = " or ".join(f"{suffix} ({kinds[suffix]})" for suffix in suffixes)
+        raise Usage(f"--out must end in {known}, got {out}")
+
+
+def write(out: str | Path, draw: Callable[[Path], Any], array: Any) -> None:
+    """Write a picture, or with a name ending in .npy the array, and say where.
+
+    Args:
+        draw: writes the picture to a path.
+        array: the tensor that goes into .npy; the samples first where pictures need images.
+    """
+    out = Path(out)
+    if out.suffix != ".npy":
+        write_file(out, draw)
+        return
+    import numpy as np
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.save(file, array.float().cpu().numpy(), allow_pickle=False)
+
+    write_file(out, save)
+
+
+def write_text(out: Path, tokens: Any) -> None:
+    """Write sequences (N, T) of character codes as N lines; what can't be printed shows as ?."""
+    if tokens.is_floating_point() or tokens.dim() != 2:
+        raise ValueError(
+            f"--out {out.name} needs sequences of characters; samples are {tokens.dtype} of shape "
+            f"{tuple(tokens.shape[1:])}"
+        )
+    lines = ["".join(map(chr, line)).replace("\n", "\\n") for line in tokens.tolist()]
+    shown = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    write_file(out, lambda path: path.write_text(shown + "\n"))
+
+
+def write_file(out: str | Path, save: Callable[[Path], Any]) -> None:
+    """Give ``save`` a path beside ``out`` that becomes ``out`` when it is whole; say where."""
+    from vae_fast.train.run_folder import written_beside
+
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(out) as beside:
+        save(beside)
+    print(out)
+
+
+def need_images(samples: Any) -> None:
+    """Raise ValueError unless samples (N, ...) are images, which a picture can be made of."""
+    if samples.dim() != 4:
+        raise ValueError(
+            f"samples of shape {tuple(samples.shape[1:])} are no images: write them with --out X.npy"
+        )

@@ -1,0 +1,38 @@
+"""vae-fast pack."""
+
+from __future__ import annotations
+
+from vae_fast.cli.flags import make_parser, parse
+
+
+def pack(arguments: list[str], program: str) -> int:
+    """write data as uint8 shards, for sets larger than memory"""
+    parser = make_parser(program, pack.__doc__)
+    parser.add_argument(
+        "source", type=str, help="a name, an .npy or .npz file, or a folder of images"
+    )
+    parser.add_argument("out", type=str, help="the folder of shards; resumed if it is cut short")
+    parser.add_argument(
+        "--split", type=str, default=None, help="of a named data set: train, val or test"
+    )
+    parser.add_argument("--shard_bytes", type=int, default=16 << 20, help="size of a shard, about")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+    parser.add_argument("--workers", type=int, default=None, help="processes; one per core if none")
+    values = parse(parser, arguments)
+    from vae_fast import data as datasets
+    from vae_fast.train.progress import Counter
+
+    source = values.source
+    if values.split is not None:
+        source = datasets.load(source, split=values.split)
+    with Counter(" samples") as counter:
+        packed = datasets.pack(
+            source,
+            values.out,
+            shard_bytes=values.shard_bytes,
+            seed=values.seed,
+            workers=values.workers,
+            progress=counter.show,
+        )
+    print(f"{len(packed):,} samples in {values.out}")
+    return 0

@@ -1,0 +1,100 @@
+"""What commands over a trained model share: its flags, the model, and the samples to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vae_fast.cli.flags import Usage, make_parser
+from vae_fast.cli.output import check_out
+
+DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
+
+
+class Samples(NamedTuple):
+    """x (N, *input_shape) and labels (N,) or None, on the model's device, and where they are from.
+
+    ``given`` is what the model is conditioned on: the labels where it wants them, else None.
+    """
+
+    x: Any
+    labels: Any
+    given: Any
+    source: str
+
+
+def run_parser(program: str, description: str | None, out: str | None = None) -> Any:
+    """A parser with the flags of every command over a run.
+
+    Args:
+        out: what --out writes, if the command has one.
+    """
+    parser = make_parser(program, description)
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument(
+        "--checkpoint", type=str, default="best", help="best, last or the step of a checkpoint"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    if out is not None:
+        parser.add_argument("--out", type=str, default=None, help=f"{out}; in the run if not given")
+    return parser
+
+
+def add_samples(parser: Any, n: int, what: str = "how many samples") -> None:
+    """--data and --n; an ``n`` of 0 stands for all."""
+    parser.add_argument("--data", type=str, default=None, help=DATA_HELP)
+    everything = "" if n else "; 0 for all"
+    parser.add_argument("--n", type=int, default=n, help=what + everything)
+
+
+def restore(values: Any, suffixes: tuple[str, ...] = (".png", ".npy")) -> Any:
+    """The model of ``values.run``; flags that can't be are refused first."""
+    check_out(getattr(values, "out", None), suffixes)
+    from vae_fast.tasks import load_model
+
+    return load_model(values.run, values.checkpoint, values.device)
+
+
+def out_path(values: Any, name: str) -> Path:
+    """``values.out``, or the file ``name`` in the run's folder."""
+    return Path(values.out) if values.out is not None else Path(values.run) / name
+
+
+def check_number(values: Any, least: int = 1) -> None:
+    if values.n < least:
+        raise Usage(f"--n must be at least {least}, got {values.n}")
+
+
+def model_and_samples(
+    values: Any, suffixes: tuple[str, ...] = (".png", ".npy"), *, least: int = 1
+) -> tuple[Any, Samples]:
+    """The model of ``values.run`` and the first ``values.n`` samples of its data."""
+    check_number(values, least)
+    restored = restore(values, suffixes)
+    return restored, samples_of(restored, values.data, values.n)
+
+
+def samples_of(restored: Any, data: str | None, n: int) -> Samples:
+    """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data."""
+    from vae_fast import data as datasets
+    from vae_fast.evaluate.run import gather
+
+    source = data or restored.config.data
+    found = datasets.load(source, split="val") if data is None else datasets.as_data(source)
+    shape, expected = tuple(found.shape), tuple(restored.model.input_shape)
+    if shape != expected:
+        raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
+    device = next(restored.model.parameters()).device
+    config = restored.config
+    x, labels = gather(found, n or None, binarize=config.binarize != "none", seed=config.seed)
+    x, labels = x.to(device), None if labels is None else labels.to(device)
+    wants = getattr(restored.model, "uses_labels", False)
+    if wants and labels is None and not hasattr(restored.model, "predict"):
+        raise ValueError(f"{restored.config.model} is conditioned on labels, and {source} has none")
+    return Samples(x, labels, labels if wants else None, source)
+
+
+def caption(restored: Any, source: str | None = None, *more: str) -> str:
+    """Model, data, step and what else is worth knowing, for a picture."""
+    where = f"{restored.config.model} on {source or restored.config.data}"
+    return " · ".join([where, f"step {restored.step}", *more])

@@ -1,0 +1,81 @@
+"""vae-fast sample and vae-fast reconstruct: what a model draws, and what it makes of data."""
+
+from __future__ import annotations
+
+from vae_fast.cli.flags import parse
+from vae_fast.cli.output import need_images, write, write_text
+from vae_fast.cli.runs import (
+    add_samples,
+    caption,
+    check_number,
+    model_and_samples,
+    out_path,
+    restore,
+    run_parser,
+)
+
+OUT = ".png picture or .npy array"
+
+
+def sample(arguments: list[str], program: str) -> int:
+    """draw samples from a trained model"""
+    parser = run_parser(program, sample.__doc__, f"{OUT}, or .txt for characters")
+    parser.add_argument("--n", type=int, default=100, help="how many")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="standard deviation of the prior's draws"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument(
+        "--label", type=int, default=None, help="draw this class alone, of a conditional model"
+    )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw each step of a sequence, as with text, instead of following the likeliest",
+    )
+    values = parse(parser, arguments)
+    check_number(values)
+    import torch
+
+    from vae_fast.tasks import generate
+    from vae_fast.train import pictures
+
+    restored = restore(values, (".png", ".npy", ".txt"))
+    y = None
+    if values.label is not None:
+        if not getattr(restored.model, "uses_labels", False):
+            raise ValueError(
+                f"--label needs a model with labels, and {restored.config.model} is none"
+            )
+        y = torch.full((values.n,), values.label)
+    options = {"temperature": values.temperature, "seed": values.seed, "draw": values.draw}
+    images = generate(restored.model, values.n, y, **options)
+    out = out_path(values, "samples.png")
+    if out.suffix == ".txt":
+        write_text(out, images)
+        return 0
+    if out.suffix != ".npy":
+        need_images(images)
+    write(out, lambda path: pictures.draw_samples(path, images, caption(restored)), images)
+    return 0
+
+
+def reconstruct(arguments: list[str], program: str) -> int:
+    """reconstruct data with a trained model"""
+    parser = run_parser(program, reconstruct.__doc__, OUT)
+    add_samples(parser, 40)
+    values = parse(parser, arguments)
+    from vae_fast import tasks
+    from vae_fast.train import pictures
+
+    restored, (x, _, y, source) = model_and_samples(values)
+    again = tasks.reconstruct(restored.model, x, y)
+    out = out_path(values, "reconstructions.png")
+    if out.suffix != ".npy":
+        need_images(again)
+    write(
+        out,
+        lambda path: pictures.draw_reconstructions(path, x, again, caption(restored, source)),
+        again,
+    )
+    return 0

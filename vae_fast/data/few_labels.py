@@ -1,0 +1,63 @@
+"""Data of which most labels are hidden: what semi-supervised learning trains on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fast.data.arrays import ArrayData
+
+UNLABELLED = -1
+
+
+def keep_labels(data: Any, keep: int, *, seed: int = 0, repeat: int = 1) -> ArrayData:
+    """The same data with ``keep`` labels in all, every class as often, and -1 for the others.
+
+    Args:
+        data: labelled data in memory.
+        keep: how many samples keep their label; a class with too few leaves its part to others.
+        seed: of the choice.
+        repeat: how often an epoch goes through the samples that keep theirs. A hundred among ten
+            thousand are one in a batch of 100; repeated ten times, ten.
+
+    Raises:
+        TypeError: data that is read from disk as it is needed.
+        ValueError: data without labels, or more to keep than there are.
+    """
+    if not isinstance(data, ArrayData) or data.mapped:
+        raise TypeError(
+            f"hiding labels needs data in memory, and {data.name} is read from disk as it is "
+            "needed: write -1 for the labels to hide into the data itself"
+        )
+    if data.labels is None:
+        raise ValueError(f"{data.name} has no labels, and {keep} were to be kept")
+    known = int((data.labels >= 0).sum())
+    if not 1 <= keep <= known:
+        raise ValueError(f"{keep} labels were to be kept, and {data.name} has {known}")
+    if repeat < 1:
+        raise ValueError(f"repeat must be at least 1, got {repeat}")
+    kept = _balanced(data.labels, keep, seed)
+    labels = torch.full_like(data.labels, UNLABELLED)
+    labels[kept] = data.labels[kept]
+    rows = torch.cat([torch.arange(len(data)), kept.repeat(repeat - 1)])
+    return replace(
+        data,
+        images=data.images if repeat == 1 else data.images[rows],
+        labels=labels[rows],
+        name=f"{data.name} with {keep} labels",
+    )
+
+
+def _balanced(labels: Tensor, keep: int, seed: int) -> Tensor:
+    """``keep`` samples with labels: each class in turn, its samples in a random order."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order] >= 0]
+    turn = torch.empty_like(order)
+    for label in labels[order].unique():
+        of_class = labels[order] == label
+        turn[of_class] = torch.arange(int(of_class.sum()))
+    by_turn = torch.argsort(turn, stable=True)
+    return order[by_turn[:keep]].sort().values

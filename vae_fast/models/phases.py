@@ -1,0 +1,26 @@
+"""Models with several losses, each of which trains its own parameters with an optimizer of its own.
+
+Such a model has ``phases()``, and its ``loss`` takes ``phase=NAME``; ``loss(x)`` without one is the
+sum over phases. An engine goes through them in their order, on the same batch: loss, backward,
+optimizer, next.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Phase(NamedTuple):
+    """``loss(x, phase=name)`` is to change ``parameters``, and has gradients for no others."""
+
+    name: str | None
+    parameters: list[nn.Parameter]
+
+
+def phases_of(model: nn.Module) -> list[Phase]:
+    """The model's phases; for most, one without a name, over all parameters."""
+    if hasattr(model, "phases"):
+        return model.phases()
+    return [Phase(None, list(model.parameters()))]
