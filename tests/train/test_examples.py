@@ -11,7 +11,7 @@ from vae_fast.train.config import from_dict
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Of other owners' trainings, and of larger models, the configuration alone is looked at.
-SMALL = {"fashion", "beta_vae", "careful"}
+SMALL = {"fashion", "beta_vae", "careful", "binarized"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
