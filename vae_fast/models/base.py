@@ -144,7 +144,8 @@ class LatentModel(nn.Module):
 def split_gaussian(features: Tensor) -> Posterior:
     """(N, 2 D) features, as an encoder's last layer gives them, to mu and logvar."""
     mu, logvar = features.chunk(2, dim=-1)
-    return Posterior(mu, logvar)
+    # The ops want them so; once here is less than once in each.
+    return Posterior(mu.contiguous(), logvar.contiguous())
 
 
 def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:
