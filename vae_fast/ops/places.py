@@ -8,9 +8,6 @@ others needn't know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import Tensor
 
 
@@ -50,12 +47,16 @@ def current() -> Places | None:
     return _current
 
 
-@contextmanager
-def using(places: Places | None) -> Iterator[None]:
-    """``current()`` within."""
-    global _current
-    before, _current = _current, places
-    try:
-        yield
-    finally:
-        _current = before
+class using:
+    """``current()`` within a ``with`` block."""
+
+    def __init__(self, places: Places | None) -> None:
+        self._places = places
+
+    def __enter__(self) -> None:
+        global _current
+        self._before, _current = _current, self._places
+
+    def __exit__(self, *error: object) -> None:
+        global _current
+        _current = self._before

@@ -41,6 +41,7 @@ class FlatParameters:
             view.copy_(p.data)
             p.data = view
         self._gradients = self.views(self.whole.grad)
+        self._addresses = [place.data_ptr() for place in self._gradients]
         self._cast = None if cast is None else torch.zeros_like(self.whole.data, dtype=cast)
         casts = [] if cast is None else zip(self.parameters, self.views(self._cast), strict=True)
         self.places = Places(dict(zip(self.parameters, self._gradients, strict=True)), dict(casts))
@@ -64,27 +65,29 @@ class FlatParameters:
             for p, begin in zip(self.parameters, self._begins, strict=True)
         ]
 
-    def prepare(self) -> None:
-        """Before a forward pass: cast the parameters as they are now, give all places away anew."""
+    def prepare(self) -> Places:
+        """For a forward pass: the parameters' casts as they are now, and all places free."""
         self.places.begin()
         if self._cast is not None:
             self._cast.copy_(self.whole.data)
+        return self.places
 
     def collect(self) -> bool:
         """Bring what backward left in the parameters' ``grad`` into the buffer.
 
         False if some parameter has none: the buffer is then not to be used.
         """
-        into, found = [], []
-        for p, place in zip(self.parameters, self._gradients, strict=True):
-            grad = p.grad
-            if grad is None:
+        elsewhere = []
+        for i, p in enumerate(self.parameters):
+            if p.grad is None:
                 return False
-            if grad.data_ptr() != place.data_ptr():
-                into.append(place)
-                found.append(grad)
-        if into:
-            torch._foreach_copy_(into, found)
+            if p.grad.data_ptr() != self._addresses[i]:
+                elsewhere.append(i)
+        if elsewhere:
+            torch._foreach_copy_(
+                [self._gradients[i] for i in elsewhere],
+                [self.parameters[i].grad for i in elsewhere],
+            )
         return True
 
     def clear(self) -> None:
@@ -113,6 +116,7 @@ class FlatAdam:
         self.grad_scale: Tensor | None = None
         adamw = isinstance(torch_optimizer, torch.optim.AdamW)
         self._take = torch._fused_adamw_ if adamw else torch._fused_adam_
+        self._data = flat.whole.data  # needs no no_grad() to be changed in place
         self._steps = torch.zeros((), device=flat.whole.device)
         names = ["exp_avg", "exp_avg_sq"]
         names += ["max_exp_avg_sq"] if self.defaults["amsgrad"] else []
@@ -130,7 +134,6 @@ class FlatAdam:
             and not torch_optimizer.defaults["differentiable"]
         )
 
-    @torch.no_grad()
     def step(self) -> None:
         """One step by ``flat``'s gradients; none where ``found_inf`` is 1."""
         group = self.param_groups[0]
@@ -138,7 +141,7 @@ class FlatAdam:
         beta1, beta2 = group["betas"]
         largest = self._buffers.get("max_exp_avg_sq")
         self._take(
-            [self.flat.whole],
+            [self._data],
             [self.flat.whole.grad],
             [self._buffers["exp_avg"]],
             [self._buffers["exp_avg_sq"]],

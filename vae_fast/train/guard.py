@@ -19,6 +19,7 @@ from vae_fast.train.config import OptimizerConfig
 
 SETTLING = 50  # steps before the mean of norms is trusted
 MOMENTUM = 0.98  # of the running mean of norms
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Guard:
@@ -33,7 +34,7 @@ class Guard:
         self.decides_on_device = device.type != "cpu"  # on the CPU there is nothing to wait for
         self.skipped_in_all = 0
         self.not_finite_in_row = 0  # as of the last read
-        self._largest = torch.tensor(torch.finfo(torch.float32).max, device=device)
+        self._largest = torch.tensor(LARGEST, device=device)
         # Since the last read: norms, NaN where the loss was not finite, and whether skipped.
         self._norms: list[Tensor | float] = []
         self._skips: list[Tensor | bool] = []
@@ -49,7 +50,6 @@ class Guard:
         self.record(norm, skipped)
         return skipped
 
-    @torch.no_grad()
     def take(
         self,
         optimizer: torch.optim.Optimizer,
@@ -73,6 +73,12 @@ class Guard:
             norm = norm / loss_scale
         if not self.decides_on_device:
             return self._take_on_host(optimizer, norm, loss, loss_scale)
+        return self._take_on_device(optimizer, norm, loss, loss_scale)
+
+    @torch.no_grad()
+    def _take_on_device(
+        self, optimizer: Any, norm: Tensor, loss: Tensor | None, loss_scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if loss is not None:
             # 0 * loss is NaN for a loss that is not finite, and NaN is not below any limit.
             norm = torch.add(norm, loss, alpha=0)
@@ -90,7 +96,7 @@ class Guard:
         if loss is not None and not math.isfinite(loss.item()):
             value = math.nan
         adaptive = self.config.skip_above > 0
-        limit = self._limit().item() if adaptive else torch.finfo(torch.float32).max
+        limit = self._limit().item() if adaptive else LARGEST
         skipped = not value <= limit
         if adaptive:
             self._learn(norm, torch.tensor(skipped))

@@ -29,7 +29,6 @@ class Meter:
         self._one = torch.ones((), device=device)
         self._zero = torch.zeros((), device=device)
 
-    @torch.no_grad()
     def add(self, terms: LossOutput, samples: int, skipped: Tensor | bool = False) -> None:
         """Add a batch's means (0-d tensors, nats per sample), unless ``skipped``.
 
@@ -37,10 +36,11 @@ class Meter:
         who calls this, or replays it.
         """
         if isinstance(skipped, Tensor) or not self._sums.is_cpu:
-            values = torch.stack((*terms, self._one))
-            if isinstance(skipped, Tensor):
-                values = torch.where(skipped, self._zero, values)
-            self._sums.add_(values, alpha=samples)
+            with torch.no_grad():
+                values = torch.stack((*terms, self._one))
+                if isinstance(skipped, Tensor):
+                    values = torch.where(skipped, self._zero, values)
+                self._sums.add_(values, alpha=samples)
         elif not skipped:
             for i, term in enumerate(terms):
                 self._on_host[i] += term.item() * samples

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,13 +51,9 @@ class Update:
             self.flat = FlatParameters(self.parameters, torch.bfloat16 if half else None)
             self.optimizer = FlatAdam(self.flat, self.optimizer)
 
-    @contextmanager
-    def objective(self) -> Iterator[None]:
+    def objective(self) -> using:
         """To compute a loss in: layers find what the step has prepared for them."""
-        if self.flat is not None:
-            self.flat.prepare()
-        with using(None if self.flat is None else self.flat.places):
-            yield
+        return using(None if self.flat is None else self.flat.prepare())
 
     def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor | bool:
         """Returns whether the step was skipped; on a GPU as a 0-d tensor there.
