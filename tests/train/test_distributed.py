@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast.train.distributed import World
+from vae_fast.models.base import batch_joined_by, floored_kl
+from vae_fast.train import rng
+from vae_fast.train.distributed import RankFailed, World
+from vae_fast.train.stop import StopSignals
 
 
 def world_of(monkeypatch, size, rank):
@@ -166,3 +170,100 @@ def test_a_signal_stops_all_ranks_at_one_step(tmp_path, data):
     processes[1].send_signal(signal.SIGTERM)
     assert [p.wait() for p in processes] == [128 + signal.SIGTERM] * 2
     assert "stopped by SIGTERM at step" in processes[0].stdout.read()
+
+
+def test_ranks_draw_their_own_noise_and_runs_the_same():
+    """On the CPU torch looks at a seed's lower 32 bits alone."""
+
+    def drawn(*key):
+        torch.manual_seed(3)
+        rng.seed_rank(*key)
+        return torch.rand(1).item(), np.random.rand(), random.random()
+
+    keys = [(3, 0), (3, 1), (3, 2), (4, 1), (3, 0, 70), (3, 1, 70)]
+    for generator in zip(*(drawn(*key) for key in keys), strict=True):
+        assert len(set(generator)) == len(keys)
+    assert [drawn(*key) for key in keys] == [drawn(*key) for key in keys]
+    torch.manual_seed(3)
+    first = torch.rand(1).item()
+    assert drawn(3, 0)[0] == first  # rank 0 goes on as it would by itself
+    with rng.forked(3, 0):
+        first = torch.rand(1)
+    with rng.forked(3, 1):
+        assert torch.rand(1) != first
+
+
+def test_free_bits_floor_the_joined_batch():
+    """Two ranks' parts of seven samples, by turns in one process."""
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.randn(7, 5, generator=generator) * torch.tensor([0.1, 0.4, 0.8, 1.5, 0.5])
+    mu[:3, 1], mu[3:, 1] = 0.0, 0.5  # held, which the second part would not be by itself
+    mu[:3, 4], mu[3:, 4] = 0.1, 0.6  # not held, which the first part would be
+    parts, weights = (mu[:3], mu[3:]), (3 / 7, 4 / 7)
+
+    def kl_of(leaf):
+        return floored_kl(leaf.square().mean(0) / 2, len(leaf), 0.1, reduction="batchmean")
+
+    alone = mu.clone().requires_grad_()
+    kl_of(alone).backward()
+    leaves = [part.clone().requires_grad_() for part in parts]
+    joined = mu.square().mean(0) / 2
+    for leaf, weight in zip(leaves, weights, strict=True):
+        with batch_joined_by(lambda mean: joined):
+            kl = kl_of(leaf)
+        assert kl.item() == pytest.approx(kl_of(alone).item())
+        (kl * weight).backward()
+    assert torch.allclose(torch.cat([leaf.grad for leaf in leaves]), alone.grad)
+    held = alone.grad.abs().sum(0) == 0
+    # What is held is not what either part would hold by itself.
+    own = [(part.square().mean(0) / 2 < 0.1).tolist() for part in parts]
+    assert 0 < held.sum() < 5 and held.tolist() not in own
+
+
+class Board:
+    """A store that ranks share."""
+
+    def __init__(self):
+        self.text = ""
+
+    def compare_set(self, key, expected, desired):
+        self.text = desired if self.text == expected else self.text
+        return self.text.encode()
+
+
+def test_the_first_reason_is_everybodys(monkeypatch):
+    worlds, board = [world_of(monkeypatch, 3, rank) for rank in range(3)], Board()
+    for world in worlds:
+        world._board = board
+    gone = pytest.raises(RankFailed, match="another rank of this run is gone")
+    with gone, worlds[0].together():
+        raise RuntimeError("[gloo] Connection closed by peer")
+    with pytest.raises(ValueError, match="^no such image$"), worlds[1].together():
+        raise ValueError("no such image")
+    for world in (worlds[0], worlds[2]):
+        told = pytest.raises(RankFailed, match="^rank 1 failed: no such image$")
+        with told, world.together():
+            raise RuntimeError("[gloo] Connection closed by peer")
+    with pytest.raises(KeyError), worlds[2].together(but=(KeyError,)):
+        raise KeyError("all raise this alike")
+
+
+def test_ranks_meet_over_a_signal_about_once_a_second(monkeypatch):
+    now, meetings = [0.0], []
+
+    class Many:
+        is_distributed = True
+
+        def most(self, *values):
+            meetings.append(now[0])
+            return [signal.SIGTERM if now[0] > 5 else values[0], values[1]]
+
+    monkeypatch.setattr("vae_fast.train.stop.time.perf_counter", lambda: now[0])
+    signals = StopSignals()
+    for step in range(1, 1000):
+        now[0] += 0.01
+        if signals.agreed(Many(), step):
+            break
+    assert 5.0 < now[0] < 6.5 and signals.asked == signal.SIGTERM
+    assert 4 <= len(meetings) <= 9
+    assert signals.agreed(Many(), step + 1, now=True) == signal.SIGTERM

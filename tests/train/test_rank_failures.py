@@ -15,7 +15,7 @@ from tests.train import ranks
 from vae_fast.train import RunFolder, checkpoint
 
 pytestmark = pytest.mark.slow
-PATIENCE = 300  # seconds; what hangs would hang for half an hour
+PATIENCE = 600  # seconds; what hangs would hang for half an hour
 
 # A training whose rank 1 fails at step 7 as sys.argv[1] says; the rest are arguments of vae-fast.
 PROGRAM = """

@@ -255,3 +255,41 @@ def _wait_for_start(folder: Path, process):
     before = file.stat().st_mtime_ns if file.exists() else 0
     while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "row of metrics"])
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
+    make, resume, whole, monkeypatch, what
+):
+    trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3))
+    write = checkpoint._write
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    def filling(path, data):
+        return (full if trainer.reached.step >= 12 else write)(path, data)
+
+    with monkeypatch.context() as patched:
+        if what == "checkpoint":
+            patched.setattr(checkpoint, "_write", filling)
+        else:
+            opened = open
+
+            def refusing(path, mode="r", *arguments, **options):
+                if (
+                    str(path).endswith("metrics.jsonl")
+                    and mode == "a"
+                    and trainer.reached.step > 12
+                ):
+                    full()
+                return opened(path, mode, *arguments, **options)
+
+            patched.setattr("builtins.open", refusing)
+        with pytest.raises(OSError, match=f"{what}.*can't be written .No space left.*resume"):
+            trainer.fit()
+    assert not list(trainer.folder.checkpoints.glob(".writing*"))
+    again = resume(trainer)
+    assert again.reached.step in (10, 15)
+    again.fit()
+    assert_same_run(whole, again)

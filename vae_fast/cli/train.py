@@ -37,10 +37,13 @@ def resume(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--epochs", type=int, default=None, help="train to this many epochs instead"
     )
+    parser.add_argument(
+        "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
+    )
     values = parse(parser, arguments)
     from vae_fast.train import Trainer
 
-    trainer = Trainer.resume(values.run, epochs=values.epochs)
+    trainer = Trainer.resume(values.run, epochs=values.epochs, profile=values.profile)
     if trainer.world.is_main:
         print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
     return _fit(trainer, compare=False)

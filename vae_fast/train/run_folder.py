@@ -125,8 +125,17 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a row, and return it as written: numbers that are not finite are null in JSON."""
         row = {key: _finite(value) for key, value in row.items()}
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"a row of metrics can't be written ({error.strerror}); the checkpoints are as they "
+                "were, to resume from once this is mended",
+                str(path),
+            ) from error
         return row
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -125,6 +125,7 @@ class Trainer:
         )
         if saved is not None:
             trainer.restore(saved)
+            check_steps(trainer.profile, trainer.total_steps - trainer.reached.step)
         elif is_main:
             say("the run was stopped before its first checkpoint: it starts again")
             folder.keep_metrics(0)
