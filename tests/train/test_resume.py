@@ -229,15 +229,17 @@ def test_sigkill_twenty_times(tmp_path):
         )  # fmt: skip
 
     assert train(tmp_path / "whole").wait() == 0
-    cut = tmp_path / "cut"
+    cut, within_a_checkpoint = tmp_path / "cut", 0
     process, moments = train(cut), random.Random(0)
     for _ in range(20):
         _wait_for_start(cut, process)
         time.sleep(moments.uniform(0.0, 0.6))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        within_a_checkpoint += any((cut / "checkpoints").glob(".writing-*"))
         process = start("resume", cut)
     assert process.wait() == 0
+    assert within_a_checkpoint > 0
     one, two = (
         checkpoint.load(tmp_path / name / "checkpoints" / "last") for name in ("whole", "cut")
     )
