@@ -84,7 +84,7 @@ def test_a_sharded_checkpoint_is_read_whole_and_has_no_pickle(out, two):
         assert torch.equal(value, two[f"saved weight {name}"])
     for name, value in found.state["step"]["average"].items():
         assert torch.equal(value, two[f"saved average {name}"])
-    moments = found.state["step"]["update"]["optimizer"]["state"]
+    moments = found.state["step"]["updates"][0]["optimizer"]["state"]
     for number, entry in moments.items():
         assert torch.equal(entry["exp_avg"], two[f"saved moment {number}"])
     assert len(moments) >= 4
