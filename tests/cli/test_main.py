@@ -218,6 +218,25 @@ def test_evaluate_prints_the_report_of_the_model(workplace, capsys):
         ), key
 
 
+def test_evaluate_takes_labels_where_there_are_some(workplace, capsys):
+    from vae_fast.evaluate import anomaly_auroc
+    from vae_fast.tasks import load_model
+
+    run("train", *SMALL, "--out", "out")
+    images, labels = np.load("small.npy")[:60], np.arange(60) % 3
+    np.savez("labelled.npz", images=images, labels=labels)
+    options = ("--num-samples", 0, "--n", 60, "--normal", 0, 2)
+    capsys.readouterr()
+    assert run("evaluate", "out", "--data", "labelled.npz", *options) == 0
+    lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:])
+    model = load_model("out", device="cpu").model
+    x, y = torch.from_numpy(images[:, None]), torch.from_numpy(labels)
+    by_hand = anomaly_auroc(model, x, y, [0, 2])["reconstruction"]
+    assert float(lines["auroc_reconstruction"]) == pytest.approx(by_hand, abs=1e-4)
+    assert run("evaluate", "out", "--data", "small.npy", *options) == 1
+    assert "need labels, and these data have none" in capsys.readouterr().err
+
+
 def test_pack_writes_shards_that_train_takes(workplace, capsys):
     assert run("pack", "small.npy", "shards", "--workers", 0, "--shard-bytes", 5000) == 0
     assert "300 samples in shards" in capsys.readouterr().out

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vae_fast.cli.flags import parse
-from vae_fast.cli.output import check_out, print_table, write_file
+from vae_fast.cli.output import check_out, write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
+    check_number,
     model_and_samples,
     out_path,
     run_parser,
@@ -15,23 +16,43 @@ from vae_fast.cli.runs import (
 
 
 def evaluate(arguments: list[str], program: str) -> int:
-    """measure a trained model: ELBO, importance-sampled NLL, active units"""
+    """measure a trained model: ELBO, importance-sampled NLL, active units, and more with labels"""
     parser = run_parser(program, evaluate.__doc__)
     add_samples(parser, 1000)
     parser.add_argument(
         "--num_samples", type=int, default=100, help="K of the importance-sampled NLL, 0 for none"
     )
+    parser.add_argument(
+        "--normal",
+        type=int,
+        nargs="+",
+        default=[],
+        help="classes that are no anomalies: adds the AUROC of the anomaly scores",
+    )
+    parser.add_argument(
+        "--labels_per_class",
+        type=int,
+        default=0,
+        help="adds the accuracy of a linear probe of the features, fitted to so many labels",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     values = parse(parser, arguments)
-    from vae_fast.evaluate import evaluate as measure
-    from vae_fast.evaluate.run import binarized
+    check_number(values)
+    from vae_fast.evaluate.run import as_text, evaluate_run
 
-    restored, (x, labels, _, source) = model_and_samples(values)
-    report = binarized(restored.config) | measure(
-        restored.model, x, labels, num_samples=values.num_samples, seed=values.seed
+    report = evaluate_run(
+        values.run,
+        checkpoint=values.checkpoint,
+        data=values.data,
+        samples=values.n,
+        num_samples=values.num_samples,
+        device=values.device,
+        seed=values.seed,
+        normal=values.normal,
+        labels_per_class=values.labels_per_class,
     )
-    print(f"{restored.config.model} at step {restored.step}, on {source}, in nats per sample")
-    print_table(report)
+    print(f"{report['model']} at step {report['step']}, on {report['data']}, in nats per sample")
+    print(as_text(report))
     return 0
 
 
