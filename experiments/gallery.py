@@ -150,4 +150,7 @@ def page(facts: dict[str, dict[str, Any]]) -> str:
         parts += [f"## {name}", "", found["words"], ""]
         parts += [f"![{picture}](gallery/{picture})" for picture in found["pictures"]]
         parts += ["", f"`vae-fast train --config examples/{name}.yaml`. {caption(found)}", ""]
+    missing = [f"`examples/{name}.yaml`" for name in names(None) if name not in facts]
+    if missing:
+        parts += [f"Not made yet: {', '.join(missing)}.", ""]
     return "\n".join(parts)

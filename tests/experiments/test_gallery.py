@@ -56,6 +56,7 @@ def test_a_page_says_what_was_measured():
     assert "## x\n\nA model.\n\n![x.png](gallery/x.png)" in text
     assert "12,345 parameters, 3 epochs" in text and "ELBO -240.1; accuracy 50.0%" in text
     assert "(grey, bernoulli (probability))" in text
+    assert "Not made yet: `examples/ae.yaml`, `examples/fashion.yaml`" in text
 
 
 @pytest.mark.parametrize("name", ["ae", "cvae", "inpainting_cvae", "beta_vae"])
