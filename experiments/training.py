@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import tempfile
 import time
@@ -39,7 +40,8 @@ def of_class(data: ArrayData, label: int) -> ArrayData:
 
 
 def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) -> nn.Module:
-    """The model of a configuration after its last epoch, in evaluation mode.
+    """The model of a configuration after its last epoch, in evaluation mode; with the moving
+    average of its weights, where the configuration has one.
 
     Args:
         values: of TrainConfig, as in a YAML file; the run's folder is a temporary one.
@@ -53,7 +55,8 @@ def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) 
         with quiet():
             trainer = Bare(config, train_data=train_data, val_data=val_data)
             trainer.fit()
-        return trainer.model.eval()
+        with trainer.step.averaged():
+            return copy.deepcopy(trainer.model).eval()
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ def test_a_picture_is_small_and_true(tmp_path):
 
 def test_every_example_is_shown_or_left_out_by_name():
     found = gallery.names(None)
-    assert set(found) | set(gallery.LEFT_OUT) == {p.stem for p in gallery.EXAMPLES.glob("*.yaml")}
+    examples = {p.stem for p in gallery.EXAMPLES.glob("*.yaml")}
+    assert examples - set(found) <= set(gallery.LEFT_OUT) and set(found) <= examples
     assert found[0] == "ae" and gallery.names(["vrae", "ae"]) == ["ae", "vrae"]
     with pytest.raises(ValueError, match="no.*'vea'"):
         gallery.names(["vea"])

@@ -71,6 +71,10 @@ def test_a_training_is_the_engines_own():
     again = training.train(config, data, data)
     for a, b in zip(trained.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+    averaged = training.train({**config, "ema": 0.75}, data, data)
+    apart = [(a - b).abs().max() for a, b in
+             zip(averaged.parameters(), trained.parameters(), strict=True)]  # fmt: skip
+    assert 5e-5 < max(apart) < 2e-4  # a tenth of the step is still to come
     assert training.parameters(fresh) == 784 * 4 + 4 + 4 * 4 + 4 + 2 * 4 + 4 + 4 * 784 + 784
 
 
