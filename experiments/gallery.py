@@ -24,6 +24,8 @@ ORDER = ("ae", "fashion", "beta_vae", "cvae", "inpainting_cvae", "aae", "vrae", 
          "vdvae", "iwae", "ssvae", "autoencoder_kl")  # fmt: skip
 LEFT_OUT = {
     "careful": "the options of a safe run, on the VAE",
+    "augmented": "an option of the data, on the VAE",
+    "binarized": "an option of the data, on the VAE",
     "autoencoder_kl_22m": "for a GPU",
     "autoencoder_kl_84m": "for several GPUs",
     "text": "its data are made first, and it draws words and no pictures",
