@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vae_fast.train import shard_files
+from vae_fast.train import shard_files, tree
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.extras import need
 from vae_fast.train.sharded import is_sharded
@@ -71,7 +71,7 @@ def save(
     folder, beside = parent / f"{step:08d}", parent / f".writing-{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
     content = {"format": FORMAT, "version": VERSION, "step": step}
-    content["state"] = _without_tensors(state, "", tensors)
+    content["state"] = tree.without_tensors(state, "", tensors)
     groups = {_WEIGHTS: weights, _TRAINING: tensors}
     sharded = {k: t for group in groups.values() for k, t in group.items() if is_sharded(t)}
 
@@ -132,9 +132,9 @@ def load(folder: Path, world: World = ALONE, mesh: Any = None) -> Checkpoint:
     weights, tensors = groups
     if any(name.startswith(_SHARDS) for name in content["crc32"]):
         for name, tensor in shard_files.read(folder / _SHARDS, mesh).items():
-            # What _without_tensors named begins with a slash; no weight's name does.
+            # What tree named begins with a slash; no weight's name does.
             (tensors if name.startswith("/") else weights)[name] = tensor
-    return Checkpoint(weights, _with_tensors(content["state"], tensors), folder)
+    return Checkpoint(weights, tree.with_tensors(content["state"], tensors), folder)
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -278,38 +278,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# JSON has no tensors, tuples or integer keys; each is stored as a dict with one of these keys.
-_TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
-
-
-def _without_tensors(node: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """``node`` for JSON; its tensors go to ``tensors`` under their path in the tree."""
-    if isinstance(node, torch.Tensor):
-        tensors[name] = node
-        return {_TENSOR: name}
-    if isinstance(node, dict):
-        items = {k: _without_tensors(v, f"{name}/{k}", tensors) for k, v in node.items()}
-        return items if all(isinstance(k, str) for k in node) else {_ITEMS: list(items.items())}
-    if isinstance(node, (list, tuple)):
-        values = [_without_tensors(v, f"{name}/{i}", tensors) for i, v in enumerate(node)]
-        return {_TUPLE: values} if isinstance(node, tuple) else values
-    if node is None or isinstance(node, (bool, int, float, str)):
-        return node
-    raise TypeError(f"a checkpoint can't hold {name}, a {type(node).__name__}")
-
-
-def _with_tensors(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of ``_without_tensors``."""
-    if isinstance(node, list):
-        return [_with_tensors(v, tensors) for v in node]
-    if not isinstance(node, dict):
-        return node
-    if _TENSOR in node:
-        return tensors[node[_TENSOR]]
-    if _TUPLE in node:
-        return tuple(_with_tensors(v, tensors) for v in node[_TUPLE])
-    if _ITEMS in node:
-        return {k: _with_tensors(v, tensors) for k, v in node[_ITEMS]}
-    return {k: _with_tensors(v, tensors) for k, v in node.items()}
