@@ -25,15 +25,26 @@ class AAE(LatentModel):
 
     Args:
         discriminator: (N, latent_dim) to (N, 1), logits of "z is from the prior".
+        generator_lr: the encoder's learning rate against the discriminator, as a part of the run's.
+            As fast as the discriminator, it runs ahead of it, and round in circles.
     """
 
     is_probabilistic = False
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, discriminator: nn.Module, **options
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        discriminator: nn.Module,
+        *,
+        generator_lr: float = 0.7,
+        **options,
     ) -> None:
         super().__init__(encoder, decoder, **options)
+        if not generator_lr > 0:
+            raise ValueError(f"generator_lr must be above 0, got {generator_lr}")
         self.discriminator = discriminator
+        self.generator_lr = generator_lr
 
     def phases(self) -> list[Phase]:
         encoder, decoder, discriminator = (
@@ -43,7 +54,7 @@ class AAE(LatentModel):
         return [
             Phase("reconstruction", encoder + decoder + learned),
             Phase("discriminator", discriminator),
-            Phase("generator", encoder),
+            Phase("generator", encoder, self.generator_lr),
         ]
 
     def encode(self, x: Tensor) -> Posterior:

@@ -13,10 +13,13 @@ from torch import nn
 
 
 class Phase(NamedTuple):
-    """``loss(x, phase=name)`` is to change ``parameters``, and has gradients for no others."""
+    """``loss(x, phase=name)`` is to change ``parameters``, and has gradients for no others; at ``lr``
+    times the run's learning rate.
+    """
 
     name: str | None
     parameters: list[nn.Parameter]
+    lr: float = 1.0
 
 
 def phases_of(model: nn.Module) -> list[Phase]:

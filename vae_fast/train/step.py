@@ -125,8 +125,8 @@ class Step:
         weight = 0.0 if self.average is None else self.average.weight(number)
         self.now.set(self.beta, self.lr, weight)
         # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
-        for update in self.updates:
-            update.set_lr(self.lr if update.flat is None else self.now.lr)
+        for phase, update in self.each():
+            update.set_lr(phase.lr * self.lr if update.flat is None else self.now.lr)
 
     def read_guards(self) -> dict[str, float | None]:
         """Mean norm of the gradients since the last read, by phase, and steps skipped in all.
