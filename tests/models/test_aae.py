@@ -51,7 +51,7 @@ def test_the_three_losses_by_hand():
     torch.testing.assert_close(
         together.loss, together.recon + 2.0 * together.kl + expected["discriminator"]
     )
-    parameters = dict(model.phases())
+    parameters = {phase.name: phase.parameters for phase in model.phases()}
     of_together = gradients(model, together.loss)
     summed = {name: 0.0 for name in of_together}
     for phase, weight in (("reconstruction", 1.0), ("generator", 2.0), ("discriminator", 1.0)):
@@ -85,7 +85,7 @@ def test_codes_come_to_match_the_prior():
                   likelihood_options={"scale": 0.5})  # fmt: skip
     optimizers = {
         name: torch.optim.Adam(parameters, lr=2e-3, betas=(0.5, 0.99))
-        for name, parameters in model.phases()
+        for name, parameters, _ in model.phases()
     }
 
     def points(n):

@@ -59,7 +59,7 @@ def test_gradients_in_float64(name):
     with torch.no_grad():  # away from the start, where last layers and residuals are zero
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    for phase, parameters in phases_of(model):
+    for phase, parameters, _ in phases_of(model):
         given = options if phase is None else {**options, "phase": phase}
         check_gradients(model, lambda given=given: model(x, *y, **given).loss, parameters)
 

@@ -46,7 +46,11 @@ def test_a_step_is_the_phases_in_turn():
         step(share, number)
     found = [p.detach().clone() for p in step.model.parameters()]
     by_hand = made().model
-    optimizers = [(name, torch.optim.Adam(p, lr=0.01, fused=True)) for name, p in by_hand.phases()]
+    optimizers = [
+        (phase.name, torch.optim.Adam(phase.parameters, lr=0.01 * phase.lr, fused=True))
+        for phase in by_hand.phases()
+    ]
+    assert [phase.lr for phase in by_hand.phases()] == [1.0, 1.0, by_hand.generator_lr]
     torch.manual_seed(7)
     losses = []
     for share in shares():
@@ -63,7 +67,7 @@ def test_a_step_is_the_phases_in_turn():
     assert samples == 40
     assert means["loss"] == pytest.approx(sum(map(sum, losses)) / 5, rel=1e-5)
     row = step.read_guards()
-    assert {f"grad_norm_{name}" for name, _ in by_hand.phases()} | {"skipped"} == set(row)
+    assert {f"grad_norm_{name}" for name, *_ in by_hand.phases()} | {"skipped"} == set(row)
     assert row["skipped"] == 0 and all(value >= 0 for value in row.values())
 
 
