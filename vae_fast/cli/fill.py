@@ -42,7 +42,11 @@ def inpaint(arguments: list[str], program: str) -> int:
     seen = restored.model.network_input(x).masked_fill(missing, 0.5)
     strips = [restored.model.network_input(x), seen, found.mean, (2.0 * found.std).clamp_max(1.0)]
     note = "whole, seen, filled in, and twice the draws' deviation"
-    write(out, lambda path: draw_strips(path, strips, caption(restored, source, note)), found.mean)
+    write(
+        out,
+        lambda path: draw_strips(path, strips, caption(restored, source, note), "Inpainting"),
+        found.mean,
+    )
     return 0
 
 
@@ -105,7 +109,7 @@ def translate(arguments: list[str], program: str) -> int:
     note = f"the image, what the model is given, and {values.draws} draws"
     write(
         out_path(values, "translation.png"),
-        lambda path: draw_strips(path, strips, caption(restored, source, note)),
+        lambda path: draw_strips(path, strips, caption(restored, source, note), "Translation"),
         torch.stack(drawn),
     )
     return 0
@@ -140,5 +144,9 @@ def denoise(arguments: list[str], program: str) -> int:
         need_images(x)
     strips = [clean, noisy, again] if values.noise > 0 else [clean, again]
     note = "before, noisy, after" if values.noise > 0 else "before, after"
-    write(out, lambda path: draw_strips(path, strips, caption(restored, source, note)), again)
+    write(
+        out,
+        lambda path: draw_strips(path, strips, caption(restored, source, note), "Denoising"),
+        again,
+    )
     return 0

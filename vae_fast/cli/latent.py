@@ -97,7 +97,11 @@ def traverse(arguments: list[str], program: str) -> int:
     if out.suffix != ".npy":
         need_images(walks[0])
     note = f"rows: dimensions {', '.join(map(str, chosen))}"
-    write(out, lambda path: draw_grid(path, walks, caption(restored, source, note)), walks)
+    write(
+        out,
+        lambda path: draw_grid(path, walks, caption(restored, source, note), "Traversal"),
+        walks,
+    )
     return 0
 
 
@@ -124,7 +128,13 @@ def interpolate(arguments: list[str], program: str) -> int:
     out = out_path(values, "interpolation.png")
     if out.suffix != ".npy":
         need_images(walks[0])
-    write(out, lambda path: draw_grid(path, walks, caption(restored, source, values.path)), walks)
+    write(
+        out,
+        lambda path: draw_grid(
+            path, walks, caption(restored, source, values.path), "Interpolation"
+        ),
+        walks,
+    )
     return 0
 
 
@@ -157,5 +167,9 @@ def attribute(arguments: list[str], program: str) -> int:
     if out.suffix != ".npy":
         need_images(walks[0])
     note = f"towards label {values.label}, strength 0 to {values.strength:g}"
-    write(out, lambda path: draw_grid(path, walks, caption(restored, source, note)), walks)
+    write(
+        out,
+        lambda path: draw_grid(path, walks, caption(restored, source, note), "Attribute"),
+        walks,
+    )
     return 0

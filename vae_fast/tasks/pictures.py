@@ -12,20 +12,22 @@ from vae_fast.train.extras import need
 from vae_fast.train.pictures import draw_samples
 
 
-def draw_grid(path: str | Path, rows: Tensor, caption: str) -> None:
+def draw_grid(path: str | Path, rows: Tensor, caption: str, title: str = "Walks") -> None:
     """(rows, columns, C, H, W) images in [0, 1] or uint8, as they stand: a traversal, or walks."""
     if rows.dim() != 5:
         raise ValueError(f"a grid is (rows, columns, C, H, W), got {tuple(rows.shape)}")
-    draw_samples(Path(path), rows.flatten(0, 1), caption, columns=rows.shape[1])
+    draw_samples(Path(path), rows.flatten(0, 1), caption, columns=rows.shape[1], title=title)
 
 
-def draw_strips(path: str | Path, strips: Sequence[Tensor], caption: str) -> None:
+def draw_strips(
+    path: str | Path, strips: Sequence[Tensor], caption: str, title: str = "Before and after"
+) -> None:
     """Before, after, and whatever between: each (N, C, H, W) one row, top to bottom."""
     shapes = {tuple(s.shape) for s in strips}
     if len(shapes) != 1:
         raise ValueError(f"strips must have one shape, got {sorted(shapes)}")
     as_floats = [s.float() / 255 if s.dtype == torch.uint8 else s.float() for s in strips]
-    draw_grid(path, torch.stack([s.cpu() for s in as_floats]), caption)
+    draw_grid(path, torch.stack([s.cpu() for s in as_floats]), caption, title)
 
 
 def draw_latent_map(

@@ -51,11 +51,13 @@ def draw_reconstructions(
     _write_page(path, bands, "Reconstructions", f"originals above · {caption}", band_gap=14)
 
 
-def draw_samples(path: Path, images: torch.Tensor, caption: str, columns: int = 10) -> None:
+def draw_samples(
+    path: Path, images: torch.Tensor, caption: str, columns: int = 10, title: str = "Samples"
+) -> None:
     """Write a PNG of samples (N, C, H, W), uint8 or floating in [0, 1], ``columns`` to a row."""
     tiles = to_uint8(images)
     bands = [_row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
-    _write_page(path, bands, "Samples", caption, band_gap=0)
+    _write_page(path, bands, title, caption, band_gap=0)
 
 
 def draw_series(
@@ -84,7 +86,8 @@ def draw_series(
                 if place < len(values):
                     axis.plot(values[place], color=color, linewidth=1.5, label=name)
         if len(names) > 1:
-            axes.flat[0].legend(frameon=False, fontsize=7)
+            handles = axes.flat[0].get_legend_handles_labels()
+            figure.legend(*handles, frameon=False, fontsize=7, loc="upper right", ncols=2)
         figure.suptitle(caption, x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
         figure.savefig(path, format="png")
 
