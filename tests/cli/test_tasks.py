@@ -25,13 +25,13 @@ def folder(tmp_path_factory):
     labels = np.arange(60) % 3
     images = (rng.random((60, 8, 8)) * 100 + 70 * labels[:, None, None]).astype(np.uint8)
     np.savez(path / "data.npz", images=images, labels=labels)
-    for model, more in (
-        ("vae", {}),
-        ("cvae", {"hidden": 8, "condition_options": {"num_classes": 3}}),
-    ):
+    labels = {"hidden": 8, "condition_options": {"num_classes": 3}}
+    half = {"hidden": 8, "condition": "left-half", "condition_options": {"features": 4}}
+    for name, more in (("vae", {}), ("cvae", labels), ("half", half)):
+        model = "vae" if name == "vae" else "cvae"
         config = TrainConfig(
             model=model, data=str(path / "data.npz"), epochs=1, batch_size=20, device="cpu",
-            out=str(path / model), tensorboard="off",
+            out=str(path / name), tensorboard="off",
             model_args={"latent_dim": 3, "network_options": {"hidden": [8]}, **more},
         )  # fmt: skip
         trainer = Trainer(config)
@@ -130,6 +130,17 @@ def test_denoise(folder, model, data):
     assert not np.allclose(np.load(out), expected, atol=1e-4)
 
 
+def test_translate_draws_from_the_derived_condition(folder, data):
+    out = folder / "translated.npy"
+    assert run("translate", folder / "half", "--data", folder / "data.npz", "--n", 3,
+               "--draws", 2, "--seed", 5, "--out", out) == 0  # fmt: skip
+    model = tasks.load_model(folder / "half", device="cpu").model
+    x = data[0][:3].clone()
+    x[..., 4:] = 0
+    expected = torch.stack([tasks.generate(model, 3, x, seed=seed) for seed in (5, 6)])
+    torch.testing.assert_close(torch.from_numpy(np.load(out)), expected)
+
+
 @pytest.mark.parametrize("name", ["vae", "cvae"])
 def test_compress_and_back(folder, data, capsys, name):
     model = tasks.load_model(folder / name, device="cpu").model
@@ -196,6 +207,7 @@ def test_pictures_lie_in_the_run(folder, command, picture, name):
         (["sample", "vae", "--label", "1"], 1, "--label needs a model with labels"),
         (["attribute", "vae", "7"], 1, "samples with it and samples without"),
         (["decompress", "vae", "data.npz"], 1, "was not written by vae-fast compress"),
+        (["translate", "vae"], 1, "derives no condition from images"),
         (["compress", "vae", "--step", "0"], 1, "step must be positive"),
     ],
 )
