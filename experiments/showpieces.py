@@ -77,6 +77,17 @@ def _half(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
     ]
 
 
+def _edges(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
+    first = x[:COLUMNS]
+    (edges,) = model.condition_from(first, None)
+    draws = torch.cat([model.sample(COLUMNS, edges) for _ in range(2)])
+    return [
+        Band("what the model is given: the edges", edges),
+        Band("two draws", draws),
+        Band("the true image", first),
+    ]
+
+
 def _masked(x: Tensor) -> Tensor:
     """Images with a grey right half."""
     return torch.where(left_half(x), x / 255.0, torch.tensor(0.6))
@@ -114,6 +125,7 @@ BANDS: dict[str, Callable[..., list[Band]]] = {
     "cvae": _by_class,
     "ssvae": _by_class,
     "inpainting_cvae": _half,
+    "edges_cvae": _edges,
     "fashion": _tasks,
 }
 
@@ -145,8 +157,12 @@ MORE: dict[str, Callable[..., list[Path]]] = {
 
 
 def _series(path: Path, model: nn.Module, x: Tensor) -> Path:
-    """Real-valued sequences (N, T, F): the first feature of a few."""
+    """Real-valued sequences (N, T), or the first feature of (N, T, F): a few."""
     first = x[:4]
-    panels = [("validation series", first), ("their reconstructions", tasks.reconstruct(model, first)),
-              ("samples from the prior", tasks.generate(model, 4, seed=0))]  # fmt: skip
-    return draw_series(path, [(words, s.float().flatten(2)[..., 0]) for words, s in panels])
+    panels = {
+        "validation series": first,
+        "their reconstructions": tasks.reconstruct(model, first),
+        "samples from the prior": tasks.generate(model, 4, seed=0),
+    }
+    lines = [(words, s if s.dim() == 2 else s[..., 0]) for words, s in panels.items()]
+    return draw_series(path, [(words, s.float()) for words, s in lines])

@@ -60,7 +60,7 @@ def test_a_page_says_what_was_measured():
     assert "Not made yet: `examples/ae.yaml`, `examples/fashion.yaml`" in text
 
 
-@pytest.mark.parametrize("name", ["ae", "cvae", "inpainting_cvae", "beta_vae"])
+@pytest.mark.parametrize("name", ["ae", "cvae", "inpainting_cvae", "edges_cvae", "beta_vae"])
 def test_what_each_kind_of_model_shows(name):
     torch.manual_seed(0)
     config = gallery.read(name)
