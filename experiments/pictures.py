@@ -73,7 +73,7 @@ def draw_series(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> Path:
     return shrink(path)
 
 
-def shrink(path: str | Path, colours: int = 48, width: int = 640) -> Path:
+def shrink(path: str | Path, colours: int = 256, width: int = 640) -> Path:
     """The same plot in as few bytes as it needs: at most so wide, with a palette of its own."""
     image_module = need("PIL.Image", "drawing the gallery")
     with image_module.open(path) as picture:

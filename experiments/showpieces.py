@@ -108,7 +108,7 @@ def _tasks(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
     first = x[:COLUMNS]
     known = left_half(first)
     noisy = (first / 255.0 + 0.3 * torch.randn(first.shape)).clamp(0, 1)
-    walk = tasks.interpolate(model, x[:1], x[1:2], steps=COLUMNS)[0]
+    walk = tasks.interpolate(model, x[1:2], x[3:4], steps=COLUMNS)[0]
     return [
         *_plain(model, x, y, rows=2),
         Band("the right half hidden", _masked(first)),
@@ -136,7 +136,7 @@ BANDS: dict[str, Callable[..., list[Band]]] = {
 def _map(model: nn.Module, x: Tensor, y: Tensor, folder: Path, name: str) -> list[Path]:
     path = folder / f"{name}-map.png"
     draw_latent_map(path, evaluate.features(model, x), y, names=CLASSES, caption=f"{name}: codes")
-    return [shrink(path, 64)]
+    return [shrink(path)]
 
 
 def _map_and_scores(model: nn.Module, x: Tensor, y: Tensor, folder: Path) -> list[Path]:
