@@ -373,6 +373,28 @@ def test_long_rows_of_undecided_logits(implementation, length):
     torch.testing.assert_close(nll.cpu(), expected, rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_half_gradients_are_rounded_to_even(cpu_level, half):
+    """At a logit so high that the slope is 1, the gradient is the upstream one, rounded once."""
+    info = torch.finfo(half)
+    step = info.smallest_normal * info.eps  # between subnormal numbers
+    ties = [1 + info.eps / 2, 1 + 3 * info.eps / 2, 2 - info.eps / 2, step / 2, 3 * step / 2]
+    near = [1 + 0.51 * info.eps, 1 + 0.49 * info.eps, 0.51 * step, info.smallest_normal - step / 2]
+    ends = [
+        info.max,
+        *(info.max * (1 + info.eps * part) for part in (0.125, 0.25, 4)),
+        float("inf"),
+    ]
+    upstream = torch.tensor([*ties, *near, *ends], dtype=torch.float64).float()
+    # A NaN with all bits set: rounding its bits as a number's would carry into the sign.
+    nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    upstream = torch.cat([upstream, -upstream, nan])[:, None].expand(-1, 19)  # bodies and tails
+    for rows in upstream.split(1):
+        x = torch.full((1, 19), 3e4, dtype=half, requires_grad=True)
+        bernoulli_nll(x, torch.zeros_like(x), reduction="none").backward(rows[:, 0])
+        torch.testing.assert_close(x.grad, rows.to(half), rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def test_infinite_logits(implementation, dtype):
     """Confident and wrong is infinitely bad. (F.binary_cross_entropy_with_logits may say NaN.)"""
     inf = float("inf")
