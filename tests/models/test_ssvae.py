@@ -91,9 +91,9 @@ def test_weights_average_to_the_likelihood():
             ]
         )
     assert (few < many - 0.01).all()
-    torch.testing.assert_close(many, again, rtol=0, atol=0.03)
+    torch.testing.assert_close(many, again, rtol=0, atol=0.06)
     torch.testing.assert_close(
-        many, torch.logsumexp(by_class, 0) - math.log(CLASSES), rtol=0, atol=0.03
+        many, torch.logsumexp(by_class, 0) - math.log(CLASSES), rtol=0, atol=0.06
     )
 
 
