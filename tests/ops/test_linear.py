@@ -70,6 +70,34 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 
 @pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("library", ["mkl", "onednn"])
+def test_products_of_either_library(monkeypatch, library, reduction, bias):
+    """Both are right, on whatever processor, and the one that is asked for is the one that runs."""
+    from vae_fast.ops import linear, matmul
+
+    if library == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    asked = []
+    product = matmul._onednn
+    monkeypatch.setattr(matmul, "_onednn", lambda *a: asked.append(a) or product(*a))
+    monkeypatch.setattr(matmul, "LARGE", 0)
+    monkeypatch.setattr(matmul, "float32_library", lambda: library)
+    monkeypatch.setitem(linear.CHUNK_BYTES, "cpu", 128 * 784 * 4)  # 100 samples a chunk
+    hidden, weight, b, target = inputs((300, 40, 784), torch.float32, bias)
+    value = vae_fast.linear_bernoulli_nll(hidden, weight, b, target, reduction=reduction)
+    leaves = [t for t in (hidden, weight, b) if t is not None]
+    grads = torch.autograd.grad(value.sum(), leaves)
+    assert bool(asked) == (library == "onednn")
+    expected, expected_grads = truth(hidden, weight, b, target, reduction, 1.0)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=0)
+    for grad, exact in zip(grads, expected_grads, strict=True):
+        scale = exact.abs().max().item()
+        torch.testing.assert_close(grad.double(), exact, rtol=0.0, atol=2e-5 * scale)
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("chunks", [1, 2, 3, 10])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_over_chunks_keep_half_precisions_digits(monkeypatch, dtype, chunks):

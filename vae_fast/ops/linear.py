@@ -11,7 +11,7 @@ import torch
 
 from vae_fast.ops.autograd import needs_grad, once_differentiable
 from vae_fast.ops.bernoulli import rescaled, with_kernel
-from vae_fast.ops.matmul import _onednn, accumulate, float32_library, linear_into, product_into
+from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
 from vae_fast.reference import compute_dtype
 
 _ops = torch.ops.vae_fast
@@ -50,21 +50,22 @@ def _chunks(hidden: Tensor, target: Tensor) -> list[slice]:
 class _Logits:
     """Calling it with some samples of hidden gives their logits, in a buffer that is used again.
 
-    oneDNN's float32 product makes a tensor of its own, and that then is the buffer.
+    oneDNN's product makes a tensor of its own, and that then is the buffer.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Maybe, samples: int) -> None:
+    def __init__(self, weight: Tensor, bias: Maybe) -> None:
         self.weight, self.bias = weight, bias
-        float32 = hidden.is_cpu and hidden.dtype == torch.float32
-        makes_own = float32 and float32_library() == "onednn"
-        self.buffer = None if makes_own else hidden.new_empty(samples, weight.shape[0])
+        self.buffer: Maybe = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.buffer is None:
-            return _onednn(x, self.weight, self.bias)
+        if by_onednn(x, self.weight):
+            return linear(x, self.weight, self.bias)
+        if self.buffer is None:  # the first chunk is the largest
+            self.buffer = x.new_empty(x.shape[0], self.weight.shape[0])
         logits = self.buffer[: x.shape[0]]
-        linear_into(logits, x, self.weight, self.bias)
-        return logits
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=logits)
+        return torch.addmm(self.bias, x, self.weight.t(), out=logits)
 
 
 class _ParameterGrads:
@@ -96,7 +97,7 @@ def _value(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reductio
     dtype = compute_dtype(hidden)
     if reduction == NONE:
         out = hidden.new_empty(hidden.shape[0], dtype=dtype)
-    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
+    logits_of = _Logits(weight, bias)
     sums = []
     for rows in chunks:
         logits = logits_of(hidden[rows])
@@ -121,7 +122,7 @@ def _value_and_grads(
     scale = 1.0 / hidden.shape[0] if reduction == BATCHMEAN and hidden.shape[0] else 1.0
     grad_hidden = torch.empty_like(hidden)
     parameters = _ParameterGrads(weight, bias, len(chunks))
-    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
+    logits_of = _Logits(weight, bias)
     sums = []
     for rows in chunks:
         logits = logits_of(hidden[rows])
@@ -168,7 +169,7 @@ def _grads(
     chunks = _chunks(hidden, target)
     grad_hidden = torch.empty_like(hidden)
     parameters = _ParameterGrads(weight, bias, len(chunks))
-    logits_of = _Logits(hidden, weight, bias, chunks[0].stop if chunks else 0)
+    logits_of = _Logits(weight, bias)
     for rows in chunks:
         grad = backward(upstream[rows], logits_of(hidden[rows]), target[rows], NONE, True)
         product_into(grad_hidden[rows], grad, weight)

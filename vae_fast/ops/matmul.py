@@ -52,7 +52,8 @@ def float32_library() -> str:
     return "onednn" if processor() == "AuthenticAMD" else "mkl"
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether x weight^T is oneDNN's, which makes a tensor of its own: it writes into no buffer."""
     return (
         x.dtype == torch.float32
         and x.is_cpu
@@ -63,7 +64,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """x weight^T + bias, or the rectified of that; x (N, in), weight (out, in)."""
-    if _by_onednn(x, weight):
+    if by_onednn(x, weight):
         return _onednn(x, weight, bias, "relu" if relu else "none")
     out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     return out.relu_() if relu else out
@@ -71,7 +72,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -
 
 def product(grad: Tensor, weight: Tensor) -> Tensor:
     """grad weight: the gradient of a linear layer's input; grad (N, out)."""
-    if _by_onednn(grad, weight):
+    if by_onednn(grad, weight):
         return _onednn(grad, weight.t(), None)
     return torch.mm(grad, weight)
 
@@ -94,19 +95,9 @@ def bias_grad(grad: Tensor, out: Tensor) -> Tensor:
     return out.copy_(grad.sum(0))  # torch's sum of a narrow dtype into a wide one is not fast
 
 
-def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """out = x weight^T + bias."""
-    if _by_onednn(x, weight):
-        out.copy_(_onednn(x, weight, bias))  # it has no way to write into a buffer of ours
-    elif bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)
-
-
 def product_into(out: Tensor, grad: Tensor, weight: Tensor) -> None:
     """out = grad weight."""
-    if _by_onednn(grad, weight):
+    if by_onednn(grad, weight):
         out.copy_(_onednn(grad, weight.t(), None))
     else:
         torch.mm(grad, weight, out=out)
