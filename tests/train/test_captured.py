@@ -37,6 +37,7 @@ def make(captured, on_device=True, model="vae", **options):
         **options,
     )
     step = Step(build(model, (1, 6, 6), latent_dim=3), config, CPU, World(), 6)
+    step.recorded = None  # the CPU's own
     if on_device:
         step.now.on_device(CPU)
         step.updates[0].guard.decides_on_device = True

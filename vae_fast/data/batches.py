@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from vae_fast.data.shards import ShardData
 from vae_fast.data.sources import as_data
 from vae_fast.data.streams import StreamData
 from vae_fast.functional import gather_batch
+
+# Of small batches, up to so many bytes are gathered at once.
+GATHERED_BYTES = 1 << 20
 
 Parts = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -192,12 +196,28 @@ class Batches:
         source = self._placed if resident else self.data
         device = self.device if resident else torch.device("cpu")
         at_once = resident and self.binarize and self.augment is None
-        for batch, rows in enumerate(self._rows(device, epoch, begin), begin):
+        order = self._order(device, epoch)
+        for group in self._groups(begin):
+            first = self.cuts.bounds(group[0])[0]
+            rows = order[first : self.cuts.bounds(group[-1])[1]]
             if at_once:
                 labels = None if source.labels is None else source.labels.index_select(0, rows)
-                yield self._drawn(source.images, rows, batch), labels
+                images = self._drawn(source.images, rows, group[0])
             else:
-                yield source.gather(rows)
+                images, labels = source.gather(rows)
+            for batch in group:
+                start, stop = self.cuts.bounds(batch)
+                own = slice(start - first, stop - first)
+                yield images[own], None if labels is None else labels[own]
+
+    def _groups(self, begin: int) -> Iterator[range]:
+        """Batches from ``begin`` on, as many together as are gathered at once: small ones cost more
+        in the asking than in the bytes. (The batches of one of many ranks are not neighbours.)"""
+        bytes_each = self.batch_size * math.prod(self.data.shape) * self.data.dtype.itemsize
+        most = max(1, min(8, GATHERED_BYTES // max(1, bytes_each)))
+        step = most if self.cuts.world_size == 1 else 1
+        for first in range(begin, len(self), step):
+            yield range(first, min(first + step, len(self)))
 
     def _load(self, epoch: int, begin: int) -> Parts:
         # The DataLoader draws its workers' seeds from this generator; else from the global one.
@@ -230,11 +250,14 @@ class Batches:
 
     def _rows(self, device: torch.device, epoch: int, begin: int) -> Iterator[torch.Tensor]:
         """The samples of each batch from ``begin`` on."""
-        count = len(self.data)
-        order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
-        order = order.to(device)
+        order = self._order(device, epoch)
         for batch in range(begin, len(self)):
             yield order[slice(*self.cuts.bounds(batch))]
+
+    def _order(self, device: torch.device, epoch: int) -> torch.Tensor:
+        count = len(self.data)
+        order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
+        return order.to(device)
 
     def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:
         return DataLoader(

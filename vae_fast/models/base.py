@@ -14,6 +14,7 @@ scaled here, on the device; the loss reads uint8 as it is. All terms are in nats
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import gaussian_kl
+from vae_fast.functional import gather_batch, gaussian_kl
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.reference import as_probability
@@ -90,7 +91,7 @@ class LatentModel(nn.Module):
                 f"x has shape {tuple(x.shape)}, but the model was built for "
                 f"(N, {', '.join(map(str, self.input_shape))})"
             )
-        return as_probability(x, device_and_dtype(self)[1])
+        return scaled(x, device_and_dtype(self)[1])
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for z of shape (..., latent_dim)."""
@@ -139,6 +140,26 @@ class LatentModel(nn.Module):
     def forward(self, x: Tensor, *condition: Tensor, **options: object) -> LossOutput:
         """``loss``: what DistributedDataParallel and torch.compile wrap."""
         return self.loss(x, *condition, **options)
+
+
+def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in ``dtype``, of uint8 x / 255: ``as_probability``, in one pass where a kernel has it."""
+    if not (
+        x.dtype == torch.uint8
+        and dtype == torch.float32
+        and type(x) is Tensor
+        and x.is_cpu
+        and x.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    ):
+        return as_probability(x, dtype)
+    return gather_batch(x, _rows(len(x)), mode="scale")
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(count: int) -> Tensor:
+    return torch.arange(count)
 
 
 def split_gaussian(features: Tensor) -> Posterior:

@@ -57,12 +57,14 @@ class Labels(Condition):
             return y.to(dtype)
         if y.dim() != 1:
             raise ValueError(f"labels must be (N,), got {tuple(y.shape)}")
-        # Checked where that waits for no device and breaks no graph.
-        cheap = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if cheap and y.numel() and int(y.max()) >= self.features:
-            raise ValueError(
-                f"label {int(y.max())} is out of range for num_classes={self.features}"
-            )
+        # Checked where that waits for no device and breaks no graph; by an op, which can be recorded.
+        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+            message = f"a label is out of range for num_classes={self.features}"
+            try:
+                torch._assert_async((y < self.features).all(), message)
+            except RuntimeError:
+                largest = f"label {int(y.max())} is out of range for num_classes={self.features}"
+                raise ValueError(largest) from None
         return (y.unsqueeze(1) == self.classes).to(dtype)
 
     def default(self, n: int, device: torch.device) -> Tensor:

@@ -163,7 +163,9 @@ class TrainConfig:
         lr: learning rate, at its highest.
         precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
             scaled, on GPUs only.
-        compile: run the model's networks under torch.compile.
+        capture: take a small model's steps as a recording of them, made after the first few: on a
+            GPU a CUDA graph. False for a model whose Python does something else from step to step.
+        compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
         distributed: of several processes, each has the whole model (ddp) or shares of weights,
             gradients and optimizer state (fsdp).
@@ -190,6 +192,7 @@ class TrainConfig:
     batch_size: int = 128
     lr: float = 1e-3
     precision: str = "fp32"
+    capture: bool = True
     compile: bool = False
     device: str = "auto"
     distributed: str = "ddp"

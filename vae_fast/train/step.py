@@ -15,6 +15,7 @@ from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
+from vae_fast.train.recorded import Recorded
 from vae_fast.train.schedules import Now, beta_at, lr_at
 from vae_fast.train.setup import compile_networks, final_beta
 from vae_fast.train.update import Update
@@ -63,12 +64,17 @@ class Step:
         self.now = Now(device)
         # A small model's step takes a GPU less time than its launches take the host.
         self.captured: CapturedStep | None = None
-        if device.type == "cuda" and flat is not None:
+        self.recorded: Recorded | None = None
+        if config.capture and flat is not None and device.type == "cuda":
             self.captured = CapturedStep(self.take, CudaGraph())
+        if config.capture and device.type == "cpu" and not config.compile:
+            self.recorded = Recorded()
+        self.first_of_epoch = True
 
     def __call__(self, share: Share, number: int) -> None:
         """Update the model by this rank's share of batch ``number`` of the run, from 0."""
         self.follow_schedules(number)
+        self.first_of_epoch = number % self.steps_per_epoch == 0
         if self.updates[0].flat is None:  # it may turn out so at the first gradients
             self.captured = None
         run = self.take if self.captured is None else self.captured
@@ -86,8 +92,8 @@ class Step:
         """
         terms, skipped, outcomes = None, None, []
         for phase, update in self.each():
-            of_phase = self.objective(share, self.now.beta, phase.name)
-            norm, skip = update.take(of_phase.loss, share.weight)
+            of_phase = self.differentiate(share, phase, update)
+            norm, skip = update.follow(of_phase.loss)
             terms = of_phase if terms is None else _sum(terms, of_phase)
             skipped = skip if skipped is None else skipped | skip
             outcomes += [norm, skip]
@@ -95,6 +101,19 @@ class Step:
             self.average.update(self.now.average_weight)
         self.meter.add(terms, len(share.images), skipped)
         return tuple(outcomes)
+
+    def differentiate(self, share: Share, phase: Phase, update: Update) -> LossOutput:
+        """The loss's terms, of one phase, with its gradients left where ``update`` looks."""
+
+        def work() -> LossOutput:
+            terms = self.objective(share, self.now.beta, phase.name)
+            update.backward(terms.loss, share.weight)
+            return terms
+
+        if self.recorded is None or update.flat is None:
+            return work()
+        kind, check = (self.now.beta, share.weight), self.first_of_epoch
+        return LossOutput(*self.recorded(work, share[:2], kind, check=check))
 
     def each(self) -> Iterator[tuple[Phase, Update]]:
         return zip(self.phases, self.updates, strict=True)

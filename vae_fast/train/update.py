@@ -68,11 +68,19 @@ class Update:
 
     def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Any, Any]:
         """The same, without remembering the outcome: the gradient's norm, and whether skipped."""
+        self.backward(loss, weight)
+        return self.follow(loss)
+
+    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """The first half of ``take``: the loss's gradients, where the second half looks."""
         weighted = loss if weight == 1.0 else loss * weight
-        scale = None if self.scale is None else self.scale.value
-        (weighted if scale is None else weighted * scale).backward()
+        (weighted if self.scale is None else weighted * self.scale.value).backward()
         if self.flat is not None and not self.flat.collect():
             self._take_apart()
+
+    def follow(self, loss: Tensor) -> tuple[Any, Any]:
+        """The second half: guard and optimizer, by the gradients as they are."""
+        scale = None if self.scale is None else self.scale.value
         seen = None if self.is_distributed else loss
         parameters = self.parameters if self.flat is None else [self.flat.whole]
         norm, skipped = self.guard.take(self.optimizer, parameters, seen, scale)

@@ -1,0 +1,128 @@
+"""When a piece of a step is recorded, when the recording is trusted, and when it is played."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_fast.train.tape import Tape, equal_bits, record
+
+Work = Callable[[], Sequence[Tensor]]
+
+WARM_UP = 2  # times that work is done before it is recorded
+KINDS = 8  # of work that are remembered: batches of other sizes, other weights of the KL
+ATTEMPTS = 3  # recordings that may differ from the one before, before it is left at that
+
+
+@dataclass
+class _Kind:
+    """Work of one kind: how often it was done, its tape, and whether that may be played."""
+
+    done: int = 0
+    attempts: int = 0
+    tape: Tape | None = None
+    trusted: bool = False
+
+
+class Recorded:
+    """Does work of a few kinds again and again, by a tape of it where that comes to the same.
+
+    A tape is trusted once a second recording has come to the same calls and playing it has given
+    the same bits as the work itself, from the same state; ``check`` records once more. Work that
+    decides by a tensor's value is not played, nor what Python does differently each time.
+    """
+
+    def __init__(self) -> None:
+        self.why_not = ""  # nothing is recorded any more, and why
+        self.played = 0
+        self._kinds: dict[Hashable, _Kind] = {}
+
+    def __call__(
+        self,
+        work: Work,
+        inputs: Sequence[Tensor | None],
+        kind: Hashable = None,
+        *,
+        check: bool = False,
+    ) -> Sequence[Tensor]:
+        """Do the work, or play it.
+
+        Args:
+            inputs: the tensors that differ from one time to the next.
+            kind: equal for work that comes to the same calls; the inputs' geometry is added.
+            check: the tape is to be compared with the work again.
+        """
+        if self.why_not:
+            return work()
+        kind = (kind, *(None if t is None else (t.shape, t.stride(), t.dtype) for t in inputs))
+        state = self._kinds.pop(kind, None) or _Kind()
+        self._kinds[kind] = state  # the latest is the last
+        if len(self._kinds) > KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        if state.trusted and not check:
+            self.played += 1
+            with torch.no_grad():
+                return state.tape.play(*inputs)
+        state.done += 1
+        if state.done <= WARM_UP:
+            return work()
+        return self._record(state, work, inputs)
+
+    def _record(
+        self, state: _Kind, work: Work, inputs: Sequence[Tensor | None]
+    ) -> Sequence[Tensor]:
+        before = None if state.tape is None else _State(state.tape.outside())
+        outputs, tape = record(work, inputs)
+        if isinstance(tape, str):
+            return self._leave(outputs, tape)
+        if state.tape is None or not tape.does_the_same_as(state.tape):
+            if state.trusted:
+                warnings.warn(
+                    "the model's Python does something else than it did before: its steps are "
+                    "taken one by one from here on. To have all of them so: --no-capture",
+                    stacklevel=5,
+                )
+                return self._leave(outputs, "its calls have changed")
+            state.tape, state.attempts = tape, state.attempts + 1
+            if state.attempts > ATTEMPTS:
+                return self._leave(outputs, "its calls differ from one time to the next")
+        elif not state.trusted:
+            after = _State(state.tape.outside())
+            before.restore()
+            with torch.no_grad():
+                played = state.tape.play(*inputs)
+            state.trusted = after.is_now() and all(map(equal_bits, played, outputs))
+            after.restore()
+            if not state.trusted:
+                return self._leave(outputs, "its calls alone are not all of it")
+        return outputs
+
+    def _leave(self, outputs: Sequence[Tensor], why_not: str) -> Sequence[Tensor]:
+        self.why_not = why_not
+        self._kinds.clear()
+        return outputs
+
+
+class _State:
+    """Memory, and torch's generator, as they are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        # Whole storages, as bytes: a tensor may be an expanded part of one.
+        storages = {s._cdata: s for s in (t.untyped_storage() for t in tensors)}
+        memory = [torch.empty(0, dtype=torch.uint8).set_(s) for s in storages.values()]
+        self._memory = [(m, m.clone()) for m in memory]
+        self._noise = torch.get_rng_state()
+
+    def restore(self) -> None:
+        for memory, content in self._memory:
+            memory.copy_(content)
+        torch.set_rng_state(self._noise)
+
+    def is_now(self) -> bool:
+        return torch.equal(self._noise, torch.get_rng_state()) and all(
+            torch.equal(memory, content) for memory, content in self._memory
+        )

@@ -1,0 +1,288 @@
+"""Work on the CPU recorded once, as the ops that it comes to, and played again without its Python.
+
+The CPU's counterpart of a CUDA graph: a small model's step spends as long in Python and autograd as
+in some of its products. What is played are the calls that reached the kernels, backward's too, on
+the same parameters and buffers, with the same numbers, in the same order: so with the same bits.
+What is made on the way is allocated anew each time, and freed after its last use; random ops draw
+from torch's generator as they did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+_aten = torch.ops.aten
+_as_strided = _aten.as_strided.default
+_ALIASES = {_aten.detach.default, _aten.alias.default}
+# Ops whose result has none of their inputs' values in it.
+_MAKERS = {
+    _aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default,
+    _aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.scalar_tensor.default,
+}  # fmt: skip
+# Ops that write to arguments, and whose schema does not say so.
+_WRITERS = {_aten.native_batch_norm.default, _aten.batch_norm_update_stats.default}
+
+Geometry = tuple[Any, ...]
+
+
+@dataclass
+class _Call:
+    """One op. ``results`` are the names of the tensors it makes, None where it makes no new one;
+    ``acts``: it writes to memory or draws random numbers, and can't be left out."""
+
+    op: Callable[..., Any]
+    arguments: list[str]
+    reads: list[str]
+    results: list[str | None]
+    is_sequence: bool
+    acts: bool
+
+
+@dataclass
+class Tape:
+    """``play(*inputs)`` does what was recorded and returns what the work returned.
+
+    Attributes:
+        constants: what ops are called with that is not made on the way, by name.
+    """
+
+    calls: list[_Call] = field(default_factory=list)
+    constants: dict[str, Any] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    play: Callable[..., tuple[Tensor, ...]] = lambda *_: ()
+
+    def finish(self) -> None:
+        """Leave out what nobody needs, and make ``play``."""
+        needed, kept = set(self.outputs), []
+        for call in reversed(self.calls):
+            if call.acts or not needed.isdisjoint(call.results):
+                kept.append(call)
+                needed.update(call.reads)
+        self.calls = kept[::-1]
+        self.play = _compiled(self)
+
+    def outside(self) -> list[Tensor]:
+        """The memory that playing reads and writes beside its inputs."""
+        return _tensors(list(self.constants.values()))
+
+    def does_the_same_as(self, other: Tape) -> bool:
+        """Whether two recordings of the same work came to the same."""
+        if len(self.calls) != len(other.calls) or self.outputs != other.outputs:
+            return False
+        return all(
+            (a.op, a.results, a.acts) == (b.op, b.results, b.acts)
+            and len(a.arguments) == len(b.arguments)
+            and a.arguments == b.arguments
+            for a, b in zip(self.calls, other.calls, strict=True)
+        ) and all(
+            _same(value, other.constants.get(name)) for name, value in self.constants.items()
+        )
+
+
+def record(
+    work: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, ...], Tape | str]:
+    """Do the work and write it down.
+
+    Args:
+        work: returns tensors. What differs from one time to the next it takes from ``inputs``, from
+            memory that stays where it is, and from torch's generator.
+        inputs: tensors that ``play`` will be given others for, of the same sizes and strides.
+
+    Returns:
+        (outputs, tape): what the work returned, and what can be played; or, in place of that, why
+        the work is more than its ops.
+    """
+    recorder = _Recorder(inputs)
+    with recorder:
+        outputs = tuple(t.detach() for t in work())
+    return outputs, recorder.finished(outputs)
+
+
+class _NotRecordable(Exception):
+    """Playing the ops would not be the work."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, inputs: Sequence[Tensor | None]) -> None:
+        super().__init__()
+        self._tape = Tape()
+        self._why_not = ""
+        # By storage: the tensors made on the way, by their geometry. Storages are held, so that
+        # none's address is used twice; tensors are not, since autograd looks who else holds them.
+        self._made: dict[int, dict[Geometry, str]] = {}
+        self._held: list[Any] = []
+        self._unvarying: set[str] = set()  # tensors that have the same values at each playing
+        self._outside: dict[Geometry, str] = {}
+        self._count = 0
+        for t in inputs:
+            self._tape.inputs.append("" if t is None else self._make(t))
+
+    def finished(self, outputs: Sequence[Tensor]) -> Tape | str:
+        try:
+            self._tape.outputs = [self._name_of(t) for t in outputs]
+        except _NotRecordable as error:
+            self._why_not = self._why_not or str(error)
+        if self._why_not:
+            return self._why_not
+        self._tape.finish()
+        return self._tape
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self._why_not:  # the work goes on all the same
+            return op(*args, **kwargs)
+        given, names = _tensors((args, kwargs)), []
+        try:
+            names = [self._name_of(t) for t in given]
+        except _NotRecordable as error:
+            self._why_not = f"{op}: {error}"
+        result = op(*args, **kwargs)
+        if not self._why_not:
+            try:
+                self._write_down(op, args, kwargs, given, names, result)
+            except _NotRecordable as error:
+                self._why_not = f"{op}: {error}"
+        return result
+
+    def _write_down(self, op, args, kwargs, given, names, result) -> None:
+        is_sequence = isinstance(result, (tuple, list))
+        made = list(result) if is_sequence else [result]
+        if not all(r is None or isinstance(r, Tensor) for r in made):
+            if self._unvarying.issuperset(names):
+                return
+            raise _NotRecordable("a tensor's value is read by Python")
+        storages = {_storage(t) for t in given}
+        draws = torch.Tag.nondeterministic_seeded in op.tags
+        acts = op._schema.is_mutable or draws or not op._schema.returns or op in _WRITERS
+        if op._schema.is_mutable:
+            self._forget_values(op._schema, args, kwargs)
+        elif not acts and (op in _ALIASES or self._stays(made, storages)):
+            return  # found again by its geometry; or a view of memory that stays
+        arguments = [self._render(a) for a in args]
+        arguments += [f"{k}={self._render(v)}" for k, v in kwargs.items()]
+        results = [None if self._has_name(r, storages) else self._make(r) for r in made]
+        if op in _MAKERS:
+            self._unvarying.update(r for r in results if r)
+        self._tape.calls.append(_Call(op, arguments, names, results, is_sequence, acts))
+
+    def _stays(self, made: Sequence[Tensor | None], given: set[int]) -> bool:
+        """Whether all are views of memory from outside."""
+        found = [_storage(r) for r in made if r is not None]
+        return all(s in given and s not in self._made for s in found)
+
+    def _has_name(self, t: Tensor | None, given: set[int]) -> bool:
+        """Whether it is nothing new: a tensor made before, or memory from outside."""
+        if t is None:
+            return True
+        found = self._made.get(_storage(t))
+        return _storage(t) in given if found is None else _geometry(t) in found
+
+    def _forget_values(self, schema, args, kwargs) -> None:
+        given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+        for argument in schema.arguments:
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for t in _tensors(given.get(argument.name)):
+                self._unvarying.difference_update(self._made.get(_storage(t), {}).values())
+
+    def _name_of(self, t: Tensor) -> str:
+        """The name of a tensor made on the way, or of one from outside, which it gets now."""
+        if type(t) not in (Tensor, torch.nn.Parameter) or t.layout != torch.strided:
+            raise _NotRecordable(f"a {type(t).__name__} of layout {t.layout} is not a plain tensor")
+        geometry, found = _geometry(t), self._made.get(_storage(t))
+        if found is None:
+            if geometry not in self._outside:
+                self._outside[geometry] = self._constant(t.detach())  # a tensor of our own
+            return self._outside[geometry]
+        if geometry not in found:  # autograd's own view, made without an op
+            base = next((name for key, name in found.items() if key[0] == t.dtype), None)
+            if base is None or base in self._tape.inputs:  # whose place in memory may differ
+                raise _NotRecordable(f"a view of {t.dtype} comes from nowhere")
+            view = [str(tuple(t.shape)), str(t.stride()), str(t.storage_offset())]
+            self._tape.calls.append(
+                _Call(_as_strided, [base, *view], [base], [self._make(t)], False, False)
+            )
+        return found[geometry]
+
+    def _make(self, t: Tensor) -> str:
+        name = f"t{self._count}"
+        self._count += 1
+        self._held.append(t.untyped_storage())
+        self._made.setdefault(_storage(t), {})[_geometry(t)] = name
+        return name
+
+    def _constant(self, value: Any) -> str:
+        name = f"c{len(self._tape.constants)}"
+        self._tape.constants[name] = value
+        return name
+
+    def _render(self, value: Any) -> str:
+        """An argument as Python source."""
+        if isinstance(value, Tensor):
+            return self._name_of(value)
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join(map(self._render, value)) + "]"
+        if value is None or isinstance(value, (bool, int, str)):
+            return repr(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return repr(value)
+        return self._constant(value)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_iter(tree) if isinstance(t, Tensor)]
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+def _geometry(t: Tensor) -> Geometry:
+    bits = t.is_conj(), t.is_neg()
+    return (t.dtype, tuple(t.shape), t.stride(), t.storage_offset(), bits, _storage(t))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b) and (a is b or a == b or (a != a and b != b))
+    if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
+        return False
+    # One memory, or a constant that Python makes anew each time.
+    return a.data_ptr() == b.data_ptr() or equal_bits(a, b)
+
+
+def equal_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether all values are equal; NaN equals NaN."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
+    """The tape as a Python function, which is the least that Python can make of it."""
+    last_use = {name: i for i, call in enumerate(tape.calls) for name in call.reads}
+    inputs = [name or f"unused{i}" for i, name in enumerate(tape.inputs)]
+    kept = {*tape.outputs, *inputs, *tape.constants}
+    scope, lines = dict(tape.constants), []
+    for i, call in enumerate(tape.calls):
+        scope[f"op{i}"] = call.op
+        made = [name for name in call.results if name]
+        target = ", ".join(name or "_" for name in call.results) + "," * call.is_sequence
+        assigned = f"{target} = " if made else ""
+        lines.append(f"    {assigned}op{i}({', '.join(call.arguments)})")
+        dead = {name for name in call.reads if last_use[name] == i}
+        dead.update(name for name in made if name not in last_use)
+        if dead := sorted(dead - kept):
+            lines.append(f"    del {', '.join(dead)}")
+    returned = "".join(f"{name}, " for name in tape.outputs)
+    source = "\n".join([f"def play({', '.join(inputs)}):", *lines, f"    return ({returned})"])
+    exec(compile(source, "<tape>", "exec"), scope)
+    return scope["play"]
