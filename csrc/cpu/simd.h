@@ -140,11 +140,10 @@ struct Simd {
 
   static VF_FN void store(T x, float* p) { std::memcpy(p, &x, sizeof(T)); }
   static VF_FN void store(T x, bf16* p) {
-    // Round to nearest even; NaN keeps its top bits and stays a NaN.
+    // Round to nearest even. NaN keeps its top bits, of which what comes out of arithmetic has one.
     const U u = bits(x);
-    const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const U nan = (u >> 16) | 0x40u;
-    store_halves((x != x) ? nan : rounded, p);
+    const U rounded = u + (0x7fffu + ((u >> 16) & 1u));
+    store_halves((x == x ? rounded : u) >> 16, p);
   }
   static VF_FN void store(T x, f16* p) {
 #if VF_BYTES == 64
@@ -165,6 +164,24 @@ struct Simd {
     h = a >= 0x47800000u ? huge : h;
     h = a > 0x7f800000u ? nan : h;
     store_halves(h | sign, p);
+#endif
+  }
+
+  // Writes past the caches, to the beginning of a vector; end_stream() makes it seen by other threads.
+  static VF_FN void stream(T x, float* p) {
+#if VF_BYTES == 64
+    _mm512_stream_ps(p, (__m512)x);
+#elif VF_BYTES == 32
+    _mm256_stream_ps(p, (__m256)x);
+#elif defined(VF_X86)
+    _mm_stream_ps(p, (__m128)x);
+#else
+    store(x, p);
+#endif
+  }
+  static VF_FN void end_stream() {
+#if defined(VF_X86)
+    _mm_sfence();
 #endif
   }
 

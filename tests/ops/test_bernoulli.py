@@ -479,3 +479,30 @@ def test_scalar(backend):
     assert value.shape == () and grad.shape == ()
     assert value.item() == pytest.approx(0.5543552444685271, rel=1e-6)
     assert grad.item() == pytest.approx(-0.425557483188341, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.uint8])
+def test_large_gradients_go_past_the_caches_and_have_the_same_bits(target_dtype, shift):
+    """32 MiB and more; ``shift`` elements into a line, where they don't."""
+    rows, columns = 1 << 10, (1 << 13) + 5
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, columns, generator=generator)
+    target = torch.randint(0, 256, (rows, columns), dtype=torch.uint8, generator=generator)
+    target = target if target_dtype == torch.uint8 else target / 255
+    memory = torch.full((rows * columns + 16,), 7.0)
+    grad = memory[shift : shift + rows * columns].view(rows, columns)
+    op = torch.ops.vae_fast.bernoulli_nll_with_grad_out
+    nll = op(logits, target, 1, True, 0.5, grad)
+    parts = torch.empty_like(grad[:128])
+    total = 0.0
+    for begin in range(0, rows, 128):
+        some = slice(begin, begin + 128)
+        total += op(logits[some], target[some], 1, True, 0.5, parts).item()
+        assert torch.equal(grad[some], parts)
+    assert nll.item() == pytest.approx(total, rel=1e-6)
+    assert (memory[:shift] == 7.0).all() and (memory[shift + rows * columns :] == 7.0).all()
+    # Each sample by itself, its first element anywhere in a line.
+    upstream = torch.full((rows,), 0.5)
+    apart = torch.ops.vae_fast.bernoulli_nll_backward(upstream, logits, target, 0, True)
+    assert torch.equal(apart, grad)
