@@ -65,7 +65,7 @@ class Recorded:
             del self._kinds[next(iter(self._kinds))]
         if state.trusted and not check:
             self.played += 1
-            with torch.no_grad():
+            with torch.inference_mode():
                 return state.tape.play(*inputs)
         state.done += 1
         if state.done <= WARM_UP:
@@ -93,7 +93,7 @@ class Recorded:
         elif not state.trusted:
             after = _State(state.tape.outside())
             before.restore()
-            with torch.no_grad():
+            with torch.inference_mode():
                 played = state.tape.play(*inputs)
             state.trusted = after.is_now() and all(map(equal_bits, played, outputs))
             after.restore()
