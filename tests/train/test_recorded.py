@@ -300,7 +300,7 @@ def test_what_changes_later_is_found_at_the_check():
         assert all(step(i) for i in range(8))
     state["power"] = 3
     assert not step(9)  # as the documentation says
-    with pytest.warns(UserWarning, match="something else than it did before.*--no-capture"):
+    with pytest.warns(UserWarning, match="something else than it did before.*--capture false"):
         assert step(10, check=True)
     assert all(step(i) for i in range(8))
     assert recorded.why_not == "its calls have changed"

@@ -83,7 +83,7 @@ class Recorded:
             if state.trusted:
                 warnings.warn(
                     "the model's Python does something else than it did before: its steps are "
-                    "taken one by one from here on. To have all of them so: --no-capture",
+                    "taken one by one from here on. To have all of them so: --capture false",
                     stacklevel=5,
                 )
                 return self._leave(outputs, "its calls have changed")
