@@ -318,7 +318,7 @@ def test_constants_made_anew_are_constants_and_drawn_ones_are_not():
     assert recorded.played == 12 - BEFORE
     recorded = Recorded()
     random.seed(0)
-    for i in range(12):
+    for _ in range(12):
         recorded(lambda: drawn(torch.ones(3), None), [])
     assert recorded.played == 0
 

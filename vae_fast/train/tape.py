@@ -94,9 +94,7 @@ class Tape:
             and len(a.arguments) == len(b.arguments)
             and a.arguments == b.arguments
             for a, b in zip(self.calls, other.calls, strict=True)
-        ) and all(
-            _same(value, other.constants.get(name)) for name, value in self.constants.items()
-        )
+        ) and all(_same(value, other.constants.get(name)) for name, value in self.constants.items())
 
 
 def record(
@@ -264,17 +262,19 @@ def _geometry(t: Tensor) -> Geometry:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return type(a) is type(b) and (a is b or a == b or (a != a and b != b))
-    if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
-        return False
-    # One memory, or a constant that Python makes anew each time.
-    return a.data_ptr() == b.data_ptr() or equal_bits(a, b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
+            return False
+        # One memory, or a constant that Python makes anew each time.
+        return a.data_ptr() == b.data_ptr() or equal_bits(a, b)
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return type(a) is type(b) and (a is b or a == b)
 
 
 def equal_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether all values are equal; NaN equals NaN."""
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    """Whether two tensors of one shape and dtype hold the same bits."""
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
 def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
@@ -295,5 +295,5 @@ def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
             lines.append(f"    del {', '.join(dead)}")
     returned = "".join(f"{name}, " for name in tape.outputs)
     source = "\n".join([f"def play({', '.join(inputs)}):", *lines, f"    return ({returned})"])
-    exec(compile(source, "<tape>", "exec"), scope)
+    exec(compile(source, "<tape>", "exec"), scope)  # noqa: S102 (names, and literals of our making)
     return scope["play"]

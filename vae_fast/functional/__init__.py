@@ -1,0 +1,28 @@
+"""The public functions: they check their arguments and pick native kernels or plain PyTorch.
+
+Samples are dim 0 and every other dim is a feature; a 1-D tensor is one sample. Losses are in
+nats. Inputs may be float32, float64, bfloat16 or float16, contiguous or not; sums are float32
+(float64 for float64 inputs) and gradients have their input's dtype. Double backward raises.
+"""
+
+from vae_fast.functional.bernoulli import (
+    bce_kl_loss,
+    bernoulli_nll,
+    bernoulli_nll_samples,
+    linear_bernoulli_nll,
+)
+from vae_fast.functional.gather import gather_batch
+from vae_fast.functional.gaussian import gaussian_kl, reparameterize, sample_and_kl
+from vae_fast.functional.importance import iwae_bound
+
+__all__ = [
+    "bce_kl_loss",
+    "bernoulli_nll",
+    "bernoulli_nll_samples",
+    "gather_batch",
+    "gaussian_kl",
+    "iwae_bound",
+    "linear_bernoulli_nll",
+    "reparameterize",
+    "sample_and_kl",
+]

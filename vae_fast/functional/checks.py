@@ -1,0 +1,110 @@
+"""What the public functions ask of their arguments, with the errors that say so."""
+
+from __future__ import annotations
+
+import torch
+
+from vae_fast.types import REDUCTIONS
+
+FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+TARGETS = FLOATING | {torch.uint8, torch.bool}
+_REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
+
+
+def reduction_code(reduction: str) -> int:
+    code = _REDUCTION_CODES.get(reduction)
+    if code is None:
+        hint = (
+            " (a mean over features would silently change beta; use 'batchmean')"
+            if reduction == "mean"
+            else ""
+        )
+        raise ValueError(
+            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}{hint}"
+        )
+    return code
+
+
+def check_floating(name: str, t: torch.Tensor) -> None:
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}: "
+            f"convert it with {name}.float()"
+        )
+
+
+def check_like(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    if t.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}, {other_name} has shape {tuple(other.shape)}: "
+            "they must be equal"
+        )
+    if t.device != other.device:
+        raise ValueError(
+            f"{name} is on {t.device}, {other_name} on {other.device}: move them to one device"
+        )
+
+
+def gaussian_pair(
+    mu: torch.Tensor, logvar: torch.Tensor, mu_name: str = "mu", logvar_name: str = "logvar"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check a Gaussian's parameters and bring them to one dtype."""
+    if logvar is None:
+        raise TypeError(f"{logvar_name} is missing: a Gaussian needs {mu_name} and {logvar_name}")
+    check_floating(mu_name, mu)
+    check_floating(logvar_name, logvar)
+    check_like(mu_name, mu, logvar_name, logvar)
+    if mu.dtype != logvar.dtype:
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(dtype), logvar.to(dtype)
+    return mu, logvar
+
+
+def with_prior(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    prior_mu: torch.Tensor | None,
+    prior_logvar: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Check posterior and prior, broadcast the prior to the posterior, and unite their dtypes."""
+    mu, logvar = gaussian_pair(mu, logvar)
+    if prior_mu is None and prior_logvar is None:
+        return mu, logvar, None, None
+    if prior_mu is None or prior_logvar is None:
+        missing = "prior_mu" if prior_mu is None else "prior_logvar"
+        raise TypeError(f"{missing} is missing: give prior_mu and prior_logvar, or neither")
+    prior_mu, prior_logvar = gaussian_pair(prior_mu, prior_logvar, "prior_mu", "prior_logvar")
+    if prior_mu.device != mu.device:
+        raise ValueError(
+            f"prior_mu is on {prior_mu.device}, mu on {mu.device}: move them to one device"
+        )
+    if prior_mu.shape != mu.shape:
+        try:
+            prior_mu, prior_logvar = prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"prior_mu has shape {tuple(prior_mu.shape)}, which does not broadcast to mu's "
+                f"shape {tuple(mu.shape)}"
+            ) from None
+    if prior_mu.dtype != mu.dtype:
+        dtype = torch.promote_types(prior_mu.dtype, mu.dtype)
+        mu, logvar, prior_mu, prior_logvar = (
+            t.to(dtype) for t in (mu, logvar, prior_mu, prior_logvar)
+        )
+    return mu, logvar, prior_mu, prior_logvar
+
+
+def bernoulli_pair(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check logits (or probabilities) and target; exotic dtype mixtures become one of ours."""
+    check_floating("logits", logits)
+    if not isinstance(target, torch.Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.dtype not in TARGETS:
+        raise TypeError(
+            f"target must be floating (0..1), uint8 (0..255) or bool, got {target.dtype}: "
+            "convert it with target.float() or target.to(torch.uint8)"
+        )
+    check_like("logits", logits, "target", target)
+    return logits, target

@@ -1,0 +1,98 @@
+"""Batches of a data set of bytes."""
+
+from __future__ import annotations
+
+import torch
+
+from vae_fast import reference
+from vae_fast.backend import _libraries, use_native
+from vae_fast.noise import check_key, new_key
+from vae_fast.types import GATHER_MODES, GatherMode
+
+if "cpu" in _libraries:
+    from vae_fast.ops import gather as _gather
+
+
+def gather_batch(
+    data: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    mode: GatherMode = "bytes",
+    noise_key: torch.Tensor | None = None,
+    first_row: int | torch.Tensor = 0,
+) -> torch.Tensor:
+    """A batch of a data set of bytes: the rows of ``data`` at ``index``, never copied to float unasked.
+
+    ``"binarize"`` draws each pixel from Bernoulli(x / 255) (dynamic binarisation, Salakhutdinov &
+    Murray 2008). The draws are a function of the noise key and of a pixel's place: pixel c of the
+    batch's row r takes word (first_row + r) * columns + c of the key's noise, the same bits for
+    every backend, instruction set, number of threads and device.
+
+    Args:
+        data: (N, ...) uint8 (0..255 stands for x / 255) or bool, resident on the device.
+        index: (B,) int64 on the same device, each in [0, N).
+        mode: "bytes" gives the rows as they are; "scale" float32, x / 255 correctly rounded (0 or 1
+            of bool); "binarize" bool (bool data stay as they are).
+        noise_key: of "binarize": int64 tensor of 2 elements (``vae_fast.noise.new_key``); drawn from
+            torch's generator when None.
+        first_row: of "binarize": the place of the batch's first row in a longer sequence, such as an
+            epoch, whose rows share one key: the draws then don't depend on how the sequence is cut
+            into batches. A number, or an int64 tensor of one element on the device, which a
+            captured CUDA graph reads at each replay.
+
+    Returns:
+        (B, ...), contiguous; uint8 or bool as data is, float32, or bool.
+
+    Raises:
+        IndexError: an index outside [0, N), before anything is read. On a GPU that would make the
+            host wait: there the kernel traps, which CUDA reports at the next synchronisation.
+        TypeError, ValueError: dtypes, shapes or devices that don't fit.
+    """
+    if mode not in GATHER_MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, GATHER_MODES))}, got {mode!r}")
+    if not isinstance(data, torch.Tensor) or data.dtype not in (torch.uint8, torch.bool):
+        found = data.dtype if isinstance(data, torch.Tensor) else type(data).__name__
+        raise TypeError(f"data must be a uint8 (0..255) or bool tensor, got {found}")
+    if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+        found = (
+            f"{index.dtype} of shape {tuple(index.shape)}"
+            if isinstance(index, torch.Tensor)
+            else type(index).__name__
+        )
+        raise TypeError(f"index must be an int64 tensor (B,), got {found}")
+    if data.dim() < 1 or index.device != data.device:
+        raise ValueError(
+            f"data must be (N, ...) on the index's device, got {tuple(data.shape)} on "
+            f"{data.device} and an index on {index.device}"
+        )
+    if data.dtype == torch.bool and mode == "binarize":
+        mode = "bytes"
+    if noise_key is not None:
+        noise_key = check_key(noise_key, data.device, "data")
+    elif mode == "binarize":
+        noise_key = new_key(data.device)
+    native = use_native(data.device.type)
+    if native and not data.is_contiguous():  # a view of the data: its rows alone are copied
+        data, index = data.index_select(0, index), torch.arange(len(index), device=data.device)
+        data = data.contiguous()
+    if native:
+        code = GATHER_MODES.index(mode)
+        try:
+            return _gather.gather_batch(data, index.contiguous(), code, noise_key, first_row)
+        except RuntimeError:
+            _check_index(index, len(data))
+            raise
+    if data.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_index(index, len(data))
+    return reference.gather_batch(data, index, mode, noise_key, first_row)
+
+
+def _check_index(index: torch.Tensor, samples: int) -> None:
+    """Raise IndexError for the first index outside [0, samples)."""
+    bad = ((index < 0) | (index >= samples)).nonzero()
+    if len(bad):
+        place = int(bad[0])
+        raise IndexError(
+            f"index {int(index[place])}, at place {place} of {len(index)}, is outside the data, "
+            f"which has samples 0 to {samples - 1}"
+        )

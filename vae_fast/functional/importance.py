@@ -1,0 +1,64 @@
+"""The importance-weighted bound."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vae_fast.functional.bernoulli import bernoulli_nll_samples
+from vae_fast.functional.checks import check_floating, gaussian_pair
+
+
+def iwae_bound(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    z: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    *,
+    dreg: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The K-sample bound of a Bernoulli VAE with a standard-normal prior.
+
+    log (1/K) sum_k w_k with log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x): Burda et al.
+    2015, equation 8. Its gradient weighs each sample's by the normalised weight, as a constant
+    (equation 14). Beyond the logits' gradient nothing of the logits' size is made.
+
+    Args:
+        logits: (K, B, ...), the decoder's output for z.
+        target: (B, ...); floating in [0, 1], uint8 (x / 255) or bool.
+        z: (K, B, D), the samples that logits were decoded from (``reparameterize`` with
+            ``num_samples=K``).
+        mu, logvar: (B, D), the posterior that z was drawn from.
+        dreg: doubly reparameterised gradients for the encoder (Tucker et al. 2018, equation 8);
+            the decoder's are the same. Hooks z, so give each z to one bound only.
+
+    Returns:
+        (bound, log_weight): (B,) and (K, B) in nats; the loss is ``-bound``.
+    """
+    mu, logvar = gaussian_pair(mu, logvar)
+    check_floating("z", z)
+    if z.dim() != 3 or z.shape[1:] != mu.shape or z.shape[:2] != logits.shape[:2]:
+        raise ValueError(
+            f"z must be (K, B, D) for logits (K, B, ...) and mu (B, D), got {tuple(z.shape)}, "
+            f"{tuple(logits.shape)} and {tuple(mu.shape)}"
+        )
+    nll = bernoulli_nll_samples(logits, target)
+    dtype = nll.dtype
+    q_mu, q_logvar = (mu.detach(), logvar.detach()) if dreg else (mu, logvar)
+    wide = z.to(dtype)
+    difference = wide - q_mu.to(dtype)
+    q_logvar = q_logvar.to(dtype)
+    # log p(z) - log q(z | x): log 2 pi cancels.
+    log_ratio = 0.5 * (difference * difference * torch.exp(-q_logvar) + q_logvar - wide * wide).sum(
+        -1
+    )
+    log_weight = log_ratio - nll
+    bound = torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
+    if dreg and z.requires_grad:
+        # d bound / d z_k carries one normalised weight; the estimator needs its square for the
+        # encoder, and the encoder is all that z's gradient reaches.
+        weight = log_weight.detach().softmax(0).unsqueeze(-1).to(z.dtype)
+        z.register_hook(lambda grad: grad * weight)
+    return bound, log_weight
