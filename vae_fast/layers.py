@@ -70,6 +70,11 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_hooks(model: nn.Module) -> bool:
+    """Whether somebody wants to know of the calls of any of the model's modules, or of all modules."""
+    return bool(_has_any_global_hook()) or any(map(_has_hooks, model.modules()))
+
+
 def _at_once(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
     return x.is_cpu and x.dim() > 0 and get_backend() != "reference" and serves(x, parameters)
 

@@ -116,6 +116,17 @@ def test_a_batch_is_a_part_of_a_larger_one():
     assert_same(*results)
 
 
+@pytest.mark.parametrize("begin", [0, 4])
+def test_hooks_are_called(begin):
+    """From the next epoch on, if they come while steps are played."""
+    step, calls = make(True), []
+    for number, share in enumerate(batches([8] * STEPS)):
+        if number == begin:
+            step.model.encoder.register_forward_hook(lambda *_: calls.append(1))
+        step(share, number)
+    assert len(calls) == STEPS if begin == 0 else STEPS - PER_EPOCH <= len(calls) < STEPS - begin
+
+
 def test_while_beta_moves_steps_are_taken():
     objective = ObjectiveConfig(schedule="linear", period=8, unit="steps")
     steps = (8,) * (8 + BEFORE + 3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.layers import has_hooks
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.captured import CapturedStep, CudaGraph
@@ -111,6 +112,9 @@ class Step:
             return terms
 
         if self.recorded is None or update.flat is None:
+            return work()
+        if (self.first_of_epoch or self.recorded.played == 0) and has_hooks(self.model):
+            self.recorded = None  # they are to be called
             return work()
         kind, check = (self.now.beta, share.weight), self.first_of_epoch
         return LossOutput(*self.recorded(work, share[:2], kind, check=check))
