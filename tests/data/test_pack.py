@@ -109,8 +109,9 @@ def test_another_source_or_other_settings_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match=r"not empty: it holds thesis\.tex"):
         pack(SOURCE, tmp_path / "b")
     (tmp_path / "c").write_text("a file")
-    with pytest.raises(OSError, match="c"):
+    with pytest.raises(FileExistsError, match="c is a file, and shards go into a folder"):
         pack(SOURCE, tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "a file"
 
 
 def test_a_full_disk_is_known_beforehand(tmp_path, monkeypatch):

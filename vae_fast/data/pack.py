@@ -127,6 +127,8 @@ def _already_there(out: Path, plan: dict[str, Any]) -> ShardData:
 
 def _prepare(out: Path, plan: dict[str, Any]) -> None:
     """Make the folder, or recognise an interrupted pack in it; check that there is room."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, and shards go into a folder: name another")
     out.mkdir(parents=True, exist_ok=True)
     if (out / PLAN).exists():
         try:
