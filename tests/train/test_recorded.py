@@ -33,7 +33,7 @@ def make(capture, model="vae", objective=None, **options):
         epochs=2,
         **{k: v for k, v in options.items() if k != "model_args"},
     )
-    sizes = {} if model == "hvae" else {"latent_dim": 3}
+    sizes = {} if model in ("hvae", "autoencoder-kl") else {"latent_dim": 3}
     made = build(model, (1, 6, 6), **sizes, **options.get("model_args", {}))
     return Step(made, config, CPU, World(), PER_EPOCH)
 
@@ -75,6 +75,9 @@ MODELS = {
     "cvae": {},
     "iwae": {"model_args": {"num_samples": 3}},
     "hvae": {},
+    "vrae": {},
+    "autoencoder-kl": {"model_args": {"channels": 8, "multipliers": [1, 2], "groups": 2}},
+    "hvae, convolutional": {"model_args": {"network": "conv", "width": 8, "z_channels": 2}},
     "ssvae": {},
     "vae, bf16": {"precision": "bf16"},
     "vae, averaged": {"ema": 0.9},
@@ -297,6 +300,18 @@ def test_a_hidden_draw_is_found_by_the_trial():
     assert "not all of it" in recorded.why_not
 
 
+def test_a_tape_that_fails_is_not_played(monkeypatch):
+    def fails(*_):
+        torch.rand(3)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("vae_fast.train.tape._compiled", lambda tape: fails)
+    recorded = Recorded()
+    assert_same(*again(lambda x, memory: (memory.add_(x) + torch.rand(3),), 12, recorded))
+    assert recorded.played == 0
+    assert "not all of it" in recorded.why_not
+
+
 def test_what_changes_later_is_found_at_the_check():
     state = {"power": 2}
     recorded = Recorded()
@@ -332,6 +347,26 @@ def test_constants_made_anew_are_constants_and_drawn_ones_are_not():
     for _ in range(12):
         recorded(lambda: drawn(torch.ones(3), None), [])
     assert recorded.played == 0
+
+
+def test_views_made_in_place_and_memory_exchanged():
+    def turned(x, memory):
+        y = torch.stack([x, x + 1]).transpose_(0, 1)
+        y.unsqueeze_(0).squeeze_(0)
+        memory.add_(y[:, 1])
+        return (y.sum(1),)
+
+    recorded = Recorded()
+    assert_same(*again(turned, 12, recorded))
+    assert recorded.played == 12 - BEFORE
+
+    def resized(x, memory):
+        return (torch.add(x, 1, out=torch.empty(0)),)
+
+    recorded = Recorded()
+    assert_same(*again(resized, 12, recorded))
+    assert recorded.played == 0
+    assert "changed for another" in recorded.why_not
 
 
 def test_gradients_that_autograd_adds_up():

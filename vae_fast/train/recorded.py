@@ -91,12 +91,7 @@ class Recorded:
             if state.attempts > ATTEMPTS:
                 return self._leave(outputs, "its calls differ from one time to the next")
         elif not state.trusted:
-            after = _State(state.tape.outside())
-            before.restore()
-            with torch.inference_mode():
-                played = state.tape.play(*inputs)
-            state.trusted = after.is_now() and all(map(equal_bits, played, outputs))
-            after.restore()
+            state.trusted = _gives_the_same(state.tape, inputs, before, outputs)
             if not state.trusted:
                 return self._leave(outputs, "its calls alone are not all of it")
         return outputs
@@ -105,6 +100,23 @@ class Recorded:
         self.why_not = why_not
         self._kinds.clear()
         return outputs
+
+
+def _gives_the_same(
+    tape: Tape, inputs: Sequence[Tensor | None], before: _State, outputs: Sequence[Tensor]
+) -> bool:
+    """Whether playing from the state ``before`` ends with these outputs and in the present state,
+    which it leaves as it is."""
+    after = _State(tape.outside())
+    before.restore()
+    try:
+        with torch.inference_mode():
+            played = tape.play(*inputs)
+        return after.is_now() and all(map(equal_bits, played, outputs))
+    except Exception:  # noqa: BLE001 (whatever it is, the work itself has been done)
+        return False
+    finally:
+        after.restore()
 
 
 class _State:

@@ -29,6 +29,7 @@ _MAKERS = {
 }  # fmt: skip
 # Ops that write to arguments, and whose schema does not say so.
 _WRITERS = {_aten.native_batch_norm.default, _aten.batch_norm_update_stats.default}
+_RESIZERS = {_aten.resize_.default, _aten.resize_as_.default, _aten.set_.source_Tensor}
 
 # The same ops by torch's own functions, which cost less to call than ops of any schema.
 _SHORTER: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -155,10 +156,15 @@ class _Recorder(TorchDispatchMode):
             names = [self._name_of(t) for t in given]
         except _NotRecordable as error:
             self._why_not = f"{op}: {error}"
+        before = [_geometry(t) for t in given]
         result = op(*args, **kwargs)
         if not self._why_not:
             try:
-                self._write_down(op, args, kwargs, given, names, result)
+                if before == [_geometry(t) for t in given]:
+                    self._write_down(op, args, kwargs, given, names, result)
+                elif torch.Tag.inplace_view not in op.tags or op in _RESIZERS:
+                    raise _NotRecordable("a tensor's memory is changed for another")
+                # Else it is another view of its memory, and found as such.
             except _NotRecordable as error:
                 self._why_not = f"{op}: {error}"
         return result
