@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.bounds import METRICS, judge
 from experiments.results import Result, Verdict
-from experiments.statistics import clearly_better, shown
+from experiments.statistics import clearly_better, mean, shown
 from experiments.training import Clock, fashion, parameters, train
 from vae_fast import models
 
@@ -15,14 +16,26 @@ TITLE = "HVAE and VAE of the same parameter count"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hvae.yaml"
 SETTINGS = {
     "seeds": [0, 1, 2],
-    "epochs": 10,
+    "epochs": None,
+    "longer": 3,
+    "far_larger": 400,
     "train_samples": 10_000,
     "test_samples": 500,
     "nll_samples": 100,
     "hvae": {},
 }
 QUICK = {**SETTINGS, "seeds": [0, 1], "epochs": 1, "train_samples": 200, "test_samples": 20,
-         "nll_samples": 5, "hvae": {"width": 8, "z_channels": 2, "hidden": [8]}}  # fmt: skip
+         "longer": 2, "far_larger": 64, "nll_samples": 5,
+         "hvae": {"levels": [[1, 1], [4, 1]], "width": 8, "z_channels": 2}}  # fmt: skip
+# What a flat VAE's networks look like at a size n; the convolutional one halves an image as often as
+# the hierarchy does.
+SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "MLP": lambda n: {"network_options": {"hidden": [n, n]}},
+    "convolutional": lambda n: {
+        "network": "conv",
+        "network_options": {"channels": [n, 2 * n, 2 * n], "hidden": 4 * n},
+    },
+}
 
 
 def run(settings: dict[str, Any], clock: Clock) -> Result:
@@ -30,7 +43,8 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
     test = fashion("val", binary=True, limit=settings["test_samples"])
     values: dict[str, dict[str, list[float]]] = {}
     counts: dict[str, int] = {}
-    for name, config in configs(settings, tuple(data.shape)).items():
+    contenders = configs(settings, tuple(data.shape))
+    for name, config in contenders.items():
         found = values.setdefault(name, {metric: [] for metric in METRICS})
         for seed in settings["seeds"]:
             model = train({**config, "seed": seed}, data, test)
@@ -39,32 +53,39 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
             clock.say(f"{name}, {counts[name]:,} parameters, seed {seed}: {measured}")
             for metric in METRICS:
                 found[metric].append(measured[metric])
-    return report(values, counts, settings)
+    return report(values, counts, contenders["HVAE"]["epochs"], settings)
 
 
 def configs(settings: dict[str, Any], shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    """examples/hvae.yaml, and the VAE beside it, trained alike: KL warm-up, epochs, batches."""
+    """examples/hvae.yaml, and the VAEs beside it, trained alike, and for ``longer`` times as long."""
     import yaml
 
     example = yaml.safe_load(EXAMPLE.read_text())
     example["model_args"].update(settings["hvae"])
     hvae = models.build("hvae", shape, **example["model_args"])
-    common = {key: example[key] for key in ("objective", "batch_size", "lr") if key in example}
-    common["epochs"] = settings["epochs"]
-    args = vae_of_size(parameters(hvae), shape)
-    return {
-        "HVAE": {"model": "hvae", "model_args": example["model_args"], **common},
-        "VAE": {"model": "vae", "model_args": args, **common},
-    }
+    kept = ("objective", "optimizer", "batch_size", "lr", "ema", "epochs")
+    common = {key: example[key] for key in kept if key in example}
+    common["epochs"] = settings["epochs"] or example["epochs"]
+    longer = settings["longer"] * common["epochs"]
+    found = {"HVAE": {"model": "hvae", "model_args": example["model_args"], **common}}
+    vaes = {name: vae_of_size(parameters(hvae), shape, name) for name in SHAPES}
+    vaes["MLP, far larger"] = {"latent_dim": 20, **SHAPES["MLP"](settings["far_larger"])}
+    for name, args in vaes.items():
+        vae = {"model": "vae", "model_args": args, **common}
+        found[f"VAE, {name}"] = vae
+        found[f"VAE, {name}, {longer} epochs"] = {**vae, "epochs": longer}
+    return found
 
 
-def vae_of_size(count: int, shape: tuple[int, ...], latent_dim: int = 20) -> dict[str, Any]:
-    """A VAE's model_args with ``count`` parameters or a few more: two hidden layers of one width."""
+def vae_of_size(
+    count: int, shape: tuple[int, ...], name: str = "MLP", latent_dim: int = 20
+) -> dict[str, Any]:
+    """The smallest VAE's model_args in one of the SHAPES that has ``count`` parameters or more."""
 
-    def args(hidden: int) -> dict[str, Any]:
-        return {"latent_dim": latent_dim, "network_options": {"hidden": [hidden, hidden]}}
+    def args(n: int) -> dict[str, Any]:
+        return {"latent_dim": latent_dim, **SHAPES[name](n)}
 
-    low, high = 1, 2
+    low, high = 0, 1
     while parameters(models.build("vae", shape, **args(high))) < count:
         low, high = high, 2 * high
     while high - low > 1:
@@ -74,18 +95,26 @@ def vae_of_size(count: int, shape: tuple[int, ...], latent_dim: int = 20) -> dic
     return args(high)
 
 
-def report(values: dict[str, Any], counts: dict[str, int], settings: dict[str, Any]) -> Result:
-    hvae, vae = values["HVAE"]["nll"], values["VAE"]["nll"]
+def report(
+    values: dict[str, Any], counts: dict[str, int], epochs: int, settings: dict[str, Any]
+) -> Result:
+    hvae = values["HVAE"]["nll"]
+    best = min((name for name in values if name != "HVAE"), key=lambda n: mean(values[n]["nll"]))
+    vae = values[best]["nll"]
     return Result(
         name="hierarchy",
         title=TITLE,
         how=(
-            "fashion10k binarised at half brightness, Bernoulli likelihood; the HVAE of "
-            "`examples/hvae.yaml`, and a VAE with two hidden layers whose width gives it at least "
-            f"as many parameters; the example's KL warm-up for both, {settings['epochs']} epochs "
-            f"on {settings['train_samples']} images. Nats per image on {settings['test_samples']} "
-            f"validation images, NLL importance-sampled with K = {settings['nll_samples']}; mean ± "
-            f"standard deviation over {len(settings['seeds'])} seeds; lower is better."
+            "fashion10k binarised at half brightness, Bernoulli likelihood; the convolutional HVAE "
+            "of `examples/hvae.yaml`, and flat VAEs of at least as many parameters: an MLP with two "
+            "hidden layers, convolutions that halve the image as often as the hierarchy does, and an "
+            f"MLP with layers of {settings['far_larger']}. "
+            f"The example's training for all: {epochs} epochs on {settings['train_samples']} "
+            "images, KL warm-up, a cosine decay of the learning rate, an average of the weights; "
+            f"the VAEs also for {settings['longer']} times as many epochs. Nats per image on "
+            f"{settings['test_samples']} validation images, NLL importance-sampled with K = "
+            f"{settings['nll_samples']}; mean ± standard deviation over {len(settings['seeds'])} "
+            "seeds; lower is better. The HVAE is held against the VAE with the lowest mean NLL."
         ),
         settings=settings,
         columns=["model", "parameters", "−ELBO", f"NLL (K = {settings['nll_samples']})"],
@@ -96,8 +125,8 @@ def report(values: dict[str, Any], counts: dict[str, int], settings: dict[str, A
         values={"parameters": counts, **values},
         verdicts=[
             Verdict(
-                "HVAE: a lower NLL than the VAE's of the same size, by more than the spread",
-                clearly_better(hvae, vae) and counts["HVAE"] <= counts["VAE"],
+                "HVAE: a lower NLL than that of any VAE as large or larger, by more than the spread",
+                clearly_better(hvae, vae) and counts["HVAE"] <= counts[best],
                 f"{shown(hvae)} against {shown(vae)}",
             )
         ],

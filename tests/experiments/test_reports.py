@@ -44,16 +44,38 @@ def test_bounds_trains_what_it_says():
     assert {c["epochs"] for c in found.values()} == {bounds.SETTINGS["epochs"]}
 
 
-def test_the_flat_vae_has_as_many_parameters_and_hardly_more():
+@pytest.mark.parametrize("name", hierarchy.SHAPES)
+def test_the_flat_vae_has_as_many_parameters_and_hardly_more(name):
     from vae_fast import models
 
+    def size(n):
+        args = {"latent_dim": 4, **hierarchy.SHAPES[name](n)}
+        return parameters(models.build("vae", (1, 28, 28), **args))
+
     for count in (20_000, 123_456):
-        args = hierarchy.vae_of_size(count, (1, 28, 28), latent_dim=4)
+        args = hierarchy.vae_of_size(count, (1, 28, 28), name, latent_dim=4)
         found = parameters(models.build("vae", (1, 28, 28), **args))
-        hidden = args["network_options"]["hidden"][0]
-        args["network_options"]["hidden"] = [hidden - 1, hidden - 1]
-        fewer = parameters(models.build("vae", (1, 28, 28), **args))
-        assert fewer < count <= found
+        n = next(n for n in range(1, 1000) if size(n) >= count)
+        assert found == size(n) >= count > size(n - 1)
+
+
+def test_the_hierarchy_is_held_against_the_best_vae_trained_alike():
+    found = hierarchy.configs(hierarchy.SETTINGS, (1, 28, 28))
+    alike = [{k: v for k, v in c.items() if k not in ("model", "model_args", "epochs")}
+             for c in found.values()]  # fmt: skip
+    assert len(found) == 7 and all(config == alike[0] for config in alike)
+    epochs = found["HVAE"]["epochs"]
+    assert [c["epochs"] / epochs for c in found.values()] == [1, 1, 3, 1, 3, 1, 3]
+
+    def report(hvae, *vaes):
+        metrics = {"a": hvae, **dict(zip("bc", vaes, strict=True))}
+        names = {"a": "HVAE", "b": "VAE, MLP", "c": "VAE, convolutional"}
+        values = {names[k]: {"negative_elbo": v, "nll": v} for k, v in metrics.items()}
+        counts = dict.fromkeys(values, 100)
+        return hierarchy.report(values, counts, 8, hierarchy.SETTINGS).verdicts[0]
+
+    assert report([1.0, 1.1], [9.0, 9.1], [2.0, 2.1]).holds
+    assert not report([3.0, 3.1], [9.0, 9.1], [2.0, 2.1]).holds
 
 
 def test_inpainting_by_hand():
