@@ -27,13 +27,13 @@ SETTINGS = {
 QUICK = {**SETTINGS, "seeds": [0, 1], "epochs": 1, "train_samples": 200, "test_samples": 20,
          "longer": 2, "far_larger": 64, "nll_samples": 5,
          "hvae": {"levels": [[1, 1], [4, 1]], "width": 8, "z_channels": 2}}  # fmt: skip
-# What a flat VAE's networks look like at a size n; the convolutional one halves an image as often as
-# the hierarchy does.
+# What a flat VAE's networks look like at a size n; the residual one halves an image as often as the
+# hierarchy does.
 SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
     "MLP": lambda n: {"network_options": {"hidden": [n, n]}},
-    "convolutional": lambda n: {
-        "network": "conv",
-        "network_options": {"channels": [n, 2 * n, 2 * n], "hidden": 4 * n},
+    "residual": lambda n: {
+        "network": "resnet",
+        "network_options": {"channels": [n, 2 * n, 2 * n]},
     },
 }
 
@@ -107,7 +107,7 @@ def report(
         how=(
             "fashion10k binarised at half brightness, Bernoulli likelihood; the convolutional HVAE "
             "of `examples/hvae.yaml`, and flat VAEs of at least as many parameters: an MLP with two "
-            "hidden layers, convolutions that halve the image as often as the hierarchy does, and an "
+            "hidden layers, residual blocks that halve the image as often as the hierarchy does, and an "
             f"MLP with layers of {settings['far_larger']}. "
             f"The example's training for all: {epochs} epochs on {settings['train_samples']} "
             "images, KL warm-up, a cosine decay of the learning rate, an average of the weights; "

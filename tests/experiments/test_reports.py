@@ -69,7 +69,7 @@ def test_the_hierarchy_is_held_against_the_best_vae_trained_alike():
 
     def report(hvae, *vaes):
         metrics = {"a": hvae, **dict(zip("bc", vaes, strict=True))}
-        names = {"a": "HVAE", "b": "VAE, MLP", "c": "VAE, convolutional"}
+        names = {"a": "HVAE", "b": "VAE, MLP", "c": "VAE, residual"}
         values = {names[k]: {"negative_elbo": v, "nll": v} for k, v in metrics.items()}
         counts = dict.fromkeys(values, 100)
         return hierarchy.report(values, counts, 8, hierarchy.SETTINGS).verdicts[0]
