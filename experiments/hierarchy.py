@@ -57,7 +57,7 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
 
 
 def configs(settings: dict[str, Any], shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    """examples/hvae.yaml, and the VAEs beside it, trained alike, and for ``longer`` times as long."""
+    """examples/hvae.yaml, and the VAEs beside it, trained alike and ``longer`` times as long."""
     import yaml
 
     example = yaml.safe_load(EXAMPLE.read_text())
@@ -98,23 +98,34 @@ def vae_of_size(
 def report(
     values: dict[str, Any], counts: dict[str, int], epochs: int, settings: dict[str, Any]
 ) -> Result:
-    hvae = values["HVAE"]["nll"]
-    best = min((name for name in values if name != "HVAE"), key=lambda n: mean(values[n]["nll"]))
-    vae = values[best]["nll"]
+    longer = f"{settings['longer'] * epochs} epochs"
+    alike = [name for name in values if name != "HVAE" and not name.endswith(longer)]
+    slow = [name for name in values if name.endswith(longer)]
+
+    def beaten(names: list[str], words: str) -> Verdict:
+        hvae = values["HVAE"]["nll"]
+        best = min(names, key=lambda name: mean(values[name]["nll"]))
+        return Verdict(
+            f"HVAE: a lower NLL than any VAE as large or larger{words}, by more than the spread",
+            clearly_better(hvae, values[best]["nll"]) and counts["HVAE"] <= counts[best],
+            f"{shown(hvae)} against {shown(values[best]['nll'])}",
+        )
+
     return Result(
         name="hierarchy",
         title=TITLE,
         how=(
             "fashion10k binarised at half brightness, Bernoulli likelihood; the convolutional HVAE "
-            "of `examples/hvae.yaml`, and flat VAEs of at least as many parameters: an MLP with two "
-            "hidden layers, residual blocks that halve the image as often as the hierarchy does, and an "
-            f"MLP with layers of {settings['far_larger']}. "
-            f"The example's training for all: {epochs} epochs on {settings['train_samples']} "
-            "images, KL warm-up, a cosine decay of the learning rate, an average of the weights; "
-            f"the VAEs also for {settings['longer']} times as many epochs. Nats per image on "
+            "of `examples/hvae.yaml`, and flat VAEs of at least as many parameters: an MLP with "
+            "two hidden layers, residual blocks that halve the image as often as the hierarchy "
+            f"does, and an MLP with layers of {settings['far_larger']}. The example's training for "
+            f"all: {epochs} epochs on {settings['train_samples']} images, KL warm-up, a cosine "
+            "decay of the learning rate, an average of the weights; the VAEs also for "
+            f"{settings['longer']} times as many epochs. Nats per image on "
             f"{settings['test_samples']} validation images, NLL importance-sampled with K = "
             f"{settings['nll_samples']}; mean ± standard deviation over {len(settings['seeds'])} "
-            "seeds; lower is better. The HVAE is held against the VAE with the lowest mean NLL."
+            "seeds; lower is better. The HVAE is held against the VAE with the lowest mean NLL "
+            "among those of each length."
         ),
         settings=settings,
         columns=["model", "parameters", "−ELBO", f"NLL (K = {settings['nll_samples']})"],
@@ -124,10 +135,10 @@ def report(
         ],
         values={"parameters": counts, **values},
         verdicts=[
-            Verdict(
-                "HVAE: a lower NLL than that of any VAE as large or larger, by more than the spread",
-                clearly_better(hvae, vae) and counts["HVAE"] <= counts[best],
-                f"{shown(hvae)} against {shown(vae)}",
-            )
+            beaten(alike, ", trained alike"),
+            beaten(slow, f", trained {settings['longer']} times as long"),
+        ],
+        notes=[
+            "K samples bound the NLL of many latent dimensions, the HVAE's, less tightly than of 20."
         ],
     )
