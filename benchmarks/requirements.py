@@ -54,6 +54,7 @@ def _linear(dtype: str) -> tuple[Spec, ...]:
 _IWAE = (Spec("iwae_bound", (50, 100, 784), "both"),)
 _EPOCH = (Spec("epoch", (128, 60_000), "both"),)
 _SHARDS = (Spec("shards", (128, 737_280), "both"),)
+_OVERHEAD = (Spec("overhead", (128,), "both"),)
 _EPOCH_HALF = (Spec("epoch", (128, 60_000), "both", "bfloat16"),)
 
 OPS: tuple[Requirement, ...] = (
@@ -93,6 +94,7 @@ ENGINE: tuple[Requirement, ...] = (
     Requirement("epoch of the tutorial's VAE, float32", "times", 1.2, _EPOCH, "jax"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 10, _EPOCH_HALF, "tutorial"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 2.5, _EPOCH_HALF, "jax"),
+    Requirement("engine's own time a step under 50 us: steps a second", "rate", 2e4, _OVERHEAD),
     Requirement("sprites, all of them, from shards", "times", 0.95, _SHARDS, "in memory"),
     Requirement("sprites, all of them, from shards", "GB under 1", 1, _SHARDS),
 )

@@ -69,6 +69,7 @@ def training(count: int = 10_000) -> list[Spec]:
     """The tutorial's VAE: one step of 128 images, one epoch of ``count``, and steps from shards."""
     return [
         Spec("step", (128,), "both"),
+        Spec("overhead", (128,), "both"),
         Spec("epoch", (128, count), "both"),
         Spec("epoch", (128, count), "both", "bfloat16"),
         Spec("shards", (128, 1 << 16), "both"),

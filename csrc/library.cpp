@@ -68,6 +68,8 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "gather_batch(Tensor data, Tensor index, int mode, Tensor? key, int first_row, "
       "Tensor? first_row_tensor) -> Tensor");
+  // The Euclidean norm of a vector, 0-d, float32; CPU only.
+  m.def("euclidean_norm(Tensor x) -> Tensor");
 }
 
 namespace vae_fast {
@@ -113,6 +115,7 @@ struct Cpu {
     }
     cpu::level().gather(args, kThreads);
   }
+  static void norm(const Norm& args) { cpu::level().norm(args, kThreads); }
 };
 
 }  // namespace
@@ -123,4 +126,5 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   Ops::register_all(m);
   m.impl("reparameterize_keeping", TORCH_BOX(&Ops::reparameterize_keeping));
   m.impl("sample_and_kl_keeping", TORCH_BOX(&Ops::sample_and_kl_keeping));
+  m.impl("euclidean_norm", TORCH_BOX(&Ops::euclidean_norm));
 }

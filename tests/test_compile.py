@@ -253,6 +253,7 @@ def opcheck_cases():
         "bce_kl_backward": [(each, None, None, x, t, m, v, 0.5, None, 0, True), (None, one, one, x, t, m, v, 1.0, beta, 1, True)],
         "bce_kl_with_grad": [(x, t, m, v, 0.5, None, 1, True, 1.0), (x, t, m, v, 1.0, beta, 2, True, 3.0)],
         "gather_batch": [(t, i, 0, None, 0, None), (t > 9, i, 0, None, 0, None), (t, i, 1, None, 0, None), (t, i, 2, k, 7, None), (t, i, 2, k, 0, place)],
+        "euclidean_norm": [(x.flatten(),)],
     }  # fmt: skip
 
 
@@ -272,6 +273,7 @@ NAMES = [
     "bce_kl_backward",
     "bce_kl_with_grad",
     "gather_batch",
+    "euclidean_norm",
 ]
 
 
@@ -313,6 +315,9 @@ def test_bare_ops_refuse_what_they_cannot_read(native):
         lambda: ops.bce_kl(x, x, m[:3], m[:3], 1.0, None, 1, True),
         lambda: ops.bce_kl(x, x, m, m, 1.0, torch.ones(2), 1, True),
         lambda: ops.bce_kl_backward(None, None, None, x, x, m, m, 1.0, None, 1, True),
+        lambda: ops.euclidean_norm(x),
+        lambda: ops.euclidean_norm(x[0].double()),
+        lambda: ops.euclidean_norm(x[0, ::2]),
     ]
     for call in bad:
         with pytest.raises(RuntimeError):

@@ -20,6 +20,7 @@ struct Level {
   void (*bernoulli)(const Bernoulli&, const Threads&);
   void (*bce_kl)(const BceKl&, const Threads&);
   void (*gather)(const Gather&, const Threads&);
+  void (*norm)(const Norm&, const Threads&);
   // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
   void (*random_words)(const int64_t key[2], uint64_t block, int64_t blocks, uint32_t* words);
 };

@@ -112,4 +112,11 @@ struct Gather {
   const int64_t* first_row_tensor = nullptr;  // added to it, if given: 1 element on the device
 };
 
+// The Euclidean norm of n float32 numbers. CPU only.
+struct Norm {
+  int64_t n;
+  const float* x;
+  float* out;
+};
+
 }  // namespace vae_fast

@@ -61,6 +61,7 @@ class Step:
         self.updates = [Update(p.parameters, config, device, **options) for p in self.phases]
         flat = self.updates[0].flat
         self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
+        self._settled = False  # whether schedules have said all they will
         self.meter = Meter(device, world)
         self.now = Now(device)
         # A small model's step takes a GPU less time than its launches take the host.
@@ -82,7 +83,7 @@ class Step:
         outcomes = run(share)
         for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
             update.guard.record(*outcome)
-        self.meter.samples += len(share.images)
+        self.meter.samples += share.images.shape[0]
 
     def take(self, share: Share) -> tuple[Any, ...]:
         """All of a step that is done on the device, in the same way at every step.
@@ -100,7 +101,7 @@ class Step:
             outcomes += [norm, skip]
         if self.average is not None:
             self.average.update(self.now.average_weight)
-        self.meter.add(terms, len(share.images), skipped)
+        self.meter.add(terms, share.images.shape[0], skipped)
         return tuple(outcomes)
 
     def differentiate(self, share: Share, phase: Phase, update: Update) -> LossOutput:
@@ -140,6 +141,8 @@ class Step:
 
     def follow_schedules(self, number: int) -> None:
         """Set beta, the learning rate and the average's weight to those of step ``number``."""
+        if self._settled and self.updates[0].flat is not None:
+            return
         objective, optimizer = self.config.objective, self.config.optimizer
         self.beta = beta_at(objective, self.final_beta, number, self.steps_per_epoch)
         if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
@@ -150,6 +153,8 @@ class Step:
         # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
         for phase, update in self.each():
             update.set_lr(phase.lr * self.lr if update.flat is None else self.now.lr)
+        moves = optimizer.warmup_steps > 0 or optimizer.decay != "constant"
+        self._settled = not moves and objective.schedule == "constant" and self.average is None
 
     def read_guards(self) -> dict[str, float | None]:
         """Mean norm of the gradients since the last read, by phase, and steps skipped in all.
@@ -184,6 +189,7 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._settled = False  # optimizers have their learning rates saved
         saved = state["updates"]
         if len(saved) != len(self.updates):
             raise ValueError(
