@@ -18,9 +18,9 @@ TITLE = "beta-VAE on sprites"
 SETTINGS = {
     "seeds": [0, 1, 2],
     "betas": [1.0, 4.0],
-    "train_samples": 24_000,
-    "epochs": 4,
-    "batch_size": 64,
+    "train_samples": 320_000,
+    "epochs": 1,
+    "batch_size": 32,
     "hidden": [128, 128],
     "latent_dim": 10,
     "lr": 1e-3,
@@ -87,11 +87,12 @@ def report(values: dict[str, Any], settings: dict[str, Any]) -> Result:
         title=TITLE,
         how=(
             f"sprites, 64×64, {settings['train_samples']} images drawn from the training split, "
-            f"{settings['epochs']} epochs ({steps} steps of {settings['batch_size']}), MLP "
+            f"{settings['epochs']} epoch(s) ({steps} steps of {settings['batch_size']}), MLP "
             f"{settings['hidden']}, {settings['latent_dim']} latent dimensions, Bernoulli "
             "likelihood, constant beta. MIG (Chen et al. 2018) and the FactorVAE score (Kim & Mnih "
             f"2018, {settings['votes']} votes) of the posterior's means against the five factors, "
-            f"on {settings['test_samples']} images of the validation split; higher is better. "
+            f"on {settings['test_samples']} images of the validation split; higher is better. MIG "
+            "cuts codes into 20 bins, so that codes which are the factors themselves reach 0.90. "
             "Reconstruction and KL in nats per image. Mean ± standard deviation over "
             f"{len(settings['seeds'])} seeds."
         ),
