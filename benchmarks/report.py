@@ -103,23 +103,24 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def panels(rows: list[Row]) -> tuple[Any, dict[tuple[str, str], Any], Any]:
-    """A figure with a panel for each op (down) and pass (across) that rows have."""
+    """A figure with a panel for each op and pass that rows have, up to three in a line."""
     from matplotlib import pyplot
 
-    ops = list(dict.fromkeys(row["op"] for row in rows))
-    passes = [p for p in ("value", "gradient", "both") if any(r["pass"] == p for r in rows)]
+    found = list(dict.fromkeys((row["op"], row["pass"]) for row in rows))
+    columns = min(3, len(found))
+    lines_ = -(-len(found) // columns)
     figure, axes = pyplot.subplots(
-        len(ops), len(passes), sharex=True, sharey=True, squeeze=False,
-        figsize=(1.5 + 4.2 * len(passes), 1.4 + 2.6 * len(ops)), layout="constrained",
+        lines_, columns, sharex=True, sharey=True, squeeze=False,
+        figsize=(0.8 + 3.6 * columns, 1.4 + 2.6 * lines_), layout="constrained",
     )  # fmt: skip
-    grid = {}
-    for i, op in enumerate(ops):
-        for j, pass_ in enumerate(passes):
-            grid[op, pass_] = axes[i][j]
-            axes[i][j].set_title(f"{op}, {pass_}", fontsize=9)
-            axes[i][j].grid(True, which="major", color="#e5e5e5", linewidth=0.6)
-            axes[i][j].set_visible(any((r["op"], r["pass"]) == (op, pass_) for r in rows))
-            axes[i][j].spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    grid = dict(zip(found, axes.flat, strict=False))
+    for i, ((op, pass_), axis) in enumerate(grid.items()):
+        axis.set_title(f"{op}, {pass_}", fontsize=9)
+        axis.grid(True, which="major", color="#e5e5e5", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelbottom=i + columns >= len(found), labelsize=8)  # nothing below it
     return figure, grid, axes
 
 
@@ -157,7 +158,7 @@ def legend(figure: Any, axes: Any) -> None:
         handles.update({text: h for h, text in zip(*axis.get_legend_handles_labels(), strict=True)})
     if handles:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8
+            handles.values(), handles.keys(), loc="outside upper right", ncols=5, fontsize=8
         )
 
 
@@ -177,12 +178,12 @@ def roofline(rows: list[Row], results: Results, folder: Path) -> Path:
                 roof, color="#888888", linestyle="--", linewidth=1, label="torch.add(out=)"
             )
         axis.set(xscale="log", yscale="log")
-    for axis in axes[-1]:
-        axis.set_xlabel("bytes that a call has to move", fontsize=8)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("GB/s", fontsize=8)
+    figure.supxlabel("bytes that a call has to move", fontsize=8)
+    figure.supylabel("GB/s", fontsize=8)
     legend(figure, axes)
-    figure.suptitle("Bandwidth, float32 (hollow: the inputs stay in the cache)", fontsize=10)
+    figure.suptitle(
+        "Bandwidth, float32 (hollow: the inputs stay in the cache)", fontsize=10, x=0.01, ha="left"
+    )
     path = folder / "roofline.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -202,12 +203,15 @@ def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
                 plot(axis, xy, name)
         axis.axhline(1, color=COLOURS[OURS], linewidth=1.5, label=OURS)
         axis.set(xscale="log", yscale="log")
-    for axis in axes[-1]:
-        axis.set_xlabel("elements", fontsize=8)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("times our time", fontsize=8)
+    figure.supxlabel("elements", fontsize=8)
+    figure.supylabel("times our time", fontsize=8)
     legend(figure, axes)
-    figure.suptitle("Peers' time over ours, float32 (hollow: inputs in the cache)", fontsize=10)
+    figure.suptitle(
+        "Peers' time over ours, float32 (hollow: inputs in the cache)",
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
     path = folder / "ratios.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
