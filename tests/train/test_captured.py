@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import vae_fast
+from tests.train import small
 from tests.train.replay import Tape
+from tests.train.small import batches
 from vae_fast.models import build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.captured import WARM_UP, CapturedStep
-from vae_fast.train.distributed import Share, World
+from vae_fast.train.distributed import World
 from vae_fast.train.schedules import Now
 from vae_fast.train.step import Step
 
@@ -46,27 +48,8 @@ def make(captured, on_device=True, model="vae", **options):
     return step
 
 
-def batches(sizes):
-    generator = torch.Generator().manual_seed(5)
-    return [
-        Share(
-            torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator),
-            torch.randint(0, 10, (n,), generator=generator),
-        )
-        for n in sizes
-    ]
-
-
 def train(step, sizes=(8,) * STEPS):
-    torch.manual_seed(1)
-    for number, share in enumerate(batches(sizes)):
-        step(share, number)
-    return (
-        step.state_dict(),
-        step.model.state_dict(),
-        step.meter.read(),
-        step.updates[0].guard.read(),
-    )
+    return small.train(step, sizes)
 
 
 def leaves(tree):

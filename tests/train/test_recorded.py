@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.train import small
+from tests.train.small import batches
 from vae_fast.models import build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
@@ -38,28 +40,8 @@ def make(capture, model="vae", objective=None, **options):
     return Step(made, config, CPU, World(), PER_EPOCH)
 
 
-def batches(sizes):
-    generator = torch.Generator().manual_seed(5)
-    return [
-        Share(
-            torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator),
-            torch.randint(0, 10, (n,), generator=generator),
-        )
-        for n in sizes
-    ]
-
-
 def train(step, sizes=(8,) * STEPS):
-    torch.manual_seed(1)
-    for number, share in enumerate(batches(sizes)):
-        step(share, number)
-    return (
-        step.state_dict(),
-        step.model.state_dict(),
-        step.meter.read(),
-        step.read_guards(),
-        torch.get_rng_state(),
-    )
+    return small.train(step, sizes)
 
 
 def assert_same(found, wanted):

@@ -1,0 +1,30 @@
+"""A few steps on a few images, and all that they lead to."""
+
+import torch
+
+from vae_fast.train.distributed import Share
+
+
+def batches(sizes):
+    generator = torch.Generator().manual_seed(5)
+    return [
+        Share(
+            torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 10, (n,), generator=generator),
+        )
+        for n in sizes
+    ]
+
+
+def train(step, sizes):
+    """What the step saves, the weights, the metrics, the guards' numbers, and the generator."""
+    torch.manual_seed(1)
+    for number, share in enumerate(batches(sizes)):
+        step(share, number)
+    return (
+        step.state_dict(),
+        step.model.state_dict(),
+        step.meter.read(),
+        step.read_guards(),
+        torch.get_rng_state(),
+    )
