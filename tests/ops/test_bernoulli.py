@@ -483,7 +483,7 @@ def test_scalar(backend):
 
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.uint8])
-def test_large_gradients_go_past_the_caches_and_have_the_same_bits(target_dtype, shift):
+def test_large_gradients_go_past_the_caches_and_have_the_same_bits(native, target_dtype, shift):
     """32 MiB and more; ``shift`` elements into a line, where they don't."""
     rows, columns = 1 << 10, (1 << 13) + 5
     generator = torch.Generator().manual_seed(0)
