@@ -109,20 +109,25 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], caption: str) -> Non
 
 
 def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
-    for split, color, width, marker in (("train", _TRAIN, 1.6, None), ("val", _VAL, 1.8, "o")):
+    lines = {}
+    for split in ("train", "val"):
         points = [(row["step"], row[key]) for row in rows if row["split"] == split]
         points = [(x, y) for x, y in points if y is not None and np.isfinite(y)]
-        if not points:
-            continue
-        x, y = np.array(points).T
+        if points:
+            lines[split] = np.array(points).T
+    highest = max(lines, key=lambda split: lines[split][1][-1], default=None)
+    for split, (x, y) in lines.items():
+        is_val = split == "val"
+        color = _VAL if is_val else _TRAIN
+        width, marker = (1.8, "o") if is_val else (1.6, None)
         axis.plot(x, y, color=color, linewidth=width, marker=marker, markersize=3)
         axis.annotate(
-            f" {split} {y[-1]:.1f}" if split == "val" else f" {split}",
+            f" {split} {y[-1]:.1f}" if is_val else f" {split}",
             (x[-1], y[-1]),
-            xytext=(2, -9 if split == "val" else 5),
+            xytext=(2, 5 if split == highest else -9),  # away from the other line's
             textcoords="offset points",
             color=color,
-            fontweight="bold" if split == "val" else "normal",
+            fontweight="bold" if is_val else "normal",
             annotation_clip=False,
         )
     axis.spines[["top", "right"]].set_visible(False)
