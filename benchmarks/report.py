@@ -108,10 +108,10 @@ def panels(rows: list[Row]) -> tuple[Any, dict[tuple[str, str], Any], Any]:
 
     found = list(dict.fromkeys((row["op"], row["pass"]) for row in rows))
     columns = min(3, len(found))
-    lines_ = -(-len(found) // columns)
+    down = -(-len(found) // columns)
     figure, axes = pyplot.subplots(
-        lines_, columns, sharex=True, sharey=True, squeeze=False,
-        figsize=(0.8 + 3.6 * columns, 1.4 + 2.6 * lines_), layout="constrained",
+        down, columns, sharex=True, sharey=True, squeeze=False,
+        figsize=(0.8 + 3.6 * columns, 1.4 + 2.6 * down), layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)

@@ -8,6 +8,7 @@ from torch import nn
 from tests.train import small
 from tests.train.small import batches
 from vae_fast.models import build
+from vae_fast.models.base import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.recorded import ATTEMPTS, WARM_UP, Recorded
@@ -186,7 +187,6 @@ def test_a_label_out_of_range_is_an_error_when_played_too():
 
 def test_what_was_made_on_the_way_is_freed():
     x = torch.rand(1 << 16)
-    seen = []
 
     class Watched(torch.autograd.Function):
         @staticmethod
@@ -365,6 +365,19 @@ def test_gradients_that_autograd_adds_up():
     recorded = Recorded()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 12 - BEFORE
+
+
+def test_the_default_device_has_no_say():
+    x, memory, recorded = torch.ones(3), torch.zeros(3), Recorded()
+    image = torch.arange(36, dtype=torch.uint8).view(1, 36)
+    _rows.cache_clear()
+    with torch.device("meta"):
+        for i in range(BEFORE + 2):
+            (y,) = recorded(lambda: (memory.add_(x).clone(),), [x])
+            assert y.tolist() == [i + 1.0] * 3
+        found = scaled(image, torch.float32)
+    assert recorded.played == 2
+    assert torch.equal(found, image / 255)
 
 
 @pytest.mark.parametrize("kinds", [3, 30])

@@ -159,7 +159,7 @@ def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _rows(count: int) -> Tensor:
-    return torch.arange(count)
+    return torch.arange(count, device="cpu")  # whatever the default device is
 
 
 def split_gaussian(features: Tensor) -> Posterior:

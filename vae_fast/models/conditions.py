@@ -59,12 +59,11 @@ class Labels(Condition):
             raise ValueError(f"labels must be (N,), got {tuple(y.shape)}")
         # Checked where that waits for no device and breaks no graph; by an op, which can be recorded.
         if y.device.type == "cpu" and not torch.compiler.is_compiling():
-            message = f"a label is out of range for num_classes={self.features}"
+            rest = f"is out of range for num_classes={self.features}"
             try:
-                torch._assert_async((y < self.features).all(), message)
+                torch._assert_async((y < self.features).all(), f"a label {rest}")
             except RuntimeError:
-                largest = f"label {int(y.max())} is out of range for num_classes={self.features}"
-                raise ValueError(largest) from None
+                raise ValueError(f"label {int(y.max())} {rest}") from None
         return (y.unsqueeze(1) == self.classes).to(dtype)
 
     def default(self, n: int, device: torch.device) -> Tensor:

@@ -125,7 +125,9 @@ class _State:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # Whole storages, as bytes: a tensor may be an expanded part of one.
         storages = {s._cdata: s for s in (t.untyped_storage() for t in tensors)}
-        memory = [torch.empty(0, dtype=torch.uint8).set_(s) for s in storages.values()]
+        memory = [
+            torch.empty(0, dtype=torch.uint8, device="cpu").set_(s) for s in storages.values()
+        ]
         self._memory = [(m, m.clone()) for m in memory]
         self._noise = torch.get_rng_state()
 

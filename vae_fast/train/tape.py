@@ -91,9 +91,7 @@ class Tape:
         if len(self.calls) != len(other.calls) or self.outputs != other.outputs:
             return False
         return all(
-            (a.op, a.results, a.acts) == (b.op, b.results, b.acts)
-            and len(a.arguments) == len(b.arguments)
-            and a.arguments == b.arguments
+            (a.op, a.arguments, a.results, a.acts) == (b.op, b.arguments, b.results, b.acts)
             for a, b in zip(self.calls, other.calls, strict=True)
         ) and all(_same(value, other.constants.get(name)) for name, value in self.constants.items())
 
