@@ -4,6 +4,9 @@ Most compile with "aot_eager", which traces and differentiates as Inductor does 
 code; Inductor itself runs once for each family of ops.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -290,6 +293,20 @@ def test_opcheck(native, name):
             arguments,
             test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
+
+
+def test_importing_the_package_registers_every_fake_kernel(native):
+    """Whatever else a process imports: torch.compile and opcheck need no module of the engine."""
+    code = """
+import torch, vae_fast
+from torch._library.simple_registry import singleton
+ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")]
+print(len(ops), [name for name in ops if singleton.find(name).fake_impl.kernel is None])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    count, _, without = done.stdout.partition(" ")
+    assert without.strip() == "[]", done.stdout + done.stderr
+    assert int(count) > 15
 
 
 def test_bare_ops_refuse_what_they_cannot_read(native):
