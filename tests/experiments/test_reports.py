@@ -9,6 +9,7 @@ import torch
 from experiments import anomaly, bounds, disentangle, few_labels, hierarchy, inpaint, page, results
 from experiments.__main__ import NAMES, main
 from experiments.training import Clock, parameters
+from vae_fast.data import load
 
 pytest.importorskip("yaml")
 
@@ -63,22 +64,23 @@ def test_the_hierarchy_is_held_against_the_best_vae_trained_alike():
     found = hierarchy.configs(hierarchy.SETTINGS, (1, 28, 28))
     alike = [{k: v for k, v in c.items() if k not in ("model", "model_args", "epochs")}
              for c in found.values()]  # fmt: skip
-    assert len(found) == 7 and all(config == alike[0] for config in alike)
+    assert len(found) == 8 and all(config == alike[0] for config in alike)
     epochs = found["HVAE"]["epochs"]
-    assert [c["epochs"] / epochs for c in found.values()] == [1, 1, 3, 1, 3, 1, 3]
+    assert [c["epochs"] / epochs for c in found.values()] == [1, 3] * 4
 
-    def held(hvae, *vaes):
-        names = ("HVAE", "VAE, MLP", "VAE, residual", "VAE, MLP, 24 epochs")
+    def held(*nlls):
+        names = ("HVAE", "HVAE, 24 epochs", "VAE, MLP", "VAE, residual", "VAE, MLP, 24 epochs")
         values = {name: {"negative_elbo": v, "nll": v}
-                  for name, v in zip(names, (hvae, *vaes), strict=True)}  # fmt: skip
+                  for name, v in zip(names, nlls, strict=True)}  # fmt: skip
         counts = dict.fromkeys(values, 100)
         verdicts = hierarchy.report(values, counts, 8, hierarchy.SETTINGS).verdicts
         return [verdict.holds for verdict in verdicts]
 
-    high, low = [9.0, 9.1], [2.0, 2.1]
-    assert held([1.0, 1.1], high, low, low) == [True, True]
-    assert held([3.0, 3.1], high, low, high) == [False, True]
-    assert held([3.0, 3.1], high, high, low) == [True, False]
+    high, middle, low = [9.0, 9.1], [3.0, 3.1], [2.0, 2.1]
+    assert held([1.0, 1.1], [0.5, 0.6], high, low, low) == [True, True, True]
+    assert held(middle, [2.5, 2.6], high, low, high) == [False, True, True]
+    assert held(middle, [2.5, 2.6], high, high, low) == [True, False, False]
+    assert held(middle, [1.0, 1.1], high, high, low) == [True, True, False]
 
 
 def test_inpainting_by_hand():
@@ -101,10 +103,14 @@ def test_more_is_better_where_it_is():
         return {"mig": list(mig), "factor_vae": [0.5], "recon": [1.0], "kl": [1.0]}
 
     good = disentangle.report({"1.0": scores(0.05, 0.06), "4.0": scores(0.2, 0.22)},
-                              disentangle.SETTINGS)  # fmt: skip
+                              320_000, disentangle.SETTINGS)  # fmt: skip
     bad = disentangle.report({"1.0": scores(0.05, 0.2), "4.0": scores(0.06, 0.2)},
-                             disentangle.SETTINGS)  # fmt: skip
-    assert good.verdicts[0].holds and not bad.verdicts[0].holds
+                             320_000, disentangle.SETTINGS)  # fmt: skip
+    wide = disentangle.report({"1.0": scores(*[0.05, 0.15] * 8), "4.0": scores(*[0.1, 0.2] * 8)},
+                              320_000, disentangle.SETTINGS)  # fmt: skip
+    assert [[v.holds for v in r.verdicts] for r in (good, wide, bad)] == [
+        [True, True], [True, False], [False, False]
+    ]  # fmt: skip
     values = {few_labels.SSVAE: [0.75, 0.76], few_labels.ALONE: [0.7, 0.71],
               few_labels.LINEAR: [0.75, 0.77]}  # fmt: skip
     verdicts = few_labels.report(values, few_labels.SETTINGS, 10).verdicts
@@ -120,6 +126,14 @@ def test_anomaly_averages_over_classes():
     assert result.rows[-1] == ["average", "0.880", "0.500", "0.550", "0.900"]
     assert result.rows[0][0] == "Trouser"
     assert anomaly.report({"vae_fast": ours}, settings, "absent").verdicts[1].holds is None
+
+
+def test_sprites_in_memory_are_the_sprites():
+    source = load("sprites", split="val").shuffled(0)
+    data = disentangle.in_memory(source, 5000)  # more than are drawn at once
+    images, labels = source.gather(torch.arange(5000))
+    assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
+    assert len(disentangle.in_memory(source, None)) == len(source)
 
 
 def test_disentanglement_sample_is_spread_over_the_factors():
