@@ -163,6 +163,25 @@ def test_a_target_that_is_learnt(backend):
     assert_same(run(compiled, inputs), run(function, inputs))
 
 
+SAME_TENSOR_TWICE = {
+    "reparameterize": lambda x: reparameterize(x, x, noise_key=KEY),
+    "gaussian_kl": lambda x: gaussian_kl(x, x, x.sigmoid(), x),
+    "sample_and_kl": lambda x: sum(y.sum() for y in sample_and_kl(x, x, noise_key=KEY)),
+    "bernoulli_nll": lambda x: bernoulli_nll(x.sigmoid(), x.sigmoid()) + bernoulli_nll(x, x),
+    "bce_kl_loss": lambda x: bce_kl_loss(x, x, x, x).loss,
+}
+
+
+@pytest.mark.parametrize("name", SAME_TENSOR_TWICE)
+def test_one_tensor_in_several_places(backend, name):
+    """Its gradient is the sum of all of theirs (torch 2.11's own tracing has one of them alone)."""
+    function = SAME_TENSOR_TWICE[name]
+    x = torch.rand(4, 7)
+    assert_same(
+        run(torch.compile(function, backend="aot_eager", fullgraph=True), [x]), run(function, [x])
+    )
+
+
 def test_fresh_noise_without_a_key(native):
     """Each call of a compiled function draws anew, and backward sees what forward drew."""
     compiled = torch.compile(

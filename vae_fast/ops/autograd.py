@@ -24,6 +24,23 @@ def needs_grad(*tensors: Maybe) -> bool:
     return forward_ad._current_level >= 0
 
 
+def distinct(*tensors: Maybe) -> tuple[Maybe, ...]:
+    """The tensors, one that comes again as a view of itself, where a graph is traced.
+
+    torch 2.11's Dynamo drops the gradients of all but one of an autograd.Function's arguments that
+    are the same tensor; 2.13's does not.
+    """
+    if not torch.compiler.is_compiling():
+        return tensors
+    found: list[Maybe] = []
+    for t in tensors:
+        again = False
+        for other in found:
+            again = again or (t is not None and t is other)
+        found.append(t.view_as(t) if again else t)
+    return tuple(found)
+
+
 class _Once(torch.autograd.Function):
     """The first ``count`` tensors as they are, with an error for whoever differentiates them.
 

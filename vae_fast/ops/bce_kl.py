@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
 from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, pair, rescaled
 from vae_fast.ops.gaussian import _pair as gaussian_pair
 from vae_fast.ops.gaussian import empty_sum
@@ -115,9 +115,11 @@ def bce_kl_loss(
             recon, kl = bce_kl_loss(logits, target, mu, logvar, 1.0, reduction, from_logits)[1:]
             return LossOutput(recon + beta.to(logits.device, torch.float64) * kl, recon, kl)
         beta_tensor, beta = beta.to(logits.device, torch.float32), 1.0
-    arguments = logits, target, mu, logvar, float(beta), beta_tensor, reduction, from_logits
-    if not needs_grad(logits, target, mu, logvar):
-        return LossOutput(*_bce_kl(*arguments))
+    tensors = logits, target, mu, logvar
+    options = float(beta), beta_tensor, reduction, from_logits
+    if not needs_grad(*tensors):
+        return LossOutput(*_bce_kl(*tensors, *options))
+    arguments = *distinct(*tensors), *options
     if torch.compiler.is_compiling() and not target.requires_grad:
         return LossOutput(*_BceKLTraced.apply(*arguments))
     return LossOutput(*_BceKL.apply(*arguments))

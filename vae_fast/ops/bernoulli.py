@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.ops.layout import dense, like
 
@@ -130,6 +130,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor, reduction: int, from_logits: b
     logits, target = pair(logits, target)
     if not needs_grad(logits, target):
         return _bernoulli_nll(logits, target, reduction, from_logits)
+    logits, target = distinct(logits, target)
     if torch.compiler.is_compiling() and not target.requires_grad:
         return _BernoulliNLLTraced.apply(logits, target, reduction, from_logits)
     return _BernoulliNLL.apply(logits, target, reduction, from_logits)

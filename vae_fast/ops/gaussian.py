@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
 from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
 
@@ -84,6 +84,7 @@ class _ReparameterizeKeeping(torch.autograd.Function):
 def reparameterize(mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
     mu, logvar = mu.contiguous(), logvar.contiguous()
     if needs_grad(mu, logvar):
+        mu, logvar = distinct(mu, logvar)
         if num_samples is None and keeps_slope(mu):
             return _ReparameterizeKeeping.apply(mu, logvar, key)
         return _Reparameterize.apply(mu, logvar, key, num_samples)
@@ -162,7 +163,7 @@ def gaussian_kl(
     mu, logvar = _pair(mu, logvar)
     prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
     if needs_grad(mu, logvar, prior_mu, prior_logvar):
-        return _GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, reduction)
+        return _GaussianKL.apply(*distinct(mu, logvar, prior_mu, prior_logvar), reduction)
     return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
 
@@ -172,7 +173,8 @@ def sample_and_kl(
     mu, logvar = mu.contiguous(), logvar.contiguous()
     prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar)
     if needs_grad(mu, logvar, prior_mu, prior_logvar):
-        return _SampleAndKL.apply(mu, logvar, prior_mu, prior_logvar, key, reduction)
+        gaussians = distinct(mu, logvar, prior_mu, prior_logvar)
+        return _SampleAndKL.apply(*gaussians, key, reduction)
     return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
 
 
