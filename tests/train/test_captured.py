@@ -44,7 +44,7 @@ def make(captured, on_device=True, model="vae", **options):
         step.now.on_device(CPU)
         step.updates[0].guard.decides_on_device = True
     if captured:
-        step.captured = CapturedStep(step.take, Tape())
+        step.captured = CapturedStep(step.take, Tape(), step.model)
     return step
 
 
@@ -70,6 +70,25 @@ def test_a_captured_step_gives_the_numbers_of_an_eager_one(model):
             assert torch.equal(mine, other)
         else:
             assert mine == pytest.approx(other, nan_ok=True)
+
+
+def test_a_model_that_counts_in_python_is_not_captured():
+    def count(step):
+        forward, step.model.count = step.model.forward, 0
+
+        def counting(*args, **options):
+            step.model.count += 1
+            options["beta"] = options["beta"] * 0.5 ** (step.model.count // 4)
+            return forward(*args, **options)
+
+        step.model.forward = counting
+        return step
+
+    eager, captured = count(make(False)), count(make(True))
+    for mine, other in zip(leaves(train(captured)[1]), leaves(train(eager)[1]), strict=True):
+        assert torch.equal(mine, other)
+    assert captured.model.count == STEPS and captured.captured._graph.replays == 0
+    assert captured.captured.why_not == "each step changes count, in Python"
 
 
 def test_numbers_in_tensors_are_the_numbers():

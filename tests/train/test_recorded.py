@@ -1,6 +1,9 @@
+import itertools
 import random
 import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from vae_fast.models.base import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.recorded import ATTEMPTS, WARM_UP, Recorded
+from vae_fast.train.remembered import Remembered
 from vae_fast.train.step import Step
 from vae_fast.train.tape import record
 
@@ -267,6 +271,138 @@ def test_what_python_does_differently_each_time_is_not_played():
     assert first.played == 0
     assert "differ" in first.why_not
     assert ATTEMPTS < 12
+
+
+class Keeping(nn.Module):
+    """Keeps things in Python, and returns a tensor that does not depend on them."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.part = nn.Identity()
+        self.part.steps, self.part.seen = 0, []
+        self.part.options = {"inner": SimpleNamespace(value=0.0)}
+        self.part.counter = itertools.count()
+        self.part.draws = np.random.default_rng(0)
+        self.part.register_buffer("total", torch.zeros(3))
+        self.keep = keep
+
+    def forward(self, x):
+        y = x * 2
+        self.keep(self.part, y)
+        return y
+
+
+def attribute(part, y):
+    part.steps += 1
+
+
+def element(part, y):
+    part.seen.append(len(part.seen))
+
+
+def inner(part, y):
+    part.options["inner"].value += 0.5
+
+
+def counter(part, y):
+    next(part.counter)
+
+
+def tensor(part, y):
+    part.latest = y.detach()
+
+
+def buffer(part, y):
+    part.total = part.total + y
+
+
+def drawn_by_numpy(part, y):
+    part.draws.random()
+
+
+def random_of_python(part, y):
+    random.random()
+
+
+def random_of_numpy(part, y):
+    np.random.rand()
+
+
+def module(part, y):
+    part.add_module("newest", nn.Identity())
+
+
+LEFT_IN_PYTHON = {
+    attribute: "part.steps", element: "part.seen", inner: "part.options", counter: "part.counter",
+    tensor: "part.latest", buffer: "part.total", drawn_by_numpy: "part.draws",
+    random_of_python: "Python's random", random_of_numpy: "numpy.random", module: "part.newest",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", LEFT_IN_PYTHON, ids=lambda f: f.__name__)
+def test_what_is_left_in_python_is_left_at_every_step(keep):
+    model = Keeping(keep)
+    recorded = Recorded(model)
+    for i in range(8):
+        x = torch.full((3,), float(i))
+        (y,) = recorded(lambda x=x: (model(x),), [x])
+        assert torch.equal(y, 2 * x)
+    assert recorded.played == 0
+    if keep is attribute:
+        assert model.part.steps == 8
+
+
+def the_same(part, y):
+    part.steps, part.seen, part.options["inner"].value = 7, [1, float("nan")], 3.0
+
+
+def in_place(part, y):
+    part.total += y
+    part.total.add_(1.0)
+
+
+@pytest.mark.parametrize("keep", [the_same, in_place], ids=lambda f: f.__name__)
+def test_what_python_is_left_with_may_be_the_same_each_time(keep):
+    model = Keeping(keep)
+    recorded = Recorded(model)
+    total = torch.zeros(3)
+    for i in range(8):
+        x = torch.full((3,), float(i))
+        (y,) = recorded(lambda x=x: (model(x),), [x])
+        assert torch.equal(y, 2 * x)
+        total += y + 1
+    assert recorded.played == 8 - BEFORE, recorded.why_not
+    if keep is in_place:
+        assert torch.equal(model.part.total, total)
+
+
+def test_why_not_names_what_is_left_in_python():
+    for keep, name in LEFT_IN_PYTHON.items():
+        model = Keeping(keep)
+        remembered = Remembered(model)
+        assert remembered.changed() == ""
+        model(torch.ones(3))
+        assert remembered.changed() == name
+
+
+def test_a_model_that_anneals_by_a_counter_of_its_own():
+    """Every fourth step: two recordings are alike, and the model's own count tells them apart."""
+
+    def anneal(step):
+        forward, step.model.count = step.model.forward, 0
+
+        def counting(*args, **options):
+            step.model.count += 1
+            options["beta"] = options["beta"] * 0.5 ** (step.model.count // 4)
+            return forward(*args, **options)
+
+        step.model.forward = counting
+        return step
+
+    played, taken = anneal(make(True)), anneal(make(False))
+    assert_same(train(played), train(taken))
+    assert played.model.count == STEPS
+    assert played.recorded.why_not == "each step changes count, in Python"
 
 
 def test_a_hidden_draw_is_found_by_the_trial():

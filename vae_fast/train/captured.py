@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_fast.train.distributed import Share
+from vae_fast.train.remembered import Remembered
 
 Take = Callable[[Share], tuple[Tensor, ...]]
 
@@ -39,18 +40,22 @@ class Graph(Protocol):
 class CapturedStep:
     """Takes steps as ``take`` does, by a graph of the first batch's shapes.
 
-    A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once.
+    A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once; and
+    so are all steps if they leave something in the model's Python, such as a counter of its own.
 
     Args:
         take: a step on tensors of the device alone: it reads no value back, and what differs
             from step to step it reads from tensors that stay where they are. What it returns is
             of the step's own; here it is returned as copies.
         graph: not captured yet.
+        model: whose modules a step may leave something in.
     """
 
-    def __init__(self, take: Take, graph: Graph) -> None:
+    def __init__(self, take: Take, graph: Graph, model: nn.Module | None = None) -> None:
+        self.why_not = ""  # nothing is captured, and why
         self._take = take
         self._graph = graph
+        self._model = model
         self._warmed = 0
         self._batch: Share | None = None  # the memory that the graph reads its batch from
         self._outputs: tuple[Tensor, ...] = ()
@@ -58,14 +63,15 @@ class CapturedStep:
 
     def __call__(self, share: Share) -> tuple[Tensor, ...]:
         """Take the step on this batch."""
+        if self.why_not:
+            return self._take(share)
         if self._batch is None:
             self._batch = Share(*(None if t is None else t.clone() for t in share[:2]))
         if not self._fits(share):
             self._say(share)
             return self._take(share)
         if self._warmed < WARM_UP:
-            self._warmed += 1
-            return self._graph.warm_up(lambda: self._take(share))
+            return self._warm_up(share)
         for into, value in zip(self._batch[:2], share[:2], strict=True):
             if into is not None:
                 into.copy_(value, non_blocking=True)
@@ -74,6 +80,14 @@ class CapturedStep:
         self._graph.replay()
         # The next replay writes to the same memory.
         return tuple(output.clone() for output in self._outputs)
+
+    def _warm_up(self, share: Share) -> tuple[Tensor, ...]:
+        self._warmed += 1
+        remembered = Remembered(self._model) if self._warmed == WARM_UP else None
+        outputs = self._graph.warm_up(lambda: self._take(share))
+        if remembered is not None and (changed := remembered.changed()):
+            self.why_not = f"each step changes {changed}, in Python"
+        return outputs
 
     def _fits(self, share: Share) -> bool:
         return share.weight == 1.0 and all(

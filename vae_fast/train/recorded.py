@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vae_fast.train.remembered import Remembered
 from vae_fast.train.tape import Tape, equal_bits, record
 
 Work = Callable[[], Sequence[Tensor]]
@@ -33,10 +34,15 @@ class Recorded:
 
     A tape is trusted once a second recording has come to the same calls and playing it has given
     the same bits as the work itself, from the same state; ``check`` records once more. Work that
-    decides by a tensor's value is not played, nor what Python does differently each time.
+    decides by a tensor's value is not played, nor what Python does differently each time, nor what
+    leaves something in Python.
+
+    Args:
+        model: whose modules the work may leave something in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._model = model
         self.why_not = ""  # nothing is recorded any more, and why
         self.played = 0
         self._kinds: dict[Hashable, _Kind] = {}
@@ -76,9 +82,12 @@ class Recorded:
         self, state: _Kind, work: Work, inputs: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         before = None if state.tape is None else _State(state.tape.outside())
+        remembered = Remembered(self._model)
         outputs, tape = record(work, inputs)
         if isinstance(tape, str):
             return self._leave(outputs, tape)
+        if changed := remembered.changed():
+            return self._leave(outputs, f"each step changes {changed}, in Python")
         if state.tape is None or not tape.does_the_same_as(state.tape):
             if state.trusted:
                 warnings.warn(

@@ -1,0 +1,95 @@
+"""What a model's Python remembers: one that counts its steps can't be replayed without counting."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+DEPTH = 4  # of containers and objects within one another that are looked into
+MOST = 1000  # elements of a container that are looked at
+BYTES = 1 << 16  # of a NumPy array
+
+_VALUES = (bool, int, float, complex, str, bytes, type(None), itertools.count)
+_WHOLE = (Tensor, nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+_HOLDERS = ("_parameters", "_buffers", "_modules")
+_INTERNAL = set(vars(nn.Module())) - {"training", *_HOLDERS}
+
+
+class Remembered:
+    """The attributes of a model's modules, and Python's and NumPy's generators, as they are now.
+
+    Tensors are known by identity: what ops write to them is not Python's. Not seen are globals, what
+    functions enclose, and what lies deeper than ``DEPTH``.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+        self._then = _state(model)
+
+    def changed(self) -> str:
+        """What is not as it was, by name; empty if all is."""
+        now = _state(self._model)
+        for name in {**self._then, **now}:
+            if self._then.get(name) != now.get(name):
+                return name
+        return ""
+
+
+class _Same:
+    """An object, equal to itself alone; held, so that no other one gets its address."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None
+
+
+def _state(model: nn.Module | None) -> dict[str, Any]:
+    found = {"Python's random": random.getstate(), "numpy.random": _drawn(np.random.get_state())}
+    for path, module in () if model is None else model.named_modules():
+        for key, value in vars(module).items():
+            if key in _HOLDERS:
+                for name, held in value.items():
+                    found[f"{path}.{name}".lstrip(".")] = _Same(held)
+            elif key not in _INTERNAL:
+                found[f"{path}.{key}".lstrip(".")] = _frozen(value, DEPTH)
+    return found
+
+
+def _drawn(state: Any) -> tuple[Any, ...]:
+    """The state of one of NumPy's older generators."""
+    name, words, *rest = state
+    return name, words.tobytes(), *rest
+
+
+def _frozen(value: Any, depth: int) -> Any:
+    """Something that will be equal to the same of ``value`` if it has not changed until then."""
+    if isinstance(value, _VALUES):
+        return type(value), repr(value)  # by which NaN is NaN, and 0.0 is not -0.0
+    if isinstance(value, _WHOLE) or depth == 0:
+        return _Same(value)
+    if isinstance(value, random.Random):
+        return _Same(value), value.getstate()
+    if isinstance(value, np.random.Generator):
+        return _Same(value), repr(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return _Same(value), _drawn(value.get_state())
+    if isinstance(value, np.ndarray):
+        return _Same(value), value.tobytes() if value.nbytes <= BYTES else None
+    if isinstance(value, dict):
+        return type(value), _frozen(list(value), depth), _frozen(list(value.values()), depth)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        seen = itertools.islice(value, MOST)
+        return type(value), len(value), [_frozen(v, depth - 1) for v in seen]
+    if hasattr(value, "__dict__"):
+        return _Same(value), _frozen(vars(value), depth - 1)
+    return _Same(value)
