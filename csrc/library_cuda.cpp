@@ -15,7 +15,7 @@ void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver)
   const int32_t index = like.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
   MaybeTensor workspace;
   if (workspace_bytes > 0) {
     const int64_t bytes = static_cast<int64_t>(workspace_bytes), one = 1;
