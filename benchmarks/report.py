@@ -19,8 +19,10 @@ HOW = (
     "Times are medians over rounds in which the contenders take turns, on the same inputs, each "
     "checked against float64 before. A ratio is the peer's time over ours. GB/s counts the least "
     'bytes that the row\'s result takes; "of add" is its share of what `torch.add(a, b, out=c)` '
-    "moved in this run. Rows marked cached are small enough that their inputs stay in the cache. "
-    "Peak is what one call allocates beyond its inputs, its results included."
+    "moved in this run; it can be above 100%, since add reads the memory that it overwrites, and "
+    "kernels that write past the caches don't. Rows marked cached are small enough that their "
+    "inputs stay in the cache. Peak is what one call allocates beyond its inputs, its results "
+    "included."
 )
 
 MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"
@@ -102,8 +104,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return [roofline(rows, results, folder), ratios(rows, results, folder)]
 
 
-def panels(rows: list[Row]) -> tuple[Any, dict[tuple[str, str], Any], Any]:
-    """A figure with a panel for each op and pass that rows have, up to three in a line."""
+def panels(rows: list[Row], across: str) -> tuple[Any, dict[tuple[str, str], Any], Any]:
+    """A figure with a panel for each op and pass that rows have, up to three in a line.
+
+    ``across`` is what the x axis is of.
+    """
     from matplotlib import pyplot
 
     found = list(dict.fromkeys((row["op"], row["pass"]) for row in rows))
@@ -120,7 +125,9 @@ def panels(rows: list[Row]) -> tuple[Any, dict[tuple[str, str], Any], Any]:
         axis.set_title(f"{op}, {pass_}", fontsize=9)
         axis.grid(True, which="major", color="#e5e5e5", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelbottom=i + columns >= len(found), labelsize=8)  # nothing below it
+        is_lowest = i + columns >= len(found)
+        axis.tick_params(labelbottom=is_lowest, labelsize=8)
+        axis.set_xlabel(across if is_lowest else "", fontsize=8)
     return figure, grid, axes
 
 
@@ -158,7 +165,7 @@ def legend(figure: Any, axes: Any) -> None:
         handles.update({text: h for h, text in zip(*axis.get_legend_handles_labels(), strict=True)})
     if handles:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper right", ncols=5, fontsize=8
+            handles.values(), handles.keys(), loc="outside lower center", ncols=7, fontsize=8
         )
 
 
@@ -166,7 +173,7 @@ def roofline(rows: list[Row], results: Results, folder: Path) -> Path:
     """GB/s against the bytes a call moves, under the roof of the machine's bandwidth."""
     from matplotlib import pyplot
 
-    figure, grid, axes = panels(rows)
+    figure, grid, axes = panels(rows, "bytes that a call has to move")
     roof = results["bandwidth"].get("add(out=)")
     for (op, pass_), axis in grid.items():
         here = [r for r in rows if (r["op"], r["pass"]) == (op, pass_)]
@@ -178,7 +185,6 @@ def roofline(rows: list[Row], results: Results, folder: Path) -> Path:
                 roof, color="#888888", linestyle="--", linewidth=1, label="torch.add(out=)"
             )
         axis.set(xscale="log", yscale="log")
-    figure.supxlabel("bytes that a call has to move", fontsize=8)
     figure.supylabel("GB/s", fontsize=8)
     legend(figure, axes)
     figure.suptitle(
@@ -194,7 +200,7 @@ def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
     """How many times longer each peer takes, against the number of elements."""
     from matplotlib import pyplot
 
-    figure, grid, axes = panels(rows)
+    figure, grid, axes = panels(rows, "elements")
     for (op, pass_), axis in grid.items():
         here = [r for r in rows if (r["op"], r["pass"]) == (op, pass_)]
         points = lines(here, lambda row, name: (row["elements"], ratio(row, name)))
@@ -203,7 +209,6 @@ def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
                 plot(axis, xy, name)
         axis.axhline(1, color=COLOURS[OURS], linewidth=1.5, label=OURS)
         axis.set(xscale="log", yscale="log")
-    figure.supxlabel("elements", fontsize=8)
     figure.supylabel("times our time", fontsize=8)
     legend(figure, axes)
     figure.suptitle(
