@@ -90,6 +90,6 @@ def _frozen(value: Any, depth: int) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         seen = itertools.islice(value, MOST)
         return type(value), len(value), [_frozen(v, depth - 1) for v in seen]
-    if hasattr(value, "__dict__"):
-        return _Same(value), _frozen(vars(value), depth - 1)
+    if isinstance(inner := getattr(value, "__dict__", None), dict):
+        return _Same(value), _frozen(inner, depth - 1)
     return _Same(value)
