@@ -6,7 +6,7 @@ import torch
 import vae_fast
 from tests.train import small
 from tests.train.replay import Tape
-from tests.train.small import batches
+from tests.train.small import batches, counting
 from vae_fast.models import build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.captured import WARM_UP, CapturedStep
@@ -73,18 +73,7 @@ def test_a_captured_step_gives_the_numbers_of_an_eager_one(model):
 
 
 def test_a_model_that_counts_in_python_is_not_captured():
-    def count(step):
-        forward, step.model.count = step.model.forward, 0
-
-        def counting(*args, **options):
-            step.model.count += 1
-            options["beta"] = options["beta"] * 0.5 ** (step.model.count // 4)
-            return forward(*args, **options)
-
-        step.model.forward = counting
-        return step
-
-    eager, captured = count(make(False)), count(make(True))
+    eager, captured = counting(make(False)), counting(make(True))
     for mine, other in zip(leaves(train(captured)[1]), leaves(train(eager)[1]), strict=True):
         assert torch.equal(mine, other)
     assert captured.model.count == STEPS and captured.captured._graph.replays == 0

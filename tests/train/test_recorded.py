@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.train import small
-from tests.train.small import batches
+from tests.train.small import batches, counting
 from vae_fast.models import build
 from vae_fast.models.base import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -387,19 +387,7 @@ def test_why_not_names_what_is_left_in_python():
 
 def test_a_model_that_anneals_by_a_counter_of_its_own():
     """Every fourth step: two recordings are alike, and the model's own count tells them apart."""
-
-    def anneal(step):
-        forward, step.model.count = step.model.forward, 0
-
-        def counting(*args, **options):
-            step.model.count += 1
-            options["beta"] = options["beta"] * 0.5 ** (step.model.count // 4)
-            return forward(*args, **options)
-
-        step.model.forward = counting
-        return step
-
-    played, taken = anneal(make(True)), anneal(make(False))
+    played, taken = counting(make(True)), counting(make(False))
     assert_same(train(played), train(taken))
     assert played.model.count == STEPS
     assert played.recorded.why_not == "each step changes count, in Python"
