@@ -224,6 +224,23 @@ def test_the_report_has_both_pictures_and_all_rows(results, tmp_path):
         assert eager.sum() > 50
 
 
+def test_a_picture_s_legend_covers_no_words(results, tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    report.draw(results, tmp_path)
+    monkeypatch.undo()
+    assert len(drawn) == 2
+    for figure in drawn:
+        (legend,) = figure.legends
+        words = [figure._suptitle, *(axis.xaxis.label for axis in figure.axes)]
+        words += [axis.title for axis in figure.axes] + figure.texts
+        boxes = [w.get_window_extent() for w in words if w.get_text() and w.get_visible()]
+        assert len(boxes) > 2
+        assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
+        pyplot.close(figure)
+
+
 def test_the_report_without_matplotlib_says_how_to_get_pictures(results, tmp_path, monkeypatch):
     import sys
 
