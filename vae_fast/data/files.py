@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.npy import map_npy
 
 SUFFIXES = (".npy", ".npz")
 _PICKLE = "it holds Python objects, which would run code when loaded: save an array of numbers"
@@ -35,7 +36,7 @@ def read_file(path: Path, *, bounded: bool = True) -> ArrayData:
 
 def _open_npy(path: Path) -> tuple[np.ndarray, None]:
     try:
-        return np.lib.format.open_memmap(path, mode="r"), None
+        return map_npy(path), None
     except ValueError as error:
         if "Python objects" in str(error):
             raise ValueError(f"{path} can't be read: {_PICKLE}") from error

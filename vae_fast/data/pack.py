@@ -18,6 +18,7 @@ import torch
 
 from vae_fast.data.arrays import FLOATS
 from vae_fast.data.datasets import DatasetData, collate
+from vae_fast.data.npy import map_npy
 from vae_fast.data.order import epoch_order
 from vae_fast.data.shard_index import DTYPES, FORMAT, INDEX, VERSION, sha256
 from vae_fast.data.shards import ShardData, open_shards
@@ -226,7 +227,7 @@ def _write_shard(number: int) -> tuple[int, dict[str, Any]]:
                 _save_atomically(paths[kind], tensor.contiguous().numpy())
     entry: dict[str, Any] = {"samples": last - first}
     for kind, path in paths.items():
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = map_npy(path)
         entry[kind] = path.name
         entry["sha256" if kind == "images" else "labels_sha256"] = sha256(array)
     return number, entry

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vae_fast.data.npy import map_npy
+
 INDEX = "index.json"
 FORMAT = "vae_fast shards"
 VERSION = 1
@@ -68,7 +70,7 @@ def sha256(array: np.ndarray) -> str:
 
 def map_shard(path: Path) -> np.ndarray:
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return map_npy(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"shard {path} is missing") from None
     except (ValueError, OSError) as error:
