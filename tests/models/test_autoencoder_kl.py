@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast import evaluate, noise, reference, tasks
-from vae_fast.models import VAE, build
+from vae_fast.models import VAE, blocks, build
 from vae_fast.models.blocks import Double, Residual, SelfAttention
 
 SHAPE = (2, 8, 12)
@@ -118,6 +118,25 @@ def test_loss_and_gradients_are_the_plain_version_s(backend, options):
     for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
         assert gradient.abs().max() > 1e-6, name
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("places", [1, 49, blocks.PLAIN_PLACES, blocks.PLAIN_PLACES + 1])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_attention_is_softmax_of_scaled_products(places, dtype, error):
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, places, 8).to(dtype).requires_grad_() for _ in range(3)]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    weights = (torch.einsum("bhid,bhjd->bhij", *exact[:2]) / 8**0.5).softmax(3)
+    expected = torch.einsum("bhij,bhjd->bhid", weights, exact[2])
+    found = blocks.attention(*given)
+    upstream = torch.randn_like(expected)
+    pairs = zip(
+        (found, *torch.autograd.grad(found, given, upstream.to(dtype))),
+        (expected, *torch.autograd.grad(expected, exact, upstream)),
+        strict=True,
+    )
+    for mine, true in pairs:  # of one place q and k have no gradient at all
+        assert (mine.double() - true).norm() <= error * max(true.norm(), upstream.norm() / 10)
 
 
 @pytest.mark.parametrize(
