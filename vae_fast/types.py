@@ -17,8 +17,8 @@ GATHER_MODES: tuple[GatherMode, ...] = ("bytes", "scale", "binarize")
 class LossOutput(NamedTuple):
     """The terms of a negative ELBO, in nats.
 
-    ``loss = recon + beta * kl``; ``recon`` and ``kl`` are reported unweighted. Each is a scalar,
-    or one value per sample with ``reduction="none"``.
+    ``loss = recon + beta * kl``, where a model says no other; ``recon`` and ``kl`` are reported
+    unweighted. Each is a scalar, or one value per sample with ``reduction="none"``.
     """
 
     loss: torch.Tensor

@@ -117,8 +117,11 @@ def test_evaluation_leaves_the_model_in_training_mode():
 
 def test_bits_per_dimension():
     assert ev.bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1.0)
-    # A uniform density on [0, 1] has 0 nats, and 8 bits for each 8-bit value.
-    assert ev.bits_per_dimension(0.0, 10, levels=256) == 8.0
+    # A density of 8-bit values as probabilities of 0, 1/255, ... 1, which add up to 1.
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    density = torch.distributions.Normal(0.5, 0.1).log_prob(levels)
+    bits = torch.stack([ev.bits_per_dimension(-nats, 1, levels=256) for nats in density])
+    assert torch.exp2(-bits).sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_kl_per_dimension_and_active_units():
@@ -232,7 +235,7 @@ def test_report_says_what_it_measured():
     density = build("vae", (1, 4, 4), likelihood="gaussian", network_options={"hidden": [8]})
     other = ev.evaluate(density, grey, num_samples=2)
     assert other["likelihood"] == "gaussian (density)"
-    nats_to_bits = other["nll"] / (16 * math.log(2)) + 8.0
+    nats_to_bits = other["nll"] / (16 * math.log(2)) + math.log2(255)
     assert other["bits_per_dimension"] == pytest.approx(nats_to_bits)
 
 

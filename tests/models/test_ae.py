@@ -62,11 +62,23 @@ def test_samples_before_training_are_finite():
 def test_it_follows_its_codes_under_autocast():
     model = build("ae", (1, 4, 4), latent_dim=3)
     model.train()
-    before = model.code_square.clone()
     x = torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z = model.encode(x).mu.float()
         model.loss(x)
-    moved = before.lerp(z.t() @ z / len(z), model.momentum)
-    torch.testing.assert_close(model.code_square, moved, rtol=1e-3, atol=1e-4)
-    assert not torch.equal(model.code_square, before)
+    torch.testing.assert_close(model.code_square, z.t() @ z / len(z), rtol=1e-3, atol=1e-4)
+
+
+def test_its_codes_statistics_are_a_plain_mean_at_first_and_then_a_running_one():
+    model = build("ae", (4,), latent_dim=2, momentum=0.1).double()
+    batches = torch.rand(30, 8, 4, dtype=torch.float64)
+    means = [model.features(x).detach().mean(0) for x in batches]
+    for x in batches[:7]:
+        model.loss(x)
+    torch.testing.assert_close(model.code_mean, torch.stack(means[:7]).mean(0))
+    expected = torch.stack(means[:10]).mean(0)
+    for x in batches[7:]:
+        model.loss(x)
+    for mean in means[10:]:
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(model.code_mean, expected)

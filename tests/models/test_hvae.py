@@ -5,7 +5,7 @@ import torch
 
 from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
-from vae_fast.models import build
+from vae_fast.models import build, hvae
 from vae_fast.models.base import streams_of
 
 SHAPE = (1, 5, 4)
@@ -112,3 +112,26 @@ def test_a_vdvae_by_config_and_its_refusals():
         build("hvae", (3, 32, 32), levels=[[8, 1], [4, 1]])
     with pytest.raises(ValueError, match="mlp or conv"):
         build("hvae", (3, 32, 32), network="resnet")
+
+
+def test_a_draw_from_the_posterior_goes_from_the_top_down(monkeypatch):
+    """Lower levels' posteriors go by what was drawn above, not by its mean."""
+    torch.manual_seed(0)
+    model = build("hvae", (1, 4, 4), levels=2, width=4, z_channels=1).double().eval()
+    with torch.no_grad():  # or levels start as if there were no others
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    monkeypatch.setattr(hvae, "reparameterize", lambda mu, logvar: mu + 1.0)
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    drawn, at_means = model.sample_posterior(x), model.encode(x).mu
+    posterior, expected = model._posterior(x), []
+
+    def draw(number, p, h):
+        expected.append(posterior(number, h).mu + 1.0)
+        return expected[-1]
+
+    model.walk(2, draw)
+    torch.testing.assert_close(drawn, torch.cat([z.flatten(1) for z in expected], 1))
+    top = expected[0].flatten(1).shape[1]
+    torch.testing.assert_close(drawn[:, :top], at_means[:, :top] + 1.0)
+    assert (drawn[:, top:] - at_means[:, top:] - 1.0).abs().max() > 1e-3

@@ -90,7 +90,8 @@ def test_dreg_gradient():
         torch.testing.assert_close(found[f"decoder.{name}"], by_theta[f"decoder.{name}"])
 
 
-def test_dreg_and_plain_gradients_agree_on_average():
+@pytest.mark.parametrize("beta", [1.0, 0.3, 3.0])
+def test_dreg_and_plain_gradients_agree_on_average(beta):
     """Both are unbiased for the same bound: their means over many keys meet."""
     torch.manual_seed(0)
     plain, doubly = tiny(), tiny(dreg=True)
@@ -101,7 +102,7 @@ def test_dreg_and_plain_gradients_agree_on_average():
         total = 0.0
         for _ in range(60):
             rows = x.repeat(25, 1, 1, 1)
-            total = total + gradients(model, model.loss(rows).loss)["encoder.1.weight"]
+            total = total + gradients(model, model.loss(rows, beta=beta).loss)["encoder.1.weight"]
         means.append(total / 60)
     scale = means[0].abs().max()
     assert (means[0] - means[1]).abs().max() < 0.15 * scale

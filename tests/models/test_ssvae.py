@@ -7,6 +7,7 @@ import torch
 
 from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
+from vae_fast.evaluate import evaluate
 from vae_fast.models import build
 
 SHAPE, CLASSES, N = (1, 2, 3), 3, 4
@@ -131,3 +132,29 @@ def test_refusals():
         tiny().loss(images(), Y, free_bits=0.5)
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(4, 2\)"):
         tiny().encode(images(), torch.rand(4, 2))
+
+
+def test_the_elbo_without_labels_is_the_objective_s():
+    """Classes have a KL of their own: without it the bound could lie above log p(x)."""
+    model, key, x = tiny(), noise.new_key(), images()
+    expected = model.loss(x, reduction="none", noise_key=key)
+    samples = model.weighted_samples(x, num_samples=1, noise_key=key)
+    torch.testing.assert_close(samples.nll[0] + samples.kl, expected.loss)
+    torch.testing.assert_close(samples.kl, expected.kl)
+
+
+def test_unknown_labels_are_neither_right_nor_wrong():
+    model, x = tiny(), images()
+    shown = model.predict(x).argmax(1)
+    y = torch.where(torch.tensor([True, False, True, False]), shown, -1)
+    y[2] = (shown[2] + 1) % CLASSES
+    assert model.diagnostics(x, y)["accuracy"].tolist() == [1.0, 0.0]
+    assert evaluate(model, x, y, num_samples=0)["accuracy"] == 0.5
+    assert "accuracy" not in evaluate(model, x, torch.full((N,), -1), num_samples=0)
+    with pytest.raises(ValueError, match="2 of 4 labels are -1"):
+        model.weighted_samples(x, y, num_samples=1)
+
+
+def test_its_condition_is_labels():
+    with pytest.raises(TypeError, match="condition is labels.*got Images"):
+        build("ssvae", SHAPE, condition="left-half")

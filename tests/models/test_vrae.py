@@ -7,6 +7,7 @@ import torch
 
 from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
+from vae_fast.evaluate import evaluate
 from vae_fast.models import build
 
 TOKENS = {"likelihood_options": {"num_classes": 5}, "embedding": 3}
@@ -170,3 +171,34 @@ def test_weights_average_to_the_elbo():
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_likelihood_at_a_code_and_the_error_leave_padding_out():
+    model, x = tiny((6, 2), padding=math.nan), series()
+    padded = x.clone()
+    padded[1, 4:] = math.nan
+    z = torch.randn(3, 2, dtype=torch.float64)
+    alone = [x[:1], x[1:2, :4], x[2:]]
+    expected = torch.cat([model.nll_at(part, z[i : i + 1]) for i, part in enumerate(alone)])
+    torch.testing.assert_close(model.nll_at(padded, z), expected)
+    steps, lengths = model.to_steps(x[:1])
+    torch.testing.assert_close(expected[:1], model._nll(steps, lengths, z[:1]))
+    errors = torch.cat([model.squared_error(part) for part in alone])
+    by_hand = (x[:1] - model.reconstruct(x[:1])).square().mean((1, 2))
+    torch.testing.assert_close(errors[:1], by_hand)
+    torch.testing.assert_close(model.squared_error(padded), errors)
+    assert model.values_per_sample(padded) == 2 * (6 + 4 + 6) / 3
+    report = evaluate(model, padded, num_samples=2)
+    bits = report["nll"] / (math.log(2) * 2 * (6 + 4 + 6) / 3)
+    assert report["bits_per_dimension"] == pytest.approx(bits)
+    assert report["reconstruction_mse"] == pytest.approx(errors.mean().item())
+
+
+def test_tokens_have_no_squared_error():
+    model = tiny((6,), **TOKENS)
+    assert "reconstruction_mse" not in evaluate(model, torch.randint(0, 5, (3, 6)), num_samples=0)
+
+
+def test_a_condition_made_from_x_is_refused():
+    with pytest.raises(ValueError, match="not on 'left-half'; a cvae is"):
+        build("vrae", (1, 8, 8), condition="left-half")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vae_fast import tasks
-from vae_fast.evaluate import auroc
-from vae_fast.models import VAE, Gaussian, build
+from vae_fast.evaluate import auroc, reconstruction_error
+from vae_fast.models import VAE, Gaussian, Laplace, Posterior, build
 
 
 @pytest.fixture(autouse=True)
@@ -256,3 +256,93 @@ def test_pictures_are_drawn(tmp_path):
         assert pixels.std() > 5, name
     with pytest.raises(ValueError, match="one shape"):
         pictures.draw_strips(tmp_path / "no.png", [x, x[:2]], "")
+
+
+class TwoSides(VAE):
+    """x = (z, z) + 0.6 N(0, 1), with its true posterior."""
+
+    def __init__(self):
+        super().__init__(
+            Line(torch.zeros(2, 2)), Line(torch.ones(2, 1)), input_shape=(2,), latent_dim=1,
+            likelihood=Gaussian(scale=0.6),
+        )  # fmt: skip
+
+    def encode(self, x):
+        variance = 1.0 / (1.0 + 2.0 / 0.36)
+        mu = variance * x.sum(1, keepdim=True) / 0.36
+        return Posterior(mu, torch.full_like(mu, math.log(variance)))
+
+
+def test_chains_of_draws_have_the_missing_values_own_distribution():
+    x, known = torch.tensor([[0.8, 0.0]]), torch.tensor([[True, False]])
+    # x is N(0, C) with 1.36 on the diagonal and 1 beside it.
+    mean, std = 0.8 / 1.36, (1.36 - 1.0 / 1.36) ** 0.5
+    found = tasks.impute(TwoSides(), x, known, steps=50, draws=8000, from_means=False)
+    assert found.mean[0, 1].item() == pytest.approx(mean, abs=0.02)
+    assert found.std[0, 1].item() == pytest.approx(std, abs=0.02)
+    narrower = tasks.impute(TwoSides(), x, known, steps=50, draws=8000)
+    assert narrower.mean[0, 1].item() == pytest.approx(mean, abs=0.02)
+    assert narrower.std[0, 1].item() < 0.6 * std
+
+
+def test_classes_of_pixels_are_fed_back_as_pixels():
+    model = build("vae", (1, 4, 4), likelihood="categorical", network_options={"hidden": [8]})
+    x = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
+    made = model.reconstruct(x)
+    assert made.max() > 1 and made.dtype == torch.int64
+    expected = (x.float() / 255 - made.float() / 255).square().mean((1, 2, 3))
+    torch.testing.assert_close(reconstruction_error(model, x), expected)
+    known = torch.zeros(1, 4, 4, dtype=torch.bool)
+    for from_means in (True, False):
+        filled = tasks.impute(model, x, known, steps=2, draws=2, from_means=from_means)
+        assert filled.mean.max() <= 1.0 and filled.std.max() <= 0.5
+    twice = model.reconstruct(made.to(torch.uint8))
+    assert torch.equal(tasks.denoise(model, x, steps=2), twice)
+
+
+def test_default_labels_go_on_over_batches():
+    model = small("cvae", (1, 4, 4)).eval()
+    seen = []
+    model.condition.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
+    assert tasks.generate(model, 13, batch_size=4).shape == (13, 1, 4, 4)
+    assert torch.cat(seen).tolist() == [*range(10), 0, 1, 2]
+
+
+def test_codes_of_a_conditional_model_want_its_condition():
+    with pytest.raises(ValueError, match="CVAE is conditional.*give y"):
+        tasks.interpolate(small("cvae", condition="left-half"), *torch.rand(2, 2, 1, 6, 6))
+
+
+def test_compression_under_a_learned_prior():
+    model = small("cvae", prior="learned", latent_dim=2)
+    x, y = torch.rand(20, 1, 6, 6), torch.arange(20) % 10
+    with torch.no_grad():
+        p = model.prior(y)
+    packed = tasks.compress(model, x, y, step=0.1)
+    p = torch.distributions.Normal(p.mu.double(), torch.exp(0.5 * p.logvar.double()))
+    z = packed.symbols.double() * 0.1
+    mass = p.cdf(z + 0.05) - p.cdf(z - 0.05)
+    torch.testing.assert_close(packed.bits, -torch.log2(mass).sum(1))
+
+
+def test_modules_keep_their_own_modes():
+    model = small()
+    model.train()
+    model.encoder.eval()
+    tasks.encode(model, torch.rand(2, 1, 6, 6))
+    assert model.training and model.decoder.training and not model.encoder.training
+
+
+def test_arcs_between_nearly_opposite_directions():
+    start = torch.tensor([[1.0, 0.0]])
+    for angle in (3e-4, 1e-3, 1e-2):
+        turned = torch.tensor(math.pi - angle)
+        end = torch.stack([turned.cos(), turned.sin()]).unsqueeze(0)
+        assert (tasks.spherical(start, end, 9).norm(dim=2) - 1.0).abs().max() < 1e-3, angle
+
+
+def test_laplace_draws_are_finite(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **kw: torch.zeros(shape, dtype=kw["dtype"]))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        drawn = Laplace(2.0).sample(torch.zeros(3, dtype=dtype))
+        assert drawn.isfinite().all() and (drawn < -20.0).all() and drawn.dtype == dtype

@@ -40,7 +40,8 @@ def compress(arguments: list[str], program: str) -> int:
     write_file(out_path(values, "compressed.npz"), save)
     raw = x[0].numel() * (1 if x.element_size() == 1 else 4)
     bits = float(packed.bits.mean())
-    error = float((restored.model.network_input(x) - again).square().mean())
+    as_input = restored.model.as_input
+    error = float((restored.model.network_input(x) - as_input(again, x.dtype)).square().mean())
     exact = float(reconstruction_error(restored.model, x, y).mean())
     print(
         f"{len(x)} samples of {source}: {bits:.1f} bits each under the prior, of {8 * raw} "

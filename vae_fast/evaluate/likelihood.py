@@ -62,26 +62,24 @@ def importance_nll(
 
 
 def bits_per_dimension(
-    nats: Tensor | float, dimensions: int, *, levels: int | None = None
+    nats: Tensor | float, dimensions: float, *, levels: int | None = None
 ) -> Tensor | float:
     """Nats per sample to bits per dimension.
 
     Args:
+        dimensions: numbers in a sample, on average where samples are not alike.
         levels: for a density over values scaled to [0, 1], how many levels the data have (256 for
-            8-bit images): the cell's width adds log2(levels) bits. None for discrete likelihoods.
+            8-bit images, k / 255): the levels' distance adds log2(levels - 1) bits. None for
+            discrete likelihoods.
     """
     if dimensions < 1:
         raise ValueError(f"dimensions must be at least 1, got {dimensions}")
-    return nats / (dimensions * math.log(2.0)) + (0.0 if levels is None else math.log2(levels))
+    of_cells = 0.0 if levels is None else math.log2(levels - 1)
+    return nats / (dimensions * math.log(2.0)) + of_cells
 
 
 def reconstruction_error(
     model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """The mean squared error of each sample's reconstruction, (N,), on the scale of [0, 1]."""
-
-    def error(part: Tensor, *condition: Tensor) -> Tensor:
-        difference = model.network_input(part) - model.reconstruct(part, *condition)
-        return difference.flatten(1).square().mean(1)
-
-    return in_batches(model, error, x, y, batch_size=batch_size)
+    return in_batches(model, model.squared_error, x, y, batch_size=batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vae_fast.evaluate.likelihood import (
 )
 from vae_fast.evaluate.scores import accuracy
 from vae_fast.models.batched import in_batches
+from vae_fast.models.likelihoods import Categorical
 
 
 def pixel_kind(x: Tensor) -> str:
@@ -59,16 +59,18 @@ def evaluate(
         classes, y = y, None if hasattr(model, "predict") else y  # a classifier explains x alone
         if getattr(model, "is_probabilistic", True):
             _add_likelihoods(report, model, x, y, num_samples, batch_size)
-        report["reconstruction_mse"] = _mean(
-            reconstruction_error(model, x, y, batch_size=batch_size)
-        )
-        if hasattr(model, "predict") and classes is not None:
+        if not _is_text(model, x):
+            report["reconstruction_mse"] = _mean(
+                reconstruction_error(model, x, y, batch_size=batch_size)
+            )
+        known = None if classes is None else classes >= 0
+        if hasattr(model, "predict") and classes is not None and known.any():
 
             def predicted(part: Tensor, *_: Tensor) -> Tensor:
                 return model.predict(part).argmax(1)
 
-            found = in_batches(model, predicted, x, batch_size=batch_size)
-            report["accuracy"] = accuracy(found, classes)
+            found = in_batches(model, predicted, x[known], batch_size=batch_size)
+            report["accuracy"] = accuracy(found, classes[known])
     return report
 
 
@@ -87,7 +89,7 @@ def _add_likelihoods(
     if num_samples > 0:
         bound = importance_nll(model, x, y, num_samples=num_samples, batch_size=batch_size)
         report["nll"], report["nll_samples"] = _mean(bound), num_samples
-    dimensions = math.prod(x.shape[1:])
+    dimensions = model.values_per_sample(x)
     # A density of 8-bit data becomes the probability of its cells.
     density_of_bytes = not model.likelihood.discrete and x.dtype == torch.uint8
     levels = 256 if density_of_bytes else None
@@ -96,6 +98,11 @@ def _add_likelihoods(
     report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
     if len(x) > 1:
         report["active_units"] = active_units(features(model, x, y, batch_size=batch_size))
+
+
+def _is_text(model: nn.Module, x: Tensor) -> bool:
+    """Whether x are sequences of tokens, whose numbers have no distance."""
+    return isinstance(model.likelihood, Categorical) and x.dim() == 2
 
 
 def _mean(values: Tensor) -> float:

@@ -14,6 +14,10 @@ class AE(LatentModel):
 
     A point is a Gaussian of no width, so ``encode`` gives logvar = -inf. There is no prior: for
     ``sample``, a Gaussian fitted to the training codes (a running mean and covariance) stands in.
+
+    Args:
+        momentum: of the latest batch in the running statistics, which over the first 1 / momentum
+            batches are their plain mean.
     """
 
     is_probabilistic = False
@@ -23,6 +27,7 @@ class AE(LatentModel):
         self.momentum = momentum
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]
+        self.register_buffer("batches_seen", torch.zeros(()))
 
     def encode(self, x: Tensor) -> Posterior:
         z = self.encoder(self.network_input(x))
@@ -48,9 +53,11 @@ class AE(LatentModel):
         z = z.to(self.code_mean.dtype)
         with torch.autocast(z.device.type, enabled=False):  # it would make the product bfloat16
             square = z.t() @ z / z.shape[0]
+        self.batches_seen.add_(1)
+        weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
         for buffer, mean in ((self.code_mean, z.mean(0)), (self.code_square, square)):
             joined = joined_mean(mean)
-            buffer.lerp_(mean if joined is None else joined, self.momentum)
+            buffer.lerp_(mean if joined is None else joined, weight.to(buffer.dtype))
 
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None

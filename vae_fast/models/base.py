@@ -15,6 +15,7 @@ scaled here, on the device; the loss reads uint8 as it is. All terms are in nats
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import gather_batch, gaussian_kl
+from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.reference import as_probability
@@ -120,6 +121,30 @@ class LatentModel(nn.Module):
     def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
         """E[x | z] at the posterior's mean, of the shape of x."""
         return self.likelihood.mean(self.decode(self.features(x, *condition), *condition))
+
+    def sample_posterior(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """One z ~ q(z | x) of each sample, (N, latent_dim)."""
+        return reparameterize(*self.encode(x, *condition))
+
+    def nll_at(self, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
+        """-log p(x | z) of each sample, (N,), in nats, for z (N, latent_dim)."""
+        return self.likelihood.nll(self.decode(z, *condition), x, reduction="none")
+
+    def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """The mean squared error of each sample's reconstruction, (N,), on the scale of [0, 1]."""
+        made = self.as_input(self.reconstruct(x, *condition), x.dtype)
+        return (self.network_input(x) - made).flatten(1).square().mean(1)
+
+    def as_input(self, made: Tensor, dtype: torch.dtype) -> Tensor:
+        """A likelihood's ``mean`` or ``sample``, as ``network_input`` gives data of ``dtype``.
+
+        The classes of 8-bit pixels stand for what the pixels do.
+        """
+        return self.network_input(made if made.is_floating_point() else made.to(dtype))
+
+    def values_per_sample(self, x: Tensor) -> float:
+        """How many numbers a sample of x has, on average."""
+        return math.prod(x.shape[1:])
 
     def sample(
         self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None

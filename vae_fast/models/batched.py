@@ -13,14 +13,15 @@ from vae_fast.models.networks import device_and_dtype
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; the mode it had, after."""
-    was_training = model.training
+    """Evaluation mode and no gradients inside; the modes that its modules had, after."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:

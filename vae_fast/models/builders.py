@@ -13,7 +13,7 @@ from torch import nn
 from vae_fast.models.aae import AAE
 from vae_fast.models.autoencoder_kl import AutoencoderKL, networks_of_maps
 from vae_fast.models.base import LatentModel
-from vae_fast.models.conditions import Condition, make_condition
+from vae_fast.models.conditions import Condition, Labels, make_condition
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.models.hvae import HVAE, HierarchicalIWAE
@@ -141,6 +141,10 @@ def semi_supervised(
     def with_classifier(
         encoder: nn.Module, head: nn.Module, decoder: nn.Module, y: Condition, **rest: object
     ) -> SSVAE:
+        if not isinstance(y, Labels):
+            raise TypeError(
+                f"an ssvae's condition is labels, which it infers; got {type(y).__name__}"
+            )
         classifier = nn.Sequential(nn.Dropout(classifier_dropout), nn.Linear(hidden, y.features))
         return SSVAE(encoder, head, decoder, y, classifier, **rest)
 
@@ -176,6 +180,11 @@ def recurrent(
     y = condition
     if condition is not None:
         y = make_condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
+        if y.derive is not None:
+            raise ValueError(
+                f"a vrae is conditioned on labels, attributes or images given with x, not on "
+                f"{condition!r}; a cvae is on either"
+            )
     c = 0 if y is None else y.features
     outputs = p_x.parameters_per_element * size
     reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))

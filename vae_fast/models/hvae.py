@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import sample_and_kl
+from vae_fast.functional import reparameterize, sample_and_kl
 from vae_fast.models import importance
 from vae_fast.models.base import (
     LatentModel,
@@ -114,6 +114,17 @@ class HVAE(LatentModel):
 
         self.walk(x.shape[0], draw)
         return _side_by_side(found)
+
+    def sample_posterior(self, x: Tensor) -> Tensor:
+        """z_l ~ q(z_l | z_<l, x) from the top down, (N, latent_dim)."""
+        posterior, drawn = self._posterior(x), []
+
+        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
+            drawn.append(reparameterize(*posterior(number, h)))
+            return drawn[-1]
+
+        self.walk(x.shape[0], draw)
+        return torch.cat([z.flatten(1) for z in drawn], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for z of shape (..., latent_dim)."""

@@ -60,10 +60,13 @@ class ImportanceWeighted:
         )
         loss = -importance.bound(samples.log_weight)
         if self.dreg and samples.z.requires_grad:
-            # d loss / d z_k carries one normalised weight already; the estimator needs its square
-            # for the encoder, and the encoder is all that z's gradient reaches (equation 8).
-            weight = samples.log_weight.detach().softmax(0).unsqueeze(-1).to(samples.z.dtype)
-            samples.z.register_hook(lambda gradient: gradient * weight)
+            # d loss / d z_k carries one normalised weight v already; the estimator needs its square
+            # for the encoder, and the encoder is all that z's gradient reaches (equation 8). With
+            # q to the power of beta in w, the score that is left out is beta times as large: then
+            # v (1 - beta (1 - v)) takes the square's place, by the same derivation.
+            weight = samples.log_weight.detach().softmax(0).unsqueeze(-1)
+            factor = (1.0 - beta * (1.0 - weight)).to(samples.z.dtype)
+            samples.z.register_hook(lambda gradient: gradient * factor)
         # Of shape (N, 1), so that a batch of losses is not read as the features of one sample.
         terms = (loss, samples.nll.mean(0).detach(), samples.kl.detach())
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))

@@ -193,9 +193,11 @@ class Laplace(Likelihood):
         return params
 
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        u = torch.rand(params.shape, generator=generator, device=params.device, dtype=params.dtype)
-        u = u - 0.5
-        return params - self.scale * torch.sign(u) * torch.log1p(-2.0 * u.abs())
+        dtype = compute_dtype(params)  # of fewer digits, 1 in 256 uniform numbers may be 0
+        u = torch.rand(params.shape, generator=generator, device=params.device, dtype=dtype)
+        u = u.clamp_min(0.25 * torch.finfo(dtype).eps) - 0.5  # else 0, at infinity
+        noise = -self.scale * torch.sign(u) * torch.log1p(-2.0 * u.abs())
+        return params + noise.to(params.dtype)
 
 
 class Categorical(Likelihood):

@@ -70,10 +70,10 @@ class SSVAE(CVAE):
         return self.classifier(self.encoder(self.network_input(x))).softmax(-1)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """Whether the class that q(y | x) finds likeliest is y, (N,), where labels are known."""
+        """Whether the class that q(y | x) finds likeliest is y, of each sample whose y is known."""
         if y is None:
             return {}
-        return {"accuracy": (self.predict(x).argmax(1) == y).float()}
+        return {"accuracy": (self.predict(x).argmax(1) == y)[y >= 0].float()}
 
     def loss(
         self,
@@ -119,18 +119,26 @@ class SSVAE(CVAE):
     ) -> WeightedSamples:
         """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled.
 
-        Class probabilities, such as ``predict`` gives, are not a known y.
+        Class probabilities, such as ``predict`` gives, are not a known y. Without y, ``kl`` has
+        the classes' own, KL(q(y | x) || p(y)), in it: nll + kl is equation 7.
         """
         if y is not None and not y.is_floating_point():
+            if (y < 0).any():
+                raise ValueError(
+                    f"{int((y < 0).sum())} of {len(y)} labels are -1, unknown: give the samples "
+                    "without labels by themselves, with y=None"
+                )
             options = {"num_samples": num_samples, "noise_key": noise_key, **options}
             return super().weighted_samples(x, y, **options)
         keys = [None if noise_key is None else streams_of(noise_key, i) for i in range(num_samples)]
         h = self.encoder(self.network_input(x))
         draws = [self._under_every_class(x, h, noise_key=key) for key in keys]
-        q = self.classifier(h).softmax(-1).t()
+        log_q = self.classifier(h).log_softmax(-1).t()
+        q = log_q.exp()
         log_weight = torch.stack([w.logsumexp(0) for *_, w in draws]) - math.log(self.num_classes)
         nll = torch.stack([(q * nll).sum(0) for nll, *_ in draws])
-        return WeightedSamples(log_weight, nll, (q * draws[0][1]).sum(0))
+        kl = (q * (draws[0][1] + log_q + math.log(self.num_classes))).sum(0)
+        return WeightedSamples(log_weight, nll, kl)
 
     def _under_every_class(
         self, x: Tensor, h: Tensor, noise_key: Tensor | None

@@ -19,6 +19,7 @@ from vae_fast.models.base import (
     Posterior,
     free_bits_kl,
     kl_by_dimension,
+    scaled,
     split_gaussian,
 )
 from vae_fast.models.conditions import Condition
@@ -184,6 +185,26 @@ class VRAE(LatentModel):
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
         log_ratio = importance.standard_log_density(z) - importance.log_density(z, *density_of)
         return WeightedSamples(beta * log_ratio - nll, nll, gaussian_kl(*q, reduction="none"), z)
+
+    def nll_at(
+        self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        """-log p(x | z) of each sample, (N,), in nats: each step given the true ones before it."""
+        return self._nll(*self.to_steps(x, lengths), z, *condition)
+
+    def squared_error(self, x: Tensor, *condition: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As for other models, over the steps that are not padding."""
+        steps, lengths = self.to_steps(x, lengths)
+        made = self.reconstruct(x, *condition)
+        made = made if made.is_floating_point() else made.to(x.dtype)  # classes of 8-bit pixels
+        dtype = device_and_dtype(self)[1]
+        difference = scaled(steps, dtype) - scaled(self.to_steps(made, lengths)[0], dtype)
+        return difference.square().sum((1, 2)) / (lengths * steps.shape[2]).clamp_min(1)
+
+    def values_per_sample(self, x: Tensor) -> float:
+        """As for other models; padding doesn't count."""
+        steps, lengths = self.to_steps(x)
+        return float(lengths.double().mean()) * steps.shape[2]
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""

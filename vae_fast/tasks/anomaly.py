@@ -35,8 +35,7 @@ def anomaly_scores(
         return torch.stack(draws).mean(0)
 
     def reconstruction(part: Tensor, *condition: Tensor) -> Tensor:
-        params = model.decode(model.features(part, *condition), *condition)
-        return model.likelihood.nll(params, part, reduction="none")
+        return model.nll_at(part, model.features(part, *condition), *condition)
 
     return in_batches(model, reconstruction, x, y, batch_size=batch_size)
 

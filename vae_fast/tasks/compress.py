@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.evaluate.latents import features
+from vae_fast.models.batched import in_batches
 from vae_fast.tasks.latent import decode
 
 
@@ -27,9 +28,10 @@ def compress(
 ) -> Compressed:
     """Round each sample's code to multiples of ``step``.
 
-    A symbol s costs -log2 P(s), P the mass that N(0, 1) has within half a step of s * step;
-    conditions y are not counted. An autoencoder has no such prior: there, P is N(0, s^2) with
-    each dimension's own scale over x, which is counted as known.
+    A symbol s costs -log2 P(s), P the mass that the prior, N(0, 1) or p(z | y), has within half a
+    step of s * step; conditions y are not counted. An autoencoder has no such prior: there, P is
+    N(0, s^2) with each dimension's own scale over x, which is counted as known. Nor has a
+    hierarchy, whose levels' priors go by the levels above: there it is N(0, 1) all the same.
     """
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
@@ -39,10 +41,9 @@ def compress(
         raise ValueError(
             f"a code of {codes.abs().max():.3g} doesn't fit 16 bits at step {step}: take a larger one"
         )
-    scale = torch.ones(codes.shape[1], dtype=codes.dtype, device=codes.device)
-    if not getattr(model, "is_probabilistic", True):
-        scale = codes.square().mean(0).sqrt().clamp_min(step)
-    centre = (symbols * step / scale).abs()  # |.|, for the tail's small masses to keep their digits
+    mean, scale = _prior(model, x, y, codes, step)
+    # |.|, for the tail's small masses to keep their digits
+    centre = ((symbols * step - mean) / scale).abs()
     half = 0.5 * step / scale
     mass = 0.5 * (
         torch.erfc((centre - half) / math.sqrt(2.0)) - torch.erfc((centre + half) / math.sqrt(2.0))
@@ -55,3 +56,21 @@ def decompress(model: nn.Module, compressed: Compressed, y: Tensor | None = None
     """E[x | z] at the rounded codes, (N, *input_shape)."""
     dtype = next(model.parameters()).dtype
     return decode(model, compressed.symbols.to(dtype) * compressed.step, y)
+
+
+def _prior(
+    model: nn.Module, x: Tensor, y: Tensor | None, codes: Tensor, step: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each code's prior, of codes' shape or broadcast to it."""
+    mean, scale = codes.new_zeros(()), codes.new_ones(())
+    if not getattr(model, "is_probabilistic", True):
+        return mean, codes.square().mean(0).sqrt().clamp_min(step)
+
+    def of_condition(part: Tensor, *condition: Tensor) -> Tensor:
+        p = model.prior(*condition)
+        return torch.cat([p.mu, p.logvar], dim=1)
+
+    if getattr(model, "prior_network", None) is not None:
+        mu, logvar = in_batches(model, of_condition, x, y).double().chunk(2, dim=1)
+        mean, scale = mu, torch.exp(0.5 * logvar)
+    return mean, scale

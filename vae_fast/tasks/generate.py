@@ -34,6 +34,8 @@ def generate(
     options: dict[str, object] = {} if temperature == 1.0 else {"temperature": temperature}
     if draw:
         options["draw"] = True
+    if y is None and getattr(model, "condition", None) is not None:
+        y = model.condition.default(n, device)  # over all batches
     made = []
     with evaluating(model), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -66,6 +68,8 @@ def denoise(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    for _ in range(steps):
-        x = reconstruct(model, x, y, batch_size=batch_size)
-    return x
+    made = reconstruct(model, x, y, batch_size=batch_size)
+    for _ in range(steps - 1):
+        classes = not made.is_floating_point()  # of pixels, which stand for what x's do
+        made = reconstruct(model, made.to(x.dtype) if classes else made, y, batch_size=batch_size)
+    return made

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import reparameterize
 from vae_fast.models.batched import condition_of, evaluating
 from vae_fast.models.networks import device_and_dtype
 
 
 class Imputed(NamedTuple):
-    """``mean`` has the known values as they are and the missing ones' average over draws;
-    ``std`` is the draws' standard deviation, 0 where known. Both (N, *input_shape), in [0, 1].
+    """``mean`` has the known values as they are and of missing ones the chains' average E[x | z];
+    ``std`` is the standard deviation of what chains end with, 0 where known. Both
+    (N, *input_shape), in [0, 1].
     """
 
     mean: Tensor
@@ -29,11 +29,12 @@ def impute(
     *,
     steps: int = 20,
     draws: int = 10,
+    from_means: bool = True,
     batch_size: int = 64,
 ) -> Imputed:
     """Fill in x where ``known`` is False, by iterated conditional sampling.
 
-    From noise in the gaps, z ~ q(z | x) and then the gaps' E[x | z], again and again: a Markov
+    From noise in the gaps, z ~ q(z | x) and then x ~ p(x | z) there, again and again: a Markov
     chain whose draws approach p(missing | known) as q approaches the posterior (Rezende et al.
     2014, section 5.4 and appendix F; Mattei & Frellsen 2018 on its bias).
 
@@ -41,6 +42,9 @@ def impute(
         x: (N, *input_shape); what it has in the gaps is not looked at.
         known: bool, of x's shape, or broadcast to it.
         steps: of each chain. draws: chains, whose spread is the uncertainty.
+        from_means: fill the gaps with E[x | z] in place of draws: smoother, and what suits grey
+            images under a Bernoulli likelihood, but the chains then spread less than
+            p(missing | known) does, and so ``std`` is of what z leaves open, not of all.
     """
     if steps < 1 or draws < 1:
         raise ValueError(f"steps and draws must be at least 1, got {steps} and {draws}")
@@ -63,9 +67,11 @@ def impute(
             values = torch.where(mask, values, 0.0)
             label = None if y is None else y[part].to(device)
             condition = condition_of(model, values, label)
-            chains = _chains(model, values, mask, condition, steps, draws)
-            mean, spread = chains.mean(0), chains.std(0, correction=0)
-            means.append(torch.where(mask, values, mean).to(x.device))
+            expected, drawn = _chains(
+                model, values, mask, condition, steps, draws, x.dtype, from_means
+            )
+            spread = drawn.std(0, correction=0)
+            means.append(torch.where(mask, values, expected.mean(0)).to(x.device))
             spreads.append(torch.where(mask, 0.0, spread).to(x.device))
     if not means:
         return Imputed(torch.zeros(x.shape), torch.zeros(x.shape))
@@ -79,13 +85,19 @@ def _chains(
     condition: tuple[Tensor, ...],
     steps: int,
     draws: int,
-) -> Tensor:
-    """(draws, N, *input_shape): the last state of so many chains."""
+    dtype: torch.dtype,
+    from_means: bool,
+) -> tuple[Tensor, Tensor]:
+    """E[x | z] at the last z of so many chains, and their last x; both (draws, N, *input_shape)."""
     values, mask, *condition = (
         t.repeat(draws, *[1] * (t.dim() - 1)) for t in (values, mask, *condition)
     )
-    filled = torch.where(mask, values, torch.rand_like(values))
+    expected = filled = torch.where(mask, values, torch.rand_like(values))
     for _ in range(steps):
-        params = model.decode(reparameterize(*model.encode(filled, *condition)), *condition)
-        filled = torch.where(mask, values, model.likelihood.mean(params).to(values.dtype))
-    return filled.unflatten(0, (draws, -1))
+        params = model.decode(model.sample_posterior(filled, *condition), *condition)
+        expected = model.as_input(model.likelihood.mean(params), dtype)
+        drawn = expected
+        if not from_means:
+            drawn = model.as_input(model.likelihood.sample(params), dtype)
+        filled = torch.where(mask, values, drawn)
+    return expected.unflatten(0, (draws, -1)), filled.unflatten(0, (draws, -1))

@@ -16,6 +16,10 @@ def decode(
     model: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """E[x | z] for z (N, latent_dim), and y (N,) for conditional models."""
+    if y is None and getattr(model, "condition", None) is not None:
+        raise ValueError(
+            f"{type(model).__name__} is conditional: codes are decoded under conditions, give y"
+        )
     if y is not None and len(y) != len(z):
         raise ValueError(f"z has {len(z)} rows, y has {len(y)} entries: they must be equal")
     device = device_and_dtype(model)[0]
@@ -45,8 +49,9 @@ def spherical(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     lengths = torch.stack([v.norm(dim=1, keepdim=True) for v in (start, end)], 1)  # (N, 2, 1)
     floor = torch.finfo(start.dtype).tiny
     u, v = start / lengths[:, 0].clamp_min(floor), end / lengths[:, 1].clamp_min(floor)
-    cosine = (u * v).sum(1, keepdim=True).clamp(-1, 1)
-    angle = torch.acos(cosine).unsqueeze(1)
+    # Half of it by its tangent, which keeps its digits near 0 and near pi, as a cosine does not.
+    chords = [w.norm(dim=1, keepdim=True) for w in (u - v, u + v)]
+    angle = 2.0 * torch.atan2(*chords).unsqueeze(1)
     # Parallel and opposite directions have no one arc between them: there, go straight.
     straight = torch.sin(angle) < 1e-4
     safe = torch.where(straight, torch.ones_like(angle), angle)

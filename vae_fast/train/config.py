@@ -36,7 +36,8 @@ class ObjectiveConfig:
         period: length of the linear rise or of a cycle, in units.
         unit: epochs or steps.
         ramp: the part of a cycle in which beta rises.
-        free_bits: nats of KL per latent dimension, batch-averaged, below which it has no gradient.
+        free_bits: nats of KL per latent dimension (hvae: per level), batch-averaged, below which it
+            has no gradient.
     """
 
     beta: float | None = None

@@ -14,19 +14,20 @@ from vae_fast.train.sharded import run_whole
 
 @torch.no_grad()
 def diagnostics(model: nn.Module, batches: Batches, world: World) -> dict[str, float]:
-    """Means over the data of what ``model.diagnostics(x, y)`` gives for each sample.
+    """Means over the data of what ``model.diagnostics(x, y)`` gives for samples.
 
-    That is a dictionary of tensors (N,), the same names for every batch; y may be None. Most
-    models have no such method, and no diagnostics.
+    That is a dictionary of tensors (N,), or of fewer values where something is not known of each
+    sample, the same names for every batch; y may be None. Most models have no such method, and no
+    diagnostics.
     """
     if not hasattr(model, "diagnostics"):
         return {}
-    names, sums, samples = (), 0.0, 0
+    names, totals = (), 0.0
     for images, labels in batches:
         found = run_whole(model, partial(model.diagnostics, images, labels))
         if not found:
             return {}
-        names, samples = tuple(found), samples + len(images)
-        sums = sums + torch.stack([values.double().sum() for values in found.values()])
-    *sums, samples = world.sum(torch.cat([sums, sums.new_tensor([samples])])).tolist()
-    return {name: value / samples for name, value in zip(names, sums, strict=True)}
+        names, sums = tuple(found), torch.stack([v.double().sum() for v in found.values()])
+        totals = totals + torch.stack([sums, sums.new_tensor([len(v) for v in found.values()])])
+    sums, counts = world.sum(totals).tolist()
+    return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n > 0}
