@@ -10,6 +10,8 @@ import os
 
 # Before torch: its profiler, which counts the memory, writes a line for each use otherwise.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# JAX would take three quarters of a GPU's memory for itself at its first use.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
 import sys

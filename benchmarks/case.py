@@ -50,6 +50,7 @@ class Contender:
     # Peak bytes of one call for those that torch's profiler can't see.
     peak_bytes: Callable[[Any], int | None] | None = None
     bytes: int | None = None  # where it moves other than the case's
+    most_prepared: int = 64  # states that hold a graph each, so there is an end to them
 
 
 @dataclass

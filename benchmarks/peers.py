@@ -76,6 +76,8 @@ def torch_contender(
         own,
         prepare=None if pass_ == "both" else prepare,
         outputs=lambda out: Outputs(as_tuple(out[0]), as_tuple(out[1])),
+        # What is announced as a new step takes the memory of the one before.
+        most_prepared=1 if before is not None else Contender.most_prepared,
     )
 
 

@@ -59,9 +59,6 @@ def summarize(readings: Sequence[float], calls: int) -> Timing:
 class Runner:
     """Calls a contender, each time with the next set of inputs, and times so many calls."""
 
-    # States that are prepared ahead of a reading hold a graph each, so there is an end to them.
-    MOST_PREPARED = 64
-
     def __init__(self, contender: Contender, sets: list[Any], device: torch.device) -> None:
         self.contender = contender
         self.sets = itertools.cycle(sets)
@@ -104,7 +101,7 @@ class Runner:
         return fastest
 
     def limit(self, calls: int) -> int:
-        return calls if self.contender.prepare is None else min(calls, self.MOST_PREPARED)
+        return calls if self.contender.prepare is None else min(calls, self.contender.most_prepared)
 
 
 def measure(

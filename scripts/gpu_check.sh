@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one go, with the machine's own python3 and nothing downloaded: builds the
 # kernels in place for the GPU at hand, runs the tests marked cuda, compute-sanitizer over every op,
-# a look at the machine code, and the benchmarks. Logs and summary.json go to the folder given.
+# a look at the machine code, and the benchmarks. To the folder given go summary.json, log.txt,
+# tests.xml and benchmarks.json.
 #
-#   scripts/gpu_check.sh [OUT]          PYTHON=python3 by default; SKIP="sanitizer benchmarks" skips
+#   scripts/gpu_check.sh [OUT]
 #
-# Steps are independent: one that fails is reported, and the next one runs.
+#   PYTHON=python3          the interpreter
+#   SKIP="memcheck sass"    steps to leave out
+#   TIME=570                seconds for all of it, of which steps get shares; 0 is no limit
+#   BENCH="--quick"         what to measure: arguments of python -m benchmarks
+#
+# Steps are independent: one that fails or runs out of time is reported, and the next one runs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python3}"
 OUT="${1:-benchmarks/results/gpu-check}"
 SKIP=" ${SKIP:-} "
+TIME="${TIME:-570}"
+read -ra BENCH <<<"${BENCH---quick}"
 
 gpu="$("$PYTHON" -c '
 import sys
@@ -26,83 +34,105 @@ print(torch.cuda.get_device_name(0))
 
 mkdir -p "$OUT" || { echo "gpu-check: can't write to $OUT; choose another OUT." >&2; exit 1; }
 OUT="$(cd "$OUT" && pwd)"
-rm -f "$OUT"/*.log "$OUT"/*.json "$OUT"/*.xml
+rm -f "$OUT"/log.txt "$OUT"/tests.xml "$OUT"/benchmarks.json "$OUT"/summary.json
 echo "gpu-check on $gpu, writing to $OUT"
 # The tree before anything that is installed: the kernels are built in place.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+words="$(mktemp)"
+trap 'rm -f "$words"' EXIT
 steps=""
 status=0
 
-# step NAME COMMAND...: runs it, keeps its words in NAME.log, and notes how it went. 77 is a skip.
+# step NAME SECONDS COMMAND...: runs it for so long at most, keeps its words in log.txt, and notes
+# how it went. 77 is a skip. The command is a function, which puts "${bound[@]}" before what it runs.
 step() {
-    local name="$1" started=$SECONDS outcome
-    shift
+    local name="$1" seconds="$2" started=$SECONDS outcome left
+    shift 2
+    left=$((TIME - SECONDS))
+    if [[ "$TIME" == 0 ]]; then seconds=0; elif ((seconds > left)); then seconds=$left; fi
     if [[ "$SKIP" == *" $name "* ]]; then
         outcome=skipped
+    elif [[ "$TIME" != 0 && "$seconds" -le 0 ]]; then
+        outcome="out of time" status=1
     else
         echo "--- $name"
-        "$@" >"$OUT/$name.log" 2>&1
+        bound=(timeout -k 10 "$seconds")
+        "$@" >"$words" 2>&1
         case $? in
             0) outcome=passed ;;
             77) outcome=skipped ;;
+            124 | 137) outcome="out of time" status=1 ;;
             *) outcome=failed status=1 ;;
         esac
-        tail -n 15 "$OUT/$name.log"
+        { echo "--- $name"; cat "$words"; } >>"$OUT/log.txt"
+        tail -n 15 "$words"
     fi
     echo "--- $name: $outcome ($((SECONDS - started)) s)"
     steps="$steps${steps:+,}\"$name\":{\"outcome\":\"$outcome\",\"seconds\":$((SECONDS - started))}"
+    summary
 }
 
-sanitize() {
-    command -v compute-sanitizer >/dev/null ||
-        { echo "compute-sanitizer is not on PATH; it comes with the CUDA toolkit"; return 77; }
-    # Without torch's caching each tensor is its own allocation, and a read past its end is seen.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 \
-        --require-cuda-init=no "$PYTHON" scripts/sanitize_ops.py 2>&1 | tee "$OUT/$1.tmp"
-    local result=${PIPESTATUS[0]}
-    # Some virtual machines refuse the sanitizer the device: that says nothing about our kernels.
-    if grep -q "Device not supported" "$OUT/$1.tmp"; then result=77; fi
-    rm -f "$OUT/$1.tmp"
-    return "$result"
-}
-
-cuda_tests() { "$PYTHON" -m pytest -q -m cuda --durations=10 --junitxml="$OUT/tests.xml" "$@"; }
-
-# CUDA has to be there, or every test marked cuda would be skipped and the check pass.
-step build env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace
-step info "$PYTHON" -c '
-import sys, vae_fast
-facts = vae_fast.info()
-print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-sys.exit(facts["native cuda"] != "yes")'
-step tests cuda_tests
-for tool in memcheck racecheck initcheck; do
-    step "$tool" sanitize "$tool"
-done
-step sass scripts/check_sass.sh
-step benchmarks "$PYTHON" -m benchmarks --json "$OUT/benchmarks.json"
-
-STEPS="{$steps}" OUT="$OUT" "$PYTHON" -c '
-import json, os, platform, subprocess
-import torch, vae_fast
+# summary: what is known so far, in summary.json.
+summary() {
+    STEPS="{$steps}" OUT="$OUT" "$PYTHON" -c '
+import json, os, subprocess
+import torch
+try:
+    import vae_fast
+    info = {name: str(value) for name, value in vae_fast.info().items()}
+except Exception as error:
+    info = {"error": str(error)}
 def said(*command):
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
 properties = torch.cuda.get_device_properties(0)
-summary = {
+found = {
     "gpu": properties.name,
     "compute capability": f"{properties.major}.{properties.minor}",
     "multiprocessors": properties.multi_processor_count,
     "memory bytes": properties.total_memory,
     "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
     "commit": said("git", "rev-parse", "HEAD"),
-    "info": {name: str(value) for name, value in vae_fast.info().items()},
+    "info": info,
     "steps": json.loads(os.environ["STEPS"]),
 }
-with open(os.path.join(os.environ["OUT"], "summary.json"), "w") as file:
-    json.dump(summary, file, indent=2)
-print(json.dumps(summary["steps"], indent=2))
+path = os.path.join(os.environ["OUT"], "summary.json")
+with open(path + ".part", "w") as file:
+    json.dump(found, file, indent=2)
+os.replace(path + ".part", path)
 ' || status=1
+}
+
+plain() { "${bound[@]}" "$@"; }
+
+sanitize() {
+    command -v compute-sanitizer >/dev/null ||
+        { echo "compute-sanitizer is not on PATH; it comes with the CUDA toolkit"; return 77; }
+    # Without torch's caching each tensor is its own allocation, and a read past its end is seen.
+    # Errors of the API's calls are left out: libraries provoke some to learn what a GPU can do.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${bound[@]}" compute-sanitizer --tool "$1" \
+        --error-exitcode 1 --require-cuda-init=no "${@:2}" "$PYTHON" scripts/sanitize_ops.py
+    local result=$?
+    # Some virtual machines refuse the sanitizer the device: that says nothing about our kernels.
+    if grep -q "Device not supported" "$words"; then result=77; fi
+    return "$result"
+}
+
+# CUDA has to be there, or every test marked cuda would be skipped and the check pass.
+step build 200 plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace
+step info 60 plain "$PYTHON" -c '
+import sys, vae_fast
+facts = vae_fast.info()
+print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+sys.exit(facts["native cuda"] != "yes")'
+step tests 200 plain "$PYTHON" -m pytest -q -m cuda --durations=10 --junitxml="$OUT/tests.xml"
+step memcheck 60 sanitize memcheck --report-api-errors no
+step racecheck 60 sanitize racecheck
+step initcheck 60 sanitize initcheck
+step sass 60 plain scripts/check_sass.sh
+step benchmarks 3600 plain "$PYTHON" -m benchmarks "${BENCH[@]}" --json "$OUT/benchmarks.json"
+
+echo "gpu-check: {$steps}"
 exit $status

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models.test_every_model import NAMES, OPTIONS, SHAPE
+from vae_fast.data import as_data
+from vae_fast.models import VAE, build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig, Trainer
 
 pytestmark = pytest.mark.cuda
@@ -86,8 +89,54 @@ def test_no_step_waits_for_the_gpu(data, tmp_path):
 
 
 def test_compiled_networks_are_captured(data, tmp_path):
-    losses = [
-        trainer(data, tmp_path / str(compile_), compile=compile_).fit().loss
-        for compile_ in (True, False)
-    ]
+    losses = []
+    for compile_ in (True, False):
+        made = trainer(data, tmp_path / str(compile_), compile=compile_)
+        losses.append(made.fit().loss)
+        assert made.step.captured.is_captured, made.step.captured.why_not
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+@pytest.mark.parametrize("condition", [None, "edges"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_is_captured_or_says_why(name, condition, tmp_path):
+    """Steps of one loss are; and what a model makes of its batch comes from no host."""
+    if condition is not None and name != "cvae":
+        pytest.skip("a condition of the cvae's")
+    options = dict(OPTIONS[name])
+    if condition is not None:
+        options = {**options, "condition": condition}
+        options.pop("condition_options", None)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=generator)
+    config = TrainConfig(
+        model=name, model_args=options, epochs=1, batch_size=8, device="cuda", out=str(tmp_path)
+    )
+    given = as_data((images, torch.arange(64) % 10))
+    made = Trainer(config, train_data=given, val_data=given)
+    assert torch.tensor(made.fit().loss).isfinite()
+    if made.step.captured is not None:
+        assert made.step.captured.is_captured, made.step.captured.why_not
+    else:
+        assert len(made.step.phases) > 1
+
+
+class Reads(VAE):
+    """A model that reads a value on the host."""
+
+    def loss(self, x, **options):
+        out = super().loss(x, **options)
+        assert out.recon.item() > 0
+        return out
+
+
+def reads(input_shape, **options):
+    model = build("vae", input_shape, **options)
+    model.__class__ = Reads
+    return model
+
+
+def test_a_model_that_reads_on_the_host_trains_uncaptured(data, tmp_path):
+    made = trainer(data, tmp_path, model="tests.cuda.test_training:reads")
+    made.fit()
+    assert "waits for the device" in made.step.captured.why_not

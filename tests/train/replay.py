@@ -13,6 +13,7 @@ class Tape:
     def __init__(self):
         self.ops = []
         self.replays = 0
+        self.waited = False
 
     def warm_up(self, work):
         return work()

@@ -117,6 +117,16 @@ def test_what_python_remembers_would_be_seen():
     assert any(not torch.equal(found[name], other[name]) for name in found)
 
 
+def test_a_step_that_waits_for_the_device_is_not_captured():
+    eager, captured = make(False), make(True)
+    captured.captured._graph.waited = True  # as CudaGraph finds in the warm-up
+    found = train(captured)
+    assert not captured.captured.is_captured and captured.captured._graph.replays == 0
+    assert "waits for the device" in captured.captured.why_not
+    for mine, other in zip(leaves(found[1]), leaves(train(eager)[1]), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_a_value_read_on_the_host_is_refused():
     captured = make(True)
     captured.updates[0].guard.decides_on_device = False

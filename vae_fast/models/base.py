@@ -255,4 +255,4 @@ def batch_joined_by(mean_over_ranks: Callable[[Tensor], Tensor] | None) -> Itera
 
 def streams_of(noise_key: Tensor, i: int) -> Tensor:
     """The i-th of many keys made from one: the same Philox key, the i-th stream after its own."""
-    return noise_key + noise_key.new_tensor([0, i])
+    return torch.stack([noise_key[0], noise_key[1] + i])  # of nothing that the host has to give

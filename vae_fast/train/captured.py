@@ -8,8 +8,10 @@ the same numbers.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -25,7 +27,12 @@ WARM_UP = 3
 
 
 class Graph(Protocol):
-    """What is needed of a CUDA graph."""
+    """What is needed of a CUDA graph.
+
+    ``waited``: whether the latest work of ``warm_up`` waited for the device somewhere.
+    """
+
+    waited: bool
 
     def warm_up(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Do the work, as the capture will find it."""
@@ -41,7 +48,8 @@ class CapturedStep:
     """Takes steps as ``take`` does, by a graph of the first batch's shapes.
 
     A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once; and
-    so are all steps if they leave something in the model's Python, such as a counter of its own.
+    so are all steps if they leave something in the model's Python, such as a counter of its own,
+    or read a value back from the device.
 
     Args:
         take: a step on tensors of the device alone: it reads no value back, and what differs
@@ -61,6 +69,10 @@ class CapturedStep:
         self._outputs: tuple[Tensor, ...] = ()
         self._said = False
 
+    @property
+    def is_captured(self) -> bool:
+        return bool(self._outputs)
+
     def __call__(self, share: Share) -> tuple[Tensor, ...]:
         """Take the step on this batch."""
         if self.why_not:
@@ -75,7 +87,7 @@ class CapturedStep:
         for into, value in zip(self._batch[:2], share[:2], strict=True):
             if into is not None:
                 into.copy_(value, non_blocking=True)
-        if not self._outputs:
+        if not self.is_captured:
             self._outputs = self._graph.capture(lambda: self._take(self._batch))
         self._graph.replay()
         # The next replay writes to the same memory.
@@ -87,6 +99,8 @@ class CapturedStep:
         outputs = self._graph.warm_up(lambda: self._take(share))
         if remembered is not None and (changed := remembered.changed()):
             self.why_not = f"each step changes {changed}, in Python"
+        elif self._graph.waited:
+            self.why_not = "each step waits for the device, or has numbers from the host"
         return outputs
 
     def _fits(self, share: Share) -> bool:
@@ -109,22 +123,65 @@ class CapturedStep:
 class CudaGraph:
     """torch's CUDA graph, with the side stream that a capture wants its work to be warm on."""
 
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
-        self._graph = torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device  # not the current one, where that is another
+        self.waited = False
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()
+            self._graph = torch.cuda.CUDAGraph()
 
     def warm_up(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            outputs = work()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        for output in outputs:
-            output.record_stream(torch.cuda.current_stream())
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
+            self._stream.wait_stream(before)
+            with torch.cuda.stream(self._stream), _watched() as waits:
+                outputs = work()
+            self.waited = bool(waits)
+            before.wait_stream(self._stream)
+            for output in outputs:
+                output.record_stream(before)
         return outputs
 
     def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        with torch.cuda.graph(self._graph, stream=self._stream):
-            return work()
+        # The graph of a run that is over, freed by chance during a capture, would end it.
+        gc.collect()
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(self._graph, stream=self._stream),
+            ):
+                return work()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "this step can't be captured in a CUDA graph: the model may read a value on the "
+                "host, or make a tensor of the host's numbers; train with capture false"
+            ) from error
+        finally:
+            if was_enabled:
+                gc.enable()
 
     def replay(self) -> None:
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
+
+
+@contextmanager
+def _watched() -> Iterator[list[str]]:
+    """What within waits for the GPU, in torch's words, once it is over."""
+    waits, mode = [], torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in said:
+        if "synchronizing CUDA operation" in str(warning.message):
+            waits.append(str(warning.message))
+        elif "ynchronization debug mode" not in str(warning.message):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )

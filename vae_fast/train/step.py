@@ -68,7 +68,7 @@ class Step:
         self.captured: CapturedStep | None = None
         self.recorded: Recorded | None = None
         if config.capture and flat is not None and device.type == "cuda":
-            self.captured = CapturedStep(self.take, CudaGraph(), model)
+            self.captured = CapturedStep(self.take, CudaGraph(device), model)
         if config.capture and device.type == "cpu" and not config.compile:
             self.recorded = Recorded(model)
         self.first_of_epoch = True
