@@ -68,7 +68,9 @@ inline void check_dense(const Tensor& t, const char* name) {
   // Samples are outermost and the rest has no holes: the product of the inner sizes is the stride.
   int64_t extent = 1;
   for (int64_t d = 0; d < t.dim(); ++d) extent += (t.size(d) - 1) * t.stride(d);
-  STD_TORCH_CHECK(extent == t.numel() && t.dim() >= 2 && t.stride(0) == t.numel() / t.size(0),
+  const bool outermost =
+      t.dim() >= 2 && (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
+  STD_TORCH_CHECK(extent == t.numel() && outermost,
                   "vae_fast: ", name, " must be dense in memory, with the samples outermost");
 }
 

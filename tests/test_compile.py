@@ -11,7 +11,14 @@ import pytest
 import torch
 
 import vae_fast
-from vae_fast import bce_kl_loss, bernoulli_nll, gaussian_kl, reparameterize, sample_and_kl
+from vae_fast import (
+    bce_kl_loss,
+    bernoulli_nll,
+    gather_batch,
+    gaussian_kl,
+    reparameterize,
+    sample_and_kl,
+)
 
 KEY = torch.tensor([77, -5])
 ROWS = 6
@@ -358,3 +365,52 @@ def test_bare_ops_refuse_what_they_cannot_read(native):
     for call in bad:
         with pytest.raises(RuntimeError):
             call()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, t: bernoulli_nll(a, t),
+        lambda a, t: gaussian_kl(a, t),
+        lambda a, t: bce_kl_loss(a, t, a, a).loss,
+    ],
+    ids=["bernoulli_nll", "gaussian_kl", "bce_kl_loss"],
+)
+def test_transforms_within_keep_their_gradients(function):
+    """Dynamo drops a custom op's gradient under them, without a word."""
+    a, t = torch.randn(3, 5), torch.rand(3, 5)
+    expected = by_hand(function, a, t)
+    compiled = torch.compile(torch.func.grad(function), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(a, t), expected)
+
+    def mapped(batch):
+        return torch.func.vmap(lambda a: function(a, t))(batch).sum()
+
+    batch = torch.stack([a, a]).requires_grad_()
+    total = torch.compile(mapped, backend="aot_eager", fullgraph=True)(batch)
+    (found,) = torch.autograd.grad(total, batch)
+    torch.testing.assert_close(found[1], expected)
+
+
+def by_hand(function, a, t):
+    leaf = a.clone().requires_grad_()
+    with vae_fast.set_backend("reference"):
+        return torch.autograd.grad(function(leaf, t), leaf)[0]
+
+
+def test_numbers_that_change_do_not_compile_anew():
+    """A beta that warms up, and an epoch's rows."""
+    x, t, mu = torch.randn(4, 5), torch.rand(4, 5), torch.randn(4, 2)
+    loss = torch.compile(
+        lambda beta: bce_kl_loss(x, t, mu, mu, beta=beta).loss, backend="aot_eager", fullgraph=True
+    )
+    for i in range(20):
+        torch.testing.assert_close(loss(0.05 * i), bce_kl_loss(x, t, mu, mu, beta=0.05 * i).loss)
+    data, index = torch.arange(80, dtype=torch.uint8).view(8, 10), torch.tensor([1, 5])
+    rows = {"mode": "binarize", "noise_key": KEY}
+    batch = torch.compile(
+        lambda first: gather_batch(data, index, first_row=first, **rows),
+        backend="aot_eager", fullgraph=True,
+    )  # fmt: skip
+    for first in range(0, 40, 2):
+        assert torch.equal(batch(first), gather_batch(data, index, first_row=first, **rows))

@@ -8,7 +8,9 @@ import vae_fast
 from vae_fast import (
     bce_kl_loss,
     bernoulli_nll,
+    gather_batch,
     gaussian_kl,
+    linear_bernoulli_nll,
     noise,
     reparameterize,
     sample_and_kl,
@@ -343,3 +345,97 @@ def test_gradients_agree_with_numerical_ones(backend):
     assert torch.autograd.gradcheck(
         lambda *a: reparameterize(*a, num_samples=2, noise_key=key), tensors[:2]
     )
+
+
+# --- gradients that must not be lost -------------------------------------------------------------
+
+
+@scalars
+def test_vmap_keeps_the_gradient_outside_or_raises(backend, name):
+    """Within vmap a tensor says that it needs no gradient, though one outside may want it."""
+    batch = torch.stack([MU, 2 * MU, MU.flip(0)]).requires_grad_()
+    try:
+        total = torch.func.vmap(SCALARS[name])(batch).sum()
+    except RuntimeError as error:
+        assert "vmap" in str(error) or "setup_context" in str(error)
+        return
+    (found,) = torch.autograd.grad(total, batch)
+    with vae_fast.set_backend("reference"):
+        loop = sum(SCALARS[name](x) for x in batch)
+    torch.testing.assert_close(found, torch.autograd.grad(loop, batch)[0])
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_beta_changed_before_backward_is_seen(backend, reduction):
+    logits, mu, logvar = (torch.randn(3, 2, requires_grad=True) for _ in range(3))
+    beta = torch.tensor(1.0)
+    out = bce_kl_loss(logits, torch.rand(3, 2), mu, logvar, beta=beta, reduction=reduction)
+    beta.fill_(10.0)
+    try:
+        (found,) = torch.autograd.grad(out.loss.sum(), mu)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:  # made in forward already, by the beta that was
+        torch.testing.assert_close(found, mu.detach())
+
+
+def test_one_sample_in_the_layout_of_many(backend):
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)[::2]
+    target = torch.rand(1, 3, 4, 4)
+    expected = bernoulli_nll(x.contiguous(), target)
+    torch.testing.assert_close(bernoulli_nll(x, target), expected)
+    torch.testing.assert_close(gaussian_kl(x, x), gaussian_kl(x.contiguous(), x.contiguous()))
+
+
+def test_no_samples_have_no_gradient_and_no_error(backend):
+    logits, target = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, 3, requires_grad=True)
+    mu = torch.zeros(0, 2, requires_grad=True)
+    for loss in (
+        bernoulli_nll(logits, target, reduction="batchmean"),
+        bce_kl_loss(logits, target, mu, mu, reduction="batchmean").recon,
+    ):
+        found = torch.autograd.grad(loss, (logits, target))
+        assert all(g.shape == (0, 3) for g in found)
+
+
+def test_losses_are_differentiated_where_no_value_can_be_read(backend):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode():
+        x = torch.randn(3, 5, requires_grad=True)
+        bernoulli_nll(x, torch.rand(3, 5)).mul(2.0).backward()
+        assert x.grad.shape == (3, 5)
+
+    target = torch.rand(3, 5)
+
+    def gradient(x):
+        return torch.autograd.grad(2.0 * bernoulli_nll(x, target), x)[0]
+
+    x = torch.randn(3, 5, requires_grad=True)
+    traced = make_fx(gradient)(x)
+    torch.testing.assert_close(traced(x), 2.0 * (torch.sigmoid(x) - target))
+    out = bernoulli_nll(x, target)
+    (many,) = torch.autograd.grad(out, x, torch.tensor([1.0, 3.0]), is_grads_batched=True)
+    torch.testing.assert_close(many[1], 3.0 * (torch.sigmoid(x) - target))
+
+
+def test_linear_bernoulli_nll_under_autocast_and_elsewhere(backend):
+    hidden, weight = torch.randn(4, 3).double(), torch.randn(5, 3).double()
+    target = torch.rand(4, 5, dtype=torch.float64)
+    expected = linear_bernoulli_nll(hidden, weight, None, target)
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        found = linear_bernoulli_nll(hidden, weight, None, target)
+    assert found.dtype == torch.float64 and torch.equal(found, expected)
+    with torch.no_grad():
+        value = linear_bernoulli_nll(hidden, weight, None, target.clone().requires_grad_())
+    torch.testing.assert_close(value, expected)
+    with vae_fast.set_backend("reference"):
+        meta = [t.to("meta") for t in (hidden, weight, target)]
+        assert linear_bernoulli_nll(meta[0], meta[1], None, meta[2]).is_meta
+
+
+def test_places_before_a_sequence_are_refused(backend):
+    data, index = torch.zeros(3, 4, dtype=torch.uint8), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="from 0 on; got -3"):
+        gather_batch(data, index, mode="binarize", first_row=-3)

@@ -187,3 +187,11 @@ def test_casts_are_used_and_the_gradient_is_the_parameters():
     y.sum().backward()
     assert layer.weight.grad.dtype == torch.float32
     assert layer.weight.grad.tolist() == [[1.0, 2.0, 4.0]] * 2
+
+
+def test_a_layer_that_comes_twice_has_its_gradient_once_for_each():
+    lin = Linear(4, 4)
+    model, x = MLP(lin, torch.nn.ReLU(), lin), torch.randn(5, 4)
+    (plain,) = torch.autograd.grad(model(x).square().sum(), lin.weight)
+    (graph,) = torch.autograd.grad(model(x).square().sum(), lin.weight, create_graph=True)
+    torch.testing.assert_close(graph, plain)

@@ -106,9 +106,21 @@ def get_backend() -> Backend:
     return _choice
 
 
+@torch.compiler.assume_constant_result  # asked while tracing, and answered there
+def _is_transforming() -> bool:
+    """Whether a function transform (torch.func.grad, vmap, ...) is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def use_native(device_type: str) -> bool:
-    """Whether ops on this device type run natively; raises if they must and cannot."""
+    """Whether ops on this device type run natively; raises if they must and cannot.
+
+    Transforms that torch.compile traces are left to plain PyTorch. There ops lose their gradients
+    without a word: under ``grad`` up to torch 2.13, under ``vmap`` in 2.15 too.
+    """
     if _choice == "reference":
+        return False
+    if torch.compiler.is_compiling() and _is_transforming():
         return False
     if device_type in _libraries:
         return True

@@ -8,6 +8,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace vae_fast::cpu {
 namespace {
@@ -37,7 +40,15 @@ struct Pool {
 
 // Never destroyed: tensors may outlive every static of this library.
 Pool& pool() {
-  static Pool* const p = new Pool;
+  static Pool* const p = [] {
+    Pool* const made = new Pool;
+#if defined(__unix__) || defined(__APPLE__)
+    // A child forked while another thread holds the lock would wait for it for ever.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
+                   [] { pool().mutex.unlock(); });
+#endif
+    return made;
+  }();
   return *p;
 }
 

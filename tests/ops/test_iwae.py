@@ -102,7 +102,7 @@ def test_nothing_of_the_logits_size_but_their_gradient():
             profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
         ) as profile,
     ):
-        bound, _ = vae_fast.iwae_bound(logits, target, z, mu, logvar)
+        bound, _ = vae_fast.vae_fast.iwae_bound(logits, target, z, mu, logvar)
         bound.sum().backward()
     if vae_fast.info()["native cpu"] != "yes":
         pytest.skip("plain PyTorch makes temporaries")
@@ -118,3 +118,22 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"\(5, 4, 2\)"):
         vae_fast.iwae_bound(z @ decoder, target, z[..., :2], mu, logvar)
     assert math.isfinite(vae_fast.iwae_bound(z @ decoder, target, z, mu, logvar)[0].sum().item())
+
+
+def test_a_posterior_so_narrow_that_its_precision_overflows():
+    mu, logvar = torch.randn(2, 3), torch.full((2, 3), -89.0)
+    z = mu.expand(4, 2, 3)
+    logits, target = torch.randn(4, 2, 5), torch.rand(2, 5)
+    found, _ = vae_fast.iwae_bound(logits, target, z, mu, logvar)
+    exact, _ = vae_fast.iwae_bound(*(t.double() for t in (logits, target, z, mu, logvar)))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_a_bound_without_gradient_leaves_z_alone():
+    z = torch.randn(4, 2, 3, requires_grad=True)
+    with torch.no_grad():
+        vae_fast.iwae_bound(
+            torch.randn(4, 2, 5), torch.rand(2, 5), z, *torch.randn(2, 2, 3), dreg=True
+        )
+    z.sum().backward()
+    assert torch.equal(z.grad, torch.ones_like(z))

@@ -1,5 +1,9 @@
 """Large CPU outputs come from memory that is kept: reused when dead, never while alive."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -57,3 +61,41 @@ def test_small_outputs_are_torchs_own():
         z = vae_fast.reparameterize(torch.zeros(8, 8), torch.zeros(8, 8))
     del z
     assert library().kept_bytes() == 0
+
+
+FORKS = """
+import os, threading, time, torch, vae_fast
+torch.set_num_threads(1)
+data, index = torch.zeros(64, 1 << 14, dtype=torch.uint8), torch.arange(64)
+stop = False
+def work():
+    while not stop:
+        vae_fast.gather_batch(data, index)
+threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+for t in threads:
+    t.start()
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        vae_fast.gather_batch(data, index)
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            raise SystemExit("a child waits for ever")
+        time.sleep(0.001)
+stop = True
+for t in threads:
+    t.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_threads_take_buffers_does_not_hang():
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS],
+        check=False, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -78,6 +78,8 @@ def bce_kl_loss(
         if beta.numel() != 1:
             raise ValueError(f"beta must be one number, got a tensor of {tuple(beta.shape)}")
         beta = beta.detach().reshape(())
+    elif torch.compiler.is_compiling():  # the op would be compiled for each number by itself
+        beta = torch.ones((), device=logits.device) * beta
     if not use_native(logits.device.type):
         return reference.bce_kl_loss(logits, target, mu, logvar, beta, reduction, from_logits)
     return _bce_kl.bce_kl_loss(logits, target, mu, logvar, beta, code, from_logits)
@@ -107,7 +109,7 @@ def linear_bernoulli_nll(
     named = [("hidden", hidden), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
     for name, t in named:
         check_floating(name, t)
-    if torch.is_autocast_enabled(hidden.device.type):  # as torch.nn.Linear does there
+    if _casts(hidden):  # as torch.nn.Linear does there
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -141,9 +143,19 @@ def linear_bernoulli_nll(
     bernoulli_pair(hidden.new_empty(()).expand(logits_shape), target)
     if not use_native(hidden.device.type) or torch.compiler.is_compiling():
         return reference.linear_bernoulli_nll(hidden, weight, bias, target, reduction)
-    if target.requires_grad:
+    if target.requires_grad and torch.is_grad_enabled():
         raise ValueError("target requires grad, which linear_bernoulli_nll has no gradient for")
     return _linear.linear_bernoulli_nll(hidden, weight, bias, target, code)
+
+
+def _casts(t: torch.Tensor) -> bool:
+    """Whether autocast is on for t: it leaves float64 as it is, and not every device has it."""
+    device = t.device.type
+    return (
+        t.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    )
 
 
 def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,11 @@ def gather_batch(
             f"data must be (N, ...) on the index's device, got {tuple(data.shape)} on "
             f"{data.device} and an index on {index.device}"
         )
+    if not isinstance(first_row, torch.Tensor):
+        if first_row < 0:
+            raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
+        if torch.compiler.is_compiling():  # the op would be compiled for each number by itself
+            first_row = torch.full((), first_row, dtype=torch.int64, device=data.device)
     if data.dtype == torch.bool and mode == "binarize":
         mode = "bytes"
     if noise_key is not None:

@@ -50,13 +50,13 @@ def iwae_bound(
     wide = z.to(dtype)
     difference = wide - q_mu.to(dtype)
     q_logvar = q_logvar.to(dtype)
-    # log p(z) - log q(z | x): log 2 pi cancels.
-    log_ratio = 0.5 * (difference * difference * torch.exp(-q_logvar) + q_logvar - wide * wide).sum(
-        -1
-    )
+    # log p(z) - log q(z | x): log 2 pi cancels. Scaled before it is squared: 1 / variance overflows
+    # from a logvar of -88 on, where the difference squared is 0.
+    scaled = difference * torch.exp(-0.5 * q_logvar)
+    log_ratio = 0.5 * (scaled * scaled + q_logvar - wide * wide).sum(-1)
     log_weight = log_ratio - nll
     bound = torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
-    if dreg and z.requires_grad:
+    if dreg and z.requires_grad and torch.is_grad_enabled():
         # d bound / d z_k carries one normalised weight; the estimator needs its square for the
         # encoder, and the encoder is all that z's gradient reaches.
         weight = log_weight.detach().softmax(0).unsqueeze(-1).to(z.dtype)

@@ -36,8 +36,8 @@ def bound(log_weight: Tensor) -> Tensor:
 
 def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp(logvar)) summed over the last dimension, in nats."""
-    difference = z - mu
-    terms = difference * difference * torch.exp(-logvar) + logvar + math.log(2.0 * math.pi)
+    scaled = (z - mu) * torch.exp(-0.5 * logvar)  # then squared: exp(-logvar) may overflow
+    terms = scaled * scaled + logvar + math.log(2.0 * math.pi)
     return -0.5 * terms.sum(-1)
 
 

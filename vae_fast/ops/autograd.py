@@ -9,6 +9,8 @@ import torch
 from torch.autograd import forward_ad
 
 Maybe = torch.Tensor | None
+_functorch = torch._C._functorch
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def needs_grad(*tensors: Maybe) -> bool:
@@ -21,7 +23,29 @@ def needs_grad(*tensors: Maybe) -> bool:
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return any(_wraps_grad(t) for t in tensors) or forward_ad._current_level >= 0
     return forward_ad._current_level >= 0
+
+
+def _wraps_grad(t: Maybe) -> bool:
+    """Whether a tensor within ``vmap`` has one outside that requires grad, as itself it does not
+    say. The wrappers have no rule for vmap and say so; the bare ops would drop the gradient."""
+    while t is not None and _functorch.is_functorch_wrapped_tensor(t):
+        if t.requires_grad:
+            return True
+        t = _functorch.get_unwrapped(t)
+    return t is not None and t.requires_grad
+
+
+def is_plain(t: torch.Tensor) -> bool:
+    """Whether a tensor has a value to read: it isn't fake, traced by make_fx, or batched."""
+    return (
+        type(t) is torch.Tensor
+        and not _functorch.is_functorch_wrapped_tensor(t)
+        and not _functorch.is_legacy_batchedtensor(t)  # of autograd.grad's is_grads_batched
+        and torch._C._get_dispatch_mode(_PROXY) is None
+    )
 
 
 def distinct(*tensors: Maybe) -> tuple[Maybe, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
-from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, pair, rescaled
+from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, mean_scale, pair, rescaled
 from vae_fast.ops.gaussian import _pair as gaussian_pair
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.types import LossOutput
@@ -29,15 +29,15 @@ def _dense(grad: Maybe) -> Maybe:
 def _backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
     return _bce_kl_backward(
         _dense(grad_loss), _dense(grad_recon), _dense(grad_kl), *ctx.saved_tensors[:4],
-        ctx.beta, ctx.beta_tensor, *ctx.options,
+        ctx.beta, ctx.saved_tensors[4], *ctx.options,
     )  # fmt: skip
 
 
 class _BceKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
-        ctx.save_for_backward(logits, target, mu, logvar)
-        ctx.beta, ctx.beta_tensor, ctx.options = beta, beta_tensor, (reduction, from_logits)
+        ctx.save_for_backward(logits, target, mu, logvar, beta_tensor)
+        ctx.beta, ctx.options = beta, (reduction, from_logits)
         ctx.set_materialize_grads(False)
         ctx.grads = None
         arguments = logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits
@@ -75,8 +75,7 @@ def _target_grad(ctx, grad_loss: Maybe, grad_recon: Maybe) -> Maybe:
         return None
     logits, target = ctx.saved_tensors[:2]
     reduction, from_logits = ctx.options
-    scale = 1.0 / logits.shape[0] if reduction == 2 and logits.dim() >= 2 else 1.0
-    return grad_of_target(sum(parts) * scale, logits, target, from_logits)
+    return grad_of_target(sum(parts) * mean_scale(logits, reduction), logits, target, from_logits)
 
 
 class _BceKLTraced(torch.autograd.Function):
@@ -84,8 +83,8 @@ class _BceKLTraced(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
-        ctx.save_for_backward(logits, target, mu, logvar)
-        ctx.beta, ctx.beta_tensor, ctx.options = beta, beta_tensor, (reduction, from_logits)
+        ctx.save_for_backward(logits, target, mu, logvar, beta_tensor)
+        ctx.beta, ctx.options = beta, (reduction, from_logits)
         return _bce_kl(logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits)
 
     @staticmethod

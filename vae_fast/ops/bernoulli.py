@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
+from vae_fast.ops.autograd import distinct, is_plain, needs_grad, once_differentiable
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.ops.layout import dense, like
 
@@ -20,7 +20,7 @@ _bernoulli_nll_with_grad = _ops.bernoulli_nll_with_grad.default
 
 Tensor = torch.Tensor
 Maybe = torch.Tensor | None
-NONE = 0  # reduction="none"
+NONE, BATCHMEAN = 0, 2  # reductions
 
 
 def with_kernel(logits: Tensor, target: Tensor) -> Tensor:
@@ -55,6 +55,11 @@ def grad_of_target(grad: Tensor, logits: Tensor, target: Tensor, from_logits: bo
     return (grad * slope).to(target.dtype)
 
 
+def mean_scale(logits: Tensor, reduction: int) -> float:
+    """What a sum's gradient is multiplied by: 1 / samples for batchmean."""
+    return 1.0 / max(1, logits.shape[0]) if reduction == BATCHMEAN and logits.dim() >= 2 else 1.0
+
+
 def made_in_forward(logits: Tensor, reduction: int) -> bool:
     """Whether the gradient is best made together with the value; see the module's docstring."""
     return logits.is_cpu and reduction != NONE and not torch.compiler.is_compiling()
@@ -66,6 +71,8 @@ def rescaled(grads: list[Tensor], grad_loss: Tensor) -> bool:
     False if they must be made again: in half precision they are rounded already, to zero where a
     loss scale was to save them from that.
     """
+    if not is_plain(grad_loss):
+        return False
     on_host = grad_loss.is_cpu  # reading a GPU's number would make the host wait for it
     if on_host and grad_loss.item() == 1.0:
         return True
@@ -104,7 +111,7 @@ class _BernoulliNLL(torch.autograd.Function):
                     grad_nll.contiguous(), logits, target, reduction, from_logits
                 )
         if ctx.needs_input_grad[1]:
-            scale = 1.0 / logits.shape[0] if reduction == 2 and logits.dim() >= 2 else 1.0
+            scale = mean_scale(logits, reduction)
             grad_target = grad_of_target(grad_nll * scale, logits, target, from_logits)
         return grad_logits, grad_target, None, None
 

@@ -164,7 +164,7 @@ def _grads(
 ) -> list[Maybe]:
     """Gradients for upstream gradients that forward did not know, from the inputs again."""
     backward = _ops.bernoulli_nll_backward.default
-    scale = 1.0 / hidden.shape[0] if reduction == BATCHMEAN else 1.0
+    scale = 1.0 / max(1, hidden.shape[0]) if reduction == BATCHMEAN else 1.0
     upstream = (grad_nll * scale).expand(hidden.shape[0]).contiguous()
     chunks = _chunks(hidden, target)
     grad_hidden = torch.empty_like(hidden)

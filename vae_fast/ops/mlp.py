@@ -112,6 +112,8 @@ def plain(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
 
 def _differentiable(ctx, x: Tensor, parameters: list[Maybe], grad: Tensor):
     """The gradients as a graph, by plain PyTorch from the inputs again."""
+    # A layer that comes twice is asked for twice, and each time for its own part.
+    x, *parameters = (None if t is None else t.view_as(t) for t in (x, *parameters))
     needs = ctx.needs_input_grad
     inputs = [(0, x), *enumerate(parameters, 3)]
     wanted = [(i, t) for i, t in inputs if needs[i]]
