@@ -102,7 +102,7 @@ def test_nothing_of_the_logits_size_but_their_gradient():
             profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
         ) as profile,
     ):
-        bound, _ = vae_fast.vae_fast.iwae_bound(logits, target, z, mu, logvar)
+        bound, _ = vae_fast.iwae_bound(logits, target, z, mu, logvar)
         bound.sum().backward()
     if vae_fast.info()["native cpu"] != "yes":
         pytest.skip("plain PyTorch makes temporaries")
