@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vae_fast.data import Batches, ImageFolder, as_data
+from vae_fast.data.datasets import image_tensor
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 PIXELS = np.random.RandomState(4).randint(0, 256, (6, 10, 12, 3), dtype=np.uint8)
@@ -64,3 +65,19 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ImageFolder(tmp_path, mode="CMYK")
     with pytest.raises(ValueError, match="size must be at least 1"):
         ImageFolder(tmp_path, size=0)
+
+
+def test_sixteen_bits_become_their_upper_eight(tmp_path):
+    values = np.random.RandomState(0).randint(0, 1 << 16, (3, 5, 4)).astype(np.uint16)
+    for i, pixels in enumerate(values):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    data = as_data(tmp_path)
+    expected = torch.from_numpy((values >> 8).astype(np.uint8)).unsqueeze(1)
+    assert torch.equal(torch.stack([data[i][0] for i in range(3)]), expected)
+    image = image_tensor(Image.open(tmp_path / "1.png"), "one")
+    assert image[0].tolist() == expected[1, 0].tolist()
+
+
+def test_thirty_two_bits_are_refused():
+    with pytest.raises(ValueError, match="one: it has 32 bits a pixel"):
+        image_tensor(Image.fromarray(np.zeros((2, 2), np.float32)), "one")

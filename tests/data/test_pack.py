@@ -1,6 +1,7 @@
 """The writer of shards: what it writes, that it goes on where it was, what it refuses."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -181,3 +182,16 @@ def test_sprites_through_shards_are_sprites(tmp_path):
     assert torch.equal(images, expected[0]) and torch.equal(labels, expected[1])
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["name"] == "sprites" and index["order"] == {"shuffled": False, "seed": None}
+
+
+def test_a_source_that_has_changed_is_not_taken_for_packed(tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (300, 4, 4), dtype=np.uint8)
+    path, out = tmp_path / "images.npy", tmp_path / "out"
+    np.save(path, images)
+    pack(path, out, workers=0)
+    assert len(pack(path, out, workers=0)) == 300
+    images[5:90] = 0  # none of the few samples that it is known by
+    np.save(path, images)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(FileExistsError, match="its files have changed since"):
+        pack(path, out, workers=0)

@@ -53,3 +53,9 @@ def test_cuda_without_cuda_says_why():
     with pytest.raises(ValueError, match="finds no GPU|built without CUDA"):
         resolve_device("cuda")
     assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_heading_with_nothing_under_it_is_the_defaults():
+    assert from_dict({"objective": None}) == TrainConfig()
+    with pytest.raises(TypeError, match=r"objective must be a ObjectiveConfig \(.*got 3"):
+        from_dict({"objective": 3}).check()

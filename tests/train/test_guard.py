@@ -117,3 +117,17 @@ def test_state_goes_over_to_another_guard():
     other.load_state_dict(guard.state_dict())
     assert other._usual.tolist() == guard._usual.tolist()
     assert other.read() == guard.read() == {"grad_norm": 3.0, "skipped": 1}
+
+
+def test_a_streak_that_has_ended_is_seen():
+    guard, optimizer, parameter = make()
+    for gradient in [1.0, *[math.nan] * 7, 1.0, math.nan, 1.0]:
+        step(guard, optimizer, parameter, gradient)
+    guard.read()
+    assert guard.longest_not_finite == 7 and guard.not_finite_in_row == 0
+    for gradient in [math.nan, math.nan]:
+        step(guard, optimizer, parameter, gradient)
+    guard.read()
+    step(guard, optimizer, parameter, math.nan)
+    guard.read()
+    assert guard.longest_not_finite == 3  # it began before the last read

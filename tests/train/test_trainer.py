@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from vae_fast.evaluate.run import evaluate_run
+from vae_fast.models import VAE
 from vae_fast.tasks import load_model
 from vae_fast.train import RunFolder, TrainConfig, Trainer, TrainingError
 
@@ -135,7 +139,7 @@ def test_last_checkpoint_is_the_trained_model_and_best_the_lowest(fitted):
     rows = [r for r in trainer.folder.metrics() if r["split"] == "val"]
     best = min(rows, key=lambda row: row["loss"])
     assert load_model(trainer.folder.path, "best", "cpu").step == best["step"]
-    with pytest.raises(ValueError, match="has no checkpoint '7': it has best, last and the steps"):
+    with pytest.raises(ValueError, match="has no checkpoint '7': it has best, last, 0"):
         load_model(trainer.folder.path, 7)
 
 
@@ -198,7 +202,7 @@ def test_runs_without_a_name_are_numbered(config, clothes, tmp_path, monkeypatch
         run = TrainConfig(**{**vars(config), "out": None})
         trainer = Trainer(run, train_data=clothes[0], val_data=clothes[1])
         names.append(trainer.folder.path.name)
-    assert names == ["vae-fashion10k", "vae-fashion10k-2", "vae-fashion10k-3"]
+    assert names == ["vae-array", "vae-array-2", "vae-array-3"]
 
 
 def test_vectors_have_no_pictures_but_curves(config):
@@ -247,3 +251,83 @@ def test_steps_that_are_not_finite_stop_the_run_and_say_why(config, clothes):
     assert row["loss"] is None and row["skipped"] == 7 and row["step"] == 8
     # The first step blew the weights up but left them finite; none after it was taken.
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_data_given_in_python_are_not_taken_for_those_of_a_name(tmp_path):
+    images = torch.rand(120, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(epochs=1, batch_size=40, device="cpu", out=str(tmp_path / "run"))
+    Trainer(config, train_data=images, val_data=images[:40]).fit()
+    words = r"trained on data given in Python \(.*\)"
+    with pytest.raises(ValueError, match=words):
+        Trainer.resume(tmp_path / "run", epochs=2)
+    with pytest.raises(ValueError, match=words):
+        evaluate_run(tmp_path / "run", num_samples=0)
+    again = Trainer.resume(tmp_path / "run", epochs=2, train_data=images, val_data=images[:40])
+    assert again.fit().loss > 0
+
+
+def test_a_run_that_ends_not_finite_says_so(tmp_path):
+    config = TrainConfig(epochs=1, batch_size=40, lr=1e30, device="cpu", out=str(tmp_path / "run"))
+    images = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TrainingError, match=r"not finite. Try a lower --lr \(it is 1e\+30\)"):
+        Trainer(config, train_data=images, val_data=images).fit()
+    with pytest.raises(ValueError, match="has no checkpoint 'best': it has last, 0"):
+        load_model(tmp_path / "run")
+
+
+def test_what_is_known_to_fail_leaves_no_folder(tmp_path):
+    images = torch.rand(20, 1, 8, 8)
+    config = TrainConfig(model="cvae", device="cpu", out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="cvae is conditioned on labels, and .* has none"):
+        Trainer(config, train_data=images, val_data=images)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "00000009").mkdir(parents=True)
+    with pytest.raises(ValueError, match="already holds a run"):
+        Trainer(TrainConfig(device="cpu", out=str(tmp_path / "run")))
+
+
+class NoTerms(VAE):
+    def loss(self, x, **options):
+        return tuple(super().loss(x, **options))
+
+
+def test_a_loss_of_another_kind_is_named(tmp_path):
+    images = torch.rand(20, 1, 8, 8)
+    config = TrainConfig(device="cpu", batch_size=10, out=str(tmp_path / "run"))
+    trainer = Trainer(config, train_data=images, val_data=images)
+    trainer.model.__class__ = NoTerms
+    with pytest.raises(TypeError, match="NoTerms's loss must return a LossOutput.*a tuple"):
+        trainer.fit()
+
+
+HOLD = """
+import sys, time
+from vae_fast.train.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+folder.hold()
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+def test_one_process_trains_a_run_at_a_time(tmp_path):
+    images = torch.rand(20, 1, 8, 8)
+    config = TrainConfig(epochs=1, device="cpu", batch_size=10, out=str(tmp_path / "run"))
+    given = {"train_data": images, "val_data": images}
+    Trainer(config, **given).fit()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            Trainer.resume(tmp_path / "run", epochs=2, **given)
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    Trainer.resume(tmp_path / "run", epochs=2, **given).fit()
+    assert not (tmp_path / "run" / ".lock").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from vae_fast.cli.flags import make_parser, parse
 
 
@@ -25,6 +27,7 @@ def pack(arguments: list[str], program: str) -> int:
     source = values.source
     if values.split is not None:
         source = datasets.load(source, split=values.split)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the workers too
     with Counter(" samples") as counter:
         packed = datasets.pack(
             source,

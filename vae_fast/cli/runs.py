@@ -78,8 +78,9 @@ def samples_of(restored: Any, data: str | None, n: int) -> Samples:
     """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data."""
     from vae_fast import data as datasets
     from vae_fast.evaluate.run import gather
+    from vae_fast.train.config import data_of
 
-    source = data or restored.config.data
+    source = data or data_of(restored.config)
     found = datasets.load(source, split="val") if data is None else datasets.as_data(source)
     shape, expected = tuple(found.shape), tuple(restored.model.input_shape)
     if shape != expected:

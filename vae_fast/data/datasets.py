@@ -110,10 +110,32 @@ def collate(items: list[tuple[torch.Tensor, int | None]]) -> tuple[torch.Tensor,
     return stacked, None if labels[0] is None else torch.tensor(labels, dtype=torch.int64)
 
 
+def eight_bits(image: Any) -> Any:
+    """A PIL image of 16 bits a pixel as one of 8, by its upper ones; others as they are.
+
+    Pillow's own conversion clips: all that is not nearly black would be white.
+    """
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        values = np.array(image).astype(np.uint16)  # in this machine's order of bytes
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"it has 32 bits a pixel (mode {image.mode}), whose range is not known: convert it to "
+            "8 bits, or give an array"
+        )
+    return image
+
+
 def image_tensor(image: Any, name: str, *, bounded: bool = True) -> torch.Tensor:
     """One image of any accepted kind as a (C, H, W) or (D,) tensor, not scaled."""
     array = image
     if hasattr(image, "getbands"):  # a PIL image, known without importing PIL
+        try:
+            image = eight_bits(image)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         if image.mode not in ("L", "RGB", "RGBA", "1"):
             image = image.convert("RGB")
         array = np.array(image)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from vae_fast.data.datasets import eight_bits
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -51,7 +53,7 @@ class ImageFolder(Dataset):
         self.labels = [numbers[parts[0]] for parts in below] if sorted_in else None
         self.size, self.mode = size, mode
         if mode is None:
-            self.mode = "L" if self._open(0).mode in ("L", "1", "I;16", "LA") else "RGB"
+            self.mode = "L" if self._open(0).mode in ("L", "1", "LA") else "RGB"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,7 +71,7 @@ class ImageFolder(Dataset):
         path = self.paths[index]
         try:
             with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
+                image = eight_bits(ImageOps.exif_transpose(file))
                 image = image.convert(self.mode) if self.mode else image.copy()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} can't be decoded: {error}") from error

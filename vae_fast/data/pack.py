@@ -79,7 +79,7 @@ def pack(
     dtype = data.dtype if keep_floats or data.dtype not in FLOATS else torch.uint8
     if dtype not in DTYPES.values():
         raise TypeError(f"{data.name}: {dtype} has no .npy form; convert it to float32")
-    plan = _plan(data, dtype, shard_bytes, shuffle, seed)
+    plan = _plan(data, dtype, shard_bytes, shuffle, seed) | {"source": _stamp(source)}
     if (out / INDEX).exists():
         return _already_there(out, plan)
     _prepare(out, plan)
@@ -119,6 +119,21 @@ def _plan(
     }
 
 
+def _stamp(source: Any) -> str | None:
+    """What changes when a source's files do: their names, sizes and times; None if there are none."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = Path(source).expanduser()
+    if not path.exists():
+        return None  # a data set's name
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stamp = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
+        stamp.update(f"{file.relative_to(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return stamp.hexdigest()
+
+
 def _already_there(out: Path, plan: dict[str, Any]) -> ShardData:
     found = open_shards(out)
     index = json.loads((out / INDEX).read_text(encoding="utf-8"))
@@ -152,8 +167,13 @@ def _prepare(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _same(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+    if plan["source"] != found.get("source", plan["source"]):
+        raise FileExistsError(
+            f"{path.parent} holds shards of the source as it was: its files have changed since (by "
+            "size or time); choose another folder, or remove this one"
+        )
     for name, mine in plan.items():
-        if name != "provenance" and found.get(name) != mine:
+        if name not in ("provenance", "source") and found.get(name) != mine:
             raise FileExistsError(
                 f"{path.parent} holds shards of something else: {name} is {found.get(name)!r} there "
                 f"and {mine!r} here; choose another folder"

@@ -47,9 +47,10 @@ def evaluate_run(
     """
     from vae_fast import data as datasets
     from vae_fast.tasks import load_model
+    from vae_fast.train.config import data_of
 
     restored = load_model(run, checkpoint, device)
-    source = restored.config.data if data is None else data
+    source = data_of(restored.config) if data is None else data
     loaded = datasets.load(source, split="val") if data is None else datasets.as_data(source)
     factors = getattr(loaded, "factors", None)
     if factors is not None:
@@ -119,10 +120,11 @@ def _with_labels(
             found |= {f"auroc_{score}": value for score, value in scores.items()}
         if labels_per_class:
             from vae_fast import data as datasets
+            from vae_fast.train.config import data_of
 
             config = restored.config
             seen, labels = gather(
-                datasets.load(config.data, split="train"),
+                datasets.load(data_of(config), split="train"),
                 binarize=config.binarize != "none",
                 seed=config.seed,
             )

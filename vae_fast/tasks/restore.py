@@ -56,8 +56,8 @@ def _find(checkpoints: Path, which: str | int) -> Path:
     path = checkpoints / (f"{int(name):08d}" if name.isdigit() else name)
     if path.is_dir():
         return path
-    found = [p.name for p in checkpoint.step_folders(checkpoints)]
+    found = [name for name in ("best", "last") if (checkpoints / name).is_dir()]
+    found += [p.name for p in checkpoint.step_folders(checkpoints)]
     raise ValueError(
-        f"{checkpoints} has no checkpoint {name!r}: "
-        + (f"it has best, last and the steps {', '.join(found)}" if found else "it has none yet")
+        f"{checkpoints} has no checkpoint {name!r}: it has {', '.join(found) or 'none yet'}"
     )

@@ -149,6 +149,8 @@ def _content(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / _STATE} can't be read: {error.strerror}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{folder / _STATE} was not written by vae_fast")
+    if lacks := [key for key in ("version", "crc32", "state") if key not in content]:
+        raise CheckpointError(f"{folder / _STATE} is damaged: it lacks {', '.join(lacks)}")
     if content["version"] != VERSION:
         what = "upgrade vae_fast" if content["version"] > VERSION else "use the one that wrote it"
         raise CheckpointError(

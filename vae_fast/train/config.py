@@ -229,8 +229,27 @@ class TrainConfig:
                 "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
                 "products slow. Use bf16, or fp32"
             )
-        for part in (self.labels, self.objective, self.optimizer, self.checkpoint):
+        for name in ("labels", "objective", "optimizer", "checkpoint"):
+            part = getattr(self, name)
+            kind = {f.name: f for f in dataclasses.fields(self)}[name].default_factory
+            if not isinstance(part, kind):
+                names = ", ".join(f.name for f in dataclasses.fields(kind))
+                raise TypeError(f"{name} must be a {kind.__name__} ({names}), got {part!r}")
             part.check()
+
+
+GIVEN = "python:"  # before the name of data that were given as objects
+
+
+def data_of(config: TrainConfig) -> str:
+    """What ``config.data`` names; ValueError for data that were given in Python."""
+    if config.data.startswith(GIVEN):
+        raise ValueError(
+            f"this run was trained on data given in Python ({config.data.removeprefix(GIVEN)}), "
+            "which it has no name for: use --data, or Trainer.resume(run, train_data=..., "
+            "val_data=...)"
+        )
+    return config.data
 
 
 def known(what: str, value: str, names: Iterable[str]) -> None:
@@ -287,7 +306,10 @@ def from_dict(values: Mapping[str, Any], cls: type = TrainConfig, where: str = "
     for key, value in values.items():
         known("config key", where + key, [where + name for name in fields])
         nested = fields[key].default_factory
-        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            value = from_dict(value, nested, f"{where}{key}.")
+        if dataclasses.is_dataclass(nested):
+            if value is None:  # a heading with nothing under it
+                continue
+            if isinstance(value, Mapping):
+                value = from_dict(value, nested, f"{where}{key}.")
         arguments[key] = value
     return cls(**arguments)

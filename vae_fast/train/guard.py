@@ -38,6 +38,7 @@ class Guard:
         self.decides_on_device = device.type != "cpu"  # on the CPU there is nothing to wait for
         self.skipped_in_all = 0
         self.not_finite_in_row = 0  # as of the last read
+        self.longest_not_finite = 0  # the longest such row that the last read saw
         self._largest = torch.tensor(LARGEST, device=device)
         # Since the last read: norms, NaN where the loss was not finite, and whether skipped.
         self._norms: list[Tensor | float] = []
@@ -128,8 +129,10 @@ class Guard:
         """
         norms, skips = _numbers(self._norms), _numbers(self._skips)
         self._norms, self._skips = [], []
+        self.longest_not_finite = 0
         for norm in norms:
             self.not_finite_in_row = 0 if math.isfinite(norm) else self.not_finite_in_row + 1
+            self.longest_not_finite = max(self.longest_not_finite, self.not_finite_in_row)
         self.skipped_in_all += sum(skips)
         taken = [norm for norm, skipped in zip(norms, skips, strict=True) if not skipped]
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def collapse_warning(statistics: dict[str, Any]) -> str | None:
     if not statistics:
         return None
     active, units = statistics["active_units"], len(statistics["kl_per_dimension"])
+    if not all(map(math.isfinite, statistics["kl_per_dimension"])):
+        return None  # that is something else
     if active >= max(1, units // 10):
         return None
     return (

@@ -22,13 +22,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from vae_fast import info
-from vae_fast.train.config import TrainConfig, from_dict, to_dict
+from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 from vae_fast.train.extras import need
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -47,6 +52,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: TextIO | None = None
         if not self._marks():
             state = "does not exist" if not self.path.exists() else "holds no config.yaml"
             raise ValueError(
@@ -59,7 +65,9 @@ class RunFolder:
         if config.out is None:
             return
         path = Path(config.out)
-        if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
+        marks = [path / "config.yaml", path / "metrics.jsonl"]
+        marks += (path / "checkpoints").glob("[0-9]*")  # which a run made here would go on from
+        if any(mark.exists() for mark in marks):
             raise ValueError(
                 f"{path} already holds a run: choose another --out, continue it with "
                 f"`vae-fast resume {path}`, or remove it"
@@ -104,6 +112,33 @@ class RunFolder:
             ) from None
         config.out = str(self.path)
         return config
+
+    def hold(self) -> None:
+        """Keep other processes from training this run until ``let_go``, or the process's end.
+
+        Raises ValueError if one does. Where files can't be locked nothing is kept.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        try:
+            lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held)
+        except OSError:
+            return
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.close()
+            raise ValueError(f"{self.path} is being trained by another process") from None
+        except OSError:  # a file system without locks
+            lock.close()
+            return
+        self._lock = lock
+
+    def let_go(self) -> None:
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     def record_environment(self, config: TrainConfig, device: torch.device) -> None:
         """Append what this start ran with to environment.json."""
@@ -170,7 +205,8 @@ def _finite(value: Any) -> Any:
 
 def _fresh(config: TrainConfig) -> Path:
     """runs/MODEL-DATA, with the first number appended that makes it new."""
-    name = f"{config.model}-{Path(config.data).stem}".replace("/", "-").replace(":", "-")
+    data = Path(config.data.removeprefix(GIVEN)).stem
+    name = f"{config.model}-{data}".replace("/", "-").replace(":", "-")
     path, number = Path("runs") / name, 2
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1

@@ -11,19 +11,22 @@ from torch import nn
 
 from vae_fast import data as datasets
 from vae_fast import models
-from vae_fast.train.config import OPTIMIZERS, TrainConfig
+from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig, data_of
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
-    """Training and validation data of ``config.data``, or those given instead.
+    """Training and validation data of ``config.data``, or those given instead, which it then names.
 
     With static binarisation the training data come drawn; all else is drawn batch by batch.
     """
     if (train is None) != (val is None):
         raise TypeError("train_data and val_data: give both, or neither")
-    if train is None:
-        train, val = (datasets.load(config.data, split=split) for split in ("train", "val"))
+    given = train is not None
+    if not given:
+        train, val = (datasets.load(data_of(config), split=split) for split in ("train", "val"))
     train, val = datasets.as_data(train), datasets.as_data(val)
+    if given and train.name != config.data:
+        config.data = GIVEN + train.name
     if train.shape != val.shape:
         raise ValueError(
             f"training samples have shape {tuple(train.shape)}, validation samples "
@@ -45,6 +48,16 @@ def build_model(config: TrainConfig, input_shape: Sequence[int]) -> nn.Module:
         raise ValueError(
             f"model_args {config.model_args} don't fit {config.model}: {error}"
         ) from error
+
+
+def check_labels(model: nn.Module, config: TrainConfig, train: Any) -> None:
+    """Raise ValueError if the model is conditioned on labels and the data have none."""
+    infers = hasattr(model, "predict")  # and takes what labels there are
+    if getattr(model, "uses_labels", False) and not infers and not train.labelled:
+        raise ValueError(
+            f"{config.model} is conditioned on labels, and {config.data} has none: train on data "
+            "with labels, or another --model"
+        )
 
 
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -137,7 +137,13 @@ class Step:
             options["phase"] = phase
         labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
         with self.updates[0].objective(), self.autocast(), self.world.joined(share):
-            return self.network(share.images, *labels, **options)
+            terms = self.network(share.images, *labels, **options)
+        if not isinstance(terms, LossOutput):
+            raise TypeError(
+                f"{type(self.model).__name__}'s loss must return a LossOutput(loss, recon, kl) of "
+                f"vae_fast, and returned a {type(terms).__name__}"
+            )
+        return terms
 
     def follow_schedules(self, number: int) -> None:
         """Set beta, the learning rate and the average's weight to those of step ``number``."""
@@ -170,8 +176,8 @@ class Step:
 
     @property
     def not_finite_in_row(self) -> int:
-        """Steps in a row, as of the last read, in which a phase was not finite."""
-        return max(update.guard.not_finite_in_row for update in self.updates)
+        """Most steps in a row, of those that the last read saw, in which a phase was not finite."""
+        return max(update.guard.longest_not_finite for update in self.updates)
 
     def autocast(self) -> AbstractContextManager:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)

@@ -30,7 +30,7 @@ from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result
 from vae_fast.train.run_folder import RunFolder
-from vae_fast.train.setup import build_model, load_data
+from vae_fast.train.setup import build_model, check_labels, load_data
 from vae_fast.train.sharded import like, mesh_of
 from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
@@ -75,6 +75,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape).to(self.device)
+        check_labels(self.model, config, train)
 
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
@@ -117,6 +118,8 @@ class Trainer:
         config.epochs = config.epochs if epochs is None else epochs
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
+        if is_main:
+            folder.hold()
         saved = checkpoint.load_newest(
             folder.checkpoints,
             say if is_main else lambda _: None,
@@ -142,6 +145,9 @@ class Trainer:
         config, reached = self.config, self.reached
         with ExitStack() as stack:
             stack.enter_context(self.world.together(but=(Interrupted,)))
+            if self.world.is_main:
+                self.folder.hold()
+                stack.callback(self.folder.let_go)
             self.open_displays(stack)
             profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
             stack.enter_context(self.stop)
@@ -211,8 +217,8 @@ class Trainer:
         bad, limit = self.step.not_finite_in_row, self.config.optimizer.max_not_finite
         if bad >= limit:
             raise TrainingError(
-                f"the loss or the gradient was not finite in the last {bad} steps (the limit is "
-                f"{limit}), up to step {self.reached.step}; they were skipped. Try a lower --lr "
+                f"the loss or the gradient was not finite in {bad} steps in a row (the limit is "
+                f"{limit}), before step {self.reached.step}; they were skipped. Try a lower --lr "
                 f"(it is {self.config.lr:g}), --optimizer.clip-norm or fp32; checkpoints from "
                 f"before are in {self.folder.checkpoints}"
             )
@@ -287,6 +293,11 @@ class Trainer:
         row = [row for row in self.folder.metrics() if row["split"] == "val"][-1]
         speed = self.reached.samples / self.reached.seconds
         paths = self.draw("", curves=True)
+        if row["loss"] is None:
+            raise TrainingError(
+                f"the run has ended with a validation loss that is not finite. Try a lower --lr (it "
+                f"is {self.config.lr:g}) or --optimizer.clip-norm; {self.folder.path} has what it was"
+            )
         return Result(row["loss"], row["recon"], row["kl"], speed, paths, self.diagnostics)
 
     # --- checkpoints -----------------------------------------------------------------------------
