@@ -406,6 +406,9 @@ def test_numbers_that_change_do_not_compile_anew():
     )
     for i in range(20):
         torch.testing.assert_close(loss(0.05 * i), bce_kl_loss(x, t, mu, mu, beta=0.05 * i).loss)
+    wide = [v.double() for v in (x, t, mu, mu)]
+    exact = torch.compile(lambda *a: bce_kl_loss(*a, beta=0.1).loss, backend="aot_eager")
+    torch.testing.assert_close(exact(*wide), bce_kl_loss(*wide, beta=0.1).loss, rtol=1e-12, atol=0)
     data, index = torch.arange(80, dtype=torch.uint8).view(8, 10), torch.tensor([1, 5])
     rows = {"mode": "binarize", "noise_key": KEY}
     batch = torch.compile(

@@ -79,7 +79,8 @@ def bce_kl_loss(
             raise ValueError(f"beta must be one number, got a tensor of {tuple(beta.shape)}")
         beta = beta.detach().reshape(())
     elif torch.compiler.is_compiling():  # the op would be compiled for each number by itself
-        beta = torch.ones((), device=logits.device) * beta
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        beta = torch.ones((), dtype=dtype, device=logits.device) * beta
     if not use_native(logits.device.type):
         return reference.bce_kl_loss(logits, target, mu, logvar, beta, reduction, from_logits)
     return _bce_kl.bce_kl_loss(logits, target, mu, logvar, beta, code, from_logits)
