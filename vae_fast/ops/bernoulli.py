@@ -55,9 +55,9 @@ def grad_of_target(grad: Tensor, logits: Tensor, target: Tensor, from_logits: bo
     return (grad * slope).to(target.dtype)
 
 
-def mean_scale(logits: Tensor, reduction: int) -> float:
-    """What a sum's gradient is multiplied by: 1 / samples for batchmean."""
-    return 1.0 / max(1, logits.shape[0]) if reduction == BATCHMEAN and logits.dim() >= 2 else 1.0
+def mean_scale(x: Tensor, reduction: int) -> float:
+    """What a sum's gradient is multiplied by: 1 / samples for batchmean, and 1 where there are none."""
+    return 1.0 / max(1, x.shape[0]) if reduction == BATCHMEAN and x.dim() >= 2 else 1.0
 
 
 def made_in_forward(logits: Tensor, reduction: int) -> bool:

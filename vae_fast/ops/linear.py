@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from vae_fast.ops.autograd import needs_grad, once_differentiable
-from vae_fast.ops.bernoulli import rescaled, with_kernel
+from vae_fast.ops.bernoulli import mean_scale, rescaled, with_kernel
 from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
 from vae_fast.reference import compute_dtype
 
@@ -119,7 +119,7 @@ def _value_and_grads(
 ) -> tuple[Tensor, list[Maybe]]:
     """The loss and its gradients, for an upstream gradient of 1, in one pass over the samples."""
     chunks = _chunks(hidden, target)
-    scale = 1.0 / hidden.shape[0] if reduction == BATCHMEAN and hidden.shape[0] else 1.0
+    scale = mean_scale(hidden, reduction)
     grad_hidden = torch.empty_like(hidden)
     parameters = _ParameterGrads(weight, bias, len(chunks))
     logits_of = _Logits(weight, bias)
@@ -164,7 +164,7 @@ def _grads(
 ) -> list[Maybe]:
     """Gradients for upstream gradients that forward did not know, from the inputs again."""
     backward = _ops.bernoulli_nll_backward.default
-    scale = 1.0 / max(1, hidden.shape[0]) if reduction == BATCHMEAN else 1.0
+    scale = mean_scale(hidden, reduction)
     upstream = (grad_nll * scale).expand(hidden.shape[0]).contiguous()
     chunks = _chunks(hidden, target)
     grad_hidden = torch.empty_like(hidden)

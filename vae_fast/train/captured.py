@@ -48,8 +48,8 @@ class CapturedStep:
     """Takes steps as ``take`` does, by a graph of the first batch's shapes.
 
     A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once; and
-    so are all steps if they leave something in the model's Python, such as a counter of its own,
-    or read a value back from the device.
+    so are all steps, which is said too, if they leave something in the model's Python, such as a
+    counter of its own, or read a value back from the device.
 
     Args:
         take: a step on tensors of the device alone: it reads no value back, and what differs
@@ -101,6 +101,11 @@ class CapturedStep:
             self.why_not = f"each step changes {changed}, in Python"
         elif self._graph.waited:
             self.why_not = "each step waits for the device, or has numbers from the host"
+        if self.why_not:
+            warnings.warn(
+                f"steps are taken one by one, and not captured in a CUDA graph: {self.why_not}",
+                stacklevel=4,
+            )
         return outputs
 
     def _fits(self, share: Share) -> bool:
