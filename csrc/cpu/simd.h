@@ -26,6 +26,7 @@ struct Simd {
   static constexpr float kRadiansPerWord = 6.283185307179586476925 / 4294967296.0;
 
   static VF_FN T splat(float x) { return x - T{}; }
+  static VF_FN float constant(double x) { return float(x); }  // as precise as an element is
   static VF_FN U bits(T x) { return (U)x; }
   static VF_FN T from_bits(U x) { return (T)x; }
 

@@ -15,6 +15,7 @@ template <class Float>
 struct Scalar {
   using T = Float;
   using U = uint32_t;
+  using Element = Float;
   static constexpr int width = 1;
   static constexpr T kRadiansPerWord = T(6.283185307179586476925 / 4294967296.0);
 
@@ -25,7 +26,10 @@ struct Scalar {
   static VF_FN T select(bool c, T a, T b) { return c ? a : b; }
   static VF_FN T negate_if(U w, T x) { return w != 0 ? -x : x; }
   static VF_FN T abs(T x) { return ::fabs(x); }
+  static VF_FN T splat(T x) { return x; }
+  static VF_FN T constant(double x) { return T(x); }  // with all of its digits
   static VF_FN T at_least(T x, T low) { return x < low ? low : x; }
+  static VF_FN T at_most(T x, T high) { return x > high ? high : x; }
   static VF_FN T divide(T a, T b) { return a / b; }
   static VF_FN T divide_unit(T a, T b) { return a / b; }  // of b in [1, 2]
   static VF_FN T sqrt(T x);
