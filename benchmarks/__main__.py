@@ -14,8 +14,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,10 +27,12 @@ from benchmarks.bandwidth import measure_bandwidth
 from benchmarks.case import OURS, Absent
 from benchmarks.measure import measure_case
 from benchmarks.peers import COMPILE_MODES, CUDA_GRAPHS
-from benchmarks.registry import make
+from benchmarks.registry import known_peers, make
 from benchmarks.results import FORMAT, Results, load, merge, save
 from benchmarks.suites import Spec
 from benchmarks.timing import Budget
+
+EXAMPLE = "bce_kl_loss/both"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +56,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="shorter, and less sure")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--only", default="", help="rows whose key contains this, as bce_kl/both")
+    parser.add_argument("--only", default="", help=f"rows whose key contains this, as {EXAMPLE}")
+    parser.add_argument("--list", action="store_true", help="print the suite's keys and stop")
     parser.add_argument("--peers", default="", help="peers to keep, as eager,compile,jax")
     parser.add_argument("--out", type=Path, help="folder for results.json, report.md and pictures")
     parser.add_argument("--json", type=Path, help="file for the results alone")
@@ -87,10 +92,12 @@ def plan(options: argparse.Namespace) -> list[Spec]:
         specs += suites.large()
     if suite in ("must-show", "all"):
         specs += requirements.specs(wanted(options))
-    specs = [s for s in dict.fromkeys(specs) if options.only in requirements.key_of(s)]
-    if not specs:
-        raise ValueError(f"no row of suite {suite} has {options.only!r} in its key")
-    return specs
+    specs = list(dict.fromkeys(specs))
+    picked = [s for s in specs if options.only in requirements.key_of(s)]
+    if not picked:
+        keys = "".join(f"\n  {requirements.key_of(s)}" for s in specs)
+        raise ValueError(f"no row of suite {suite} has {options.only!r} in its key; it has{keys}")
+    return picked
 
 
 def wanted(options: argparse.Namespace) -> tuple[requirements.Requirement, ...]:
@@ -104,11 +111,16 @@ def wanted(options: argparse.Namespace) -> tuple[requirements.Requirement, ...]:
     )
 
 
-def keep(options: argparse.Namespace, modes: list[str]):
-    """Which contenders take part, by name."""
+def keep(options: argparse.Namespace, modes: list[str]) -> Callable[[str], bool]:
+    """Which contenders take part, by name; ValueError for a peer that no row knows."""
     if options.peers:
-        names = {*options.peers.split(","), "add(out=)"}
-        return lambda name: name.startswith(OURS) or name in names
+        asked = {name.strip() for name in options.peers.split(",")}
+        if unknown := sorted(asked - known_peers()):
+            raise ValueError(
+                f"no row has a peer {', '.join(map(repr, unknown))}; "
+                f"the peers are {', '.join(sorted(known_peers()))}"
+            )
+        return lambda name: name.startswith(OURS) or name in {*asked, "add(out=)"}
     if options.suite == "must-show":
         asked = {r.peer for r in wanted(options)}
         asked |= set(modes) if "compile" in asked else set()
@@ -117,52 +129,79 @@ def keep(options: argparse.Namespace, modes: list[str]):
     return lambda name: True
 
 
-def run(options: argparse.Namespace) -> Results:
-    device = pick_device(options.device)
-    specs = plan(options)
-    other = load(options.compare) if options.compare else None
-    budget = Budget.quick() if options.quick else Budget()
-    modes = [*COMPILE_MODES, *(CUDA_GRAPHS if device.type == "cuda" else ())]
-    if options.quick or options.suite not in ("sizes", "all"):
-        modes.remove("compile-max-autotune")  # it takes minutes to tune, where there is a GPU
-    took_part = keep(options, modes)
+class Run:
+    """A run of the benchmarks, refused here if it can't be; ``results`` has every finished row."""
 
-    results: Results = {
-        "format": FORMAT,
-        "suite": options.suite,
-        "quick": options.quick,
-        "device": device.type,
-        "machine": machine.describe(device),
-        "versions": machine.versions(),
-        "commit": machine.commit(),
-        "date": machine.today(),
-        "bandwidth": measure_bandwidth(device, budget),
-        "rows": [],
-        "missing": {},
-    }
-    for number, spec in enumerate(specs, start=1):
-        key, began = requirements.key_of(spec), time.perf_counter()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = pick_device(options.device)
+        self.specs = plan(options)
+        self.modes = [*COMPILE_MODES, *(CUDA_GRAPHS if self.device.type == "cuda" else ())]
+        if options.quick or options.suite not in ("sizes", "all"):
+            self.modes.remove("compile-max-autotune")  # it takes minutes to tune on a GPU
+        self.took_part = keep(options, self.modes)
+        machine.need_kernels(self.device)
+        self.budget = Budget.quick() if options.quick else Budget()
+        self.results: Results = {
+            "format": FORMAT,
+            "suite": options.suite,
+            "quick": options.quick,
+            "device": self.device.type,
+            "machine": machine.describe(self.device),
+            "versions": machine.versions(),
+            "commit": machine.commit(),
+            "date": machine.today(),
+            "bandwidth": {},
+            "rows": [],
+            "missing": {},
+        }
+        self.other = load(options.compare) if options.compare else None
+        if self.other:
+            merge(self.results, self.other)  # raises where the runs don't compare
+
+    def measure(self) -> None:
+        self.results["bandwidth"] = measure_bandwidth(self.device, self.budget)
         terminal = sys.stderr.isatty()
+        for number, spec in enumerate(self.specs, start=1):
+            key, began = requirements.key_of(spec), time.perf_counter()
+            row = f"[{number}/{len(self.specs)}] {key}"
 
-        def say(text: str, number: int = number, key: str = key, terminal: bool = terminal) -> None:
+            def say(text: str, row: str = row) -> None:
+                if terminal:
+                    print(f"\r\033[K{row}: {text}", end="", file=sys.stderr)
+
+            # Each row compiles its own, once: no shape is traced as a variant of an earlier one.
+            torch._dynamo.reset()
+            try:
+                case = make(spec, self.device, self.modes)
+                self.results["rows"].append(measure_case(case, self.budget, self.took_part, say))
+            except Absent as absent:
+                self.results["missing"][key] = str(absent)
+                continue
             if terminal:
-                print(f"\r\033[K[{number}/{len(specs)}] {key}: {text}", end="", file=sys.stderr)
+                print("\r\033[K", end="", file=sys.stderr)
+            took = time.perf_counter() - began
+            print(f"{row}: {took:.0f} s", file=sys.stderr, flush=True)
+            self.save()  # however the run ends, what it has measured is there
 
-        # Each row compiles its own, once: no shape is traced as a variant of an earlier one.
-        torch._dynamo.reset()
-        try:
-            row = measure_case(make(spec, device, modes), budget, took_part, say)
-        except Absent as absent:
-            results["missing"][key] = str(absent)
-            continue
-        results["rows"].append(row)
-        if terminal:
-            print("\r\033[K", end="", file=sys.stderr)
-        took = time.perf_counter() - began
-        print(f"[{number}/{len(specs)}] {key}: {took:.0f} s", file=sys.stderr, flush=True)
-        if options.json:
-            save(results, options.json)  # so that an hour's run that is stopped leaves something
-    return merge(results, other) if other else results
+    def save(self) -> None:
+        files = [self.options.json, self.options.out and self.options.out / "results.json"]
+        for path in filter(None, files):
+            save(self.results, path)
+
+    def finish(self) -> bool:
+        """Join the other run, print and save what was measured; whether our results were right."""
+        known = {row["key"] for row in self.results["rows"]} | set(self.results["missing"])
+        for key in map(requirements.key_of, self.specs):
+            if key not in known:
+                self.results["missing"][key] = "the run was stopped before this row was finished"
+        if self.other:
+            self.results = merge(self.results, self.other)
+        right = show(self.results, self.options)
+        self.save()
+        if self.options.out and self.results["rows"]:
+            report.write(self.results, self.options.out)
+        return right
 
 
 def show(results: Results, options: argparse.Namespace) -> bool:
@@ -184,22 +223,29 @@ def show(results: Results, options: argparse.Namespace) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    for path in (options.out, options.json and options.json.parent):
-        if path:
-            path.mkdir(parents=True, exist_ok=True)
     try:
-        results = run(options)
+        if options.list:
+            print("\n".join(map(requirements.key_of, plan(options))))
+            return 0
+        run = Run(options)
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    right = show(results, options)
-    if options.json:
-        save(results, options.json)
-    if options.out:
-        save(results, options.out / "results.json")
-        report.write(results, options.out)
-    return 0 if right else 1
+    for folder in (options.out, options.json and options.json.parent):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run.measure()
+    except BaseException as error:
+        print(f"\nbenchmarks: stopped by {type(error).__name__}", file=sys.stderr)
+        run.finish()
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        raise
+    return 0 if run.finish() else 1
 
 
 if __name__ == "__main__":
+    # A terminated run ends as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks import requirements, suites
+from benchmarks import machine, requirements, suites
 from benchmarks.case import Absence, Absent, WrongResult
 from benchmarks.inputs import last_level_cache, sets_to_rotate
 from benchmarks.measure import check
@@ -42,6 +42,10 @@ def device() -> torch.device:
 @pytest.fixture(scope="module")
 def prepared(row):
     """The row's case, its contenders by name and its sets of inputs."""
+    try:
+        machine.need_kernels(device())
+    except ValueError as error:
+        pytest.exit(f"benchmarks: {error}", returncode=2)
     torch._dynamo.reset()
     try:
         case = make(row, device(), [*COMPILE_MODES, *CUDA_GRAPHS])

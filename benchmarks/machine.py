@@ -13,9 +13,38 @@ import torch
 
 import vae_fast
 from benchmarks.inputs import last_level_cache
+from vae_fast.backend import library, native_reason
 
 PACKAGES = ("torch", "numpy", "jax", "jaxlib", "pythae", "triton")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def need_kernels(device: torch.device) -> None:
+    """Raise ValueError unless what would be measured as ours runs in our kernels.
+
+    ``python -m benchmarks`` imports the vae_fast that lies beside it, also where an installed one
+    has its kernels: an uncompiled clone would show plain PyTorch under our name.
+    """
+    if vae_fast.get_backend() == "reference":
+        raise ValueError(
+            "the backend is 'reference', so plain PyTorch would be measured as ours: "
+            "unset VAE_FAST_BACKEND"
+        )
+    package = Path(vae_fast.__file__).parent
+    reason = native_reason(device.type)
+    if reason is None:
+        # An editable install lends its compiled library to any other clone that is imported.
+        built = Path(library(device.type).__file__)
+        if built.parent == package:
+            return
+        reason = f"the kernels that were loaded are another clone's, {built}"
+    choice = "cuda" if device.type == "cuda" else "cpu"
+    raise ValueError(
+        f"the vae_fast that would be measured, in {package}, has no kernels for {device.type} of "
+        f"its own: run `make build VAE_FAST_BUILD={choice}` or "
+        f"`VAE_FAST_BUILD={choice} python setup.py build_ext --inplace` in {package.parent} "
+        f"({reason})"
+    )
 
 
 def versions() -> dict[str, str | None]:

@@ -6,19 +6,30 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from benchmarks.case import Absent, Case
+from benchmarks.case import OURS, Absent, Case
+from benchmarks.peers import COMPILE_MODES, CUDA_GRAPHS
 from benchmarks.suites import Spec
+
+
+def families() -> list[ModuleType]:
+    """The ``bench_*.py`` modules."""
+    files = sorted(Path(__file__).parent.glob("bench_*.py"))
+    return [importlib.import_module(f"benchmarks.{file.stem}") for file in files]
 
 
 def setups() -> dict[str, Callable[..., Case]]:
     """``setup_`` functions by op, of all families."""
-    found: dict[str, Callable[..., Case]] = {}
-    for file in sorted(Path(__file__).parent.glob("bench_*.py")):
-        found.update(importlib.import_module(f"benchmarks.{file.stem}").SETUPS)
-    return found
+    return {op: setup for family in families() for op, setup in family.SETUPS.items()}
+
+
+def known_peers() -> set[str]:
+    """What ``--peers`` may name: the contenders of any row that are not ours."""
+    names = {name for family in families() for name in family.NAMES}
+    return {n for n in names if not n.startswith(OURS)} | {*COMPILE_MODES, *CUDA_GRAPHS}
 
 
 def make(spec: Spec, device: torch.device, modes: Sequence[str]) -> Case:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def share(row: Row, results: Results, name: str = OURS) -> float | None:
 
 def save(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    os.replace(beside, path)  # a run that is killed here leaves the rows of before
 
 
 def load(path: Path) -> Results:
