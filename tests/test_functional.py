@@ -1,5 +1,4 @@
-"""The public functions' contract: their errors, autocast, function transforms, and modules of torch
-that call them."""
+"""The public functions' contract: their errors, autocast, and modules of torch that call them."""
 
 import pytest
 import torch
@@ -223,88 +222,6 @@ def test_changing_an_input_before_backward_is_noticed(backend):
         loss.backward()
 
 
-# --- function transforms -------------------------------------------------------------------------
-
-KEY = torch.tensor([11, -22])
-MU, LOGVAR = torch.linspace(-2, 2, 12).view(4, 3), torch.linspace(1, -1, 12).view(4, 3)
-PROBABILITIES = torch.linspace(0.1, 0.9, 12).view(4, 3)
-SCALARS = {
-    "reparameterize": lambda m: reparameterize(m, LOGVAR, noise_key=KEY).square().sum(),
-    "gaussian_kl": lambda m: gaussian_kl(m, LOGVAR),
-    "gaussian_kl of a prior": lambda m: gaussian_kl(m, LOGVAR, LOGVAR, MU),
-    "sample_and_kl": lambda m: sum(t.sum() for t in sample_and_kl(m, LOGVAR, noise_key=KEY)),
-    "bernoulli_nll": lambda m: bernoulli_nll(m, PROBABILITIES),
-    "bernoulli_nll of probabilities": lambda p: bernoulli_nll(
-        torch.sigmoid(p), PROBABILITIES, from_logits=False
-    ),
-    "bce_kl_loss": lambda m: bce_kl_loss(m, PROBABILITIES, m, LOGVAR).loss,
-}
-scalars = pytest.mark.parametrize("name", SCALARS)
-
-
-def works_or_raises(call):
-    """The result, or None where torch.func says that it cannot."""
-    try:
-        return call()
-    except (RuntimeError, NotImplementedError) as error:
-        assert str(error)
-        return None
-
-
-@scalars
-def test_vmap_is_a_loop_or_raises(backend, name):
-    batch = torch.stack([MU, 2 * MU, MU.flip(0)])
-    got = works_or_raises(lambda: torch.func.vmap(SCALARS[name])(batch))
-    if got is not None:
-        torch.testing.assert_close(got, torch.stack([SCALARS[name](m) for m in batch]))
-
-
-@scalars
-def test_torch_func_grad_is_right_or_raises(backend, name):
-    with vae_fast.set_backend("reference"):
-        leaf = MU.clone().requires_grad_()
-        (want,) = torch.autograd.grad(SCALARS[name](leaf), leaf)
-    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
-        got = works_or_raises(lambda t=transform: t(SCALARS[name])(MU))
-        if got is not None:  # in forward mode torch makes some 0-d tangents float64
-            torch.testing.assert_close(got, want, check_dtype=False)
-
-
-@scalars
-@pytest.mark.parametrize("grad_enabled", [True, False])
-def test_forward_mode_is_right_or_raises(backend, name, grad_enabled):
-    """A dropped tangent would be a derivative of zero."""
-    tangent = torch.linspace(1, 3, 12).view(4, 3)
-    with vae_fast.set_backend("reference"):
-        leaf = MU.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(SCALARS[name](leaf), leaf)
-    want = (grad * tangent).sum()
-
-    def dual():
-        with torch.set_grad_enabled(grad_enabled), torch.autograd.forward_ad.dual_level():
-            value = SCALARS[name](torch.autograd.forward_ad.make_dual(MU, tangent))
-            out = torch.autograd.forward_ad.unpack_dual(value).tangent
-            return torch.zeros(()) if out is None else out
-
-    for call in (dual, lambda: torch.func.jvp(SCALARS[name], (MU,), (tangent,))[1]):
-        got = works_or_raises(call)
-        if got is not None:
-            torch.testing.assert_close(got, want, check_dtype=False)
-
-
-@scalars
-def test_second_derivatives_are_right_or_raise(backend, name):
-    with vae_fast.set_backend("reference"):
-        want = works_or_raises(lambda: torch.autograd.functional.hessian(SCALARS[name], MU))
-    for call in (
-        lambda: torch.func.hessian(SCALARS[name])(MU),
-        lambda: torch.autograd.functional.hessian(SCALARS[name], MU),
-    ):
-        got = works_or_raises(call)
-        if got is not None:
-            torch.testing.assert_close(got, want)
-
-
 # --- in a module ---------------------------------------------------------------------------------
 
 
@@ -348,21 +265,6 @@ def test_gradients_agree_with_numerical_ones(backend):
 
 
 # --- gradients that must not be lost -------------------------------------------------------------
-
-
-@scalars
-def test_vmap_keeps_the_gradient_outside_or_raises(backend, name):
-    """Within vmap a tensor says that it needs no gradient, though one outside may want it."""
-    batch = torch.stack([MU, 2 * MU, MU.flip(0)]).requires_grad_()
-    try:
-        total = torch.func.vmap(SCALARS[name])(batch).sum()
-    except RuntimeError as error:
-        assert "vmap" in str(error) or "setup_context" in str(error)
-        return
-    (found,) = torch.autograd.grad(total, batch)
-    with vae_fast.set_backend("reference"):
-        loop = sum(SCALARS[name](x) for x in batch)
-    torch.testing.assert_close(found, torch.autograd.grad(loop, batch)[0])
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch.autograd import forward_ad
 
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = get_args(Backend)
@@ -106,21 +107,32 @@ def get_backend() -> Backend:
     return _choice
 
 
-@torch.compiler.assume_constant_result  # asked while tracing, and answered there
-def _is_transforming() -> bool:
-    """Whether a function transform (torch.func.grad, vmap, ...) is under way."""
+def is_transforming() -> bool:
+    """Whether a function transform (``torch.func``) or a forward-mode derivative is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_transforming_in_a_trace() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result sets: the function is called while Dynamo traces, and
+# its answer stands in the graph. The decorator itself would import Dynamo, which takes seconds.
+_is_transforming_in_a_trace._dynamo_marked_constant = True
 
 
 def use_native(device_type: str) -> bool:
     """Whether ops on this device type run natively; raises if they must and cannot.
 
-    Transforms that torch.compile traces are left to plain PyTorch. There ops lose their gradients
-    without a word: under ``grad`` up to torch 2.13, under ``vmap`` in 2.15 too.
+    Function transforms and forward-mode derivatives are left to plain PyTorch, which has a rule for
+    each of its own ops.
     """
     if _choice == "reference":
         return False
-    if torch.compiler.is_compiling() and _is_transforming():
+    if torch.compiler.is_compiling():
+        if _is_transforming_in_a_trace():
+            return False
+    elif is_transforming():
         return False
     if device_type in _libraries:
         return True

@@ -194,7 +194,9 @@ def bernoulli_nll_terms(
     if from_logits:
         return F.binary_cross_entropy_with_logits(logits.to(dtype), target, reduction="none")
     # F.binary_cross_entropy's clamps, without its refusal of autocast and of out-of-range values.
-    return _FromProbabilities.apply(logits.to(dtype), target)
+    # torch.compile traces no function that has a rule for forward-mode derivatives.
+    op = _FromProbabilities if torch.compiler.is_compiling() else _FromProbabilitiesWithTangent
+    return op.apply(logits.to(dtype), target)
 
 
 class _FromProbabilities(torch.autograd.Function):
@@ -202,11 +204,16 @@ class _FromProbabilities(torch.autograd.Function):
     cut the gradient (p - t) / (p (1 - p)) off, a denominator of at least 1e-12 bounds it.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(p, target)
+    def forward(p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         log_p, log_q = _clamped_logs(p)
         return -(target * log_p + (1.0 - target) * log_q)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], _: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -218,6 +225,24 @@ class _FromProbabilities(torch.autograd.Function):
             log_p, log_q = _clamped_logs(p)
             grad_target = grad * (log_q - log_p)
         return grad_p, grad_target
+
+
+class _FromProbabilitiesWithTangent(_FromProbabilities):
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], _: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, p_tangent: torch.Tensor | None, target_tangent: torch.Tensor | None):
+        p, target = ctx.saved_tensors
+        tangent = torch.zeros_like(p)
+        if p_tangent is not None:
+            tangent = p_tangent * (p - target) / torch.clamp_min(p * (1.0 - p), 1e-12)
+        if target_tangent is not None:
+            log_p, log_q = _clamped_logs(p)
+            tangent = tangent + target_tangent * (log_q - log_p)
+        return tangent
 
 
 def _clamped_logs(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

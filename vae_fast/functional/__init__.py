@@ -2,7 +2,8 @@
 
 Samples are dim 0 and every other dim is a feature; a 1-D tensor is one sample. Losses are in
 nats. Inputs may be float32, float64, bfloat16 or float16, contiguous or not; sums are float32
-(float64 for float64 inputs) and gradients have their input's dtype. Double backward raises.
+(float64 for float64 inputs) and gradients have their input's dtype. Second
+derivatives and ``torch.func`` transforms are computed by plain PyTorch.
 """
 
 from vae_fast.functional.bernoulli import (

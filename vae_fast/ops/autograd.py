@@ -1,12 +1,26 @@
-"""What the autograd wrappers share: when they are needed, and that they differentiate once."""
+"""What the autograd wrappers share: when they are needed, and what they can't do natively.
+
+A native ``backward`` gives first derivatives of one upstream gradient. For all else (a gradient
+that is to be differentiated again, many upstream gradients at once) it hands over to plain PyTorch:
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, target = ctx.saved_tensors
+        if beyond_native(grad):
+            return differentiable_again(reference.f, (x, target), (grad,), ctx.needs_input_grad)
+        ...  # the native gradient
+
+Function transforms (``torch.func``) and forward-mode derivatives don't come here: ``use_native`` in
+``vae_fast.backend`` leaves the whole call to plain PyTorch.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
-from torch.autograd import forward_ad
 
 Maybe = torch.Tensor | None
 _functorch = torch._C._functorch
@@ -14,36 +28,22 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def needs_grad(*tensors: Maybe) -> bool:
-    """Whether a call must go through autograd.
-
-    Forward-mode derivatives do too: the wrappers have none and say so, whereas the bare ops
-    would drop the tangents and return zeros.
-    """
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            return any(_wraps_grad(t) for t in tensors) or forward_ad._current_level >= 0
-    return forward_ad._current_level >= 0
+    """Whether a call must go through autograd."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _wraps_grad(t: Maybe) -> bool:
-    """Whether a tensor within ``vmap`` has one outside that requires grad, as itself it does not
-    say. The wrappers have no rule for vmap and say so; the bare ops would drop the gradient."""
-    while t is not None and _functorch.is_functorch_wrapped_tensor(t):
-        if t.requires_grad:
-            return True
-        t = _functorch.get_unwrapped(t)
-    return t is not None and t.requires_grad
+def is_batched(t: Maybe) -> bool:
+    """Whether ``t`` stands for many tensors at once: within ``vmap``, or of ``is_grads_batched``."""
+    return t is not None and (
+        _functorch.is_functorch_wrapped_tensor(t) or _functorch.is_legacy_batchedtensor(t)
+    )
 
 
 def is_plain(t: torch.Tensor) -> bool:
     """Whether a tensor has a value to read: it isn't fake, traced by make_fx, or batched."""
     return (
         type(t) is torch.Tensor
-        and not _functorch.is_functorch_wrapped_tensor(t)
-        and not _functorch.is_legacy_batchedtensor(t)  # of autograd.grad's is_grads_batched
+        and not is_batched(t)
         and torch._C._get_dispatch_mode(_PROXY) is None
     )
 
@@ -65,38 +65,85 @@ def distinct(*tensors: Maybe) -> tuple[Maybe, ...]:
     return tuple(found)
 
 
-class _Once(torch.autograd.Function):
-    """The first ``count`` tensors as they are, with an error for whoever differentiates them.
+_warned = False
 
-    The rest are what they depend on: without these, autograd would not come this way.
+
+def beyond_native(*grads: Maybe) -> bool:
+    """Whether a ``backward`` called with ``grads`` is to return ``differentiable_again``.
+
+    It is where the gradient is to be differentiated (``create_graph=True``) and where upstream
+    gradients are batched (``is_grads_batched=True``, ``jacobian(vectorize=True)``, ``vmap`` of a
+    call of ``torch.autograd.grad``). A compiled backward is neither: torch.compile refuses both.
     """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or any(map(is_batched, grads))
 
-    @staticmethod
-    def forward(ctx, count: int, *tensors: Maybe) -> tuple[Maybe, ...]:
-        return tensors[:count]
 
-    @staticmethod
-    def backward(ctx, *grads: Maybe) -> None:
-        raise RuntimeError(
-            "vae_fast's native ops can be differentiated once only; for second derivatives use "
-            "vae_fast.set_backend('reference')"
+def differentiable_again(
+    reference: Callable[..., torch.Tensor | Sequence[torch.Tensor]],
+    inputs: Sequence[Maybe],
+    grads: Sequence[Maybe],
+    needs: Sequence[bool],
+    autocast: torch.dtype | None = None,
+) -> tuple[Maybe, ...]:
+    """The gradients of ``reference(*inputs)`` by plain PyTorch: what a ``backward`` returns.
+
+    ``reference`` is computed again from the saved inputs, and torch differentiates it. If grad mode
+    is on, the gradients are part of the graph, to any order; a warning says so once a process,
+    since this is slower than the native op.
+
+    Args:
+        reference: the op in plain PyTorch, with the op's outputs in the op's order.
+        inputs: the first arguments of the op's ``forward``, as saved; None where there is none.
+        grads: the upstream gradient of each output; None where there is none.
+        needs: ``ctx.needs_input_grad``.
+        autocast: the dtype of the autocast that ``forward`` ran under; None for none.
+
+    Returns:
+        As many gradients as ``needs`` has entries, None where no gradient is needed or none arrives.
+    """
+    again = torch.is_grad_enabled()
+    if again:
+        _warn_once()
+    with torch.enable_grad(), _autocast(next(t for t in inputs if t is not None), autocast):
+        # Views: a tensor that comes twice is asked for twice, and each time for its own part.
+        inputs = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = reference(*inputs)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    wanted = [i for i, t in enumerate(inputs) if t is not None and needs[i]]
+    pairs = [(o, g) for o, g in pairs if o.requires_grad]
+    found: list[Maybe] = [None] * len(needs)
+    if pairs and wanted:
+        results = torch.autograd.grad(
+            [o for o, _ in pairs],
+            [inputs[i] for i in wanted],
+            [g for _, g in pairs],
+            create_graph=again,
+            allow_unused=True,
         )
+        for i, grad in zip(wanted, results, strict=True):
+            found[i] = grad
+    return tuple(found)
 
 
-def once_differentiable(backward: Callable) -> Callable:
-    """Make whoever differentiates ``backward`` get an error.
+def _autocast(t: torch.Tensor, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """What ``forward`` ran under: autocast to ``dtype``, or none."""
+    device = t.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype, enabled=dtype is not None)
 
-    torch's decorator of this name lets a gradient through as a constant where the upstream
-    gradient is one, as it is in a gradient penalty, whose second derivative then is wrong.
-    """
 
-    @functools.wraps(backward)
-    def wrapper(ctx, *grads: Maybe):
-        if not torch.is_grad_enabled():  # no create_graph: nobody can differentiate this
-            return backward(ctx, *grads)
-        with torch.no_grad():
-            results = backward(ctx, *grads)
-        results = results if isinstance(results, tuple) else (results,)
-        return _Once.apply(len(results), *results, *grads, *ctx.saved_tensors)
-
-    return wrapper
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "gradients of vae_fast's ops that are to be differentiated (create_graph=True) are "
+            "computed by plain PyTorch, which is slower; vae_fast.set_backend('reference') computes "
+            "the forward pass so too, and silences this",
+            RuntimeWarning,
+            stacklevel=3,
+        )

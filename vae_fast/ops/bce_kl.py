@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
+from vae_fast import reference
+from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
 from vae_fast.ops.bernoulli import grad_of_target, made_in_forward, mean_scale, pair, rescaled
 from vae_fast.ops.gaussian import _pair as gaussian_pair
 from vae_fast.ops.gaussian import empty_sum
-from vae_fast.types import LossOutput
+from vae_fast.types import REDUCTIONS, LossOutput
 
 _ops = torch.ops.vae_fast
 _bce_kl = _ops.bce_kl.default
@@ -33,6 +34,18 @@ def _backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
     )  # fmt: skip
 
 
+def _again(ctx, *grads: Maybe):
+    """The gradients by plain PyTorch."""
+    *inputs, beta_tensor = ctx.saved_tensors
+    beta = ctx.beta if beta_tensor is None else beta_tensor
+    reduction, from_logits = ctx.options
+
+    def loss(*inputs: Tensor) -> LossOutput:
+        return reference.bce_kl_loss(*inputs, beta, REDUCTIONS[reduction], from_logits)
+
+    return differentiable_again(loss, inputs, grads, ctx.needs_input_grad)
+
+
 class _BceKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits):
@@ -47,10 +60,11 @@ class _BceKL(torch.autograd.Function):
         return _bce_kl(*arguments)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
         if grad_loss is None and grad_recon is None and grad_kl is None:
             return (None,) * 8
+        if beyond_native(grad_loss, grad_recon, grad_kl):
+            return _again(ctx, grad_loss, grad_recon, grad_kl)
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
         only_loss = grad_recon is None and grad_kl is None
@@ -88,7 +102,6 @@ class _BceKLTraced(torch.autograd.Function):
         return _bce_kl(logits, target, mu, logvar, beta, beta_tensor, reduction, from_logits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor):
         grads = _backward(ctx, grad_loss, grad_recon, grad_kl)
         return grads[0], None, grads[1], grads[2], None, None, None, None

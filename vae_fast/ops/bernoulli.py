@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import distinct, is_plain, needs_grad, once_differentiable
+from vae_fast import reference
+from vae_fast.ops.autograd import (
+    beyond_native,
+    differentiable_again,
+    distinct,
+    is_plain,
+    needs_grad,
+)
 from vae_fast.ops.gaussian import empty_sum
 from vae_fast.ops.layout import dense, like
+from vae_fast.types import REDUCTIONS
 
 _ops = torch.ops.vae_fast
 _bernoulli_nll = _ops.bernoulli_nll.default
@@ -98,10 +106,15 @@ class _BernoulliNLL(torch.autograd.Function):
         return _bernoulli_nll(logits, target, reduction, from_logits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_nll: Tensor):
         logits, target = ctx.saved_tensors
         reduction, from_logits = ctx.options
+        if beyond_native(grad_nll):
+
+            def nll(logits: Tensor, target: Tensor) -> Tensor:
+                return reference.bernoulli_nll(logits, target, REDUCTIONS[reduction], from_logits)
+
+            return differentiable_again(nll, (logits, target), (grad_nll,), ctx.needs_input_grad)
         grad_logits = grad_target = None
         if ctx.needs_input_grad[0]:
             # The gradient made in forward is given away, once: whoever gets it may write to it.
@@ -126,7 +139,6 @@ class _BernoulliNLLTraced(torch.autograd.Function):
         return _bernoulli_nll(logits, target, reduction, from_logits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_nll: Tensor):
         logits, target = ctx.saved_tensors
         grad = _bernoulli_nll_backward(grad_nll.contiguous(), logits, target, *ctx.options)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import distinct, needs_grad, once_differentiable
+from vae_fast import reference
+from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
 from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
+from vae_fast.types import REDUCTIONS
 
 _ops = torch.ops.vae_fast
 _reparameterize = _ops.reparameterize.default
@@ -40,10 +42,10 @@ def keeps_slope(mu: Tensor) -> bool:
     Half precision makes the noise again: a slope rounded to it would lose digits.
     """
     return (
-        mu.is_cpu
+        not torch.compiler.is_compiling()
+        and mu.is_cpu
         and mu.dtype in (torch.float32, torch.float64)
-        and mu.nbytes <= KEPT_BYTES
-        and not torch.compiler.is_compiling()
+        and mu.numel() * mu.element_size() <= KEPT_BYTES  # fake tensors have no nbytes
     )
 
 
@@ -52,17 +54,27 @@ def _pair(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu, like(logvar, mu)
 
 
+def _sampled_again(ctx, grad_z: Tensor, mu: Tensor, logvar: Tensor, key: Tensor, count: int | None):
+    """The gradients by plain PyTorch."""
+
+    def sampled(mu: Tensor, logvar: Tensor) -> Tensor:
+        return reference.reparameterize(mu, logvar, count, key)
+
+    return differentiable_again(sampled, (mu, logvar), (grad_z,), ctx.needs_input_grad)
+
+
 class _Reparameterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
-        ctx.save_for_backward(logvar, key)
+        ctx.save_for_backward(mu, logvar, key)
         ctx.num_samples = num_samples
         return _reparameterize(mu, logvar, key, num_samples)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_z: Tensor):
-        logvar, key = ctx.saved_tensors
+        mu, logvar, key = ctx.saved_tensors
+        if beyond_native(grad_z):
+            return _sampled_again(ctx, grad_z, mu, logvar, key, ctx.num_samples)
         grads = _reparameterize_backward(grad_z.contiguous(), logvar, key, ctx.num_samples)
         return *grads, None, None
 
@@ -71,13 +83,14 @@ class _ReparameterizeKeeping(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor) -> Tensor:
         z, slope = _reparameterize_keeping(mu, logvar, key)
-        ctx.save_for_backward(logvar, slope)  # logvar, for second derivatives to be refused
+        ctx.save_for_backward(mu, logvar, key, slope)  # the first three for second derivatives
         return z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_z: Tensor):
-        _, slope = ctx.saved_tensors
+        mu, logvar, key, slope = ctx.saved_tensors
+        if beyond_native(grad_z):
+            return _sampled_again(ctx, grad_z, mu, logvar, key, None)
         return grad_z, grad_z * slope, None
 
 
@@ -125,8 +138,13 @@ class _GaussianKL(torch.autograd.Function):
         return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_kl: Tensor):
+        if beyond_native(grad_kl):
+
+            def kl(*gaussians: Maybe) -> Tensor:
+                return reference.gaussian_kl(*gaussians, REDUCTIONS[ctx.reduction])
+
+            return differentiable_again(kl, ctx.saved_tensors, (grad_kl,), ctx.needs_input_grad)
         return *_backward(None, grad_kl, *ctx.saved_tensors, None, None, ctx.reduction), None
 
 
@@ -139,16 +157,24 @@ class _SampleAndKL(torch.autograd.Function):
             z, kl, slope = _sample_and_kl_keeping(
                 mu, logvar, prior_mu, prior_logvar, key, reduction
             )
-            ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, None, slope)
+            ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, key, slope)
         else:
             z, kl = _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
             ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar, key, None)
         return z, kl
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_z: Maybe, grad_kl: Maybe):
-        return *_backward(grad_z, grad_kl, *ctx.saved_tensors, ctx.reduction), None, None
+        *gaussians, key, slope = ctx.saved_tensors
+        if beyond_native(grad_z, grad_kl):
+
+            def sampled(*gaussians: Maybe) -> tuple[Tensor, Tensor]:
+                return reference.sample_and_kl(*gaussians, key, REDUCTIONS[ctx.reduction])
+
+            grads = grad_z, grad_kl
+            return differentiable_again(sampled, gaussians, grads, ctx.needs_input_grad)
+        key = key if slope is None else None  # one of them tells the noise
+        return *_backward(grad_z, grad_kl, *gaussians, key, slope, ctx.reduction), None, None
 
 
 def _prior(mu: Tensor, prior_mu: Maybe, prior_logvar: Maybe) -> tuple[Maybe, Maybe]:

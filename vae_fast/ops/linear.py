@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast import reference
+from vae_fast.ops.autograd import beyond_native, differentiable_again, needs_grad
 from vae_fast.ops.bernoulli import mean_scale, rescaled, with_kernel
 from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
 from vae_fast.reference import compute_dtype
+from vae_fast.types import REDUCTIONS
 
 _ops = torch.ops.vae_fast
 _with_grad_out = _ops.bernoulli_nll_with_grad_out.default
@@ -145,9 +147,14 @@ class _LinearBernoulliNLL(torch.autograd.Function):
         return nll
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_nll: Tensor):
         hidden, weight, bias, target = ctx.saved_tensors
+        if beyond_native(grad_nll):
+
+            def nll(*inputs: Maybe) -> Tensor:
+                return reference.linear_bernoulli_nll(*inputs, REDUCTIONS[ctx.reduction])
+
+            return differentiable_again(nll, ctx.saved_tensors, (grad_nll,), ctx.needs_input_grad)
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
         if ctx.reduction == NONE or grads is None or not rescaled(_given(grads), grad_nll):

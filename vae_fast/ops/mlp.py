@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from vae_fast.ops.autograd import beyond_native, differentiable_again
 from vae_fast.ops.matmul import bias_grad, linear, product, weight_grad
 from vae_fast.ops.places import current
 
@@ -69,8 +70,14 @@ class _MLP(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         count, relus = len(ctx.relus), ctx.relus
         parameters, outputs = rest[: 2 * count], rest[2 * count :]
-        if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated
-            return _differentiable(ctx, x, parameters, grad)
+        if beyond_native(grad):
+
+            def again(x: Tensor, _relus: None, _dtype: None, *parameters: Maybe) -> Tensor:
+                return plain(x, relus, *parameters)
+
+            inputs = x, None, None, *parameters
+            autocast = None if ctx.dtype == torch.float32 else ctx.dtype
+            return differentiable_again(again, inputs, (grad,), ctx.needs_input_grad, autocast)
         needs, places = ctx.needs_input_grad, ctx.places
         grads: list[Maybe] = [None] * len(parameters)
         grad = grad.contiguous()
@@ -108,22 +115,6 @@ def plain(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
         x = F.linear(x, parameters[2 * i], parameters[2 * i + 1])
         x = torch.relu(x) if relu else x
     return x
-
-
-def _differentiable(ctx, x: Tensor, parameters: list[Maybe], grad: Tensor):
-    """The gradients as a graph, by plain PyTorch from the inputs again."""
-    # A layer that comes twice is asked for twice, and each time for its own part.
-    x, *parameters = (None if t is None else t.view_as(t) for t in (x, *parameters))
-    needs = ctx.needs_input_grad
-    inputs = [(0, x), *enumerate(parameters, 3)]
-    wanted = [(i, t) for i, t in inputs if needs[i]]
-    with torch.autocast("cpu", ctx.dtype, enabled=ctx.dtype != torch.float32):
-        out = plain(x, ctx.relus, *parameters)
-    found = torch.autograd.grad(out, [t for _, t in wanted], grad, create_graph=True)
-    grads: list[Maybe] = [None] * len(needs)
-    for (i, _), value in zip(wanted, found, strict=True):
-        grads[i] = value
-    return tuple(grads)
 
 
 def mlp(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Maybe]) -> Tensor:

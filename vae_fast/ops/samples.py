@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.ops.autograd import needs_grad, once_differentiable
+from vae_fast import reference
+from vae_fast.ops.autograd import beyond_native, differentiable_again, needs_grad
 from vae_fast.ops.bernoulli import with_kernel
 from vae_fast.reference import compute_dtype
 
@@ -22,8 +23,14 @@ class _BernoulliNLLSamples(torch.autograd.Function):
         return _nll(logits, target)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_nll: Tensor):
+        if beyond_native(grad_nll):
+            return differentiable_again(
+                reference.bernoulli_nll_samples,
+                ctx.saved_tensors,
+                (grad_nll,),
+                ctx.needs_input_grad,
+            )
         return _nll_backward(grad_nll.contiguous(), *ctx.saved_tensors), None
 
 
