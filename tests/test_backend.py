@@ -1,9 +1,6 @@
 """Which implementation runs, and what is said where the wanted one is missing."""
 
-import os
 import re
-import subprocess
-import sys
 import sysconfig
 import warnings
 
@@ -11,25 +8,12 @@ import pytest
 import torch
 
 import vae_fast
+from tests.fresh import python
 from vae_fast import backend as backend_module
 from vae_fast.backend import library, native_reason, use_native
 
 NATIVE = native_reason("cpu") is None
 needs_native = pytest.mark.skipif(not NATIVE, reason="the kernels are not built")
-
-
-def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("VAE_FAST_")}
-    # The same packages as here, wherever pytest found them.
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ Most compile with "aot_eager", which traces and differentiates as Inductor does 
 code; Inductor itself runs once for each family of ops.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import vae_fast
+from tests.fresh import python
 from vae_fast import (
     bce_kl_loss,
     bernoulli_nll,
@@ -329,7 +327,7 @@ from torch._library.simple_registry import singleton
 ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")]
 print(len(ops), [name for name in ops if singleton.find(name).fake_impl.kernel is None])
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    done = python(code)
     count, _, without = done.stdout.partition(" ")
     assert without.strip() == "[]", done.stdout + done.stderr
     assert int(count) > 15

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from tests.fresh import python
 from vae_fast.cli import main
 
 SMALL = [
@@ -169,14 +169,13 @@ def test_importing_the_engine_loads_no_command_line_library():
         "for name in ('jsonargparse', 'matplotlib', 'yaml', 'safetensors', 'PIL'):\n"
         "    assert name not in sys.modules, name\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_module_runs_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "vae_fast", "info"], capture_output=True, text=True, check=True
-    )
-    assert "torch" in done.stdout
+    done = python("import runpy; runpy.run_module('vae_fast', run_name='__main__')", "info")
+    assert done.returncode == 0 and "torch" in done.stdout, done.stderr
 
 
 def test_compare_reference_prints_both_backends_and_their_ratio(workplace, capsys):

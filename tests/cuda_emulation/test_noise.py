@@ -13,11 +13,11 @@ KEYS = [(0, 0), (1, 2), (-1, -1), (-123456789012345, 987654321987654321), (2**63
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("counters", [1, 3, 256, 1021])
-def test_words_are_the_references_bit_for_bit(emulation: Emulator, key, counters: int):
+def test_words_are_the_references_bit_for_bit(emulation: Emulator, key):
     key = torch.tensor(key)
-    found = ops.philox_words(emulation, key, 0, counters)
-    assert torch.equal(found, reference.random_words(key, 4 * counters))
+    for counters in (1, 3, 256, 1021):
+        found = ops.philox_words(emulation, key, 0, counters)
+        assert torch.equal(found, reference.random_words(key, 4 * counters))
 
 
 @pytest.mark.parametrize("first", [2**32 - 2, 2**40 + 5, 2**64 - 5])

@@ -2,8 +2,6 @@
 
 import gzip
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fresh import python
 from vae_fast.data import DataUnavailableError, catalog, load
 
 from .test_idx import idx_bytes
@@ -146,5 +145,5 @@ def test_importing_and_loading_needs_torch_and_numpy_only():
         "import sys, vae_fast.data as d; d.load(split='val');"
         "print([m for m in ('torchvision', 'PIL', 'scipy', 'matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = python(code)
+    assert done.stdout.strip() == "[]", done.stderr

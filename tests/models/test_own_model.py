@@ -1,13 +1,11 @@
 """A model in a user's own file trains by its import path; the documented example is one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.fresh import python
 from vae_fast import noise, tasks
 from vae_fast.models import build
 
@@ -35,16 +33,13 @@ def test_it_trains_by_the_command_line(tmp_path):
     pytest.importorskip("jsonargparse")
     pytest.importorskip("safetensors")
     run = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "vae_fast", "train", "--model", "my_model:BrightnessVAE",
-        "--epochs", "1", "--batch-size", "500", "--out", str(run),
-    ]  # fmt: skip
-    paths = os.pathsep.join([str(EXAMPLE.parent), str(ROOT)])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
+    done = python(
+        f"import runpy, sys; sys.path.insert(0, {str(EXAMPLE.parent)!r})\n"
+        "runpy.run_module('vae_fast', run_name='__main__')",
+        "train", "--model", "my_model:BrightnessVAE", "--epochs", "1", "--batch-size", "500",
+        "--out", str(run), cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stderr
     assert (run / "samples.png").stat().st_size > 1000
 
 

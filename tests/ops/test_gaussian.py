@@ -1,6 +1,8 @@
 """reparameterize, gaussian_kl, sample_and_kl: accuracy, noise, layouts, gradients, extremes."""
 
+import contextlib
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 import vae_fast
 from tests.conftest import NATIVE
 from tests.ops.accuracy import (
+    REDUCTIONS,
     Accuracy,
+    Bar,
     call,
     eps_of,
     exact,
@@ -23,24 +27,20 @@ from tests.ops.accuracy import (
 from vae_fast import gaussian_kl, reference, reparameterize, sample_and_kl
 
 KEY = torch.tensor([-6307219531214093051, 8173645283406811107])
-KEPT = pytest.mark.parametrize("backward", ["kept", "made again"], indirect=True)
 PRIOR = pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior"])
 # Near 1 Box-Muller's radius in float32 has few digits, in every implementation: the sums of z
 # are held to plain PyTorch's error, but a single element only to this many epsilons.
 NOISE = 4096.0
 
 
-@pytest.fixture
-def backward(request, monkeypatch):
-    """Whether backward reads the slope that forward kept, where it does, or makes it again."""
-    if NATIVE and request.param == "made again":
-        monkeypatch.setattr("vae_fast.ops.gaussian.KEPT_BYTES", 0)
+def seeded(shape):
+    return torch.Generator().manual_seed(len(shape) * 1000 + sum(shape))
 
 
 @functools.cache
 def parameters(shape, dtype, prior=False):
     """mu and logvar, and the prior's two: of the size networks give, and some far from it."""
-    generator = torch.Generator().manual_seed(len(shape) * 1000 + sum(shape))
+    generator = seeded(shape)
 
     def draw(scale, every):
         t = scale * torch.randn(shape, generator=generator)
@@ -56,9 +56,14 @@ def parameters(shape, dtype, prior=False):
 # --- plain PyTorch, in the inputs' own dtype -----------------------------------------------------
 
 
-def eager_sample(mu, logvar, key, num_samples=None):
+@functools.cache
+def eager_noise(shape, dtype):
+    return reference.normal(KEY, shape, dtype)
+
+
+def eager_sample(mu, logvar, num_samples=None):
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
-    eps = reference.normal(key, tuple(shape), reference.compute_dtype(mu)).to(mu.dtype)
+    eps = eager_noise(tuple(shape), reference.compute_dtype(mu)).to(mu.dtype)
     return mu + torch.exp(0.5 * logvar) * eps
 
 
@@ -102,94 +107,153 @@ def eps_truth(shape):
 
 
 # --- accuracy ------------------------------------------------------------------------------------
+#
+# What a result is held to does not depend on who computes it: it is made once for each shape and dtype,
+# and serves plain PyTorch, every SIMD level and the GPU.
 
 
-@KEPT
+def again(dtype, implementation):
+    """The limits of what forward keeps for backward that matter: in half precision nothing is kept."""
+    kept = NATIVE and vae_fast.get_backend() == "native" and implementation == "cpu"
+    return (None, 0) if kept and dtype in (torch.float32, torch.float64) else (None,)
+
+
+@contextlib.contextmanager
+def keeping(limit):
+    """Backward reads the slope that forward kept, where it does, or, with 0, makes it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        if limit is not None:
+            patch.setattr("vae_fast.ops.gaussian.KEPT_BYTES", limit)
+        yield
+
+
+@functools.cache
+def bars_of_reparameterize(shape, dtype, num_samples):
+    """Inputs, the upstream gradient, and the bars of z and the two gradients."""
+    inputs = parameters(shape, dtype)
+    sets = shape if num_samples is None else (num_samples, *shape)
+    upstream = torch.randn(sets, generator=seeded(shape)).to(dtype)
+    (plain,), plain_grads = call(lambda *a: eager_sample(*a, num_samples), inputs, [upstream])
+    mu, logvar = map(exact, inputs)
+    eps, up, sigma = eps_truth(upstream.shape), exact(upstream), np.exp(logvar / 2)
+    by_sample = (up, up * eps * sigma / 2)
+    truths = by_sample if num_samples is None else [t.sum(0) for t in by_sample]
+    bars = [Bar(plain, mu + sigma * eps.astype(mu.dtype)), *map(Bar, plain_grads, truths)]
+    return inputs, upstream, bars
+
+
 @pytest.mark.parametrize("num_samples", [None, 1, 3])
-def test_accuracy_of_reparameterize(implementation, dtype, num_samples, backward):
-    accuracy = Accuracy()
-    key = KEY.to(implementation)
+def test_accuracy_of_reparameterize(implementation, dtype, num_samples):
+    accuracy, key = Accuracy(), KEY.to(implementation)
     for shape in shapes_of(dtype, large=num_samples is None):
-        inputs = parameters(shape, dtype)
-        upstream = torch.randn(shape if num_samples is None else (num_samples, *shape)).to(dtype)
-        (z,), grads = call(
-            lambda *a: reparameterize(*a, num_samples=num_samples, noise_key=key),
-            [t.to(implementation) for t in inputs],
-            [upstream.to(implementation)],
-        )
-        (plain,), plain_grads = call(
-            lambda *a: eager_sample(*a, KEY, num_samples), inputs, [upstream]
-        )
-        mu, logvar = map(exact, inputs)
-        eps, up, sigma = eps_truth(upstream.shape), exact(upstream), np.exp(logvar / 2)
-        assert z.dtype == dtype and [g.dtype for g in grads] == [dtype, dtype]
-        accuracy.add("z", z, plain, mu + sigma * eps.astype(mu.dtype), NOISE)
-        by_sample = (up, up * eps * sigma / 2)
-        truths = by_sample if num_samples is None else [t.sum(0) for t in by_sample]
-        for name, got, plain, truth in zip(
-            ("grad mu", "grad logvar"), grads, plain_grads, truths, strict=True
-        ):
-            accuracy.add(name, got, plain, truth, NOISE)
+        inputs, upstream, bars = bars_of_reparameterize(shape, dtype, num_samples)
+        for limit in again(dtype, implementation):
+            with keeping(limit):
+                (z,), grads = call(
+                    lambda *a: reparameterize(*a, num_samples=num_samples, noise_key=key),
+                    [t.to(implementation) for t in inputs],
+                    [upstream.to(implementation)],
+                )
+            assert z.dtype == dtype and [g.dtype for g in grads] == [dtype, dtype]
+            for name, got, bar in zip(
+                ("z", "grad mu", "grad logvar"), [z, *grads], bars, strict=True
+            ):
+                accuracy.hold(f"{name}, keeping {limit}", got, bar, NOISE)
     accuracy.check()
 
 
+@functools.cache
+def bars_of_kl(shape, dtype, prior, reduction):
+    """The bar of the KL and, for each of two upstream gradients, the bars of the gradients."""
+    inputs = parameters(shape, dtype, prior)
+    (plain,), _ = call(lambda *a: eager_kl(*a, reduction=reduction), inputs)
+    terms, slopes, sizes = kl_truth(shape, dtype, prior)
+    grads = []
+    unequal = torch.rand(plain.shape, dtype=plain.dtype, generator=seeded(shape)) * 3 - 1
+    for upstream in (torch.ones_like(plain), unequal):
+        _, plain_grads = call(
+            lambda *a: eager_kl(*a, reduction=reduction), inputs, [upstream.to(dtype)]
+        )
+        factor = spread(upstream, shape, reduction)
+        bars = [
+            Bar(g, slope * factor, size * np.abs(factor))
+            for g, slope, size in zip(plain_grads, slopes, sizes, strict=True)
+        ]
+        grads.append((upstream.to(sums(dtype)), bars))
+    return inputs, Bar(plain, reduced(terms, reduction)), grads
+
+
 @PRIOR
-def test_accuracy_of_kl(implementation, dtype, prior, reduction):
+def test_accuracy_of_kl(implementation, dtype, prior):
     accuracy = Accuracy()
-    for shape in shapes_of(dtype, large=reduction == "sum" and not prior):
-        inputs = parameters(shape, dtype, prior)
-        (plain,), _ = call(lambda *a: eager_kl(*a, reduction=reduction), inputs)
-        terms, slopes, sizes = kl_truth(shape, dtype, prior)
-        for upstream in (torch.ones_like(plain), torch.rand_like(plain) * 3 - 1):
-            _, plain_grads = call(
-                lambda *a: eager_kl(*a, reduction=reduction), inputs, [upstream.to(dtype)]
-            )
-            (kl,), grads = call(
-                lambda *a: gaussian_kl(*a, reduction=reduction),
-                [t.to(implementation) for t in inputs],
-                [upstream.to(implementation, sums(dtype))],
-            )
-            assert kl.dtype == sums(dtype) and all(g.dtype == dtype for g in grads)
-            accuracy.add("kl", kl, plain, reduced(terms, reduction))
-            factor = spread(upstream, shape, reduction)
-            for i, (slope, size) in enumerate(zip(slopes, sizes, strict=True)):
-                size = size * np.abs(factor)
-                accuracy.add(f"grad {i}", grads[i], plain_grads[i], slope * factor, NOISE, size)
+    for reduction in REDUCTIONS:
+        for shape in shapes_of(dtype, large=reduction == "sum" and not prior):
+            inputs, bar, grad_bars = bars_of_kl(shape, dtype, prior, reduction)
+            for upstream, bars in grad_bars:
+                (kl,), grads = call(
+                    lambda *a, reduction=reduction: gaussian_kl(*a, reduction=reduction),
+                    [t.to(implementation) for t in inputs],
+                    [upstream.to(implementation)],
+                )
+                assert kl.dtype == sums(dtype) and all(g.dtype == dtype for g in grads)
+                accuracy.hold(f"kl {reduction}", kl, bar)
+                for i, (grad, bar_of_grad) in enumerate(zip(grads, bars, strict=True)):
+                    accuracy.hold(f"grad {i} {reduction}", grad, bar_of_grad, NOISE)
     accuracy.check()
 
 
-@KEPT
+@functools.cache
+def bars_of_sample_and_kl(shape, dtype, prior, reduction):
+    """The bars of z and the KL and, without and with a gradient of z, those of the gradients."""
+    inputs = parameters(shape, dtype, prior)
+
+    def plain_op(mu, logvar, *prior):
+        kl = eager_kl(mu, logvar, *prior, reduction=reduction)
+        return eager_sample(mu, logvar), kl
+
+    plain, _ = call(plain_op, inputs)
+    mu, logvar = exact(inputs[0]), exact(inputs[1])
+    eps, sigma = eps_truth(shape).astype(mu.dtype), np.exp(logvar / 2)
+    terms, slopes, sizes = kl_truth(shape, dtype, prior)
+    grads = []
+    generator = seeded(shape)
+    for of_z in (torch.zeros(shape), torch.randn(shape, generator=generator)):
+        of_z = of_z.to(dtype)
+        of_kl = torch.rand(plain[1].shape, dtype=plain[1].dtype, generator=generator) * 3 - 1
+        _, plain_grads = call(plain_op, inputs, [of_z, of_kl])
+        up, factor = exact(of_z), spread(of_kl, shape, reduction)
+        from_z = [up, up * eps * sigma / 2, 0 * up, 0 * up][: len(inputs)]
+        bars = [
+            Bar(g, slope * factor + z, size * np.abs(factor) + np.abs(z))
+            for g, slope, size, z in zip(plain_grads, slopes, sizes, from_z, strict=True)
+        ]
+        grads.append(([of_z, of_kl.to(sums(dtype))], bars))
+    return (
+        inputs,
+        [Bar(plain[0], mu + sigma * eps), Bar(plain[1], reduced(terms, reduction))],
+        grads,
+    )
+
+
 @PRIOR
-def test_accuracy_of_sample_and_kl(implementation, dtype, prior, reduction, backward):
-    accuracy = Accuracy()
-    key = KEY.to(implementation)
-    for shape in shapes_of(dtype, large=False):
-        inputs = parameters(shape, dtype, prior)
-
-        def plain_op(mu, logvar, *prior):
-            kl = eager_kl(mu, logvar, *prior, reduction=reduction)
-            return eager_sample(mu, logvar, KEY), kl
-
-        plain, _ = call(plain_op, inputs)
-        mu, logvar = exact(inputs[0]), exact(inputs[1])
-        eps, sigma = eps_truth(shape).astype(mu.dtype), np.exp(logvar / 2)
-        terms, slopes, sizes = kl_truth(shape, dtype, prior)
-        for of_z in (torch.zeros(shape, dtype=dtype), torch.randn(shape).to(dtype)):
-            upstream = [of_z, torch.rand_like(plain[1]) * 3 - 1]
-            _, plain_grads = call(plain_op, inputs, upstream)
-            values, grads = call(
-                lambda *a: sample_and_kl(*a, noise_key=key, reduction=reduction),
-                [t.to(implementation) for t in inputs],
-                [of_z.to(implementation), upstream[1].to(implementation, sums(dtype))],
-            )
-            accuracy.add("z", values[0], plain[0], mu + sigma * eps, NOISE)
-            accuracy.add("kl", values[1], plain[1], reduced(terms, reduction))
-            up, factor = exact(of_z), spread(upstream[1], shape, reduction)
-            from_z = [up, up * eps * sigma / 2, 0 * up, 0 * up][: len(inputs)]
-            for i, (slope, size, z) in enumerate(zip(slopes, sizes, from_z, strict=True)):
-                size = size * np.abs(factor) + np.abs(z)
-                truth = slope * factor + z
-                accuracy.add(f"grad {i}", grads[i], plain_grads[i], truth, NOISE, size)
+def test_accuracy_of_sample_and_kl(implementation, dtype, prior):
+    accuracy, key = Accuracy(), KEY.to(implementation)
+    for reduction in REDUCTIONS:
+        for shape in shapes_of(dtype, large=False):
+            inputs, bars, grad_bars = bars_of_sample_and_kl(shape, dtype, prior, reduction)
+            for limit in again(dtype, implementation):
+                for upstream, bars_of_grads in grad_bars:
+                    with keeping(limit):
+                        values, grads = call(
+                            lambda *a, r=reduction: sample_and_kl(*a, noise_key=key, reduction=r),
+                            [t.to(implementation) for t in inputs],
+                            [t.to(implementation) for t in upstream],
+                        )
+                    how = f"{reduction}, keeping {limit}"
+                    for i, (grad, bar) in enumerate(zip(grads, bars_of_grads, strict=True)):
+                        accuracy.hold(f"grad {i} {how}", grad, bar, NOISE)
+                accuracy.hold(f"z {how}", values[0], bars[0], NOISE)
+                accuracy.hold(f"kl {how}", values[1], bars[1])
     accuracy.check()
 
 
@@ -267,12 +331,14 @@ def test_manual_seed_reproduces(backend):
     assert torch.equal(draw(), draw())
 
 
-@KEPT
-def test_backward_has_the_noise_of_forward(backend, backward):
+def test_backward_has_the_noise_of_forward(backend):
     """dz/dlogvar = (z - mu) / 2, which needs forward's eps."""
     mu, logvar = parameters((128, 20), torch.float64)
-    for op in (reparameterize, lambda *a: sample_and_kl(*a)[0]):
-        (z,), grads = call(op, [mu, logvar])
+    for op, limit in itertools.product(
+        (reparameterize, lambda *a: sample_and_kl(*a)[0]), again(torch.float64, "cpu")
+    ):
+        with keeping(limit):
+            (z,), grads = call(op, [mu, logvar])
         torch.testing.assert_close(grads[0], torch.ones_like(mu))
         torch.testing.assert_close(grads[1], (z - mu) / 2)
 
@@ -515,20 +581,20 @@ def test_extreme_priors(implementation, prior_logvar):
 
 
 @pytest.mark.parametrize("bad", range(4), ids=["mu", "logvar", "prior_mu", "prior_logvar"])
-def test_nan_propagates(implementation, dtype, bad, reduction):
+def test_nan_propagates(implementation, dtype, bad):
     """One NaN, in a vector's body and in a tail, reaches the draw, the KL and the gradients."""
     key = KEY.to(implementation)
-    for position in (0, 100, 402):
+    for position, reduction in ((0, "sum"), (100, "none"), (402, "batchmean"), (402, "none")):
         inputs = [torch.full((3, 403), 0.25, dtype=dtype) for _ in range(4 if bad > 1 else 2)]
         inputs[bad][1, position] = float("nan")
         inputs = [t.to(implementation) for t in inputs]
         want = [False, True, False] if reduction == "none" else True
-        (kl,), grads = call(lambda *a: gaussian_kl(*a, reduction=reduction), inputs)
+        (kl,), grads = call(lambda *a, r=reduction: gaussian_kl(*a, reduction=r), inputs)
         assert kl.isnan().tolist() == want
         own = grads[bad] if bad != 2 else grads[0]
         assert own.isnan().nonzero().tolist() == [[1, position]]
         (z, kl), grads = call(
-            lambda *a: sample_and_kl(*a, noise_key=key, reduction=reduction), inputs
+            lambda *a, r=reduction: sample_and_kl(*a, noise_key=key, reduction=r), inputs
         )
         assert kl.isnan().tolist() == want
         assert z.isnan().nonzero().tolist() == ([[1, position]] if bad < 2 else [])
@@ -551,23 +617,24 @@ def test_infinite_parameters(implementation):
     assert z[2].isinf().all() and z[3].item() == 1.0
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (0, 3, 4)], ids=str)
 @PRIOR
-def test_empty(implementation, dtype, shape, prior, reduction):
-    inputs = [torch.zeros(shape, dtype=dtype, device=implementation)] * (4 if prior else 2)
-    (z, kl), grads = call(lambda *a: sample_and_kl(*a, reduction=reduction), inputs)
-    (alone,), _ = call(lambda *a: gaussian_kl(*a, reduction=reduction), inputs)
-    assert z.shape == shape and z.dtype == dtype
-    assert all(g.shape == shape and g.dtype == dtype for g in grads)
-    draws = reparameterize(*inputs[:2], num_samples=3)
-    assert draws.shape == (3, *shape)
-    for value in (kl, alone):
-        if reduction == "none":
-            assert value.tolist() == ([0.0] * shape[0] if len(shape) > 1 else 0.0)
-        elif reduction == "batchmean" and len(shape) > 1 and shape[0] == 0:
-            assert value.isnan()  # a mean over no samples
-        else:
-            assert value.item() == 0.0
+def test_empty(implementation, dtype, prior):
+    shapes = (0, 5), (5, 0), (0,), (0, 3, 4)
+    for shape, reduction in itertools.product(shapes, REDUCTIONS):
+        inputs = [torch.zeros(shape, dtype=dtype, device=implementation)] * (4 if prior else 2)
+        (z, kl), grads = call(lambda *a, r=reduction: sample_and_kl(*a, reduction=r), inputs)
+        (alone,), _ = call(lambda *a, r=reduction: gaussian_kl(*a, reduction=r), inputs)
+        assert z.shape == shape and z.dtype == dtype
+        assert all(g.shape == shape and g.dtype == dtype for g in grads)
+        draws = reparameterize(*inputs[:2], num_samples=3)
+        assert draws.shape == (3, *shape)
+        for value in (kl, alone):
+            if reduction == "none":
+                assert value.tolist() == ([0.0] * shape[0] if len(shape) > 1 else 0.0)
+            elif reduction == "batchmean" and len(shape) > 1 and shape[0] == 0:
+                assert value.isnan()  # a mean over no samples
+            else:
+                assert value.item() == 0.0
 
 
 def test_scalars(backend):

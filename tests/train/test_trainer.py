@@ -1,7 +1,7 @@
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -303,14 +303,11 @@ def test_a_loss_of_another_kind_is_named(tmp_path):
         trainer.fit()
 
 
-HOLD = """
-import sys, time
-from vae_fast.train.run_folder import RunFolder
-folder = RunFolder(sys.argv[1])
-folder.hold()
-print("held", flush=True)
-time.sleep(120)
-"""
+def _hold(path, held):
+    folder = RunFolder(path)
+    folder.hold()
+    held.set()
+    time.sleep(120)
 
 
 def test_one_process_trains_a_run_at_a_time(tmp_path):
@@ -318,16 +315,16 @@ def test_one_process_trains_a_run_at_a_time(tmp_path):
     config = TrainConfig(epochs=1, device="cpu", batch_size=10, out=str(tmp_path / "run"))
     given = {"train_data": images, "val_data": images}
     Trainer(config, **given).fit()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
-    )
+    fork = multiprocessing.get_context("fork")  # it only opens a file
+    held = fork.Event()
+    other = fork.Process(target=_hold, args=(tmp_path / "run", held))
+    other.start()
     try:
-        assert other.stdout.readline() == "held\n"
+        assert held.wait(60)
         with pytest.raises(ValueError, match="is being trained by another process"):
             Trainer.resume(tmp_path / "run", epochs=2, **given)
     finally:
         other.kill()
-        other.wait()
-        other.stdout.close()
+        other.join()
     Trainer.resume(tmp_path / "run", epochs=2, **given).fit()
     assert not (tmp_path / "run" / ".lock").exists()
