@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
+#include "cpu/threads.h"
 
 STABLE_TORCH_LIBRARY(vae_fast, m) {
   // Gaussian: z = mu + exp(logvar / 2) * eps(key), and KL to N(0, 1) or to the prior given.
@@ -75,11 +76,10 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
 namespace vae_fast {
 namespace {
 
-// torch's own pool: its size is torch.get_num_threads(), and nothing oversubscribes the machine.
+// Our own pool (cpu/threads.h), of at most as many threads as torch's.
 const cpu::Threads kThreads{[](int64_t begin, int64_t end, int64_t grain, cpu::Threads::Body body,
                                void* context) {
-  torch::stable::parallel_for(begin, end, grain,
-                              [&](int64_t b, int64_t e) { body(b, e, context); });
+  cpu::run_pieces(begin, end, grain, body, context, int(torch::stable::get_num_threads()));
 }};
 
 struct Cpu {

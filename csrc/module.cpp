@@ -13,6 +13,7 @@
 
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
+#include "cpu/threads.h"
 
 #ifndef VAE_FAST_BUILD_TORCH
 #error "setup.py defines VAE_FAST_BUILD_TORCH, the version of the torch built against"
@@ -52,6 +53,16 @@ py::array_t<uint32_t> random_words(int64_t key, int64_t stream, uint64_t block, 
   return words;
 }
 
+// body(begin, end) over the pieces of [0, count): to test the pool by.
+void run_pieces(int64_t count, int64_t grain, int threads, const py::function& body) {
+  const auto call = [](int64_t begin, int64_t end, void* context) {
+    const py::gil_scoped_acquire held;
+    (*static_cast<const py::function*>(context))(begin, end);
+  };
+  const py::gil_scoped_release released;
+  cpu::run_pieces(0, count, grain, call, const_cast<py::function*>(&body), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -62,6 +73,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &capabilities, "The SIMD levels that this machine runs, best last.");
   m.def("set_cpu_capability", [](const std::string& name) { cpu::use_level(name.c_str()); },
         py::arg("name"), "Switch the SIMD level, for tests and benchmarks.");
+  m.def("usable_cpus", &cpu::usable_cpus,
+        "Processors that the calling thread may use, by affinity and control groups.");
+  m.def("quota_cpus", &cpu::quota_cpus, py::arg("root"), py::arg("membership"));
+  m.def("pretend_cpus", &cpu::pretend_cpus, py::arg("count"));
+  m.def("run_pieces", &run_pieces, py::arg("count"), py::arg("grain"), py::arg("threads"),
+        py::arg("body"));
   m.def("kept_bytes", &cpu::kept_bytes, "Bytes of dead outputs that are kept for the next ones.");
   m.def("release_kept", &cpu::release_kept, "Give those bytes to the system.");
   m.def("build_info", &build_info, "What the library was built with.");
