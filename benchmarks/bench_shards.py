@@ -55,6 +55,7 @@ def trainer_of(data: Any, batch: int, dtype: str, device: torch.device, folder: 
         batch_size=batch,
         lr=LEARNING_RATE,
         precision={"float32": "fp32", "bfloat16": "bf16"}[dtype],
+        emulate_bf16=True,
         device=str(device),
         out=str(Path(folder) / "run"),
     )

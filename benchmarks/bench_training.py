@@ -126,6 +126,7 @@ class Engine:
             batch_size=batch,
             lr=LEARNING_RATE,
             precision={"float32": "fp32", "bfloat16": "bf16"}[dtype],
+            emulate_bf16=True,
             device=str(device),
             out=str(Path(self.folder.name) / "run"),
         )

@@ -2,46 +2,31 @@
 
 __version__ = "0.1.0"
 
-from vae_fast import noise
-from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
-from vae_fast.functional import (
-    bce_kl_loss,
-    bernoulli_nll,
-    bernoulli_nll_samples,
-    gather_batch,
-    gaussian_kl,
-    iwae_bound,
-    linear_bernoulli_nll,
-    reparameterize,
-    sample_and_kl,
-)
-from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
-from vae_fast.types import LossOutput
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-if "cpu" in _libraries:
-    # No function below calls it; every op has its fake kernel once the package is imported.
-    import vae_fast.ops.norm  # noqa: F401
 
-__all__ = [
-    "VAE",
-    "BCEKLLoss",
-    "Decoder",
-    "Encoder",
-    "LossOutput",
-    "Reparameterize",
-    "bce_kl_loss",
-    "bernoulli_nll",
-    "bernoulli_nll_samples",
-    "empty_cache",
-    "gather_batch",
-    "gaussian_kl",
-    "get_backend",
-    "info",
-    "iwae_bound",
-    "linear_bernoulli_nll",
-    "loss_function",
-    "noise",
-    "reparameterize",
-    "sample_and_kl",
-    "set_backend",
-]
+def _is_the_program() -> bool:
+    """Whether this process is the command line: ``python -m vae_fast``, or the script vae-fast.
+
+    While Python looks for the module that -m names, ``sys.argv[0]`` is "-m". Processes that a program
+    starts have its ``sys.argv``, and an ``orig_argv`` of their own.
+    """
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if name == "-m":
+        return "vae_fast" in sys.orig_argv
+    return name == "vae-fast" and name in map(os.path.basename, sys.orig_argv)
+
+
+def _load() -> None:
+    """Import torch and all public names, and register the ops."""
+    public = import_module(f"{__name__}.public")
+    globals().update({name: getattr(public, name) for name in public.__all__})
+
+
+if TYPE_CHECKING or not _is_the_program():
+    from vae_fast.public import *
+    from vae_fast.public import __all__ as __all__
+# The command line answers help and mistakes without torch, which takes seconds, and then calls _load.

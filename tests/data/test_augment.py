@@ -99,7 +99,7 @@ def test_what_does_not_fit():
         ([{"name": "x:Y", "p": 1}], ValueError, "each entry of augment"),
         ([{"name": "x:Y", "args": [1]}], TypeError, "args of augment's x:Y"),
         ([{"name": "no_such_package:Y"}], ModuleNotFoundError, "pip install no_such_package"),
-        ([{"name": "math:Crop"}], ValueError, "math has no Crop"),
+        ([{"name": "math:Crop"}], ValueError, "math has no 'Crop'"),
     ],
 )
 def test_bad_entries_are_named(entries, error, words):
@@ -134,7 +134,7 @@ def test_torchvisions_own():
     flat = IMAGES.flatten().tolist()
     assert any(not torch.equal(a, b) for a, b in zip(first[0], IMAGES.split(5), strict=True))
     assert all(set(batch.flatten().tolist()) <= {0, *flat} for batch in found)
-    with pytest.raises(ValueError, match="has no RandomCorp"):
+    with pytest.raises(ValueError, match="has no 'RandomCorp'"):
         build_augment([{"name": "RandomCorp"}])
     with pytest.raises(ValueError, match="RandomCrop does not take"):
         build_augment([{"name": "RandomCrop", "args": {"padding": 2}}])

@@ -31,7 +31,7 @@ def test_a_run_that_was_cut_ends_in_the_same_bits(tmp_path, clothes, precision):
     def trainer(name):
         config = TrainConfig(
             model="autoencoder-kl", model_args=ARGS, epochs=2, batch_size=20, device="cpu",
-            ema=0.9, precision=precision, tensorboard="off", out=str(tmp_path / name),
+            ema=0.9, precision=precision, emulate_bf16=True, tensorboard="off", out=str(tmp_path / name),
             optimizer=OptimizerConfig(name="adamw"), checkpoint=CheckpointConfig(every_steps=2),
         )  # fmt: skip
         return Trainer(config, **images)

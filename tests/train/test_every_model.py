@@ -30,6 +30,7 @@ def test_a_run_goes_on_to_the_same_bits(name, precision, tmp_path):
             model=name,
             model_args=OPTIONS[name],
             precision=precision,
+            emulate_bf16=True,
             epochs=2,
             batch_size=8,
             log_every=3,

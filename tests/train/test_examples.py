@@ -17,7 +17,7 @@ SMALL = {"fashion", "beta_vae", "careful", "binarized"}
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_example(path, tmp_path):
     config = from_dict(yaml.safe_load(path.read_text()))
-    config.device, config.out = "cpu", str(tmp_path / "run")
+    config.device, config.emulate_bf16, config.out = "cpu", True, str(tmp_path / "run")
     config.check()
     if path.stem in SMALL:
         train, val = (load(config.data, split=s).slice(0, 64) for s in ("train", "val"))

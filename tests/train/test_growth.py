@@ -124,6 +124,7 @@ def test_everything_resumes_to_the_same_bits(run, clothes, config):
     options = {
         "ema": 0.9,
         "precision": "bf16",
+        "emulate_bf16": True,
         "objective": ObjectiveConfig(schedule="cyclical", period=7, unit="steps", free_bits=0.1),
         "optimizer": OptimizerConfig(
             name="adamw", warmup_steps=5, decay="cosine", clip_norm=50.0, skip_above=3.0

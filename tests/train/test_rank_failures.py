@@ -154,8 +154,9 @@ def test_one_process_opens_a_run_of_many(tmp_path, data, capsys):
     """Left as FSDP2 wrote it, with bf16, a moving average and the noise of a VAE."""
     out = tmp_path / "run"
     command = arguments(
-        data, out, "--model", "vae", "--distributed", "fsdp", "--precision", "bf16", "--ema", 0.9
-    )
+        data, out, "--model", "vae", "--distributed", "fsdp", "--precision", "bf16",
+        "--emulate-bf16", "true", "--ema", 0.9,
+    )  # fmt: skip
     for _ in ("once", "and resumed"):
         statuses, said = ends(start("-m", "vae_fast", *command))
         assert statuses == [0, 0], said

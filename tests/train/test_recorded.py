@@ -66,7 +66,7 @@ MODELS = {
     "autoencoder-kl": {"model_args": {"channels": 8, "multipliers": [1, 2], "groups": 2}},
     "hvae, convolutional": {"model_args": {"network": "conv", "width": 8, "z_channels": 2}},
     "ssvae": {},
-    "vae, bf16": {"precision": "bf16"},
+    "vae, bf16": {"precision": "bf16", "emulate_bf16": True},
     "vae, averaged": {"ema": 0.9},
     "vae, free bits": {"objective": ObjectiveConfig(free_bits=0.01)},
     "vae, Gaussian": {"model_args": {"likelihood": "gaussian"}},

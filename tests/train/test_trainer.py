@@ -215,9 +215,8 @@ def test_vectors_have_no_pictures_but_curves(config):
 def test_bf16_follows_fp32(config, clothes):
     losses = {}
     for precision in ("fp32", "bf16"):
-        run = TrainConfig(
-            **{**vars(config), "out": f"{config.out}-{precision}", "precision": precision}
-        )
+        changes = {"out": f"{config.out}-{precision}", "precision": precision}
+        run = TrainConfig(**{**vars(config), **changes, "emulate_bf16": True})
         trainer = Trainer(run, train_data=clothes[0], val_data=clothes[1])
         losses[precision] = trainer.fit().loss
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from vae_fast.cli.compressed_file import read_compressed
 from vae_fast.cli.flags import parse
-from vae_fast.cli.output import check_out, need_images, write, write_file
+from vae_fast.cli.output import need_images, write, write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -16,17 +19,16 @@ from vae_fast.cli.runs import (
 
 def compress(arguments: list[str], program: str) -> int:
     """write samples as features rounded to a grid, and count their bits"""
-    parser = run_parser(program, compress.__doc__, ".npz of symbols, step and labels")
+    parser = run_parser(program, compress.__doc__, ".npz of symbols, step and labels", (".npz",))
     add_samples(parser, 0)
     parser.add_argument("--step", type=float, default=0.25, help="of the grid: finer costs bits")
     values = parse(parser, arguments)
-    check_out(values.out, (".npz",))
     import numpy as np
 
     from vae_fast import tasks
     from vae_fast.evaluate.likelihood import reconstruction_error
 
-    restored, (x, _, y, source) = model_and_samples(values, (".npz",), least=0)
+    restored, (x, _, y, source) = model_and_samples(values)
     packed = tasks.compress(restored.model, x, y, step=values.step)
     again = tasks.decompress(restored.model, packed, y)
     arrays = {"symbols": packed.symbols.cpu().numpy(), "step": np.float64(packed.step)}
@@ -56,27 +58,23 @@ def decompress(arguments: list[str], program: str) -> int:
     parser = run_parser(program, decompress.__doc__, ".npy array or .png picture")
     parser.add_argument("file", type=str, help="the .npz that compress wrote")
     values = parse(parser, arguments)
-    check_out(values.out, (".npy", ".png"))
-    import numpy as np
     import torch
 
     from vae_fast import tasks
     from vae_fast.train import pictures
 
-    restored = restore(values, (".npy", ".png"))
+    restored = restore(values)
     device = next(restored.model.parameters()).device
-    with np.load(values.file, allow_pickle=False) as file:
-        if "symbols" not in file or "step" not in file:
-            raise ValueError(f"{values.file} was not written by vae-fast compress")
-        symbols, step = torch.from_numpy(file["symbols"]), float(file["step"])
-        y = torch.from_numpy(file["labels"]).to(device) if "labels" in file else None
-    latent = restored.model.latent_dim
-    if symbols.dim() != 2 or symbols.shape[1] != latent:
+    read = read_compressed(Path(values.file), restored.model.latent_dim)
+    wants = getattr(restored.model, "uses_labels", False)
+    if wants and read.labels is None:
         raise ValueError(
-            f"{values.file} has symbols of shape {tuple(symbols.shape)}, and the model's latent_dim "
-            f"is {latent}: it was compressed with another model"
+            f"{values.file} has no labels, and {restored.config.model} is conditioned on labels: it "
+            "was compressed with another model"
         )
-    packed = tasks.Compressed(symbols.to(device), step, torch.empty(0))
+    y = torch.from_numpy(read.labels).long().to(device) if wants else None
+    symbols = torch.from_numpy(read.symbols).to(device)
+    packed = tasks.Compressed(symbols, read.step, torch.empty(0))
     again = tasks.decompress(restored.model, packed, y)
     out = out_path(values, "decompressed.npy")
     if out.suffix != ".npy":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
-from vae_fast.cli.flags import Usage, parse
+from vae_fast.cli.flags import Usage, parse, whole_numbers
 from vae_fast.cli.output import need_images, write
 from vae_fast.cli.runs import add_samples, caption, model_and_samples, out_path, run_parser
 
@@ -26,7 +28,11 @@ def inpaint(arguments: list[str], program: str) -> int:
     parser.add_argument("--steps", type=int, default=20, help="of each chain")
     parser.add_argument("--draws", type=int, default=10, help="chains, whose mean is shown")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains")
-    values = parse(parser, arguments)
+
+    def check(values: Any) -> None:
+        _part(values.missing)
+
+    values = parse(parser, arguments, check, whole_numbers("steps", "draws"))
     import torch
 
     from vae_fast import tasks
@@ -55,13 +61,26 @@ def _mask(what: str, x: Any) -> Any:
     import numpy as np
     import torch
 
+    from vae_fast.train.text_files import check_regular
+
     if what.endswith(".npy"):
-        mask = torch.from_numpy(np.load(what, allow_pickle=False))
-        if mask.dtype != torch.bool:
+        from vae_fast.data.npy import map_npy
+
+        check_regular(Path(what))
+        mask = map_npy(Path(what))
+        if mask.dtype != np.bool_:
             raise ValueError(
                 f"{what} must be bool, true where a value is missing; it is {mask.dtype}"
             )
-        return mask
+        try:
+            np.broadcast_to(mask, x.shape)
+        except ValueError:
+            raise ValueError(
+                f"{what} has shape {mask.shape}, which does not broadcast to the samples' "
+                f"{tuple(x.shape)}"
+            ) from None
+        # A byte other than 0 and 1 is true as well.
+        return torch.from_numpy(np.array(mask).view(np.uint8) != 0)
     if what in HALVES:
         need_images(x)
         mask = torch.zeros(1, *x.shape[1:], dtype=torch.bool)
@@ -69,6 +88,13 @@ def _mask(what: str, x: Any) -> Any:
         half = (along.shape[2] + 1) // 2
         along[:, :, half:] = True
         return ~mask if what in ("left", "top") else mask
+    return torch.rand(x.shape) < _part(what)
+
+
+def _part(what: str) -> float | None:
+    """The part of the values that --missing asks for; None where it is a half or a mask."""
+    if what in HALVES or what.endswith(".npy"):
+        return None
     try:
         part = float(what)
     except ValueError:
@@ -78,7 +104,7 @@ def _mask(what: str, x: Any) -> Any:
             f"--missing takes {', '.join(HALVES)}, a part between 0 and 1, or an .npy mask; "
             f"got {what}"
         )
-    return torch.rand(x.shape) < part
+    return part
 
 
 def translate(arguments: list[str], program: str) -> int:
@@ -87,9 +113,7 @@ def translate(arguments: list[str], program: str) -> int:
     add_samples(parser, 10)
     parser.add_argument("--draws", type=int, default=3, help="of each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    values = parse(parser, arguments)
-    if values.draws < 1:
-        raise Usage(f"--draws must be at least 1, got {values.draws}")
+    values = parse(parser, arguments, whole_numbers("draws"))
     import torch
 
     from vae_fast import tasks
@@ -124,9 +148,12 @@ def denoise(arguments: list[str], program: str) -> int:
     )
     parser.add_argument("--steps", type=int, default=1, help="reconstructions of reconstructions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    values = parse(parser, arguments)
-    if values.noise < 0:
-        raise Usage(f"--noise is a standard deviation, at least 0, got {values.noise}")
+
+    def check(values: Any) -> None:
+        if not 0 <= values.noise < math.inf:
+            raise Usage(f"--noise is a standard deviation, at least 0, got {values.noise}")
+
+    values = parse(parser, arguments, check, whole_numbers("steps"))
     import torch
 
     from vae_fast import tasks

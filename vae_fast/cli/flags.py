@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Callable
 from typing import Any
 
 
@@ -21,18 +22,72 @@ def make_parser(program: str, description: str | None) -> Any:
     class Parser(jsonargparse.ArgumentParser):
         """Shows flags with dashes, as people type them."""
 
+        check: Callable[[Any], None] | None = None  # is called with what was parsed
+
         def format_help(self) -> str:
             return _dashed(super().format_help())
 
-    return Parser(prog=program, description=description, exit_on_error=False)
+    return Parser(
+        prog=program,
+        description=description,
+        epilog="--traceback: if this fails, show where in the code it did.",
+        exit_on_error=False,
+    )
 
 
-def parse(parser: Any, arguments: list[str]) -> Any:
-    """Parse flags with dashes or underscores; mistakes raise Usage with one readable sentence."""
+def parse(
+    parser: Any, arguments: list[str], *checks: Callable[[Any], None], load: bool = True
+) -> Any:
+    """Parse flags with dashes or underscores; mistakes raise Usage with one readable sentence.
+
+    Args:
+        checks: are called with what was parsed, beside ``parser.check``.
+        load: import the package with its kernels, once nothing is wrong with the flags.
+    """
     try:
-        return parser.parse_args([_underscored(argument) for argument in arguments])
+        values = parser.parse_args([_underscored(argument) for argument in arguments])
     except argparse.ArgumentError as error:
         raise Usage(_readable(str(error), parser)) from None
+    for check in (parser.check, *checks):
+        if check is not None:
+            check(values)
+    if load:
+        load_package()
+    return values
+
+
+def load_package() -> None:
+    """Import torch and the package's public names, which takes seconds and registers all ops.
+
+    To be called before anything else that imports torch.
+    """
+    import vae_fast
+
+    vae_fast._load()
+
+
+def whole_numbers(*names: str, least: int = 1) -> Callable[[Any], None]:
+    """A check that these flags are at least ``least``."""
+
+    def check(values: Any) -> None:
+        for name in names:
+            if getattr(values, name) < least:
+                flag = name.replace("_", "-")
+                raise Usage(f"--{flag} must be at least {least}, got {getattr(values, name)}")
+
+    return check
+
+
+def one_of(name: str, *choices: str) -> Callable[[Any], None]:
+    """A check that this flag is one of ``choices``."""
+
+    def check(values: Any) -> None:
+        if getattr(values, name) not in choices:
+            raise ValueError(
+                f"--{name} must be one of {', '.join(choices)}, got {getattr(values, name)}"
+            )
+
+    return check
 
 
 def _underscored(argument: str) -> str:
@@ -51,13 +106,7 @@ def _readable(message: str, parser: Any) -> str:
     """A jsonargparse message in the words of the command line, where it is one we know."""
     known = [flag for action in parser._actions for flag in action.option_strings]
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-        return f"there is no flag {_dashed(found[1])}{_nearest(found[1], known)}"
-    if found := re.search(
-        r"(?:Option|Key) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message
-    ):
-        return _no_such_key(found[1], known)
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        return _no_such_key(f"{found[1]}.{found[2]}", known)
+        return f"there is no flag {_dashed(found[1])}{nearest(found[1], known)}"
     if found := re.search(
         r'key "([\w.]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*)', message
     ):
@@ -65,11 +114,6 @@ def _readable(message: str, parser: Any) -> str:
     return _dashed(message)
 
 
-def _no_such_key(key: str, known: list[str]) -> str:
-    near = _nearest(key, [flag.lstrip("-") for flag in known])
-    return f"the config file's key {key} does not exist{near}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {_dashed(near[0])}?" if near else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vae_fast.cli.flags import Usage
+from vae_fast.cli.flags import Usage, load_package
 from vae_fast.cli.output import print_table
 
 
@@ -13,6 +13,7 @@ def info(arguments: list[str], program: str) -> int:
         return 0
     if arguments:
         raise Usage(f"it takes no arguments, got {' '.join(arguments)}")
+    load_package()
     import vae_fast
 
     print_table(vae_fast.info())

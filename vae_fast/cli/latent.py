@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vae_fast.cli.flags import Usage, parse
-from vae_fast.cli.output import check_out, need_images, write, write_file
+from vae_fast.cli.flags import one_of, parse, whole_numbers
+from vae_fast.cli.output import need_images, write, write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -17,15 +17,14 @@ OUT = ".png picture or .npy array"
 
 def encode(arguments: list[str], program: str) -> int:
     """write the features of samples, the posterior's means, to a file"""
-    parser = run_parser(program, encode.__doc__, ".npy array (N, latent_dim)")
+    parser = run_parser(program, encode.__doc__, ".npy array (N, latent_dim)", (".npy",))
     add_samples(parser, 0)
     values = parse(parser, arguments)
-    check_out(values.out, (".npy",))
     import numpy as np
 
     from vae_fast import tasks
 
-    restored, (x, _, y, _) = model_and_samples(values, (".npy",), least=0)
+    restored, (x, _, y, _) = model_and_samples(values)
     codes = tasks.encode(restored.model, x, y)
 
     def save(path):
@@ -38,14 +37,13 @@ def encode(arguments: list[str], program: str) -> int:
 
 def latent_map(arguments: list[str], program: str) -> int:
     """draw the features of samples in the plane, coloured by label"""
-    parser = run_parser(program, latent_map.__doc__, ".png picture")
+    parser = run_parser(program, latent_map.__doc__, ".png picture", (".png",))
     add_samples(parser, 2000)
     values = parse(parser, arguments)
-    check_out(values.out, (".png",))
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_latent_map
 
-    restored, (x, labels, y, source) = model_and_samples(values, (".png",))
+    restored, (x, labels, y, source) = model_and_samples(values)
     codes = tasks.encode(restored.model, x, y)
     write_file(
         out_path(values, "latent_map.png"),
@@ -69,10 +67,7 @@ def traverse(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--range", type=float, default=3.0, help="columns go from -RANGE to RANGE deviations"
     )
-    values = parse(parser, arguments)
-    for name in ("dimensions", "steps"):
-        if getattr(values, name) < 1:
-            raise Usage(f"--{name} must be at least 1, got {getattr(values, name)}")
+    values = parse(parser, arguments, whole_numbers("dimensions", "steps"))
     import torch
 
     from vae_fast import tasks
@@ -111,7 +106,7 @@ def interpolate(arguments: list[str], program: str) -> int:
     add_samples(parser, 8, "how many pairs: samples 0 and 1, 2 and 3, ...")
     parser.add_argument("--steps", type=int, default=10, help="columns, both ends included")
     parser.add_argument("--path", type=str, default="spherical", help="spherical or linear")
-    values = parse(parser, arguments)
+    values = parse(parser, arguments, whole_numbers("steps"), one_of("path", "spherical", "linear"))
     values.n *= 2
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_grid
@@ -146,7 +141,7 @@ def attribute(arguments: list[str], program: str) -> int:
     parser.add_argument("--rows", type=int, default=8, help="how many samples to change")
     parser.add_argument("--steps", type=int, default=7, help="columns, from strength 0 to STRENGTH")
     parser.add_argument("--strength", type=float, default=1.5, help="of the last column")
-    values = parse(parser, arguments)
+    values = parse(parser, arguments, whole_numbers("rows", "steps"))
     import torch
 
     from vae_fast import tasks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vae_fast.cli.flags import parse
-from vae_fast.cli.output import check_out, write_file
+from vae_fast.cli.flags import one_of, parse, whole_numbers
+from vae_fast.cli.interrupts import begin_work
+from vae_fast.cli.output import write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
-    check_number,
     model_and_samples,
     out_path,
     run_parser,
@@ -37,8 +37,9 @@ def evaluate(arguments: list[str], program: str) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     values = parse(parser, arguments)
-    check_number(values)
     from vae_fast.evaluate.run import as_text, evaluate_run
+
+    begin_work()
 
     report = evaluate_run(
         values.run,
@@ -50,6 +51,7 @@ def evaluate(arguments: list[str], program: str) -> int:
         seed=values.seed,
         normal=values.normal,
         labels_per_class=values.labels_per_class,
+        trust=values.trust,
     )
     print(f"{report['model']} at step {report['step']}, on {report['data']}, in nats per sample")
     print(as_text(report))
@@ -58,7 +60,9 @@ def evaluate(arguments: list[str], program: str) -> int:
 
 def anomaly(arguments: list[str], program: str) -> int:
     """score how unlike the training data samples are, with a threshold and a histogram"""
-    parser = run_parser(program, anomaly.__doc__, ".npy scores, and a .png histogram beside")
+    parser = run_parser(
+        program, anomaly.__doc__, ".npy scores, and a .png histogram beside", (".npy",)
+    )
     add_samples(parser, 0)
     parser.add_argument(
         "--score", type=str, default="elbo", help="elbo, nll (importance-sampled) or reconstruction"
@@ -71,15 +75,15 @@ def anomaly(arguments: list[str], program: str) -> int:
         help="the part of the run's validation data below the threshold",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    values = parse(parser, arguments)
-    check_out(values.out, (".npy",))
+    choices = ("elbo", "nll", "reconstruction")
+    values = parse(parser, arguments, one_of("score", *choices), whole_numbers("num_samples"))
     import numpy as np
     import torch
 
     from vae_fast.tasks import anomaly_scores, anomaly_threshold
     from vae_fast.tasks.pictures import draw_score_histogram
 
-    restored, looked_at = model_and_samples(values, (".npy",), least=0)
+    restored, looked_at = model_and_samples(values)
     options = {"score": values.score, "num_samples": values.num_samples}
     torch.manual_seed(values.seed)
     scores = anomaly_scores(restored.model, looked_at.x, looked_at.given, **options)

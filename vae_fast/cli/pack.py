@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from vae_fast.cli.flags import make_parser, parse
+from vae_fast.cli.interrupts import begin_work
 
 
 def pack(arguments: list[str], program: str) -> int:
@@ -24,6 +25,7 @@ def pack(arguments: list[str], program: str) -> int:
     from vae_fast import data as datasets
     from vae_fast.train.progress import Counter
 
+    begin_work()
     source = values.source
     if values.split is not None:
         source = datasets.load(source, split=values.split)

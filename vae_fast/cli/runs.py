@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vae_fast.cli.flags import Usage, make_parser
+from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import check_out
 
 DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
@@ -23,13 +24,31 @@ class Samples(NamedTuple):
     source: str
 
 
-def run_parser(program: str, description: str | None, out: str | None = None) -> Any:
+def run_parser(
+    program: str,
+    description: str | None,
+    out: str | None = None,
+    suffixes: tuple[str, ...] = (".png", ".npy"),
+) -> Any:
     """A parser with the flags of every command over a run.
 
     Args:
-        out: what --out writes, if the command has one.
+        out: what --out writes, if the command has one; ``suffixes`` are those of its files.
     """
     parser = make_parser(program, description)
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="let the run's config.yaml name classes of any module, whose code is then run",
+    )
+
+    def check(values: Any) -> None:
+        check_out(getattr(values, "out", None), suffixes)
+        least = 0 if parser.get_defaults().get("n") == 0 else 1
+        if values.get("n") is not None and values.n < least:
+            raise Usage(f"--n must be at least {least}, got {values.n}")
+
+    parser.check = check
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument(
         "--checkpoint", type=str, default="best", help="best, last or the step of a checkpoint"
@@ -47,12 +66,12 @@ def add_samples(parser: Any, n: int, what: str = "how many samples") -> None:
     parser.add_argument("--n", type=int, default=n, help=what + everything)
 
 
-def restore(values: Any, suffixes: tuple[str, ...] = (".png", ".npy")) -> Any:
-    """The model of ``values.run``; flags that can't be are refused first."""
-    check_out(getattr(values, "out", None), suffixes)
+def restore(values: Any) -> Any:
+    """The model of ``values.run``."""
     from vae_fast.tasks import load_model
 
-    return load_model(values.run, values.checkpoint, values.device)
+    begin_work()
+    return load_model(values.run, values.checkpoint, values.device, trust=values.trust)
 
 
 def out_path(values: Any, name: str) -> Path:
@@ -60,17 +79,9 @@ def out_path(values: Any, name: str) -> Path:
     return Path(values.out) if values.out is not None else Path(values.run) / name
 
 
-def check_number(values: Any, least: int = 1) -> None:
-    if values.n < least:
-        raise Usage(f"--n must be at least {least}, got {values.n}")
-
-
-def model_and_samples(
-    values: Any, suffixes: tuple[str, ...] = (".png", ".npy"), *, least: int = 1
-) -> tuple[Any, Samples]:
+def model_and_samples(values: Any) -> tuple[Any, Samples]:
     """The model of ``values.run`` and the first ``values.n`` samples of its data."""
-    check_number(values, least)
-    restored = restore(values, suffixes)
+    restored = restore(values)
     return restored, samples_of(restored, values.data, values.n)
 
 

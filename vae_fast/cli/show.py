@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from vae_fast.cli.flags import parse
 from vae_fast.cli.output import need_images, write, write_text
 from vae_fast.cli.runs import (
     add_samples,
     caption,
-    check_number,
     model_and_samples,
     out_path,
     restore,
@@ -19,7 +20,9 @@ OUT = ".png picture or .npy array"
 
 def sample(arguments: list[str], program: str) -> int:
     """draw samples from a trained model"""
-    parser = run_parser(program, sample.__doc__, f"{OUT}, or .txt for characters")
+    parser = run_parser(
+        program, sample.__doc__, f"{OUT}, or .txt for characters", (".png", ".npy", ".txt")
+    )
     parser.add_argument("--n", type=int, default=100, help="how many")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="standard deviation of the prior's draws"
@@ -34,13 +37,15 @@ def sample(arguments: list[str], program: str) -> int:
         help="draw each step of a sequence, as with text, instead of following the likeliest",
     )
     values = parse(parser, arguments)
-    check_number(values)
     import torch
 
     from vae_fast.tasks import generate
     from vae_fast.train import pictures
+    from vae_fast.train.memory import check_fits
 
-    restored = restore(values, (".png", ".npy", ".txt"))
+    restored = restore(values)
+    size = values.n * math.prod(restored.model.input_shape) * 4
+    check_fits(size, f"--n {values.n:,}")
     y = None
     if values.label is not None:
         if not getattr(restored.model, "uses_labels", False):

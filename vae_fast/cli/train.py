@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from vae_fast.cli.flags import make_parser, parse
+from vae_fast.cli.flags import Usage, load_package, make_parser, nearest, parse
+from vae_fast.cli.interrupts import begin_work
+from vae_fast.import_paths import paths_typed, plain
+from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, to_dict
+
+TRUST = "let the {} name classes of any module, whose code is then run"
 
 
 def train(arguments: list[str], program: str) -> int:
     """train a model into a run folder"""
     parser = make_parser(program, train.__doc__)
-    from vae_fast.train import TrainConfig, Trainer
-    from vae_fast.train.config import from_dict
-
-    parser.add_argument("--config", action="config", help="YAML file; flags win over it")
+    parser.add_argument("--config", type=str, default=None, help="YAML file; flags win over it")
+    parser.add_argument("--trust", action="store_true", help=TRUST.format("--config file"))
     parser.add_class_arguments(TrainConfig, nested_key=None)
     parser.add_argument(
         "--compare_reference",
@@ -23,11 +27,113 @@ def train(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
     )
-    values = parse(parser, arguments).as_dict()
+    file, flags = _split_config(arguments)
+    if file is not None:
+        parser.set_defaults(_defaults(_read_config(file)))
+    flags, nested = _split_nested(flags)
+    values = parse(parser, flags, load=False).as_dict()
+    for keys, value in nested:
+        _assign(values, keys, value)
     compare, profile = values.pop("compare_reference"), values.pop("profile")
-    values.pop("config")
-    trainer = Trainer(from_dict(values), profile=profile)
-    return _fit(trainer, compare)
+    trust = values.pop("trust") or paths_typed(flags)
+    del values["config"]
+    config = from_dict(values, trust=trust)
+    config.check_values()
+    load_package()
+    from vae_fast.train import Trainer
+
+    begin_work()
+    return _fit(Trainer(config, profile=profile), compare)
+
+
+def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file of --config, and all other arguments.
+
+    The file is ours to read, not the parser's: as data, of a sane size, without imports.
+    """
+    file, rest, left = None, [], iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        if flag != "--config":
+            rest.append(argument)
+            continue
+        value = value if equals else next(left, None)
+        if not value:
+            raise Usage("--config takes the path of a YAML file")
+        if file is not None:
+            raise Usage(f"--config is given twice: {file} and {value}")
+        file = Path(value)
+    return file, rest
+
+
+def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """Flags into dicts within model_args and optimizer.args, by keys and value, out of all flags.
+
+    The parser would take their values for text.
+    """
+    rest, nested, left = [], [], iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        keys = flag.removeprefix("--").replace("-", "_").split(".")
+        depth = {"model_args": 1, "optimizer": 2}.get(keys[0], 0)
+        inner = keys[:2] if keys[0] == "optimizer" else keys[:1]
+        wanted = inner in (["model_args"], ["optimizer", "args"]) and len(keys) > depth + 1
+        if not (flag.startswith("--") and wanted):
+            rest.append(argument)
+            continue
+        text = value if equals else next(left, None)
+        if text is None:
+            raise Usage(f"{flag} takes a value")
+        nested.append((keys, _value(text, flag)))
+    return rest, nested
+
+
+def _value(text: str, flag: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Usage(f"{flag} takes a number, a word, a list or a dict, got {text}") from None
+    try:
+        return float(value) if isinstance(value, str) else value  # 1e-3 is text in YAML 1.1
+    except ValueError:
+        return value
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Put ``value`` where ``keys`` lead, into dicts that are made where there are none."""
+    for key in keys[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _read_config(file: Path) -> TrainConfig:
+    from vae_fast.train.text_files import read_yaml
+
+    try:
+        return from_dict(read_yaml(file))
+    except UnknownKey as error:
+        near = nearest(error.key, error.known)
+        raise Usage(f"{file}: the config file's key {error.key} does not exist{near}") from None
+    except OSError as error:
+        raise Usage(f"{file}: {error.strerror}") from None
+    except (TypeError, ValueError) as error:
+        where = "" if str(file) in str(error) else f"{file}: "
+        raise Usage(f"{where}{error}") from None
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as the defaults of flags, whose nested names have dots."""
+    found: dict[str, Any] = {}
+    for name, value in plain(to_dict(config)).items():
+        if name in ("labels", "objective", "optimizer", "checkpoint"):
+            found |= {f"{name}.{key}": of for key, of in value.items()}
+        else:
+            found[name] = value
+    return found
 
 
 def resume(arguments: list[str], program: str) -> int:
@@ -37,13 +143,16 @@ def resume(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--epochs", type=int, default=None, help="train to this many epochs instead"
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST.format("run's config.yaml"))
     parser.add_argument(
         "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
     )
     values = parse(parser, arguments)
     from vae_fast.train import Trainer
 
-    trainer = Trainer.resume(values.run, epochs=values.epochs, profile=values.profile)
+    begin_work()
+    options = {"epochs": values.epochs, "profile": values.profile, "trust": values.trust}
+    trainer = Trainer.resume(values.run, **options)
     if trainer.world.is_main:
         print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
     return _fit(trainer, compare=False)

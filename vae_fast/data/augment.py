@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+
+from vae_fast.import_paths import LeadsNowhere, check_entries, imported
 
 V2 = "torchvision.transforms.v2"
 Augment = Callable[[torch.Tensor], torch.Tensor]
@@ -36,19 +38,6 @@ def build_augment(entries: Sequence[Mapping[str, Any]]) -> Augment | None:
         return images
 
     return augment
-
-
-def check_entries(entries: Any) -> None:
-    """Raise unless this is a list of {"name": ..., "args": {...}}; nothing is imported."""
-    form = "each entry of augment is {name: Class or package.module:Class, args: {...}}"
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise TypeError(f"augment must be a list, and {form}; got {entries!r}")
-    for entry in entries:
-        known = isinstance(entry, Mapping) and set(entry) <= {"name", "args"}
-        if not known or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{form}; got {entry!r}")
-        if not isinstance(entry.get("args") or {}, Mapping):
-            raise TypeError(f"the args of augment's {entry['name']} must be {{name: value}}")
 
 
 def augmented(augment: Augment, images: torch.Tensor, seed: int) -> torch.Tensor:
@@ -83,25 +72,22 @@ def augmented(augment: Augment, images: torch.Tensor, seed: int) -> torch.Tensor
 
 
 def _make(name: str, args: Mapping[str, Any]) -> Augment:
-    module_name, _, class_name = name.rpartition(":")
-    module = _import(module_name or V2, name)
-    made = getattr(module, class_name, None)
-    if made is None:
-        raise ValueError(f"augment: {module.__name__} has no {class_name}")
+    path = name if ":" in name else type(name)(f"{V2}:{name}")  # still one from a file, if it was
     try:
-        return made(**args)
+        kind = imported(path, "augment's", nn.Module, "a transform, a subclass of nn.Module")
+    except LeadsNowhere as error:
+        if error.package is None:
+            raise
+        raise _missing(name, error.package, "is not installed") from None
+    except (ImportError, RuntimeError) as error:  # an unfit torchvision raises either
+        raise _missing(name, path.split(".")[0], f"can't be imported ({error})") from None
+    try:
+        return kind(**args)
     except (TypeError, ValueError) as error:
         raise ValueError(f"augment: {name} does not take {dict(args)}: {error}") from None
 
 
-def _import(module: str, name: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:  # an unfit torchvision raises either
-        package = module.split(".")[0]
-        missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        why = "is not installed" if missing else f"can't be imported ({error})"
-        raise ModuleNotFoundError(
-            f"augment's {name} needs {package}, which {why}: pip install {package}",
-            name=package,
-        ) from None
+def _missing(name: str, package: str, why: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"augment's {name} needs {package}, which {why}: pip install {package}", name=package
+    )

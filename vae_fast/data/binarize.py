@@ -15,8 +15,6 @@ from vae_fast.data.arrays import ArrayData
 from vae_fast.data.order import noise_key
 from vae_fast.functional import gather_batch
 
-BINARIZE = ("none", "static", "dynamic")
-
 
 def check_binarizable(data: Any) -> None:
     """Raise unless the data's pixels are bytes, which stand for probabilities, or binary already."""

@@ -15,6 +15,7 @@ from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.latents import features
 from vae_fast.evaluate.report import evaluate
+from vae_fast.import_paths import Trust
 
 
 def evaluate_run(
@@ -28,6 +29,7 @@ def evaluate_run(
     seed: int = 0,
     normal: Sequence[int] = (),
     labels_per_class: int = 0,
+    trust: Trust = False,
 ) -> dict[str, Any]:
     """``evaluate`` on the run's validation data, also written to the run's evaluation.json.
 
@@ -41,6 +43,7 @@ def evaluate_run(
         normal: classes that are no anomalies; adds the AUROC of each anomaly score.
         labels_per_class: adds the accuracy of a linear probe of the features, fitted to so many
             labels of each class of the run's training data; 0 leaves it out.
+        trust: as in ``load_model``.
 
     Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
     and add MIG and the FactorVAE score.
@@ -49,7 +52,7 @@ def evaluate_run(
     from vae_fast.tasks import load_model
     from vae_fast.train.config import data_of
 
-    restored = load_model(run, checkpoint, device)
+    restored = load_model(run, checkpoint, device, trust=trust)
     source = data_of(restored.config) if data is None else data
     loaded = datasets.load(source, split="val") if data is None else datasets.as_data(source)
     factors = getattr(loaded, "factors", None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from vae_fast.import_paths import imported
 from vae_fast.models.ae import AE
 from vae_fast.models.builders import (
     adversarial,
@@ -45,21 +45,25 @@ def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module
 
     Args:
         name: one of ``MODELS``, or the import path ``package.module:Class`` of your own class,
-            which is called as ``Class(input_shape=..., **options)``.
+            a subclass of nn.Module, which is called as ``Class(input_shape=..., **options)``.
         input_shape: the shape of one sample, such as (1, 28, 28).
         options: latent_dim=20, network="mlp" | "conv" | "resnet", network_options={...},
             likelihood="bernoulli" | "gaussian" | "laplace" | "categorical" or an object,
             likelihood_options={...}, and what the model itself takes.
 
     Raises:
-        ValueError: an unknown name, or an import path that leads nowhere.
-        TypeError: options that the model does not have, or a class without the interface.
+        ValueError: an unknown name, an import path that leads nowhere, or one out of a file
+            (``import_paths.FromFile``) that leads to code of others.
+        TypeError: options that the model does not have, what is no Module, or a class without the
+            interface.
     """
     input_shape = tuple(input_shape)
     if not input_shape or any(side < 1 for side in input_shape):
         raise ValueError(f"input_shape must be positive sizes such as (1, 28, 28): {input_shape}")
     if ":" in name:
-        model = _imported(name)(input_shape=input_shape, **options)
+        model = imported(name, "the model", nn.Module, "a subclass of nn.Module")(
+            input_shape=input_shape, **options
+        )
         missing = [method for method in INTERFACE if not callable(getattr(model, method, None))]
         if missing:
             raise TypeError(f"{name} has no {', '.join(missing)}: a model needs {INTERFACE}")
@@ -70,18 +74,3 @@ def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module
             f"or an import path like package.module:Class"
         )
     return MODELS[name](input_shape, **options)
-
-
-def _imported(path: str) -> Callable[..., nn.Module]:
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module was found; something it imports was not
-        raise ValueError(
-            f"can't import {module_name!r} for the model {path!r}: is its folder on PYTHONPATH?"
-        ) from error
-    if not hasattr(module, class_name):
-        raise ValueError(f"{module_name} has no {class_name!r}, asked for by the model {path!r}")
-    return getattr(module, class_name)

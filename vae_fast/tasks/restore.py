@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from vae_fast.import_paths import Trust
 from vae_fast.train import checkpoint
 from vae_fast.train.config import TrainConfig, resolve_device
 from vae_fast.train.run_folder import RunFolder
@@ -23,20 +24,26 @@ class Restored(NamedTuple):
 
 
 def load_model(
-    run: str | Path, which: str | int = "best", device: str | torch.device = "auto"
+    run: str | Path,
+    which: str | int = "best",
+    device: str | torch.device = "auto",
+    *,
+    trust: Trust = False,
 ) -> Restored:
-    """Load a model from a run folder; no code is run but that of the model's own class.
+    """Load a model from a run folder, of which no code is run.
 
     Args:
         run: the folder that ``vae-fast train`` made.
         which: "best" (lowest validation loss), "last", or a step that has a checkpoint.
         device: where the model is wanted.
+        trust: let the run's config.yaml name a model of any module, whose code is then run (True, or
+            the import paths that it may name). False takes models of torch, torchvision and ours.
 
     Raises:
         ValueError: not a run, no such checkpoint, or one that is damaged or of another model.
     """
     folder = RunFolder(run)
-    config = folder.config()
+    config = folder.config(trust)
     saved = checkpoint.load(_find(folder.checkpoints, which))
     model = build_model(config, saved.state["input_shape"])
     # The moving average, where the run kept one, is what was validated.

@@ -1,22 +1,24 @@
 """What a run is: dataclasses that a YAML file and command-line flags both fill.
 
 Checked as a whole before anything is loaded or written, so that a misspelt name costs nothing.
+Imports torch only to look for a device: the command line's help and mistakes need none.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import reprlib
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
+from vae_fast.import_paths import Trust, check_entries, named_by, plain
 
-from vae_fast.data.augment import check_entries
-from vae_fast.data.binarize import BINARIZE
-
+BINARIZE = ("none", "static", "dynamic")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BETA_SCHEDULES = ("constant", "linear", "cyclical")
 UNITS = ("epochs", "steps")
@@ -164,6 +166,8 @@ class TrainConfig:
         lr: learning rate, at its highest.
         precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
             scaled, on GPUs only.
+        emulate_bf16: take bf16 on a device without instructions for it, where it is many times
+            slower than fp32.
         capture: take a small model's steps as a recording of them, made after the first few: on a
             GPU a CUDA graph. False for a model whose Python does something else from step to step.
         compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
@@ -193,6 +197,7 @@ class TrainConfig:
     batch_size: int = 128
     lr: float = 1e-3
     precision: str = "fp32"
+    emulate_bf16: bool = False
     capture: bool = True
     compile: bool = False
     device: str = "auto"
@@ -209,7 +214,14 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
-        """Raise ValueError for the first value that cannot work, saying what would."""
+        """Raise ValueError or TypeError for the first value that can't work, saying what would."""
+        self.check_values()
+        check_precision(self, resolve_device(self.device))
+
+    def check_values(self) -> None:
+        """``check`` without a look at the device, for which torch would be imported."""
+        for name, hint in hints(TrainConfig).items():
+            typed(name, getattr(self, name), hint)
         for name in ("epochs", "batch_size", "log_every"):
             at_least(name, getattr(self, name), 1)
         at_least("seed", self.seed, 0)
@@ -223,18 +235,10 @@ class TrainConfig:
         known("binarize", self.binarize, BINARIZE)
         known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)
-        device = resolve_device(self.device)
-        if self.precision == "fp16" and device.type == "cpu":
-            raise ValueError(
-                "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
-                "products slow. Use bf16, or fp32"
-            )
         for name in ("labels", "objective", "optimizer", "checkpoint"):
             part = getattr(self, name)
-            kind = {f.name: f for f in dataclasses.fields(self)}[name].default_factory
-            if not isinstance(part, kind):
-                names = ", ".join(f.name for f in dataclasses.fields(kind))
-                raise TypeError(f"{name} must be a {kind.__name__} ({names}), got {part!r}")
+            for key, hint in hints(type(part)).items():
+                typed(f"{name}.{key}", getattr(part, key), hint)
             part.check()
 
 
@@ -255,11 +259,14 @@ def data_of(config: TrainConfig) -> str:
 def known(what: str, value: str, names: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``names``, listing them and the nearest."""
     names = list(names)
-    if value in names:
-        return
+    if value not in names:
+        raise ValueError(_unknown(what, value, names))
+
+
+def _unknown(what: str, value: str, names: list[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what} {value!r} is unknown: it is one of {', '.join(names)}{hint}")
+    return f"{what} {value!r} is unknown: it is one of {', '.join(names)}{hint}"
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
@@ -272,14 +279,21 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0, got {value}")
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> Any:
     """auto, cpu, cuda or cuda:N as a torch.device that exists here, or ValueError."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use = "use auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {name!r} is unknown: {use}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device {name!r} was asked for, and vae_fast trains on CPUs and CUDA GPUs alone: {use}"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda
         why = "finds no GPU" if built else "is built without CUDA"
@@ -291,25 +305,137 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} was asked for, and there are {torch.cuda.device_count()} GPUs"
         )
-    return device
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def check_precision(config: TrainConfig, device: Any) -> None:
+    """Raise ValueError for a precision that ``device`` has no instructions for."""
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ValueError(
+            "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
+            "products slow. Use bf16, or fp32"
+        )
+    if config.precision == "bf16" and not config.emulate_bf16 and not has_bf16(device):
+        other = "fp32" if device.type == "cpu" else "fp16 or fp32"
+        raise ValueError(
+            f"precision bf16 was asked for, and this {device.type.upper()} has no instructions for "
+            f"it: its products would take many times as long as in fp32. Use --precision {other}, "
+            "or insist with --emulate-bf16 true"
+        )
+
+
+def has_bf16(device: Any) -> bool:
+    """Whether ``device``, a torch.device, multiplies bfloat16 by instructions of its own."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = {k: v for k, v in torch.cpu.get_capabilities().items() if k.endswith("bf16")}
+    return any(found.values()) or not found  # a CPU of which torch knows nothing is tried
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain dicts, for YAML and JSON."""
-    return dataclasses.asdict(config)
+    return plain(dataclasses.asdict(config))
 
 
-def from_dict(values: Mapping[str, Any], cls: type = TrainConfig, where: str = "") -> Any:
-    """The inverse of ``to_dict``; a key that does not exist raises ValueError listing the known."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    arguments = {}
+class UnknownKey(ValueError):
+    """A key that no configuration has. ``key`` is its full name, ``known`` are those there are."""
+
+    def __init__(self, key: str, known: list[str]) -> None:
+        super().__init__(_unknown("config key", key, known))
+        self.key, self.known = key, known
+
+
+def from_dict(values: Mapping[str, Any], *, trust: Trust = False) -> TrainConfig:
+    """The inverse of ``to_dict``, for values that were read from a file.
+
+    Args:
+        trust: let import paths in ``values`` lead to any module, whose code then runs: True, or
+            those paths that may. False follows them to torch's, torchvision's and our own classes.
+
+    Raises:
+        ValueError: a key that does not exist (UnknownKey), listing those that do, or a number that
+            can't be.
+        TypeError: a value of another type.
+    """
+    config = _from_dict(values, TrainConfig, "")
+    config.model = named_by(config.model, trust)
+    config.optimizer.name = named_by(config.optimizer.name, trust)
+    check_entries(config.augment)
+    config.augment = [{**entry, "name": named_by(entry["name"], trust)} for entry in config.augment]
+    return config
+
+
+def _from_dict(values: Any, cls: type, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"{where.rstrip('.') or 'a configuration'} must be a {cls.__name__} "
+            f"({', '.join(hints(cls))}), got {shown(values)}"
+        )
+    known_names, arguments = hints(cls), {}
     for key, value in values.items():
-        known("config key", where + key, [where + name for name in fields])
-        nested = fields[key].default_factory
-        if dataclasses.is_dataclass(nested):
+        if key not in known_names:
+            raise UnknownKey(f"{where}{key}", [where + name for name in known_names])
+        hint = known_names[key]
+        if dataclasses.is_dataclass(hint):
             if value is None:  # a heading with nothing under it
                 continue
-            if isinstance(value, Mapping):
-                value = from_dict(value, nested, f"{where}{key}.")
-        arguments[key] = value
+            arguments[key] = _from_dict(value, hint, f"{where}{key}.")
+        else:
+            arguments[key] = typed(where + key, _number(value, hint), hint)
     return cls(**arguments)
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    found = get_type_hints(cls)
+    return {f.name: found[f.name] for f in dataclasses.fields(cls)}
+
+
+NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+LARGEST = 2**63 - 1
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """``value`` if it is of the type ``hint``, else TypeError; ValueError for too large a number."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in options:
+        outer = get_origin(kind) or kind
+        if outer is float and type(value) is int:
+            outer = int
+        if isinstance(value, outer) and not (outer in (int, float) and isinstance(value, bool)):
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"{name} can be at most {LARGEST}, got {shown(value)}")
+            if outer is dict and (odd := [key for key in value if not isinstance(key, str)]):
+                raise TypeError(f"{name} takes names for keys, got {shown(odd[0])}")
+            return value
+    kind = options[0]
+    if dataclasses.is_dataclass(kind):
+        wanted = f"a {kind.__name__} ({', '.join(hints(kind))})"
+    else:
+        wanted = NAMES.get(kind) or {
+            dict: "{name: value, ...}", list: "a list of {name: value, ...}"
+        }[get_origin(kind)]  # fmt: skip
+    raise TypeError(f"{name} must be {wanted}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    try:
+        text = reprlib.repr(value)
+    except ValueError:  # Python writes out no numbers of more than 4,300 digits
+        text = f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _number(value: Any, hint: Any) -> Any:
+    """YAML 1.1 takes 1e-3, without a dot, for text."""
+    if isinstance(value, str) and float in (hint, *get_args(hint)):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value

@@ -44,9 +44,11 @@ class World:
     """The processes that train together: ``rank`` of ``size``; by itself, 0 of 1."""
 
     def __init__(self, size: int | None = None) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1")) if size is None else size
-        self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.size = _from_environment("WORLD_SIZE", 1, default=1) if size is None else size
+        self.rank = self.local_rank = 0
+        if self.size > 1 and size is None:
+            self.rank = _from_environment("RANK", 0, self.size - 1)
+            self.local_rank = _from_environment("LOCAL_RANK", 0, self.size - 1, default=0)
         self.is_main = self.rank == 0
         self._board: Any = None  # where a rank that fails writes why
         self.is_distributed = self.size > 1
@@ -56,9 +58,17 @@ class World:
         if not self.is_distributed:
             return device
         if device.type == "cuda":
+            if self.local_rank >= torch.cuda.device_count():
+                raise ValueError(
+                    f"environment variable LOCAL_RANK is {self.local_rank}, and this machine has "
+                    f"{torch.cuda.device_count()} GPUs: start one process for each"
+                )
             device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
+            _from_environment("MASTER_PORT", 0, 65535)
+            if not os.environ.get("MASTER_ADDR"):
+                raise _not_set("MASTER_ADDR")
             store, rank, size = next(dist.rendezvous("env://"))
             self._board = dist.PrefixStore("vae_fast", store)
             backend = BACKENDS.get(device.type)
@@ -192,6 +202,31 @@ class World:
             if first == reason or not (lost or first):
                 raise
             raise RankFailed(first or f"another rank of this run is gone: {error}") from error
+
+
+def _from_environment(
+    name: str, least: int, most: int = 1 << 20, *, default: int | None = None
+) -> int:
+    """A whole number that torchrun sets in the environment, or ValueError."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None:
+        raise _not_set(name)
+    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) <= most):
+        raise ValueError(
+            f"environment variable {name} must be a whole number from {least} to {most}, and is "
+            f"{text[:40]!r}: start the processes by torchrun, which sets it, or unset WORLD_SIZE to "
+            "train in one"
+        )
+    return int(text)
+
+
+def _not_set(name: str) -> ValueError:
+    return ValueError(
+        f"environment variable WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, and {name} is not set: "
+        "start the processes by torchrun, which sets both, or unset WORLD_SIZE to train in one"
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -20,15 +20,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from vae_fast import info
+from vae_fast.import_paths import Trust
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 from vae_fast.train.extras import need
+from vae_fast.train.text_files import read_text, read_yaml
 
 try:
     import fcntl
@@ -79,8 +81,15 @@ class RunFolder:
 
         Raises ValueError if it holds a run already, OSError if it can't be written.
         """
-        need("yaml", "writing a run's config.yaml")
+        yaml = need("yaml", "writing a run's config.yaml")
         cls.check_free(config)
+        try:
+            yaml.safe_dump(to_dict(config))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"the configuration can't be written to the run's config.yaml ({error.args[-1]!r}): "
+                "it takes numbers, text, lists and dicts"
+            ) from None
         path = Path(config.out) if config.out is not None else _fresh(config)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -93,6 +102,22 @@ class RunFolder:
             ) from None
         return cls(path)
 
+    def discard(self) -> None:
+        """Undo ``create``, if nothing has come of the run: no row of metrics and no checkpoint.
+
+        What else the folder held before stays, and the folder with it.
+        """
+        if (self.path / "metrics.jsonl").stat().st_size or any(self.checkpoints.iterdir()):
+            return
+        self.let_go()
+        for name in ("config.yaml", "environment.json", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        for event in (self.path / "tensorboard").glob("events.*"):
+            event.unlink()
+        for folder in (self.checkpoints, self.path / "tensorboard", self.path):
+            with suppress(OSError):  # it isn't there, or not empty
+                folder.rmdir()
+
     def _marks(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
@@ -100,13 +125,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def config(self) -> TrainConfig:
-        """Read config.yaml; unknown keys raise ValueError."""
-        yaml = need("yaml", "reading a run's config.yaml")
-        text = (self.path / "config.yaml").read_text()
+    def config(self, trust: Trust = False) -> TrainConfig:
+        """Read config.yaml; unknown keys raise ValueError.
+
+        Args:
+            trust: let the file name classes of any module, whose code then runs; or those it may.
+        """
         try:
-            config = from_dict(yaml.safe_load(text))
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+            config = from_dict(read_yaml(self.path / "config.yaml"), trust=trust)
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{self.path / 'config.yaml'} is not a run's config: {error}"
             ) from None
@@ -143,7 +170,7 @@ class RunFolder:
     def record_environment(self, config: TrainConfig, device: torch.device) -> None:
         """Append what this start ran with to environment.json."""
         file = self.path / "environment.json"
-        starts = json.loads(file.read_text()) if file.exists() else []
+        starts = self._starts(file) if file.exists() else []
         starts.append(
             {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -156,6 +183,19 @@ class RunFolder:
         )
         with written_beside(file) as beside:
             beside.write_text(json.dumps(starts, indent=2, default=str) + "\n")
+
+    @staticmethod
+    def _starts(file: Path) -> list[Any]:
+        try:
+            starts = json.loads(read_text(file))
+        except (json.JSONDecodeError, RecursionError):
+            starts = None
+        if not isinstance(starts, list):
+            raise ValueError(  # noqa: TRY004 (the file's fault)
+                f"{file} must hold a list in JSON, an entry for each start, and does not: move it "
+                "away, and a new one is begun"
+            )
+        return starts
 
     def append_metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a row, and return it as written: numbers that are not finite are null in JSON."""
@@ -174,13 +214,23 @@ class RunFolder:
         return row
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
-        rows = []
-        for line in (self.path / "metrics.jsonl").read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        """The rows of metrics.jsonl; a last line cut short by a kill is left out.
+
+        Raises ValueError for any other line that is not a row.
+        """
+        path, rows = self.path / "metrics.jsonl", []
+        lines = read_text(path).split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if problem := _problem_of(line):
+                if number == len(lines):  # it has no end: a part of a row
+                    break
+                raise ValueError(
+                    f"{path}, line {number}, {problem}: mend or remove that line, or copy the file "
+                    "from where it is whole"
+                )
+            rows.append(json.loads(line))
         return rows
 
     def keep_metrics(self, count: int) -> None:
@@ -195,6 +245,25 @@ class RunFolder:
         with written_beside(self.path / name) as beside:
             draw(beside)
         return self.path / name
+
+
+def _problem_of(line: str) -> str | None:
+    """What is wrong with a row of metrics.jsonl, if anything is."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return "is no JSON"
+    if not isinstance(row, dict):
+        return "is no row, {name: value, ...}"
+    if row.get("split") not in ("train", "val"):
+        return f"has split {row.get('split')!r}, which is train or val"
+    numbers = (int, float, type(None))
+    names = ("epoch", "step", "loss", "recon", "kl", "seconds", "samples_per_second")
+    for name, value in row.items():
+        if name in names and (not isinstance(value, numbers) or isinstance(value, bool)):
+            return f"has {name} {value!r}, which is a number"
+    lacks = [name for name in names if name not in row]
+    return f"lacks {lacks[0]}" if lacks else None
 
 
 def _finite(value: Any) -> Any:

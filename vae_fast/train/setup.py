@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,15 @@ from torch import nn
 
 from vae_fast import data as datasets
 from vae_fast import models
+from vae_fast.data.arrays import ArrayData
+from vae_fast.data.npy import map_npy
+from vae_fast.data.shards import ShardData
+from vae_fast.import_paths import imported
+from vae_fast.models.conditions import Labels
+from vae_fast.models.phases import phases_of
+from vae_fast.train import rng
 from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig, data_of
+from vae_fast.train.memory import check_model
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
@@ -40,24 +47,119 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
     return train, val
 
 
-def build_model(config: TrainConfig, input_shape: Sequence[int]) -> nn.Module:
-    """The model of ``config`` for samples of ``input_shape``."""
-    try:
+def build_model(
+    config: TrainConfig, input_shape: Sequence[int], device: torch.device | None = None
+) -> nn.Module:
+    """The model of ``config`` for samples of ``input_shape``, on the CPU.
+
+    One of ours whose training can't fit ``device``, where it is to go, raises ValueError first.
+    """
+
+    def build() -> nn.Module:
         return models.build(config.model, tuple(input_shape), **config.model_args)
-    except TypeError as error:
+
+    try:
+        if config.model in models.MODELS:
+            check_model(build, config.model_args, input_shape, device or torch.device("cpu"))
+        return build()
+    except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"model_args {config.model_args} don't fit {config.model}: {error}"
         ) from error
 
 
-def check_labels(model: nn.Module, config: TrainConfig, train: Any) -> None:
-    """Raise ValueError if the model is conditioned on labels and the data have none."""
+def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> None:
+    """Raise ValueError if the model is conditioned on labels and the data have none, or others.
+
+    Labels that are in memory or in shards are looked at; those of a torch Dataset are seen as they
+    come.
+    """
+    if not getattr(model, "uses_labels", False):
+        return
     infers = hasattr(model, "predict")  # and takes what labels there are
-    if getattr(model, "uses_labels", False) and not infers and not train.labelled:
+    if not infers and not all(part.labelled for part in parts):
         raise ValueError(
             f"{config.model} is conditioned on labels, and {config.data} has none: train on data "
             "with labels, or another --model"
         )
+    condition = getattr(model, "condition", None)
+    if not isinstance(condition, Labels):
+        return
+    classes, least = condition.features, -1 if infers or config.labels.keep > 0 else 0
+    for part in parts:
+        for labels in _labels_of(part):
+            wrong = labels[(labels < least) | (labels >= classes)]
+            if len(wrong) == 0:
+                continue
+            known = f"0 to {classes - 1}" + (", and -1 for unknown" if least < 0 else "")
+            high = int(wrong.max())
+            way = f"--model-args.condition_options.num_classes {high + 1} makes room for it"
+            if high < classes:
+                high = int(wrong.min())
+                way = "mend the data" + (
+                    "; -1, a label that is unknown, is for --model ssvae" if high == -1 else ""
+                )
+            raise ValueError(
+                f"{part.name} has the label {high}, and {config.model} with num_classes={classes} "
+                f"takes {known}: {way}"
+            )
+
+
+def _labels_of(data: Any) -> Iterator[torch.Tensor]:
+    """The labels that can be looked at without reading the images."""
+    if isinstance(data, ArrayData) and data.labels is not None:
+        yield data.labels
+    if isinstance(data, ShardData) and data.labelled:
+        for shard in data.shards:
+            yield torch.from_numpy(map_npy(shard.labels)[shard.start : shard.stop].copy())
+
+
+def check_single(model: nn.Module, config: TrainConfig, batches: Any, device: torch.device) -> None:
+    """Raise ValueError if a batch of one sample comes up, and batch norm can't be trained on it.
+
+    It is tried on zeros. Nothing of the model is changed, nor of the random generators.
+    """
+    size = len(batches.data)
+    last = size % config.batch_size or config.batch_size
+    smallest = min(last, size) // (batches.cuts.world_size)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if smallest != 1 or not norms:
+        return
+    x = torch.zeros(1, *batches.data.shape, dtype=batches.data.dtype, device=device)
+    given = (torch.zeros(1, dtype=torch.int64, device=device),)
+    given = given if getattr(model, "uses_labels", False) else ()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with rng.forked(config.seed, 0), torch.no_grad():
+            for phase in phases_of(model):
+                model(x, *given, beta=1.0, **({} if phase.name is None else {"phase": phase.name}))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{size} samples in batches of {config.batch_size} leave a batch of one sample for a "
+            f"process, and {config.model} has batch norm, which can't be trained on it: try "
+            f"--batch-size {_without_single(size, config.batch_size, batches.cuts.world_size)}, or "
+            "another norm"
+        ) from None
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _without_single(size: int, near: int, ranks: int) -> int:
+    """The batch size nearest to ``near`` that leaves every process two samples or more."""
+    sizes = range(2 * ranks, max(near, 2 * ranks) * 2 + 1, ranks)
+    fit = [b for b in sizes if (size % b or b) // ranks != 1]
+    return min(fit, key=lambda b: abs(b - near), default=size)
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class that ``optimizer.name`` names."""
+    if name in OPTIMIZERS:
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    kind = torch.optim.Optimizer
+    return imported(name, "optimizer.name", kind, "a subclass of torch.optim.Optimizer")
 
 
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -65,13 +167,7 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
     name, arguments = config.optimizer.name, dict(config.optimizer.args)
     if name in OPTIMIZERS:
         arguments.setdefault("fused", True)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    else:
-        module, _, attribute = name.partition(":")
-        try:
-            kind = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"optimizer.name {name!r} leads nowhere: {error}") from None
+    kind = optimizer_class(name)
     try:
         return kind(parameters, lr=config.lr, **arguments)
     except TypeError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from vae_fast.data import build_augment
+from vae_fast.import_paths import Trust
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
@@ -30,7 +31,7 @@ from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result
 from vae_fast.train.run_folder import RunFolder
-from vae_fast.train.setup import build_model, check_labels, load_data
+from vae_fast.train.setup import build_model, check_labels, check_single, load_data
 from vae_fast.train.sharded import like, mesh_of
 from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
@@ -74,8 +75,8 @@ class Trainer:
         self.device = self.world.join(resolve_device(config.device))
 
         torch.manual_seed(config.seed)
-        self.model = build_model(config, train.shape).to(self.device)
-        check_labels(self.model, config, train)
+        self.model = build_model(config, train.shape, self.device).to(self.device)
+        check_labels(self.model, config, train, val)
 
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
@@ -83,6 +84,7 @@ class Trainer:
             train, config.batch_size, shuffle=True, augment=build_augment(config.augment), **options
         )
         self.val_batches = self.world.batches(val, config.batch_size, shuffle=False, **options)
+        check_single(self.model, config, self.batches, self.device)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
         rng.seed_rank(config.seed, self.world.rank)
 
@@ -95,26 +97,38 @@ class Trainer:
         self.improved = False  # validation has found a new best that is not saved yet
         self.stop = StopSignals()
         self.profile = profile if self.world.is_main else 0
+        self.is_new = False  # this made the folder, and nothing has come of it so far
         if folder is None:
             made = RunFolder.create(config).path if self.world.is_main else None
             folder = RunFolder(self.world.from_main(made))
+            self.is_new = self.world.is_main
         self.folder = folder
         if self.world.is_main:
-            self.folder.record_environment(config, self.device)
+            with self.discarded_if_it_fails():
+                self.folder.record_environment(config, self.device)
 
     @classmethod
     def resume(
-        cls, run: str | Path, *, epochs: int | None = None, say: Any = print, **options: Any
+        cls,
+        run: str | Path,
+        *,
+        epochs: int | None = None,
+        say: Any = print,
+        trust: Trust = False,
+        **options: Any,
     ) -> Trainer:
         """The trainer of the run in folder ``run``, where its newest whole checkpoint left it.
 
         Args:
             epochs: a new number of epochs in all, to train longer.
             say: is given a line for each checkpoint that is damaged and passed over.
+            trust: let the run's config.yaml name classes of any module, whose code is then run
+                (True, or the import paths that it may name); else those of torch, torchvision
+                and vae_fast alone.
             options: ``train_data`` and ``val_data``, if the run was given them; ``profile``.
         """
         folder = RunFolder(run)
-        config = folder.config()
+        config = folder.config(trust)
         config.epochs = config.epochs if epochs is None else epochs
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
@@ -144,6 +158,7 @@ class Trainer:
         """
         config, reached = self.config, self.reached
         with ExitStack() as stack:
+            stack.enter_context(self.discarded_if_it_fails())
             stack.enter_context(self.world.together(but=(Interrupted,)))
             if self.world.is_main:
                 self.folder.hold()
@@ -201,6 +216,18 @@ class Trainer:
         final = means["recon"] + step.final_beta * means["kl"]
         self.improved = final < self.reached.best
         self.reached.best = final if self.improved else self.reached.best
+
+    @contextmanager
+    def discarded_if_it_fails(self) -> Iterator[None]:
+        """A start that fails leaves no folder, which would then be taken for a run."""
+        try:
+            yield
+        except BaseException:
+            if self.is_new:
+                with suppress(OSError):
+                    self.folder.discard()
+            raise
+        self.is_new = self.is_new and self.reached.step == 0
 
     # --- what the loop calls ---------------------------------------------------------------------
 

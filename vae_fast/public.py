@@ -1,0 +1,45 @@
+"""The names of the package, ``vae_fast.NAME``; importing it registers every op."""
+
+from vae_fast import noise
+from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
+from vae_fast.functional import (
+    bce_kl_loss,
+    bernoulli_nll,
+    bernoulli_nll_samples,
+    gather_batch,
+    gaussian_kl,
+    iwae_bound,
+    linear_bernoulli_nll,
+    reparameterize,
+    sample_and_kl,
+)
+from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
+from vae_fast.types import LossOutput
+
+if "cpu" in _libraries:
+    # No function below calls it; every op has its fake kernel once the package is imported.
+    import vae_fast.ops.norm  # noqa: F401
+
+__all__ = [
+    "VAE",
+    "BCEKLLoss",
+    "Decoder",
+    "Encoder",
+    "LossOutput",
+    "Reparameterize",
+    "bce_kl_loss",
+    "bernoulli_nll",
+    "bernoulli_nll_samples",
+    "empty_cache",
+    "gather_batch",
+    "gaussian_kl",
+    "get_backend",
+    "info",
+    "iwae_bound",
+    "linear_bernoulli_nll",
+    "loss_function",
+    "noise",
+    "reparameterize",
+    "sample_and_kl",
+    "set_backend",
+]
