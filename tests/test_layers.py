@@ -1,11 +1,18 @@
+import contextlib
 import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torch.nn.utils.parametrize
+import torch.nn.utils.prune
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import vae_fast
-from vae_fast.layers import MLP, Linear
+from vae_fast.layers import MLP
 from vae_fast.ops import matmul
 from vae_fast.ops.places import Places, using
 
@@ -14,8 +21,8 @@ def networks(bias=True):
     """(ours, torch's, torch's in float64) with the same weights; 30 features to 7."""
     torch.manual_seed(0)
     ours = MLP(
-        nn.Flatten(), Linear(30, 50, bias), nn.ReLU(), Linear(50, 40, bias), nn.ReLU(),
-        nn.Tanh(), Linear(40, 7, bias),
+        nn.Flatten(), nn.Linear(30, 50, bias), nn.ReLU(), nn.Linear(50, 40, bias), nn.ReLU(),
+        nn.Tanh(), nn.Linear(40, 7, bias),
     )  # fmt: skip
     plain = nn.Sequential(
         nn.Flatten(), nn.Linear(30, 50, bias), nn.ReLU(), nn.Linear(50, 40, bias), nn.ReLU(),
@@ -74,8 +81,7 @@ def test_the_product_goes_where_the_processor_is_fast(monkeypatch):
 
 
 def test_any_leading_dimensions_and_strides():
-    ours = Linear(30, 7)
-    plain = nn.Linear(30, 7)
+    ours, plain = MLP(nn.Linear(30, 7)), nn.Sequential(nn.Linear(30, 7))
     plain.load_state_dict(ours.state_dict())
     x = torch.rand(3, 30, 4).transpose(1, 2)
     for network in (ours, plain):
@@ -83,7 +89,7 @@ def test_any_leading_dimensions_and_strides():
         network.y.sum().backward()  # an expanded gradient
     assert ours.y.shape == (3, 4, 7)
     assert torch.allclose(ours.y, plain.y, atol=1e-6)
-    assert torch.allclose(ours.weight.grad, plain.weight.grad, atol=1e-5)
+    assert torch.allclose(ours[0].weight.grad, plain[0].weight.grad, atol=1e-5)
     assert torch.allclose(ours(x[0, 0]), plain(x[0, 0]), atol=1e-6)
     with pytest.raises(ValueError, match="29 features.*takes 30"):
         ours(torch.rand(2, 29))
@@ -117,12 +123,184 @@ def test_forward_mode_vmap_and_functional_call_work_as_torchs():
         assert torch.allclose(transform(ours), transform(plain), atol=1e-5)
 
 
-def test_hooks_are_called():
+# --- whoever looks at the layers, or replaces them ------------------------------------------------
+
+
+class Seen(TorchFunctionMode):
+    """Doubles what every linear layer gives."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return 2 * out if func is F.linear else out
+
+
+class SeenByDispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return 2 * out if func is torch.ops.aten.addmm.default else out
+
+
+def doubled(function):
+    return lambda *args, **kwargs: 2 * function(*args, **kwargs)
+
+
+def replace_forward(layer, patch):
+    layer.forward = doubled(layer.forward)
+
+
+def replace_class_forward(layer, patch):
+    patch.setattr(nn.Linear, "forward", doubled(nn.Linear.forward))
+
+
+def replace_call(layer, patch):
+    call = nn.Module.__call__
+    double = lambda self, *a: 2 * call(self, *a) if type(self) is nn.Linear else call(self, *a)
+    patch.setattr(nn.Module, "__call__", double)
+
+
+def replace_function(layer, patch):
+    patch.setattr(F, "linear", doubled(F.linear))
+
+
+def forward_hook(layer, patch):
+    layer.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def forward_pre_hook(layer, patch):
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+
+def global_hook(layer, patch):
+    hook = lambda module, args, out: 2 * out if type(module) is nn.Linear else None
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    patch.callback(handle.remove)
+
+
+def function_mode(layer, patch):
+    patch.enter_context(Seen())
+
+
+def dispatch_mode(layer, patch):
+    patch.enter_context(SeenByDispatch())
+
+
+def weight_as_an_attribute(layer, patch):
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = 2 * weight
+
+
+def weight_in_front_of_the_parameter(layer, patch):
+    layer.__dict__["weight"] = 2 * layer.weight.detach()
+
+
+def parametrized(layer, patch):
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+
+
+def pruned(layer, patch):
+    nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+
+
+def compiled_alone(layer, patch):
+    layer.compile(backend=lambda graph, inputs: lambda *a: [2 * t for t in graph(*a)])
+
+
+REPLACEMENTS = [
+    replace_forward, replace_class_forward, replace_call, replace_function, forward_hook,
+    forward_pre_hook, global_hook, function_mode, dispatch_mode, weight_as_an_attribute,
+    weight_in_front_of_the_parameter, parametrized, pruned, compiled_alone,
+]  # fmt: skip
+
+
+class Patch(contextlib.ExitStack):
+    def setattr(self, owner, name, value):
+        self.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS, ids=lambda r: r.__name__)
+def test_what_replaces_a_layer_is_heeded(replace):
+    """LoRA, offloading, pruning and profilers do one of these; each has to change the result as it
+    changes torch's."""
+    ours, plain, _ = networks()
+    x = torch.rand(4, 5, 6)
+    before, found = ours(x), []
+    for network in (ours, plain):
+        torch.manual_seed(3)
+        with Patch() as patch:
+            replace(network[3], patch)
+            found.append(network(x))
+    assert not torch.allclose(found[0], before)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    if replace not in (weight_as_an_attribute, pruned, parametrized):  # another random network
+        assert torch.allclose(networks()[0](x), before)  # and is forgotten when it is gone
+
+
+def test_an_adapter_has_gradients():
+    """LoRA on an instance: the layer's forward is wrapped, and the added weights learn."""
     ours, _, _ = networks()
-    seen = []
-    ours[3].register_forward_hook(lambda module, args, out: seen.append(out.shape))
-    ours(torch.rand(2, 5, 6))
-    assert seen == [(2, 40)]
+    down, up = torch.randn(2, 50, requires_grad=True), torch.zeros(40, 2, requires_grad=True)
+    layer, org = ours[3], ours[3].forward
+    layer.forward = lambda h: org(h) + h @ down.t() @ up.t()
+    ours(torch.rand(4, 5, 6)).square().sum().backward()
+    assert up.grad.abs().sum() > 0
+
+
+def test_tools_that_go_by_type_or_trace():
+    """Dynamic quantisation, scripting and symbolic tracing find torch's layers, by their names."""
+    ours, plain, _ = networks()
+    x = torch.rand(4, 5, 6)
+    assert [type(layer) for layer in ours] == [type(layer) for layer in plain]
+    for tool in (
+        torch.jit.script,
+        torch.fx.symbolic_trace,
+        lambda n: torch.jit.trace(n, x),
+        lambda n: torch.ao.quantization.quantize_dynamic(n, {nn.Linear}),
+    ):
+        found, expected = tool(ours), tool(plain)
+        torch.testing.assert_close(found(x), expected(x), rtol=1e-5, atol=1e-5)
+        assert found.state_dict().keys() == expected.state_dict().keys()
+        assert type(ours) is MLP and type(ours[1]) is nn.Linear
+    assert "quantized" in type(found[1]).__module__
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("library", ["mkl", "onednn"])
+def test_operations_are_counted(monkeypatch, library):
+    """Forward and backward have plain PyTorch's totals; the last layer with its loss too."""
+    monkeypatch.setattr(matmul, "float32_library", lambda: library)
+    monkeypatch.setattr(matmul, "LARGE", 1)
+    ours, plain, _ = networks()
+    x, target = torch.rand(16, 5, 6), torch.rand(16, 7)
+    weight, bias = plain[6].weight.detach().requires_grad_(), plain[6].bias
+
+    def last_layer(h):
+        return vae_fast.linear_bernoulli_nll(h, weight, bias, target)
+
+    def plain_last_layer(h):
+        return vae_fast.bernoulli_nll(F.linear(h, weight, bias), target)
+
+    def counts(work, *inputs):
+        with FlopCounterMode(display=False) as forward:
+            out = work(*inputs).sum()
+        with FlopCounterMode(display=False) as backward:
+            out.backward()
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    hidden = torch.rand(16, 40, requires_grad=True)
+    first = counts(ours, x)
+    products = 16 * (30 * 50 + 50 * 40 + 40 * 7)
+    assert first == counts(plain, x) == (2 * products, 4 * products - 2 * 16 * 30 * 50)
+    assert counts(last_layer, hidden) == counts(plain_last_layer, hidden) == (8960, 17920)
+    out = ours(x).sum()  # in the fast run, and counted in backward alone
+    with FlopCounterMode(display=False) as backward:
+        out.backward()
+    assert backward.get_total_flops() == first[1]
 
 
 def test_compiled_is_eager():
@@ -158,12 +336,13 @@ def test_frozen_layers_have_no_gradient():
 
 
 def test_gradients_go_to_their_places_and_only_once():
-    layer = Linear(3, 2)
+    network = MLP(nn.Linear(3, 2))
+    layer = network[0]
     places = Places({p: torch.full_like(p, 7.0) for p in layer.parameters()}, {})
     x = torch.rand(5, 3)
     places.begin()
     with using(places):
-        layer(x).sum().backward()
+        network(x).sum().backward()
     first = layer.weight.grad
     assert first.data_ptr() == places._gradients[layer.weight].data_ptr()
     assert torch.allclose(first, x.sum(0).expand(2, 3))
@@ -171,18 +350,19 @@ def test_gradients_go_to_their_places_and_only_once():
     layer.zero_grad()
     places.begin()
     with using(places):
-        (layer(x).sum() + 2 * layer(3 * x).sum()).backward()
+        (network(x).sum() + 2 * network(3 * x).sum()).backward()
     assert torch.allclose(layer.weight.grad, 7 * x.sum(0).expand(2, 3))
 
 
 def test_casts_are_used_and_the_gradient_is_the_parameters():
-    layer = Linear(3, 2)
+    network = MLP(nn.Linear(3, 2))
+    layer = network[0]
     half = {layer.weight: torch.ones(2, 3).bfloat16(), layer.bias: torch.zeros(2).bfloat16()}
     places = Places({}, half)
     places.begin()
     x = torch.tensor([[1.0, 2.0, 4.0]])
     with using(places), torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
+        y = network(x)
     assert y.tolist() == [[7.0, 7.0]]
     y.sum().backward()
     assert layer.weight.grad.dtype == torch.float32
@@ -190,7 +370,7 @@ def test_casts_are_used_and_the_gradient_is_the_parameters():
 
 
 def test_a_layer_that_comes_twice_has_its_gradient_once_for_each():
-    lin = Linear(4, 4)
+    lin = nn.Linear(4, 4)
     model, x = MLP(lin, torch.nn.ReLU(), lin), torch.randn(5, 4)
     (plain,) = torch.autograd.grad(model(x).square().sum(), lin.weight)
     (graph,) = torch.autograd.grad(model(x).square().sum(), lin.weight, create_graph=True)

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = get_args(Backend)
@@ -110,6 +111,24 @@ def get_backend() -> Backend:
 def is_transforming() -> bool:
     """Whether a function transform (``torch.func``) or a forward-mode derivative is under way."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_watched() -> bool:
+    """Whether a function mode or a dispatch mode is active, such as one that counts operations.
+
+    What is put together from torch's own ops in another way than its modules then goes their way.
+    The engine's recorder wants the kernels as they are, and modes for new tensors' device look at
+    nothing else; these don't count.
+    """
+    functions, dispatches = (
+        torch._C._len_torch_function_stack(),
+        torch._C._len_torch_dispatch_stack(),
+    )
+    if functions + dispatches == 0:
+        return False
+    modes = [torch._C._get_function_stack_at(i) for i in range(functions)]
+    modes += [torch._C._get_dispatch_stack_at(i) for i in range(dispatches)]
+    return not all(isinstance(m, DeviceContext) or hasattr(m, "records_kernels") for m in modes)
 
 
 def _is_transforming_in_a_trace() -> bool:

@@ -1,8 +1,9 @@
-"""Linear layers that go to the faster of the CPU's matrix libraries, by torch's own names.
+"""``torch.nn.Sequential`` that sends runs of linear layers to the faster of the CPU's matrix libraries.
 
-Same parameters, same initial weights, same state_dict and, to float32's rounding, same results as
-``torch.nn.Linear`` and a ``torch.nn.Sequential`` of such. On a GPU, under torch.compile, tracing
-and function transforms, with the reference backend and in other dtypes they are those.
+The layers are torch's own: what quantises, prunes, counts, hooks or replaces them finds what it
+knows. The speed is the container's, which calls a layer unless it is exactly as torch made it. On a
+GPU, under torch.compile, tracing and function transforms, with the reference backend and in other
+dtypes the container is ``torch.nn.Sequential``.
 """
 
 from __future__ import annotations
@@ -10,54 +11,90 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import activation, container, linear, module
 from torch.nn.modules.module import _has_any_global_hook
 
-from vae_fast.backend import get_backend
+from vae_fast.backend import get_backend, is_watched
 from vae_fast.ops.mlp import mlp, serves
 
-
-class Linear(nn.Linear):
-    """``torch.nn.Linear`` through the faster matrix library; see ``vae_fast.ops.matmul``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        parameters = self.weight, self.bias
-        if _at_once(x, parameters):
-            return _through(x, (False,), parameters)
-        return super().forward(x)
+# What a run of layers stands for, and the module that torch defines it in.
+_TORCHS = tuple(
+    (owner, name, vars(source))
+    for owner, name, source in (
+        (nn.Linear, "forward", linear),
+        (nn.ReLU, "forward", activation),
+        (nn.Sequential, "forward", container),
+        (nn.Module, "__call__", module),
+        (nn.Module, "_call_impl", module),
+        (F, "relu", F),
+    )
+)
+# Attributes that a layer as torch made it does not have in its own dictionary.
+_REPLACED = ("forward", "weight", "bias", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl")
 
 
 class MLP(nn.Sequential):
     """``torch.nn.Sequential`` that takes linear layers and the ReLUs between them in one go."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not x.is_cpu or _has_any_global_hook():
-            return super().forward(x)
-        modules = list(self._modules.values())
-        while modules:
-            relus, parameters = _leading_run(modules)
-            if relus and _at_once(x, parameters):
-                x = _through(x, relus, parameters)
-                del modules[: len(relus) + sum(relus)]
-            else:
-                x = modules.pop(0)(x)
+        if torch.jit.is_scripting():
+            for layer in self:
+                x = layer(x)
+        elif torch.compiler.is_compiling() or type(x) is not Tensor or not _may_run(x):
+            x = super().forward(x)
+        else:
+            x = _in_runs(x, list(self._modules.values()))
         return x
+
+
+def _may_run(x: Tensor) -> bool:
+    """Whether nobody would miss the calls of the layers, as far as one can say for all of them."""
+    return (
+        x.is_cpu
+        and x.dim() > 0
+        and get_backend() != "reference"
+        and not _has_any_global_hook()
+        and not is_watched()
+        and F.linear is torch._C._nn.linear
+        and all(
+            getattr(vars(o)[name], "__globals__", None) is source for o, name, source in _TORCHS
+        )
+    )
+
+
+def _in_runs(x: Tensor, modules: list[nn.Module]) -> Tensor:
+    while modules:
+        relus, parameters = _leading_run(modules)
+        if relus and serves(x, parameters):
+            x = _through(x, relus, parameters)
+            del modules[: len(relus) + sum(relus)]
+        else:
+            x = modules.pop(0)(x)
+    return x
 
 
 def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tensor | None]]:
     """Of the linear layers that ``modules`` begins with: whether ReLU follows, and parameters."""
     relus: list[bool] = []
     parameters: list[Tensor | None] = []
-    for module in modules:
-        if type(module) is Linear and not _has_hooks(module):
-            own = module._parameters
+    for layer in modules:
+        if type(layer) is nn.Linear and _as_made(layer):
+            own = layer._parameters
             parameters += own["weight"], own["bias"]
             relus.append(False)
-        elif type(module) is nn.ReLU and relus and not relus[-1] and not _has_hooks(module):
+        elif type(layer) is nn.ReLU and relus and not relus[-1] and _as_made(layer):
             relus[-1] = True
         else:
             break
     return tuple(relus), parameters
+
+
+def _as_made(layer: nn.Module) -> bool:
+    """Whether a call of the layer is its class's ``forward`` on its own parameters, no more."""
+    own = layer.__dict__
+    return not any(name in own for name in _REPLACED) and not _has_hooks(layer)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -73,10 +110,6 @@ def _has_hooks(module: nn.Module) -> bool:
 def has_hooks(model: nn.Module) -> bool:
     """Whether somebody wants to know of the calls of any of the model's modules, or of all modules."""
     return bool(_has_any_global_hook()) or any(map(_has_hooks, model.modules()))
-
-
-def _at_once(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
-    return x.is_cpu and x.dim() > 0 and get_backend() != "reference" and serves(x, parameters)
 
 
 def _through(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Tensor | None]) -> Tensor:

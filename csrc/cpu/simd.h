@@ -262,23 +262,36 @@ struct Simd {
 #endif
   }
 
-  // e^x: x = n log 2 + r, e^r by a polynomial of degree 6 (minimax error 4e-9). Arguments beyond
-  // the float range give 0 and infinity; the clamps are written so that NaN passes.
-  static VF_FN T exp_clamped(T x) {
-    I n;
-    const T nf = nearest(x * 0x1.715476p+0f, n);
+  // e^x: x = n log 2 + r, e^r = 1 + p by a polynomial of degree 6 (minimax error 4e-9). Arguments
+  // beyond the float range give 0 and infinity; the clamps are written so that NaN passes.
+  static VF_FN T exp_parts(T x, T& nf, I& n) {
+    nf = nearest(x * 0x1.715476p+0f, n);
     T r = x - nf * 0x1.62e4p-1f;   // log 2 in two parts, the first with trailing zeros,
     r = r - nf * 0x1.7f7d1cp-20f;  // so that nf times it is exact
     T p = r * 0x1.6a234ep-10f + 0x1.123a6cp-7f;
     p = p * r + 0x1.5558f4p-5f;
     p = p * r + 0x1.55549p-3f;
     p = p * r + 0x1.fffffcp-2f;
-    p = (p * r) * r + r;
+    return (p * r) * r + r;
+  }
+  static VF_FN T exp_clamped(T x) {
+    T nf;
+    I n;
+    const T p = exp_parts(x, nf, n);
     return scale(p + 1.0f, nf, n);
   }
   static VF_FN T exp(T x) { return exp_clamped(at_most(at_least(x, -104.0f), 89.0f)); }
   static VF_FN T less_one(T exp_x, T) { return exp_x - 1.0f; }
   static VF_FN T exp_nonpositive(T x) { return exp_clamped(at_least(x, -104.0f)); }
+  // e^x of x <= 0, and e^x - 1 with all of its digits.
+  static VF_FN T exp_nonpositive(T x, T& less_one) {
+    T nf;
+    I n;
+    const T p = exp_parts(at_least(x, -104.0f), nf, n);
+    const T e = scale(p + 1.0f, nf, n);
+    less_one = select(n == 0, p, e - 1.0f);
+    return e;
+  }
 
   // log(1 + e) for e in [0, 1]: e + e^2 Q(e), relative error 4e-8.
   static VF_FN T log1p_unit(T e) {
@@ -299,16 +312,50 @@ struct Simd {
     const U u = bits(x) - 0x3f3504f3u;  // sqrt(1/2)
     const T n = __builtin_convertvector((I)u >> 23, T);
     const T f = from_bits((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+    const T f2 = f * f;
+    return log_sum(log_cubic(f, f2), f, f2, n);
+  }
+  // f^3 P(f), and the sum of all parts.
+  static VF_FN T log_cubic(T f, T f2) {
     T p = f * 0x1.645de2p-4f + -0x1.2432aap-3f;
     p = p * f + 0x1.317470p-3f;
     p = p * f + -0x1.53824cp-3f;
     p = p * f + 0x1.98d7f0p-3f;
     p = p * f + -0x1.000382p-2f;
     p = p * f + 0x1.5556d8p-2f;
-    const T f2 = f * f;
-    T y = (p * f) * f2 + n * -0x1.bd0106p-13f;  // log 2 in two parts again
+    return (p * f) * f2;
+  }
+  static VF_FN T log_sum(T cubic, T f, T f2, T n) {
+    T y = cubic + n * -0x1.bd0106p-13f;  // log 2 in two parts again
     y = y - 0.5f * f2;
     return (y + f) + n * 0x1.63p-1f;
+  }
+
+  // log u, given u - 1 as well: near 1, where u has lost the digits of that, it is what counts.
+  // NaN for what is below the normal numbers. `near` and `cubic` are what log1p_excess takes.
+  static VF_FN T log_near(T u, T less_one, I& near, T& cubic) {
+    const U b = bits(u) - 0x3f3504f3u;
+    const I exponent = (I)b >> 23;
+    near = exponent == 0;
+    const T f = select(near, less_one, from_bits((b & 0x007fffffu) + 0x3f3504f3u) - 1.0f);
+    const T f2 = f * f;
+    cubic = log_cubic(f, f2);
+    const T y = log_sum(cubic, f, f2, __builtin_convertvector(exponent, T));
+    const T up = select(u < std::numeric_limits<float>::infinity(), y, u);
+    return select(u >= 0x1p-126f, up, std::numeric_limits<float>::quiet_NaN());
+  }
+  static VF_FN T log_near(T u, T less_one) {
+    I near;
+    T cubic;
+    return log_near(u, less_one, near, cubic);
+  }
+  // log(1 + w) and its excess over w / (1 + w), of w >= 0, with reciprocal = 1 / (1 + w). Near 0 the
+  // excess is w^2 / (1 + w) - w^2 / 2 + w^3 P(w).
+  static VF_FN void log1p_excess(T w, T reciprocal, T& log1p, T& excess) {
+    I near;
+    T cubic;
+    log1p = log_near(1.0f + w, w, near, cubic);
+    excess = select(near, (w * w) * (reciprocal - 0.5f) + cubic, log1p - (1.0f - reciprocal));
   }
 
   // log x of anything: subnormals are scaled up; 0 gives -infinity, negative numbers NaN.

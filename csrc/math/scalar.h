@@ -36,6 +36,7 @@ struct Scalar {
   static VF_FN T sqrt_positive(T x) { return sqrt(x); }
   static VF_FN T exp(T x);
   static VF_FN T exp_nonpositive(T x) { return exp(x); }
+  static VF_FN T exp_nonpositive(T x, T& less_one);  // e^x, and e^x - 1 with all of its digits
   // e^x - 1, given e^x: float64, which others are held against, keeps the digits that cancel.
   static VF_FN T less_one(T exp_x, T x) {
     if constexpr (sizeof(T) == 8) return ::expm1(x);
@@ -45,6 +46,25 @@ struct Scalar {
   static VF_FN T log_normal(T x) { return log(x); }  // of a positive normal number
   static VF_FN T log1p(T x);
   static VF_FN T log1p_unit(T x) { return log1p(x); }  // of a number in [0, 1]
+  // log u, given u - 1 as well, which has more digits where u is near 1.
+  static VF_FN T log_near(T u, T less_one) {
+    return abs(less_one) < T(0.5) ? log1p(less_one) : log(u);
+  }
+  // log(1 + w) and its excess over w / (1 + w), of w >= 0, with reciprocal = 1 / (1 + w). Near 0 the
+  // excess is a sum of positive terms: w^2 / ((1 + w) (2 + w)) and, with s = w / (2 + w), the rest
+  // of log(1 + w) = 2 (s + s^3 / 3 + s^5 / 5 + ...).
+  static VF_FN void log1p_excess(T w, T reciprocal, T& log1p_w, T& excess) {
+    log1p_w = log1p(w);
+    if (w < T(0.5)) {
+      constexpr int terms = sizeof(T) == 8 ? 12 : 4;  // s^2 <= 0.04
+      const T s = w / (T(2) + w), s2 = s * s;
+      T rest = T(0);
+      for (int k = terms; k >= 1; --k) rest = (rest + T(1) / T(2 * k + 1)) * s2;
+      excess = s * (w * reciprocal + T(2) * rest);
+    } else {
+      excess = log1p_w - (T(1) - reciprocal);
+    }
+  }
   static VF_FN void sincos_quarter(T x, T& sine, T& cosine);  // of |x| <= pi / 4
 };
 
@@ -57,6 +77,11 @@ struct Scalar {
   VF_FN Float Scalar<Float>::log(Float x) { return ::log##suffix(x); }                       \
   template <>                                                                                \
   VF_FN Float Scalar<Float>::log1p(Float x) { return ::log1p##suffix(x); }                   \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::exp_nonpositive(Float x, Float& less_one) {                     \
+    less_one = ::expm1##suffix(x);                                                           \
+    return ::exp##suffix(x);                                                                 \
+  }                                                                                          \
   template <>                                                                                \
   VF_FN void Scalar<Float>::sincos_quarter(Float x, Float& sine, Float& cosine) {            \
     sine = ::sin##suffix(x);                                                                 \

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_fast.layers import MLP, Linear
+from vae_fast.layers import MLP
 from vae_fast.train import OptimizerConfig, TrainConfig
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.flat import LIMIT, FlatAdam, FlatParameters
@@ -20,7 +20,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        self.mlp = MLP(nn.Flatten(), Linear(16, 5), nn.ReLU(), Linear(5, 2))
+        self.mlp = MLP(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
         self.unused = nn.Parameter(torch.ones(3))
 
     def forward(self, x, use_all=True):

@@ -7,6 +7,7 @@ import torch
 from vae_fast import reference
 from vae_fast.backend import _libraries, use_native
 from vae_fast.noise import check_key, new_key
+from vae_fast.ops.autograd import is_batched
 from vae_fast.types import GATHER_MODES, GatherMode
 
 if "cpu" in _libraries:
@@ -87,7 +88,7 @@ def gather_batch(
         except RuntimeError:
             _check_index(index, len(data))
             raise
-    if data.device.type == "cpu" and not torch.compiler.is_compiling():
+    if data.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(index):
         _check_index(index, len(data))
     return reference.gather_batch(data, index, mode, noise_key, first_row)
 

@@ -12,18 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.likelihoods.spec import Spec, Truth, draw, normals
+from vae_fast.likelihoods.spec import Spec, Truth, as_floats, draw, normals
 from vae_fast.likelihoods.truth import elementwise
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def terms(loc: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    loc, log_scale, target = as_floats(loc, log_scale, target=target)
     scaled = (target - loc) * torch.exp(-log_scale)
     return 0.5 * scaled * scaled + (log_scale + _HALF_LOG_2PI)
 
 
 def terms_by_scale(loc: Tensor, scale: Tensor, target: Tensor) -> Tensor:
+    loc, scale, target = as_floats(loc, scale, target=target)
     scaled = (target - loc) / scale
     return 0.5 * scaled * scaled + (torch.log(scale) + _HALF_LOG_2PI)
 

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from vae_fast.likelihoods import gaussian
-from vae_fast.likelihoods.spec import Spec, Truth, uniform
+from vae_fast.likelihoods.spec import Spec, Truth, as_floats, uniform
 from vae_fast.likelihoods.truth import elementwise
 
 mean = gaussian.mean
 
 
 def terms(loc: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    loc, log_scale, target = as_floats(loc, log_scale, target=target)
     return (target - loc).abs() * torch.exp(-log_scale) + (log_scale + math.log(2.0))
 
 
 def terms_by_scale(loc: Tensor, scale: Tensor, target: Tensor) -> Tensor:
+    loc, scale, target = as_floats(loc, scale, target=target)
     return (target - loc).abs() / scale + (torch.log(scale) + math.log(2.0))
 
 

@@ -30,8 +30,8 @@ class Spec:
     terms: Callable[..., Tensor]
     """``terms(*params, target)``: -log p in nats, elementwise, in plain PyTorch.
 
-    It is the reference backend: accurate wherever the kernels are, differentiable twice, in the
-    dtype that the parameters promote to. With ``planes``: one term a position, (N, ...)."""
+    It is the reference backend: accurate wherever the kernels are, differentiable twice, in float64
+    if a parameter is, else in float32. With ``planes``: one term a position, (N, ...)."""
     mean: Callable[..., Tensor]
     """``mean(*params)``: E[x], in the target's units; of classes the most probable one."""
     sample: Callable[..., Tensor]
@@ -41,7 +41,7 @@ class Spec:
     edges among them, for tests and benchmarks. ``shape`` is the target's."""
     truth: Callable[..., Truth]
     """``truth(*params, target)``: -log p and its derivative by each parameter as arrays of numpy's
-    longdouble, from a second formula in arithmetic of 50 digits. Slow: for tests of few elements."""
+    longdouble, from a second formula in arithmetic of 100 digits. Slow: for tests of few elements."""
     planes: int = 0
     """Values of the target at one position, where the number of parameters is only known at the call
     (they come as one tensor of planes, along dim 1); 0 for likelihoods of single elements."""
@@ -58,6 +58,23 @@ def normals(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(
         tuple(shape), generator=generator, dtype=torch.float64, device=generator.device
     )
+
+
+def as_floats(*params: Tensor, target: Tensor) -> list[Tensor]:
+    """The parameters and the target in one floating dtype: float64 if a parameter is, else float32.
+
+    Half precision is widened, as in the kernels, and bytes become numbers that do not wrap.
+    """
+    wide = any(p.dtype == torch.float64 for p in params)
+    return [t.to(torch.float64 if wide else torch.float32) for t in (*params, target)]
+
+
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """Each in float32, or float64 if any of them is."""
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return [t.to(dtype) for t in tensors]
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Values and derivatives in arithmetic of 50 digits, for the tests: slow, and independent of torch.
+"""Values and derivatives in arithmetic of 100 digits, for the tests: slow, and independent of torch.
 
-The derivatives are central differences, whose error at these digits is some 1e-30 of the value, so
+The derivatives are central differences, whose error at these digits is some 1e-60 of the value, so
 that only the value's formula has to be written. Needs mpmath, which torch's own requirements bring.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vae_fast.likelihoods.spec import Truth
 
-DIGITS = 50
+DIGITS = 100
 
 
 def _numbers(t: Tensor) -> np.ndarray:
@@ -33,6 +33,28 @@ def elementwise(nll: Callable, *tensors: Tensor) -> Truth:
             columns[:, i] = [_longdouble(v) for v in _value_and_grads(mp, nll, row, range(params))]
     value, *grads = (c.reshape(arrays[0].shape) for c in columns)
     return value, grads
+
+
+def positions(nll: Callable, planes: Tensor, target: Tensor) -> Truth:
+    """``nll(mpmath.mp, planes, values)`` for each position of planes (N, P, ...) and a target
+    (N, values, ...), and its derivative by each plane, of the planes' shape."""
+    from mpmath import mp
+
+    p, x = (np.moveaxis(_numbers(t), 1, -1) for t in (planes, target))
+    rows = list(
+        zip(p.reshape(-1, p.shape[-1]).tolist(), x.reshape(-1, x.shape[-1]).tolist(), strict=True)
+    )
+    out = np.empty((len(rows), 1 + p.shape[-1]), dtype=np.longdouble)
+
+    def on_row(mp, *values):
+        return nll(mp, values[: p.shape[-1]], values[p.shape[-1] :])
+
+    with mp.workdps(DIGITS):
+        for i, (a, b) in enumerate(rows):
+            wanted = range(p.shape[-1])
+            out[i] = [_longdouble(v) for v in _value_and_grads(mp, on_row, [*a, *b], wanted)]
+    grads = np.moveaxis(out[:, 1:].reshape(p.shape), -1, 1)
+    return out[:, 0].reshape(p.shape[:-1]), [grads]
 
 
 def _value_and_grads(mp, nll: Callable, row: Sequence[float], wanted: Sequence[int]) -> list:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,19 @@ class AE(LatentModel):
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]
         self.register_buffer("batches_seen", torch.zeros(()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AE:
+        """The running statistics stay float32 in a half-precision model, which would round their
+        small updates to nothing."""
+        before = {
+            name: getattr(self, name) for name in ("code_mean", "code_square", "batches_seen")
+        }
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if torch.finfo(moved.dtype).bits < 32:
+                setattr(self, name, buffer.to(moved.device))
+        return self
 
     def encode(self, x: Tensor) -> Posterior:
         z = self.encoder(self.network_input(x))
@@ -68,4 +83,5 @@ class AE(LatentModel):
         # The floor keeps the factorisation defined for codes that don't vary.
         floor = 1e-5 * covariance.diagonal().mean().clamp_min(1e-6)
         eye = torch.eye(self.latent_dim, device=eps.device, dtype=covariance.dtype)
-        return self.code_mean + eps @ torch.linalg.cholesky(covariance + floor * eye).t()
+        factor = torch.linalg.cholesky(covariance + floor * eye)
+        return (self.code_mean + eps.to(factor.dtype) @ factor.t()).to(eps.dtype)

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vae_fast.backend import is_transforming
+
 CHECKPOINTING = ("none", "norms", "blocks")
 
 
@@ -33,7 +35,8 @@ class Recomputable(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement compute(h)")
 
     def forward(self, h: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        # torch.func's transforms can't differentiate through a checkpoint.
+        if self.recompute and torch.is_grad_enabled() and not is_transforming():
             random = self.is_random and self.training
             return checkpoint(self.compute, h, use_reentrant=False, preserve_rng_state=random)
         return self.compute(h)

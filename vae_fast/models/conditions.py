@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.models.networks import make_encoder
+from vae_fast.ops.autograd import is_batched
 from vae_fast.reference import as_probability
 
 
@@ -58,7 +59,7 @@ class Labels(Condition):
         if y.dim() != 1:
             raise ValueError(f"labels must be (N,), got {tuple(y.shape)}")
         # Checked where that waits for no device and breaks no graph; by an op, which can be recorded.
-        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+        if y.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(y):
             rest = f"is out of range for num_classes={self.features}"
             try:
                 fits = (y < self.features) & (y >= -1)

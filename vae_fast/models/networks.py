@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.layers import MLP, Linear
+from vae_fast.layers import MLP
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -54,11 +54,11 @@ def mlp(
         raise ValueError(f"an MLP needs an input and an output size, got {tuple(sizes)}")
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes[:-1]):
-        layers += [Linear(n_in, n_out), *_norm(norm, n_out, spatial=False)]
+        layers += [nn.Linear(n_in, n_out), *_norm(norm, n_out, spatial=False)]
         layers.append(_activation(activation))
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
-    layers.append(Linear(sizes[-2], sizes[-1]))
+    layers.append(nn.Linear(sizes[-2], sizes[-1]))
     return MLP(*layers)
 
 
@@ -137,7 +137,7 @@ def conv_encoder(
         layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
     sizes = [math.prod(shapes[-1]), hidden, features]
     head = mlp(sizes, activation=activation, dropout=dropout)
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+    return MLP(*layers, nn.Flatten(), *head)
 
 
 def conv_decoder(
@@ -161,7 +161,7 @@ def conv_decoder(
         layers.append(upsampling(n_in, n_out, tuple(size)))
         if rung < len(larger):  # the last gives the likelihood's parameters as they are
             layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 # --- residual ------------------------------------------------------------------------------------
@@ -211,8 +211,8 @@ def resnet_encoder(
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
         layers.append(downsampling(n_in, n_out))
         layers += _residuals(blocks, n_out, activation=activation, norm=norm, dropout=dropout)
-    layers += [_activation(activation), nn.Flatten(), Linear(math.prod(shapes[-1]), features)]
-    return nn.Sequential(*layers)
+    layers += [_activation(activation), nn.Flatten(), nn.Linear(math.prod(shapes[-1]), features)]
+    return MLP(*layers)
 
 
 def resnet_decoder(
@@ -227,11 +227,11 @@ def resnet_decoder(
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
     small, *larger = reversed(ladder(output_shape, channels))
-    layers: list[nn.Module] = [Linear(features, math.prod(small)), nn.Unflatten(1, small)]
+    layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
     for (n_in, *_), (n_out, *size) in itertools.pairwise([small, *larger]):
         layers += _residuals(blocks, n_in, activation=activation, norm=norm, dropout=dropout)
         layers += [_activation(activation), upsampling(n_in, n_out, tuple(size))]
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 ENCODERS = {"mlp": mlp_encoder, "conv": conv_encoder, "resnet": resnet_encoder}
@@ -260,10 +260,13 @@ def _check_name(network: str) -> None:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module lives and in what precision it computes: those of its first parameter."""
+    """Where a module lives and in what precision it computes: those of its first parameter.
+
+    A quantised module may have none left; it computes on the CPU, from torch's default dtype.
+    """
     parameter = _first_parameter(module)
     if parameter is None:
-        raise ValueError(f"{type(module).__name__} has no parameters")
+        return torch.device("cpu"), torch.get_default_dtype()
     return parameter.device, parameter.dtype
 
 

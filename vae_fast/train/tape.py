@@ -121,6 +121,8 @@ class _NotRecordable(Exception):
 
 
 class _Recorder(TorchDispatchMode):
+    records_kernels = True  # see is_watched in vae_fast.backend
+
     def __init__(self, inputs: Sequence[Tensor | None]) -> None:
         super().__init__()
         self._tape = Tape()
