@@ -13,14 +13,17 @@ namespace vae_fast::likelihoods {
 struct Categorical {
   static constexpr int targets = 1;
   static constexpr Target target = Target::category;
+  template <class E>
+  static constexpr E kLowest = std::numeric_limits<E>::lowest();  // logits may be -infinity
+  template <class E>
+  static constexpr E kUnknown = std::numeric_limits<E>::quiet_NaN();
 
   // A class that is none gives NaN.
   template <class M, bool VALUE, bool GRAD, class In, class Out, class T = typename M::T>
   static VF_FN void position(const In& in, const T (&x)[targets], T& nll, Out& out) {
     using Element = typename M::Element;
     const T none = M::splat(0.0f), one = M::splat(1.0f);
-    T largest = M::splat(-std::numeric_limits<Element>::max());  // finite: logits may be -infinity
-    T right = M::splat(std::numeric_limits<Element>::quiet_NaN());
+    T largest = M::splat(kLowest<Element>), right = M::splat(kUnknown<Element>);
     for (int j = 0; j < in.count; ++j) {
       const T logit = in.param(j);
       largest = M::select(logit > largest, logit, largest);

@@ -63,10 +63,10 @@ struct DiscretizedLogisticMixture {
   // log(sum exp), in one pass.
   template <class M, class T = typename M::T>
   struct LogSumExp {
+    static constexpr typename M::Element lowest = std::numeric_limits<typename M::Element>::lowest();
     T largest, sum;
 
-    VF_FN LogSumExp()
-        : largest(M::splat(-std::numeric_limits<typename M::Element>::max())), sum(M::splat(0.0f)) {}
+    VF_FN LogSumExp() : largest(M::splat(lowest)), sum(M::splat(0.0f)) {}
     VF_FN void add(T x) {
       const T distance = x - largest;
       const T e = M::exp_nonpositive(-M::abs(distance));

@@ -25,8 +25,8 @@ struct LaplaceBy {
     const T scaled = M::abs(distance) * inverse;
     if constexpr (VALUE) nll = scaled + (log_scale + M::constant(0.69314718055994530942));
     if constexpr (GRAD) {
-      // The distance itself stands for its sign where it is 0 or NaN.
-      const T below = M::select(distance < 0.0f, inverse, distance);
+      // Neither above nor below, the scaled distance is the sign it should have: 0, or NaN.
+      const T below = M::select(distance < 0.0f, inverse, scaled);
       grad[0] = M::select(distance > 0.0f, -inverse, below);
       grad[1] = LOG_SCALE ? 1.0f - scaled : (1.0f - scaled) * inverse;
     }

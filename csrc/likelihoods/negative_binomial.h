@@ -35,7 +35,7 @@ struct Common {
   }
 };
 
-// What x > 0 adds. With a = t + 1, Gamma(x + t) / Gamma(t) = Gamma(x + a) / Gamma(a) / (1 + x / t),
+// What x > 0 adds: 200 instructions for 8 elements under AVX2, where what every x has takes 54. With a = t + 1, Gamma(x + t) / Gamma(t) = Gamma(x + a) / Gamma(a) / (1 + x / t),
 // and with Stirling's formula for the three Gammas, all that is left of their large terms is
 //   x log(u) - (a - 1/2) log(1 + x / a) + log(x + 1) / 2 + log(1 + x / t) - 1 + log(2 pi) / 2
 //   + S(x + 1) - S(x + a) + S(a),     u = (t + m + e) (x + 1) / ((a + x) (m + e)),

@@ -21,9 +21,9 @@ struct PoissonBy {
   template <class M, bool VALUE, bool GRAD, class T = typename M::T>
   static VF_FN void term(const T (&p)[params], T x, T& nll, T (&grad)[params]) {
     const T rate = LOG_RATE ? M::exp(p[0]) : p[0];
-    const T nan_of_x = x - x;
+    const T nan_of_x = x - x, one = M::splat(1.0f);
     if constexpr (VALUE) nll = rate + nan_of_x;
-    if constexpr (GRAD) grad[0] = (LOG_RATE ? rate : M::splat(1.0f)) + nan_of_x * rate;
+    if constexpr (GRAD) grad[0] = (LOG_RATE ? rate : M::select(rate == rate, one, rate)) + nan_of_x;
   }
 
   template <class M, bool VALUE, bool GRAD, class T = typename M::T>

@@ -61,11 +61,14 @@ def _counted(rate: Tensor, log_rate: Tensor | None, t: Tensor, x: Tensor) -> Ten
     log_more = torch.log(more / floored) if log_rate is None else torch.log(more) - log_rate
     log_u = torch.where(near, torch.log1p(where(near, step, 0.0)), log_more + log_total)
     y = x / a
+    small = t < 1e-3
     corrections = stirling(more) - (stirling(both) - stirling(a))
     return (
         (x * log_u - scaled_log1p(a, y, x))
         + 0.5 * (torch.log1p(y) + torch.log(more))
-        + torch.log1p(x / t)
+        + torch.where(
+            small, torch.log(x + t) - torch.log(t), torch.log1p(x / where(~small, t, 1.0))
+        )
         + (corrections + (HALF_LOG_2PI - 1.0))
     )
 

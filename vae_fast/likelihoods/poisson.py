@@ -21,8 +21,8 @@ def _counted(rate: Tensor, log_rate: Tensor | None, x: Tensor) -> Tensor:
     more = x + 1.0
     off = (x - rate) + 1.0
     near = off.abs() < 0.5 * rate
-    ratio = where(near, off / rate, 0.0)
-    apart = torch.log(more / rate) if log_rate is None else torch.log(more) - log_rate
+    ratio = where(near, off, 0.0) / where(near, rate, 1.0)
+    apart = torch.log(more) - (torch.log(rate) if log_rate is None else log_rate)
     log_ratio = torch.where(near, torch.log1p(ratio), apart)
     return (x * log_ratio - more) + (0.5 * torch.log(more) + stirling(more) + HALF_LOG_2PI)
 
