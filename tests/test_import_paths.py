@@ -66,6 +66,27 @@ def test_a_path_in_a_config_is_not_imported(stranger, capsys, part):
     assert not (stranger / "ran").exists()
 
 
+def test_class_paths_of_the_flags_library_are_data_in_a_config(stranger, capsys):
+    """jsonargparse imports what stands under class_path: it is not shown a file's dicts."""
+    path = {"class_path": "evil_code.function", "init_args": {}}
+    for changes in (
+        {"model_args": {"latent_dim": path}},
+        {"model_args": path},
+        {"optimizer": {"args": path}},
+        {"augment": [{"name": "RandomCrop", "args": path}]},
+        {"augment": [path]},
+        {"objective": path},
+        {"objective": {"beta": path}},
+        {"model": path},
+        {"model": "evil_code.Model"},
+    ):
+        (stranger / "c.yaml").write_text(yaml.safe_dump(SMALL | changes))
+        for flags in ([], ["--model-args.hidden", "1", "--optimizer.args.a", "2"]):
+            assert main(["train", "--config", "c.yaml", "--out", "run", *flags]) != 0, changes
+            assert not (stranger / "ran").exists(), changes
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_naming_the_path_or_trusting_the_file_follows_it(stranger, capsys, monkeypatch):
     monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
     changes = PARTS["optimizer"][0] | PARTS["augment"][0]

@@ -49,6 +49,8 @@ def test_help_and_mistakes_need_no_torch(workplace):
         (["train", "--help"], 0),
         (["sample", "--help"], 0),
         (["train", "--batchsize", "3"], 2),
+        (["train", "--conf", "none.yaml"], 2),
+        (["train", "--objective", "none.yaml"], 2),
         (["train", "--lr", "fast"], 2),
         (["train", "--precision", "fp8"], 1),
         (["train", "--config", "none.yaml"], 2),

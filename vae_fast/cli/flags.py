@@ -32,6 +32,7 @@ def make_parser(program: str, description: str | None) -> Any:
         description=description,
         epilog="--traceback: if this fails, show where in the code it did.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
 
 

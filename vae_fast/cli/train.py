@@ -7,9 +7,10 @@ from typing import Any
 
 from vae_fast.cli.flags import Usage, load_package, make_parser, nearest, parse
 from vae_fast.cli.interrupts import begin_work
-from vae_fast.import_paths import paths_typed, plain
-from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, to_dict
+from vae_fast.import_paths import paths_typed
+from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, hints, to_dict
 
+PARTS = ("labels", "objective", "optimizer", "checkpoint")
 TRUST = "let the {} name classes of any module, whose code is then run"
 
 
@@ -28,14 +29,15 @@ def train(arguments: list[str], program: str) -> int:
         "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
     )
     file, flags = _split_config(arguments)
-    if file is not None:
-        parser.set_defaults(_defaults(_read_config(file)))
+    of_file = to_dict(TrainConfig() if file is None else _read_config(file))
+    parser.set_defaults(_plain_defaults(of_file))
     flags, nested = _split_nested(flags)
     values = parse(parser, flags, load=False).as_dict()
+    _take_dicts(values, of_file, flags)
     for keys, value in nested:
         _assign(values, keys, value)
     compare, profile = values.pop("compare_reference"), values.pop("profile")
-    trust = values.pop("trust") or paths_typed(flags)
+    trust = values.pop("trust") or paths_typed(_split_config(arguments)[1])
     del values["config"]
     config = from_dict(values, trust=trust)
     config.check_values()
@@ -67,18 +69,21 @@ def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
-    """Flags into dicts within model_args and optimizer.args, by keys and value, out of all flags.
+    """Flags into model_args and optimizer.args, by keys and value, out of all flags.
 
-    The parser would take their values for text.
+    The parser would take the values of dicts within for text.
     """
     rest, nested, left = [], [], iter(arguments)
     for argument in left:
         flag, equals, value = argument.partition("=")
         keys = flag.removeprefix("--").replace("-", "_").split(".")
-        depth = {"model_args": 1, "optimizer": 2}.get(keys[0], 0)
-        inner = keys[:2] if keys[0] == "optimizer" else keys[:1]
-        wanted = inner in (["model_args"], ["optimizer", "args"]) and len(keys) > depth + 1
-        if not (flag.startswith("--") and wanted):
+        if flag.startswith("--") and keys[0] in PARTS and len(keys) == 1:
+            raise Usage(
+                f"{flag} has fields, each with a flag of its own, such as {_field_of(keys[0])}"
+            )
+        into = keys[0] == "model_args" and len(keys) > 1
+        into |= keys[:2] == ["optimizer", "args"] and len(keys) > 2
+        if not (flag.startswith("--") and into):
             rest.append(argument)
             continue
         text = value if equals else next(left, None)
@@ -86,6 +91,10 @@ def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str]
             raise Usage(f"{flag} takes a value")
         nested.append((keys, _value(text, flag)))
     return rest, nested
+
+
+def _field_of(part: str) -> str:
+    return f"--{part}.{next(iter(hints(hints(TrainConfig)[part])))}"
 
 
 def _value(text: str, flag: str) -> Any:
@@ -125,15 +134,29 @@ def _read_config(file: Path) -> TrainConfig:
         raise Usage(f"{where}{error}") from None
 
 
-def _defaults(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as the defaults of flags, whose nested names have dots."""
+def _plain_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and words of a configuration as the defaults of flags, whose nested names have dots.
+
+    Dicts and lists are not the parser's to see: it imports what stands under class_path in them.
+    """
     found: dict[str, Any] = {}
-    for name, value in plain(to_dict(config)).items():
-        if name in ("labels", "objective", "optimizer", "checkpoint"):
+    for name, value in config.items():
+        if name in PARTS:
             found |= {f"{name}.{key}": of for key, of in value.items()}
         else:
             found[name] = value
-    return found
+    return {name: value for name, value in found.items() if not isinstance(value, (dict, list))}
+
+
+def _take_dicts(values: dict[str, Any], of_file: dict[str, Any], flags: list[str]) -> None:
+    """Put the file's dicts and lists into ``values``, where no flag has given others."""
+    given = {flag.partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    if "__model_args" not in given:
+        values["model_args"] = of_file["model_args"]
+    if "__optimizer.args" not in given:
+        values["optimizer"]["args"] = of_file["optimizer"]["args"]
+    if "__augment" not in given:
+        values["augment"] = of_file["augment"] + values["augment"]  # --augment+ appends
 
 
 def resume(arguments: list[str], program: str) -> int:

@@ -396,6 +396,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+NAMES |= {dict: "{name: value, ...}", list: "a list of {name: value, ...}"}
 LARGEST = 2**63 - 1
 
 
@@ -416,9 +417,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         wanted = f"a {kind.__name__} ({', '.join(hints(kind))})"
     else:
-        wanted = NAMES.get(kind) or {
-            dict: "{name: value, ...}", list: "a list of {name: value, ...}"
-        }[get_origin(kind)]  # fmt: skip
+        wanted = NAMES.get(get_origin(kind) or kind, str(kind))
     raise TypeError(f"{name} must be {wanted}, got {shown(value)}")
 
 

@@ -26,9 +26,13 @@ def check_fits(size: int, what: str, device: torch.device | None = None) -> None
 
 
 def check_model(
-    build: Any, options: Mapping[str, Any], input_shape: Sequence[int], device: torch.device
+    build: Any,
+    options: Mapping[str, Any],
+    input_shape: Sequence[int],
+    device: torch.device | None,
+    copies: float,
 ) -> None:
-    """Raise ValueError if the weights, their gradients and two moments would not fit ``device``.
+    """Raise ValueError if so many copies of the weights would not fit ``device``, or one the CPU.
 
     Args:
         build: makes the model; called without memory for its weights, if any size is ``LARGE``.
@@ -48,7 +52,8 @@ def check_model(
         raise ValueError(
             f"model_args {dict(options)} ask for sizes that can't be: {error}"
         ) from None
-    check_fits(4 * 4 * count, f"training a model of {count:,} parameters", device)
+    check_fits(4 * count, f"a model of {count:,} parameters")
+    check_fits(int(4 * count * copies), f"training a model of {count:,} parameters", device)
 
 
 def _numbers(options: Any, key: str = "") -> Iterator[tuple[str, int]]:

@@ -18,6 +18,7 @@ from vae_fast.models.conditions import Labels
 from vae_fast.models.phases import phases_of
 from vae_fast.train import rng
 from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig, data_of
+from vae_fast.train.distributed import World
 from vae_fast.train.memory import check_model
 
 
@@ -52,7 +53,8 @@ def build_model(
 ) -> nn.Module:
     """The model of ``config`` for samples of ``input_shape``, on the CPU.
 
-    One of ours whose training can't fit ``device``, where it is to go, raises ValueError first.
+    One of ours that can't fit raises ValueError first. ``device`` is where it is to be trained; of
+    each weight there are then two there, with its gradient, or a process's share of them.
     """
 
     def build() -> nn.Module:
@@ -60,7 +62,9 @@ def build_model(
 
     try:
         if config.model in models.MODELS:
-            check_model(build, config.model_args, input_shape, device or torch.device("cpu"))
+            share = World().size if config.distributed == "fsdp" else 1
+            copies = 1.0 if device is None else 2.0 / share
+            check_model(build, config.model_args, input_shape, device, copies)
         return build()
     except (TypeError, RuntimeError) as error:
         raise ValueError(
