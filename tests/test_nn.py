@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from vae_fast import bce_kl_loss, noise, reparameterize
+import vae_fast
+from vae_fast import bce_kl_loss, bernoulli_nll, noise, reparameterize
+from vae_fast.compat import pytorch_examples
 from vae_fast.nn import BCEKLLoss, Reparameterize
 
 
@@ -58,6 +60,35 @@ def test_refusals():
         BCEKLLoss(reduction="mean")
     with pytest.raises(ValueError, match=r"\(3, 4\).*\(3, 5\)"):
         Reparameterize()(torch.zeros(3, 4), torch.zeros(3, 5))
+
+
+def test_swapped_arguments_are_refused_where_it_shows():
+    """Each loss would be a number like any other."""
+    made = torch.rand(3, 4, requires_grad=True)
+    mu = logvar = torch.zeros(3, 2, requires_grad=True)
+    flat = torch.rand(3, 4)
+    pictures = [(flat * 255).to(torch.uint8), flat > 0.5]
+    calls = {
+        r"order is loss_function\(x, x_hat, mu, logvar\).*pytorch/examples' order, \(x_hat, x, ": (
+            lambda x, y: vae_fast.loss_function(y, x, mu, logvar)
+        ),
+        r"order is loss_function\(recon_x, x, mu, logvar\)": (
+            lambda x, y: pytorch_examples.loss_function(x, y, mu, logvar)
+        ),
+        r"order is bernoulli_nll\(logits, target\)": bernoulli_nll,
+        r"order is bce_kl_loss\(logits, target, mu, logvar\)": (
+            lambda x, y: BCEKLLoss()(x, y, mu, logvar)
+        ),
+    }
+    for message, call in calls.items():
+        call(made, flat)
+        with pytest.raises(ValueError, match=message):
+            call(flat, made)
+        for data in pictures:
+            with pytest.raises(TypeError, match=message):
+                call(data, made)
+        with torch.no_grad():  # nothing is trained, and nothing shows
+            call(flat, made)
 
 
 def test_repr_names_the_options():

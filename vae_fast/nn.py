@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import bce_kl_loss, reparameterize
+from vae_fast.functional.order import check_order
 from vae_fast.types import REDUCTIONS, LossOutput, Reduction
 
 __all__ = ["VAE", "BCEKLLoss", "Decoder", "Encoder", "Reparameterize", "loss_function"]
@@ -153,6 +154,15 @@ def loss_function(x: Tensor, x_hat: Tensor, mu: Tensor, logvar: Tensor) -> Tenso
     """BCE(x_hat, x) + KL(N(mu, exp(logvar)) || N(0, 1)), summed over everything, in nats.
 
     x_hat holds probabilities; the BCE has ``F.binary_cross_entropy``'s clamps. x may be floating
-    in [0, 1], uint8 (0..255 stands for x / 255) or bool.
+    in [0, 1], uint8 (0..255 stands for x / 255) or bool. For pytorch/examples' order, (x_hat, x, ...),
+    there is ``vae_fast.compat.pytorch_examples``.
+
+    Raises:
+        ValueError, TypeError: x and x_hat look swapped, or don't fit.
     """
+    check_order(
+        "x_hat", x_hat, "x", x, "loss_function(x, x_hat, mu, logvar)",
+        ", or take pytorch/examples' order, (x_hat, x, mu, logvar), from "
+        "vae_fast.compat.pytorch_examples",
+    )  # fmt: skip
     return bce_kl_loss(x_hat, x, mu, logvar, reduction="sum", from_logits=False).loss

@@ -1,5 +1,7 @@
 """What holds for every model of the registry: backends, compilation, autocast, checkpoints."""
 
+import copy
+
 import pytest
 import torch
 
@@ -99,6 +101,7 @@ def _has_native():
 
 # Compilation takes seconds each; the two with most to go wrong stand for all in the everyday suite.
 QUICK = ("iwae", "hvae")
+LARGE = ("hvae", "autoencoder-kl")  # of many blocks, each with a few small ops
 
 
 @pytest.mark.parametrize(
@@ -107,15 +110,118 @@ QUICK = ("iwae", "hvae")
 def test_compiled_is_eager(name):
     torch._dynamo.reset()
     model, options = made(name), fixed(name)
-    x = batch(model)
-    expected = model.loss(*x, **options)
     # Dynamo does not trace torch's own GRU: around it, the graph breaks.
     compiled = torch.compile(model, fullgraph=name != "vrae", backend="aot_eager")
-    out = compiled(*x, **options)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    by_eager, by_compiled = gradients(model, expected.loss), gradients(model, out.loss)
-    for parameter, gradient in by_eager.items():
-        torch.testing.assert_close(by_compiled[parameter], gradient, rtol=1e-4, atol=1e-5)
+    for n in (5, 3):  # the second size makes torch compile for any
+        x = batch(model, n)
+        expected, out = model.loss(*x, **options), compiled(*x, **options)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        by_eager, by_compiled = gradients(model, expected.loss), gradients(model, out.loss)
+        for parameter, gradient in by_eager.items():
+            torch.testing.assert_close(by_compiled[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+class Calls(torch.nn.Module):
+    """What is exported of a model: scores and reconstructions of a batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *x):
+        return self.model.loss(*x, reduction="none").kl, self.model.reconstruct(*x)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "vae" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_exported_for_any_batch(name):
+    calls = Calls(made(name))
+    rows = tuple({0: torch.export.Dim("rows", min=2, max=64)} for _ in batch(calls.model))
+    exported = torch.export.export(calls, batch(calls.model), dynamic_shapes=(rows,)).module()
+    x = batch(calls.model, 3)
+    # Some models' terms depend on the noise drawn; reconstructions don't.
+    torch.testing.assert_close(exported(*x)[1], calls(*x)[1], rtol=1e-5, atol=1e-5)
+    if name in ("vae", "beta-vae", "ae"):
+        torch.testing.assert_close(exported(*x)[0], calls(*x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_models(name, dtype):
+    """Loss, gradients, reconstruction and samples of a model whose parameters are half precision."""
+    model, options = made(name), fixed(name)
+    x = batch(model)
+    half = copy.deepcopy(model).to(dtype)
+    expected, out = model.loss(*x, **options), half.loss(*x, **options)
+    assert out.loss.dtype == torch.float32
+    torch.testing.assert_close(out.loss, expected.loss, rtol=0.01, atol=0.02)
+    by_float, by_half = gradients(model, expected.loss), gradients(half, out.loss)
+    assert by_half.keys() == by_float.keys()
+    for parameter, gradient in by_float.items():
+        error = (by_half[parameter].float() - gradient).norm()
+        assert error <= 0.1 * gradient.norm() + 1e-3, parameter
+    made_by_half = half.reconstruct(*x)
+    assert made_by_half.dtype == dtype
+    torch.testing.assert_close(made_by_half.float(), model.reconstruct(*x), rtol=0.0, atol=0.02)
+    drawn = half.sample(4)
+    assert drawn.dtype == dtype and drawn.shape == (4, *SHAPE) and drawn.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:gradients of vae_fast's ops")
+@pytest.mark.parametrize(
+    "name", [n if n not in LARGE else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_function_transforms_and_second_derivatives(name):
+    """torch.func.grad and jvp, batched gradients, and a gradient penalty, of the model's loss."""
+    model, options = made(name), fixed(name)
+    x = batch(model)
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, x, options).loss
+
+    expected = gradients(model, model.loss(*x, **options).loss)
+    found = torch.func.grad(loss)(weights)
+    along = {n: torch.ones_like(p) for n, p in weights.items()}
+    slope = torch.func.jvp(loss, (weights,), (along,))[1]
+    for parameter, gradient in expected.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(
+            found[parameter], gradient, rtol=1e-4, atol=1e-4 * scale, msg=parameter
+        )
+    total = sum(g.double().sum() for g in expected.values())
+    torch.testing.assert_close(slope.double(), total, rtol=1e-3, atol=1e-3)
+
+    parameters = [p for n, p in model.named_parameters() if n in expected]
+    each = model.loss(*x, reduction="none", **options).loss
+    many = torch.autograd.grad(each, parameters, torch.eye(5), is_grads_batched=True)
+    for gradients_, gradient in zip(many, expected.values(), strict=True):
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(gradients_.mean(0), gradient, rtol=1e-3, atol=1e-4 * scale)
+
+    penalties = []
+    for backend in ("auto", "reference"):
+        with vae_fast.set_backend(backend):
+            value = model.loss(*x, **options).loss
+        grads = torch.autograd.grad(value, parameters, create_graph=True)
+        penalties.append(gradients(model, sum(g.square().sum() for g in grads)))
+    for parameter, gradient in penalties[1].items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(
+            penalties[0][parameter], gradient, rtol=1e-3, atol=1e-4 * scale, msg=parameter
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_torchs_and_can_be_quantised(name):
+    model = made(name)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert all(type(m) is torch.nn.Linear for m in linear)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    assert not any(type(m) is torch.nn.Linear for m in quantised.modules())
+    x = batch(model)
+    torch.testing.assert_close(quantised.reconstruct(*x), model.reconstruct(*x), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ import torch
 from vae_fast import reference
 from vae_fast.backend import _libraries, use_native
 from vae_fast.functional.checks import bernoulli_pair, check_floating, gaussian_pair, reduction_code
+from vae_fast.functional.order import check_order
 from vae_fast.types import LossOutput, Reduction
 
 if "cpu" in _libraries:
@@ -35,6 +36,7 @@ def bernoulli_nll(
         reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (B,).
     """
     code = reduction_code(reduction)
+    check_order("logits", logits, "target", target, "bernoulli_nll(logits, target)")
     logits, target = bernoulli_pair(logits, target)
     if not use_native(logits.device.type):
         return reference.bernoulli_nll(logits, target, reduction, from_logits)
@@ -65,6 +67,7 @@ def bce_kl_loss(
         LossOutput(loss, recon, kl) in nats, recon and kl unweighted.
     """
     code = reduction_code(reduction)
+    check_order("logits", logits, "target", target, "bce_kl_loss(logits, target, mu, logvar)")
     logits, target = bernoulli_pair(logits, target)
     mu, logvar = gaussian_pair(mu, logvar)
     if mu.device != logits.device:

@@ -35,11 +35,17 @@ class Recomputable(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement compute(h)")
 
     def forward(self, h: Tensor) -> Tensor:
-        # torch.func's transforms can't differentiate through a checkpoint.
-        if self.recompute and torch.is_grad_enabled() and not is_transforming():
+        if self.recompute and torch.is_grad_enabled() and not _keeps_all():
             random = self.is_random and self.training
             return checkpoint(self.compute, h, use_reentrant=False, preserve_rng_state=random)
         return self.compute(h)
+
+
+def _keeps_all() -> bool:
+    """torch.func can't differentiate through a checkpoint, and torch.export can't write one down."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return is_transforming()
 
 
 def set_checkpointing(network: nn.Module, level: str) -> None:

@@ -1,0 +1,43 @@
+"""Whether what a model made and the data it is compared with came in each other's place."""
+
+from __future__ import annotations
+
+import torch
+
+_BYTES = (torch.uint8, torch.bool)
+
+
+def check_order(
+    made_name: str,
+    made: torch.Tensor,
+    data_name: str,
+    data: torch.Tensor,
+    call: str,
+    elsewhere: str = "",
+) -> None:
+    """Raise if ``made`` looks like data, and ``data`` like what a model made.
+
+    A loss of swapped arguments is a number like any other, and training lowers it. It shows where
+    the data are bytes, or where they alone have a gradient.
+
+    Args:
+        call: the order that is right, as one would write it.
+        elsewhere: what to call for the other order.
+
+    Raises:
+        TypeError: the first are bytes and the second are not.
+        ValueError: the second require grad and the first do not.
+    """
+    if not isinstance(made, torch.Tensor) or not isinstance(data, torch.Tensor):
+        return
+    hint = (
+        f"the order is {call}, and these look like {data_name} in {made_name}'s place: swap "
+        f"{made_name} and {data_name}{elsewhere}"
+    )
+    if made.dtype in _BYTES and data.is_floating_point():
+        raise TypeError(
+            f"{made_name} must be float32, float64, bfloat16 or float16, got {made.dtype}, and "
+            f"{data_name} is {data.dtype}; {hint}"
+        )
+    if torch.is_grad_enabled() and data.requires_grad and not made.requires_grad:
+        raise ValueError(f"{data_name} requires grad and {made_name} does not; {hint}")
