@@ -247,3 +247,41 @@ def test_categorical_reads_classes():
 def test_wrong_number_of_parameters_names_both_shapes():
     with pytest.raises(ValueError, match=r"must give \(2, 6, 4\), not \(2, 3, 4\)"):
         Gaussian("learned").nll(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
+
+
+def test_a_shared_variance_starts_from_the_first_training_batch():
+    """At the scale that is best for it, whatever came before in evaluation, and only once."""
+    likelihood, x = Gaussian("shared"), torch.rand(4, 3)
+    x[0, 0] = 1.0
+    with torch.no_grad():
+        assert likelihood.nll(x, x).item() == pytest.approx(6 * math.log(2 * math.pi), rel=1e-4)
+    before = likelihood.logvar.item()
+    likelihood.eval().nll(x + 0.3, x)
+    likelihood.train().nll(torch.full_like(x, math.nan), x)
+    assert not likelihood.started and likelihood.logvar.item() == before
+    first = likelihood.nll(x + 0.2, x)
+    assert first.item() == pytest.approx(6 * (math.log(2 * math.pi * 0.04) + 1), rel=1e-3)
+    assert likelihood.started
+    start = likelihood.logvar.item()
+    likelihood.nll(x + 0.7, x)
+    assert likelihood.logvar.item() == start
+
+    # Saved with the weights; weights of before have started.
+    state = likelihood.state_dict()
+    other = Gaussian("shared")
+    other.load_state_dict(state)
+    other.nll(x + 0.7, x)
+    assert other.logvar.item() == start
+    del state["started"]
+    other = Gaussian("shared")
+    other.load_state_dict(state)
+    other.nll(x + 0.7, x)
+    assert other.logvar.item() == start and other.started
+
+    # A start that was asked for stays; what is predicted without error starts at the floor.
+    asked = Gaussian("shared", scale=0.5)
+    asked.nll(x + 0.2, x)
+    assert asked._mean_logvar(x)[1].item() == pytest.approx(2 * math.log(0.5), abs=1e-3)
+    floor = Gaussian("shared", min_logvar=-5.0)
+    floor.nll(x, x)
+    assert -5.0 < floor._mean_logvar(x)[1].item() < -4.8

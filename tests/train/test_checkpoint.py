@@ -38,7 +38,8 @@ def test_everything_comes_back_with_its_type_and_bits(tmp_path):
     found = checkpoint.load(folder)
     assert_same(dict(sorted(found.weights.items())), dict(sorted(WEIGHTS.items())))
     assert_same(found.state, STATE)
-    assert (tmp_path / "last").resolve() == folder.resolve()
+    assert (tmp_path / "last").read_text() == "00000003\n"
+    assert checkpoint.pointed(tmp_path, "last") == folder
 
 
 def test_tied_and_strided_weights_are_stored(tmp_path):
@@ -141,11 +142,3 @@ def test_prune_keeps_the_last_and_the_best(tmp_path):
         "00000005",
         "00000006",
     ]
-
-
-def test_links_survive_a_copy_that_made_folders_of_them(tmp_path):
-    folder = checkpoint.save(tmp_path, 1, WEIGHTS, {})
-    (tmp_path / "last").unlink()
-    (tmp_path / "last").mkdir()
-    checkpoint.point(tmp_path, "last", folder)
-    assert (tmp_path / "last").is_symlink()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast.train import CheckpointError, Interrupted, TrainConfig, Trainer, checkpoint
+from vae_fast.train import CheckpointError, Interrupted, TrainConfig, Trainer, checkpoint, keeping
 from vae_fast.train.config import CheckpointConfig
 
 TIMES = ("seconds", "samples_per_second")
@@ -140,6 +140,7 @@ def test_killed_within_a_checkpoint(make, resume, whole, monkeypatch, moment, af
         patched.setattr(checkpoint, moment, killing)
         # SIGKILL leaves half a checkpoint behind; an exception would sweep it up.
         patched.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(keeping, "_remove", lambda *_: None)
         try:
             trainer.fit()
         except Killed:

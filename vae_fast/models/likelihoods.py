@@ -114,12 +114,20 @@ class Bernoulli(Likelihood):
         return torch.bernoulli(torch.sigmoid(params), generator=generator)
 
 
+_LEAST = 0.1  # above its floor, where a log-variance may start: below, it has hardly a gradient
+
+
 class Gaussian(Likelihood):
     """-log p = (x - m)^2 / (2 s^2) + log s + log(2 pi) / 2, in nats, a density in x.
 
-    ``variance="fixed"`` keeps the standard deviation ``scale``; "shared" learns one for all
-    elements, starting there (Rybkin et al. 2021, sigma-VAE); "learned" has the decoder give
-    (m, log s^2) for each element.
+    ``variance="fixed"`` keeps the standard deviation ``scale`` (1 if left out); "shared" learns one
+    for all elements (Rybkin et al. 2021, sigma-VAE); "learned" has the decoder give (m, log s^2)
+    for each element.
+
+    A shared s starts at ``scale`` or, if that is left out, at the first training batch's root mean
+    square error, the s that is best for it: an optimizer moves log s^2 by no more than about its
+    learning rate a step, so a start far off costs thousands of steps. ``started`` tells, and is
+    saved with the weights.
 
     A learned log s^2 stays above ``min_logvar``: the density of a pixel that is always right, a
     black border say, is unbounded without a floor, and the loss falls for ever while all else
@@ -129,27 +137,59 @@ class Gaussian(Likelihood):
     """
 
     def __init__(
-        self, variance: str = "fixed", scale: float = 1.0, min_logvar: float = -9.0
+        self, variance: str = "fixed", scale: float | None = None, min_logvar: float = -9.0
     ) -> None:
         super().__init__()
         if variance not in ("fixed", "shared", "learned"):
             raise ValueError(f"variance must be fixed, shared or learned, got {variance!r}")
-        if not scale > 0:
+        if scale is not None and not scale > 0:
             raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
         self.variance = variance
         self.min_logvar = min_logvar
         self.parameters_per_element = 2 if variance == "learned" else 1
-        start = 2.0 * math.log(scale)
+        start = 0.0 if scale is None else 2.0 * math.log(scale)
+        self._waits = variance == "shared" and scale is None  # for the first batch: not ``started``
         if variance == "shared":
-            if start <= min_logvar:
+            if scale is not None and start <= min_logvar:
                 raise ValueError(
                     f"scale {scale} is a log-variance of {start:.2f}, and min_logvar is "
                     f"{min_logvar}: start above the floor, or lower it"
                 )
-            start += math.log(-math.expm1(min_logvar - start))  # the soft floor makes it scale's
-            self.logvar = nn.Parameter(torch.tensor(start))
+            start = max(start, min_logvar + _LEAST) if scale is None else start
+            above = self._above_floor(torch.tensor(start, dtype=torch.float64))
+            self.logvar = nn.Parameter(above.to(torch.get_default_dtype()))
+            self.register_buffer("started", torch.tensor(not self._waits))
         else:
             self.register_buffer("logvar", torch.tensor(start), persistent=False)
+
+    def _above_floor(self, logvar: Tensor) -> Tensor:
+        """The parameter that the soft floor makes ``logvar``."""
+        above = logvar - self.min_logvar
+        return self.min_logvar + above + torch.log(-torch.expm1(-above))
+
+    @torch.no_grad()
+    def _start(self, square: Tensor) -> None:
+        """Let a shared s^2 begin at the mean of ``square``, over the whole batch of all processes.
+
+        This waits for the device, once. A batch that is not finite is not started from.
+        """
+        from vae_fast.models.base import joined_mean
+
+        mean = square.mean()
+        joined = joined_mean(mean)
+        best = (mean if joined is None else joined).to(self.logvar.dtype)
+        start = self._above_floor(best.log().clamp_min(self.min_logvar + _LEAST))
+        is_finite = best.isfinite()
+        self.logvar.copy_(torch.where(is_finite, start, self.logvar))
+        self.started.copy_(is_finite)
+        self._waits = not (torch.compiler.is_compiling() or bool(is_finite))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+        if self.variance == "shared" and f"{prefix}logvar" in state_dict:
+            # Weights from before there was ``started`` had.
+            state_dict.setdefault(f"{prefix}started", torch.ones_like(self.started))
+            self._waits = not bool(state_dict[f"{prefix}started"])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _mean_logvar(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         parts = self._split(params, x)
@@ -160,9 +200,12 @@ class Gaussian(Likelihood):
 
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
         dtype = compute_dtype(params)
-        mean, logvar = (t.to(dtype) for t in self._mean_logvar(params.to(dtype), x))
-        difference = as_probability(x, dtype) - mean
-        terms = difference * difference * torch.exp(-logvar) + logvar + math.log(2.0 * math.pi)
+        params = params.to(dtype)
+        square = (as_probability(x, dtype) - self._split(params, x)[0]).square()
+        if self._waits and self.training and torch.is_grad_enabled() and not _is_transformed():
+            self._start(square.detach())
+        logvar = self._mean_logvar(params)[1].to(dtype)
+        terms = square * torch.exp(-logvar) + logvar + math.log(2.0 * math.pi)
         return reduce(0.5 * terms, reduction)
 
     def mean(self, params: Tensor) -> Tensor:
@@ -172,6 +215,11 @@ class Gaussian(Likelihood):
         mean, logvar = self._mean_logvar(params)
         eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + torch.exp(0.5 * logvar) * eps
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or torch.export is at work, under which nothing is to be kept."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
 
 
 class Laplace(Likelihood):

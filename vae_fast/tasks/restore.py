@@ -60,10 +60,14 @@ def load_model(
 
 def _find(checkpoints: Path, which: str | int) -> Path:
     name = str(which)
-    path = checkpoints / (f"{int(name):08d}" if name.isdigit() else name)
-    if path.is_dir():
+    if name in ("best", "last"):
+        path = checkpoint.pointed(checkpoints, name)
+    else:
+        is_step = name.isascii() and name.isdecimal()
+        path = checkpoints / (f"{int(name):08d}" if is_step else name)
+    if path is not None and path.is_dir():
         return path
-    found = [name for name in ("best", "last") if (checkpoints / name).is_dir()]
+    found = [name for name in ("best", "last") if checkpoint.pointed(checkpoints, name)]
     found += [p.name for p in checkpoint.step_folders(checkpoints)]
     raise ValueError(
         f"{checkpoints} has no checkpoint {name!r}: it has {', '.join(found) or 'none yet'}"

@@ -5,17 +5,16 @@
     checkpoints/00000790/model.safetensors      the model's state_dict
     checkpoints/00000790/training.safetensors   every other tensor the next step depends on
     checkpoints/00000790/shards/                of both, what ranks hold in parts, a file of each rank
-    checkpoints/00000790/state.json             everything else, and the files' checksums
-    checkpoints/last -> 00000790                links, replaced at once
-    checkpoints/best -> 00000711
+    checkpoints/00000790/state.json             everything else, sizes and checksums (``manifest``)
+    checkpoints/last, checkpoints/best          pointers: files with the name of a folder
+    checkpoints/set-aside-00000800              what could not be used, and is never removed
 
-A folder with a step's name is whole: it got the name after its files were on the disk.
+A folder with a step's name is whole: it got the name after its files were on the disk. ``keeping``
+has the rules by which old ones go.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -25,18 +24,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vae_fast.train import shard_files, tree
+from vae_fast.train import files, keeping, manifest, shard_files, tree
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.extras import need
+from vae_fast.train.files import Say, warn
+from vae_fast.train.keeping import go_back_to, later_than, point, pointed, prune, step_folders
+from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
 from vae_fast.train.sharded import is_sharded
 
-FORMAT, VERSION = "vae_fast checkpoint", 2
-_WEIGHTS, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
-_SHARDS = "shards"
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "go_back_to",
+    "later_than",
+    "load",
+    "load_newest",
+    "point",
+    "pointed",
+    "prune",
+    "save",
+    "step_folders",
+]
 
-
-class CheckpointError(ValueError):
-    """A folder is not a whole checkpoint of ours; the message says which file and why."""
+_LARGEST = 1 << 62  # bytes of a file of tensors
 
 
 class Checkpoint(NamedTuple):
@@ -53,14 +63,17 @@ def save(
     weights: dict[str, torch.Tensor],
     state: dict[str, Any],
     world: World = ALONE,
+    say: Say = warn,
 ) -> Path:
     """Write the checkpoint of ``step`` under ``parent`` and point ``last`` at it.
 
     Args:
+        parent: made if it is missing, in a folder that exists.
         weights: a state_dict.
         state: a tree of dicts, lists, tuples, tensors, strings, numbers, bools and None.
-        world: every rank of it has to call this. The main one writes; of sharded tensors, in
+        world: Collective: call on every rank. The main one writes; of sharded tensors, in
             ``weights`` or ``state``, every rank writes its part.
+        say: is given a line for each thing that is in the way and set aside.
 
     Returns:
         The folder, which exists whole or, if this raises, not at all.
@@ -70,37 +83,40 @@ def save(
     """
     folder, beside = parent / f"{step:08d}", parent / f".writing-{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
-    content = {"format": FORMAT, "version": VERSION, "step": step}
-    content["state"] = tree.without_tensors(state, "", tensors)
-    groups = {_WEIGHTS: weights, _TRAINING: tensors}
+    plain = tree.without_tensors(state, "", tensors)
+    groups = {WEIGHTS: weights, TRAINING: tensors}
     sharded = {k: t for group in groups.values() for k, t in group.items() if is_sharded(t)}
+    begun = False
 
     def begin() -> None:
-        parent.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in parent.glob(".writing-*"):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        nonlocal begun
+        parent.mkdir(exist_ok=True)
+        keeping.sweep(parent, say)
         beside.mkdir()
+        begun = True
 
     def finish() -> None:
+        checksums = {f"{SHARDS}/{name}": value for name, value in parts.items()}
+        sizes = {name: (beside / name).stat().st_size for name in checksums}
         for name, group in groups.items():
             data = _safetensors().save(
                 {k: _storable(t) for k, t in group.items() if k not in sharded}
             )
-            content["crc32"][name] = zlib.crc32(data)
+            checksums[name], sizes[name] = zlib.crc32(data), len(data)
             _write(beside / name, data)
-        _write(beside / _STATE, json.dumps(content, indent=1).encode())
-        _replace_folder(beside, folder)
-        _sync(parent)
-        point(parent, "last", folder)
+        _write(beside / STATE, manifest.encode(step, plain, checksums, sizes))
+        files.sync_folder(beside)
+        _replace_folder(beside, folder, say)
+        files.sync_folder(parent)
+        point(parent, "last", folder, say)
 
     try:
         world.on_main(begin)
-        parts = shard_files.write(beside / _SHARDS, sharded, world) if sharded else {}
-        content["crc32"] = {f"{_SHARDS}/{name}": value for name, value in parts.items()}
+        parts = shard_files.write(beside / SHARDS, sharded, world) if sharded else {}
         world.on_main(finish)
     except BaseException as error:
-        if world.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
+        if world.is_main and begun:
+            shutil.rmtree(beside, ignore_errors=True)  # which this very call has made
         if isinstance(error, OSError):
             raise OSError(
                 error.errno,
@@ -112,150 +128,124 @@ def save(
     return folder
 
 
-def load(folder: Path, world: World = ALONE, mesh: Any = None) -> Checkpoint:
-    """Read a checkpoint to the CPU; CheckpointError if it is truncated or not ours.
+def load(
+    folder: Path,
+    world: World = ALONE,
+    mesh: Any = None,
+    check: Callable[[dict[str, Any]], object] = lambda state: None,
+) -> Checkpoint:
+    """Read a checkpoint, or what a pointer leads to, to the CPU.
 
     Args:
-        world: every rank of it has to call this, and all of them get the error that one has.
+        world: Collective: call on every rank. All of them get the error that one has.
         mesh: the device mesh over which to shard what was saved sharded; None reads it whole.
+        check: is given the state, and raises CheckpointError if it can't be that of a run.
+
+    Raises:
+        CheckpointError: it is truncated, damaged, not ours, or of another version.
     """
     folder, problem = Path(folder), None
     try:
-        content = _content(folder)
-        groups = [_tensors(folder, name, content) for name in (_WEIGHTS, _TRAINING)]
+        if folder.is_file():
+            folder = _pointed(folder)
+        content = manifest.read(folder)
+        groups = [_tensors(folder, name, content) for name in (WEIGHTS, TRAINING)]
         _check_shards(folder, content, world)
     except CheckpointError as error:
         problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename or folder} can't be read: {error.strerror}"
+    _agree(problem, world)
+    weights, tensors = groups
+    shards = {}
+    if any(name.startswith(SHARDS) for name in content["crc32"]):
+        try:
+            shards = shard_files.read(folder / SHARDS, mesh)
+        except Exception as error:  # noqa: BLE001 (their checksums fit: they were not ours)
+            problem = f"{folder / SHARDS} is damaged: {error}"
+    for name, tensor in shards.items():
+        # What tree named begins with a slash; no weight's name does.
+        (tensors if name.startswith("/") else weights)[name] = tensor
+    state: dict[str, Any] = {}
+    try:
+        state = tree.with_tensors(content["state"], tensors)
+        check(state)
+    except CheckpointError as error:
+        problem = problem or f"{folder / STATE} is damaged: {error}"
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        problem = problem or f"{folder / STATE} is damaged: {error!r}"
+    _agree(problem, world)
+    return Checkpoint(weights, state, folder)
+
+
+def _agree(problem: str | None, world: World) -> None:
+    """Collective: raise CheckpointError on every rank if one has a problem."""
     problems = [found for found in world.gather(problem) if found is not None]
     if problems:
         raise CheckpointError(problems[0])
-    weights, tensors = groups
-    if any(name.startswith(_SHARDS) for name in content["crc32"]):
-        for name, tensor in shard_files.read(folder / _SHARDS, mesh).items():
-            # What tree named begins with a slash; no weight's name does.
-            (tensors if name.startswith("/") else weights)[name] = tensor
-    return Checkpoint(weights, tree.with_tensors(content["state"], tensors), folder)
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    """What state.json holds."""
-    try:
-        content = json.loads((folder / _STATE).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {_STATE}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / _STATE} is truncated or damaged: {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"{folder / _STATE} can't be read: {error.strerror}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / _STATE} was not written by vae_fast")
-    if lacks := [key for key in ("version", "crc32", "state") if key not in content]:
-        raise CheckpointError(f"{folder / _STATE} is damaged: it lacks {', '.join(lacks)}")
-    if content["version"] != VERSION:
-        what = "upgrade vae_fast" if content["version"] > VERSION else "use the one that wrote it"
-        raise CheckpointError(
-            f"{folder} has checkpoint version {content['version']}, this vae_fast reads "
-            f"{VERSION}: {what}"
-        )
-    return content
+def _pointed(pointer: Path) -> Path:
+    folder = pointed(pointer.parent, pointer.name)
+    if folder is None:
+        raise CheckpointError(f"{pointer} leads to a checkpoint that is not there")
+    return folder
 
 
 def _tensors(folder: Path, name: str, content: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What a safetensors file holds, if its checksum is the one in state.json."""
+    """What a safetensors file holds, if size and checksum are those in state.json."""
+    path = folder / name
+    data = manifest.read_bytes(path, at_most=_LARGEST, exactly=content["bytes"].get(name))
+    _check(path, zlib.crc32(data), content["crc32"][name])
     try:
-        data = (folder / name).read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not whole: it has no {name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{folder / name} can't be read: {error.strerror}") from None
-    _check(folder / name, zlib.crc32(data), content["crc32"][name])
-    return _safetensors().load(data)
+        return _safetensors().load(data)
+    except Exception as error:  # noqa: BLE001 (its own kind, KeyError for a dtype, and more)
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def _check_shards(folder: Path, content: dict[str, Any], world: World) -> None:
     """Compare the shards' checksums, of those that fall to this rank."""
-    expected = {k: v for k, v in content["crc32"].items() if k.startswith(_SHARDS)}
+    expected = {k: v for k, v in content["crc32"].items() if k.startswith(SHARDS)}
     for name in expected:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not whole: it has no {name}")
     if expected:
-        for name, value in shard_files.checksums(folder / _SHARDS, world).items():
-            _check(folder / _SHARDS / name, value, expected.get(f"{_SHARDS}/{name}"))
+        for name, value in shard_files.checksums(folder / SHARDS, world).items():
+            _check(folder / SHARDS / name, value, expected.get(f"{SHARDS}/{name}"))
 
 
 def _check(path: Path, found: int, expected: int | None) -> None:
     if found != expected:
         raise CheckpointError(
-            f"{path} is truncated or damaged: its checksum is not the one in {_STATE}"
+            f"{path} is truncated or damaged: its checksum is not the one in {STATE}"
         )
 
 
 def load_newest(
-    parent: Path, say: Callable[[str], object] = print, world: World = ALONE, mesh: Any = None
+    parent: Path,
+    say: Say = print,
+    world: World = ALONE,
+    mesh: Any = None,
+    check: Callable[[dict[str, Any]], object] = lambda state: None,
 ) -> Checkpoint | None:
-    """The newest whole checkpoint under ``parent``, None if there never was one.
+    """The newest checkpoint under ``parent`` that can be used, None if there never was one.
 
     Damaged ones are passed over, said aloud; if all are, CheckpointError.
     """
-    folders = world.from_main(step_folders(parent))
+
+    def find() -> list[Path]:
+        keeping.recover(parent)
+        return step_folders(parent)
+
+    folders = world.on_main(find)
     for folder in reversed(folders):
         try:
-            return load(folder, world, mesh)
+            return load(folder, world, mesh, check)
         except CheckpointError as error:
             say(f"warning: {error}; trying the checkpoint before")
     if folders:
         raise CheckpointError(f"{parent} holds no checkpoint that can be read")
     return None
-
-
-def step_folders(parent: Path) -> list[Path]:
-    """Folders of checkpoints, oldest step first."""
-    if not parent.is_dir():
-        return []
-    return sorted((p for p in parent.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-
-
-def point(parent: Path, name: str, folder: Path) -> None:
-    """Make the link ``name`` under ``parent`` lead to ``folder``, at once."""
-    link, beside = parent / name, parent / f".pointing-{name}"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(folder.name)
-    if link.is_dir() and not link.is_symlink():  # a copy of a run may have folders for links
-        shutil.rmtree(link)
-    os.replace(beside, link)
-
-
-def go_back_to(saved: Checkpoint, *, is_best: bool) -> None:
-    """Make ``saved`` the last checkpoint again: later folders, damaged ones, are removed.
-
-    A kill may have come before the links were made, so they are made here again.
-    """
-    parent = saved.path.parent
-    for folder in step_folders(parent):
-        if int(folder.name) > int(saved.path.name):
-            shutil.rmtree(folder)
-    point(parent, "last", saved.path)
-    if is_best:
-        point(parent, "best", saved.path)
-
-
-def prune(parent: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints, ``best`` and ``last``."""
-    kept = {(parent / name).resolve() for name in ("best", "last")}
-    for folder in step_folders(parent)[:-keep]:
-        if folder.resolve() not in kept:
-            shutil.rmtree(folder)
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    if folder.exists():
-        # A folder can't be replaced at once. One that is whole is kept until the new one is there.
-        old = folder.with_name(f".writing-old-{folder.name}")
-        os.rename(folder, old)
-        os.rename(new, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(new, folder)
 
 
 def _safetensors() -> ModuleType:
@@ -267,16 +257,4 @@ def _storable(t: torch.Tensor) -> torch.Tensor:
     return t.detach().to("cpu", copy=True).contiguous()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_write, _replace_folder = files.write, keeping.take_place

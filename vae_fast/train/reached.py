@@ -1,10 +1,13 @@
-"""How far a run is, and what came of it."""
+"""How far a run is, what came of it, and what a checkpoint's state has to have."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from vae_fast.train.manifest import CheckpointError
 
 
 @dataclass
@@ -32,3 +35,49 @@ class Result:
     samples_per_second: float
     pictures: list[Path] = field(default_factory=list)
     diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+def check_state(state: dict[str, Any]) -> None:
+    """Raise CheckpointError unless this can be what ``Trainer.state`` gave, as far as kinds tell."""
+    names = {f.name for f in fields(Reached)}
+    reached = state.get("reached")
+    ranks = state.get("ranks")
+    faults = {
+        "reached": not (
+            isinstance(reached, dict)
+            and set(reached) == names
+            and all(_is_count(reached[name]) for name in names - {"seconds", "best"})
+            and _is_number(reached["seconds"])
+            and (_is_number(reached["best"]) or reached["best"] == math.inf)
+        ),
+        "input_shape": not (
+            isinstance(state.get("input_shape"), list)
+            and state["input_shape"]
+            and all(_is_count(n) for n in state["input_shape"])
+        ),
+        "interval_seconds": not _is_number(state.get("interval_seconds")),
+        "is_best": not isinstance(state.get("is_best"), bool),
+        "step": not _has(state.get("step"), updates=list),
+        "batches": not _has(state.get("batches"), epoch=int, batch=int),
+        "ranks": not (
+            isinstance(ranks, list)
+            and len(ranks) > 0
+            and all(_has(rank, rng=dict, meter=dict) for rank in ranks)
+        ),
+    }
+    if wrong := [name for name, fault in faults.items() if fault]:
+        raise CheckpointError(f"{', '.join(wrong)} can't be a run's")
+
+
+def _has(value: Any, **kinds: type) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in kinds.items()
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf  # which NaN is not

@@ -6,6 +6,7 @@
     environment.json      versions, device, seed, git state, command line; a list, one per start
     metrics.jsonl         a row per log interval
     checkpoints/          folders named by step, beside best and last
+    set-aside-*           what a resumed run had no use for, kept as it was
     reconstructions.png   originals above reconstructions
     samples.png           decoded draws from the prior
     curves.png            the metrics against the steps
@@ -19,8 +20,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,23 +31,13 @@ from vae_fast import info
 from vae_fast.import_paths import Trust
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 from vae_fast.train.extras import need
+from vae_fast.train.files import Say, set_aside, warn, written_beside
 from vae_fast.train.text_files import read_text, read_yaml
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` at once at the end, or never."""
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -147,18 +138,25 @@ class RunFolder:
         """
         if fcntl is None or self._lock is not None:
             return
+        path = self.path / ".lock"
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, which is not followed: remove it")
         try:
-            lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            lock = open(os.open(path, flags, 0o666), "a")  # noqa: SIM115 (held)
         except OSError:
             return
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except (BlockingIOError, PermissionError):
-            lock.close()
-            raise ValueError(f"{self.path} is being trained by another process") from None
+            held = False
         except OSError:  # a file system without locks
             lock.close()
             return
+        if not held:  # or of a process that was leaving, and has removed it
+            lock.close()
+            raise ValueError(f"{self.path} is being trained by another process")
         self._lock = lock
 
     def let_go(self) -> None:
@@ -233,11 +231,25 @@ class RunFolder:
             rows.append(json.loads(line))
         return rows
 
-    def keep_metrics(self, count: int) -> None:
-        """Keep the first ``count`` rows; a run resumed after them will write the others again."""
-        rows = self.metrics()[:count]
-        with written_beside(self.path / "metrics.jsonl") as beside:
+    def keep_metrics(self, count: int, *, to_be_written_again: bool = True, say: Say = warn) -> int:
+        """Keep the first ``count`` rows, and say how many there were of them.
+
+        Args:
+            to_be_written_again: the run will write the other rows again. Where it will not, or
+                where rows are missing, the file as it was is set aside.
+        """
+        path, why = self.path / "metrics.jsonl", None
+        rows = self.metrics() if path.exists() else []
+        if len(rows) < count:
+            why = f"has {len(rows)} rows of the {count} that there were at the last checkpoint"
+        elif len(rows) > count and not to_be_written_again:
+            why = "has rows of steps that are to be taken again"
+        rows = rows[:count]
+        with written_beside(path) as beside:
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            if why is not None and path.exists():
+                set_aside(path, why, say)
+        return len(rows)
 
     def write_picture(self, name: str, draw: Callable[[Path], None]) -> Path:
         """Let ``draw`` write the picture ``name`` at once or not at all; returns where it is."""

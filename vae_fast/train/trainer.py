@@ -29,7 +29,7 @@ from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
 from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress
-from vae_fast.train.reached import Reached, Result
+from vae_fast.train.reached import Reached, Result, check_state
 from vae_fast.train.run_folder import RunFolder
 from vae_fast.train.setup import build_model, check_labels, check_single, load_data
 from vae_fast.train.sharded import like, mesh_of
@@ -37,6 +37,8 @@ from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
+
+_OF_VALUES = (ValueError, TypeError, LookupError)
 
 
 class TrainingError(RuntimeError):
@@ -139,13 +141,13 @@ class Trainer:
             say if is_main else lambda _: None,
             trainer.world,
             mesh_of(trainer.model),
+            check_state,
         )
         if saved is not None:
-            trainer.restore(saved)
+            trainer.restore(saved, say)
             check_steps(trainer.profile, trainer.total_steps - trainer.reached.step)
         elif is_main:
-            say("the run was stopped before its first checkpoint: it starts again")
-            folder.keep_metrics(0)
+            trainer.start_again(say)
         return trainer
 
     # --- the main loop ---------------------------------------------------------------------------
@@ -281,11 +283,12 @@ class Trainer:
         folder, state = self.folder.checkpoints, self.state()
         with self.clock_stopped():
             weights = self.model.state_dict()
-            saved = checkpoint.save(folder, self.reached.step, weights, state, self.world)
+            say = self.progress.say
+            saved = checkpoint.save(folder, self.reached.step, weights, state, self.world, say)
             if self.world.is_main:
                 if self.improved:
-                    checkpoint.point(folder, "best", saved)
-                checkpoint.prune(folder, self.config.checkpoint.keep)
+                    checkpoint.point(folder, "best", saved, say)
+                checkpoint.prune(folder, self.config.checkpoint.keep, say)
         self.improved = False
 
     def leave(self) -> NoReturn:
@@ -317,7 +320,10 @@ class Trainer:
 
     def result(self) -> Result:
         """The last validation, and the pictures, drawn now."""
-        row = [row for row in self.folder.metrics() if row["split"] == "val"][-1]
+        row = self.last_validation()
+        if row is None:  # whatever became of metrics.jsonl
+            self.validate()
+            row = self.last_validation()
         speed = self.reached.samples / self.reached.seconds
         paths = self.draw("", curves=True)
         if row["loss"] is None:
@@ -326,6 +332,12 @@ class Trainer:
                 f"is {self.config.lr:g}) or --optimizer.clip-norm; {self.folder.path} has what it was"
             )
         return Result(row["loss"], row["recon"], row["kl"], speed, paths, self.diagnostics)
+
+    def last_validation(self) -> dict[str, Any] | None:
+        has_rows = (self.folder.path / "metrics.jsonl").exists()
+        rows = self.folder.metrics() if has_rows else []
+        rows = [row for row in rows if row["split"] == "val"]
+        return rows[-1] if rows else None
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -343,30 +355,51 @@ class Trainer:
             ),
         }
 
-    def restore(self, saved: Checkpoint) -> None:
-        """The inverse of ``state``: go on from ``saved``, and forget what came after it."""
+    def start_again(self, say: Any = print) -> None:
+        """Say so, and begin metrics.jsonl anew."""
+        say("the run was stopped before its first checkpoint: it starts again")
+        # A run that has validated has had a checkpoint, which then is gone.
+        validated = self.last_validation() is not None
+        self.folder.keep_metrics(0, to_be_written_again=not validated, say=say)
+
+    def restore(self, saved: Checkpoint, say: Any = print) -> None:
+        """The inverse of ``state``: go on from ``saved``, and set aside what came after it.
+
+        Args:
+            say: is given a line for each thing that is set aside.
+        """
+        ranks, meter, rank = saved.state["ranks"], self.step.meter, self.world.rank
         try:
             own = self.model.state_dict()
             weights = {k: like(w, own[k]) if k in own else w for k, w in saved.weights.items()}
             self.model.load_state_dict(weights)
             self.step.load_state_dict(saved.state["step"])
             self.batches.load_state_dict(saved.state["batches"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            if len(ranks) == self.world.size:
+                rng.restore(ranks[rank]["rng"], self.device)
+                meter.load_state_dict(ranks[rank]["meter"])
+            else:  # other ranks than these: other noise; what all of them saw is the main one's
+                rng.seed_rank(self.config.seed, rank, saved.state["reached"]["step"])
+                if self.world.is_main:
+                    meter.load_state_dict(meter.of_all([saw["meter"] for saw in ranks]))
+        except (RuntimeError, ArithmeticError, AttributeError, *_OF_VALUES) as error:
             raise CheckpointError(
                 f"{saved.path} is of another model, data or configuration: {error}"
             ) from error
         self.reached = Reached(**saved.state["reached"])
-        ranks, meter, rank = saved.state["ranks"], self.step.meter, self.world.rank
-        if len(ranks) == self.world.size:
-            rng.restore(ranks[rank]["rng"], self.device)
-            meter.load_state_dict(ranks[rank]["meter"])
-        else:  # other ranks than these: other noise, and what all of them saw is the main one's
-            rng.seed_rank(self.config.seed, rank, self.reached.step)
-            if self.world.is_main:
-                meter.load_state_dict(meter.of_all([saw["meter"] for saw in ranks]))
         self.interval_seconds = saved.state["interval_seconds"]
-        if not self.world.from_main((self.folder.checkpoints / "best").exists()):
-            self.reached.best = math.inf
         if self.world.is_main:
-            self.folder.keep_metrics(self.reached.rows)
-            checkpoint.go_back_to(saved, is_best=saved.state["is_best"])
+            folder, is_best = saved.path, saved.state["is_best"]
+            unused = checkpoint.later_than(folder)
+            self.reached.rows = self.folder.keep_metrics(
+                self.reached.rows, to_be_written_again=not unused, say=say
+            )
+            checkpoint.go_back_to(folder, is_best=is_best, say=say)
+        if not self.world.on_main(self.has_best):
+            self.reached.best = math.inf
+
+    def has_best(self) -> bool:
+        try:
+            return checkpoint.pointed(self.folder.checkpoints, "best") is not None
+        except CheckpointError:  # which the next best replaces
+            return False
