@@ -1,7 +1,9 @@
 """A run stopped anywhere and resumed is the run never stopped, to the bit."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +37,8 @@ def assert_same_run(a, b):
         for key, value in one.weights.items():
             assert torch.equal(value, two.weights[key]), key
         one.state["reached"].pop("seconds"), two.state["reached"].pop("seconds")
-        one.state.pop("interval_seconds"), two.state.pop("interval_seconds")
+        for name in ("interval_seconds", "config"):  # how often to checkpoint, for one
+            one.state.pop(name), two.state.pop(name)
         assert_same(one.state, two.state)
 
 
@@ -296,3 +299,72 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
     assert again.reached.step in (10, 15)
     again.fit()
     assert_same_run(whole, again)
+
+
+def test_what_a_resumed_run_could_not_read_is_set_aside_with_its_rows(make, resume, whole):
+    trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3, keep=9))
+    stop_at(trainer, 14, Killed())
+    with pytest.raises(Killed):
+        trainer.fit()
+    folders = checkpoint.step_folders(trainer.folder.checkpoints)
+    assert [int(f.name) for f in folders] == [3, 6, 9, 10, 12]
+    newer, damaged = folders[-1] / "state.json", folders[-2] / "state.json"
+    newer.write_text(newer.read_text().replace('"version": 3', '"version": 4'))
+    # Of version 2, which has no checksum that tells: a key that a run's state has to have is gone.
+    content = json.loads(damaged.read_text()) | {"version": 2}
+    del content["checksum"], content["bytes"], content["state"]["ranks"]
+    damaged.write_text(json.dumps(content))
+    rows, said = trainer.folder.metrics(), []
+    again = resume(trainer, say=said.append)
+    assert again.reached.step == 9
+    assert "version 4" in said[0] and "ranks can't be a run's" in said[1]
+    assert sum("set-aside" in line for line in said) == 3
+    again.fit()
+    assert_same_run(whole, again)
+    aside = again.folder.checkpoints / "set-aside-00000012"
+    assert '"version": 4' in (aside / "state.json").read_text()
+    kept = (again.folder.path / "set-aside-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == rows
+
+
+def test_metrics_that_are_not_all_there_are_kept(make, resume, whole):
+    trainer = make("cut")
+    stop_at(trainer, 14, Killed())
+    with pytest.raises(Killed):
+        trainer.fit()
+    file = trainer.folder.path / "metrics.jsonl"
+    first, *_ = file.read_text().splitlines()
+    file.write_text(first + "\n")
+    said = []
+    again = resume(trainer, say=said.append)
+    assert "metrics.jsonl has 1 rows of the 4 that there were" in said[0]
+    assert again.fit().loss == whole.folder.metrics()[-1]["loss"]
+    assert (trainer.folder.path / "set-aside-metrics.jsonl").read_text() == first + "\n"
+    assert [row["step"] for row in again.folder.metrics()] == [4, 12, 16, 20, 20]
+
+
+def test_checkpoints_that_are_gone_cost_no_rows(make, resume, whole):
+    shutil.rmtree(whole.folder.checkpoints)
+    rows, said = whole.folder.metrics(), []
+    assert resume(whole, say=said.append).reached.step == 0
+    assert whole.folder.metrics() == [] and "set-aside-metrics.jsonl" in said[1]
+    kept = (whole.folder.path / "set-aside-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == rows
+
+
+def test_a_scale_that_starts_from_the_first_batch_goes_on_to_the_same_bits(make, resume):
+    options = {"likelihood": "gaussian", "likelihood_options": {"variance": "shared"}}
+    model_args = {"latent_dim": 4, "network_options": {"hidden": [32]}, **options}
+    whole = make("whole", model_args=model_args)
+    whole.fit()
+    rows = whole.folder.metrics()
+    assert rows[0]["recon"] < 784 * 0.9  # 784 * 1.02 from a scale of 1
+    for killed_at in (1, 14):
+        when = CheckpointConfig(every_steps=1 if killed_at == 1 else 4)
+        trainer = make(f"cut-{killed_at}", model_args=model_args, checkpoint=when)
+        stop_at(trainer, killed_at, Killed())
+        with pytest.raises(Killed):
+            trainer.fit()
+        again = resume(trainer)
+        again.fit()
+        assert_same_run(whole, again)

@@ -8,6 +8,7 @@ from typing import Any
 from vae_fast.cli.flags import Usage, load_package, make_parser, nearest, parse
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.import_paths import paths_typed
+from vae_fast.train import changes
 from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, hints, to_dict
 
 PARTS = ("labels", "objective", "optimizer", "checkpoint")
@@ -163,19 +164,20 @@ def resume(arguments: list[str], program: str) -> int:
     """go on with a run that was stopped, to the same bits"""
     parser = make_parser(program, resume.__doc__)
     parser.add_argument("run", type=str, help="folder of the run")
-    parser.add_argument(
-        "--epochs", type=int, default=None, help="train to this many epochs instead"
-    )
     parser.add_argument("--trust", action="store_true", help=TRUST.format("run's config.yaml"))
     parser.add_argument(
         "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
     )
+    names = changes.fields()
+    for name, kind in names.items():
+        words = "train to this many epochs instead" if name == "epochs" else "another from here on"
+        parser.add_argument(f"--{name}", type=kind | None, default=None, help=words)
     values = parse(parser, arguments)
     from vae_fast.train import Trainer
 
     begin_work()
-    options = {"epochs": values.epochs, "profile": values.profile, "trust": values.trust}
-    trainer = Trainer.resume(values.run, **options)
+    asked = {name: values[name] for name in names if values[name] is not None}
+    trainer = Trainer.resume(values.run, changes=asked, profile=values.profile, trust=values.trust)
     if trainer.world.is_main:
         print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
     return _fit(trainer, compare=False)

@@ -53,6 +53,12 @@ class WeightAverage:
         else:
             torch._foreach_lerp_(self._averages, self._followed, weight)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin with the parameters as they are."""
+        for average, followed in zip(self._averages, self._followed, strict=True):
+            average.copy_(followed)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights within, and its own again afterwards."""

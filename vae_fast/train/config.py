@@ -175,6 +175,8 @@ class TrainConfig:
         distributed: of several processes, each has the whole model (ddp) or shares of weights,
             gradients and optimizer state (fsdp).
         seed: seeds the weights, the order of the data and the noise.
+        init_from: folder of another run whose weights this one starts from: those whose names and
+            shapes fit.
         out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
         log_every: steps between two rows of metrics.jsonl.
         ema: decay of a moving average of the weights, such as 0.999, validated and shown instead
@@ -203,6 +205,7 @@ class TrainConfig:
     device: str = "auto"
     distributed: str = "ddp"
     seed: int = 0
+    init_from: str | None = None
     out: str | None = None
     log_every: int = 50
     ema: float = 0.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vae_fast.train.changes import check_plain
 from vae_fast.train.manifest import CheckpointError
 
 
@@ -65,6 +66,8 @@ def check_state(state: dict[str, Any]) -> None:
             and all(_has(rank, rng=dict, meter=dict) for rank in ranks)
         ),
     }
+    if "config" in state:  # which checkpoints of version 2 have not
+        check_plain(state["config"])
     if wrong := [name for name, fault in faults.items() if fault]:
         raise CheckpointError(f"{', '.join(wrong)} can't be a run's")
 

@@ -131,6 +131,10 @@ class RunFolder:
         config.out = str(self.path)
         return config
 
+    def write_config(self, config: TrainConfig) -> None:
+        """Let config.yaml be ``config``, for whoever resumes the run next."""
+        _write_yaml(self.path / "config.yaml", to_dict(config))
+
     def hold(self) -> None:
         """Keep other processes from training this run until ``let_go``, or the process's end.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -203,8 +203,15 @@ class Step:
             )
         for update, value in zip(self.updates, saved, strict=True):
             update.load_state_dict(value)
-        if self.average is not None:
+        if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
+        elif self.average is not None:  # the run had none so far
+            self.average.restart()
+
+    def follow_arguments(self, names: Iterable[str]) -> None:
+        """Let the optimizers' arguments ``names`` be the configuration's, not what was loaded."""
+        for update in self.updates:
+            update.follow_arguments(names)
 
 
 def _sum(a: LossOutput, b: LossOutput) -> LossOutput:

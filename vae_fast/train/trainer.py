@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from vae_fast.data import build_augment
 from vae_fast.import_paths import Trust
+from vae_fast.train import changes as changes_to
 from vae_fast.train import checkpoint, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
@@ -37,6 +38,7 @@ from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
+from vae_fast.train.weights import take_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
 
@@ -79,6 +81,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape, self.device).to(self.device)
         check_labels(self.model, config, train, val)
+        begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
+        if config.init_from is not None and begins:
+            said = take_weights(self.model, config.init_from)
+            if self.world.is_main:
+                print(said)
 
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
@@ -115,6 +122,7 @@ class Trainer:
         run: str | Path,
         *,
         epochs: int | None = None,
+        changes: Mapping[str, Any] | None = None,
         say: Any = print,
         trust: Trust = False,
         **options: Any,
@@ -123,15 +131,23 @@ class Trainer:
 
         Args:
             epochs: a new number of epochs in all, to train longer.
-            say: is given a line for each checkpoint that is damaged and passed over.
+            changes: new values of the configuration from here on, such as {"lr": 1e-4,
+                "optimizer.clip_norm": 1.0}. They are written to the run's config.yaml.
+            say: is given a line for each change, each difference between config.yaml and what the
+                checkpoint was trained with, and each checkpoint that is damaged and passed over.
             trust: let the run's config.yaml name classes of any module, whose code is then run
                 (True, or the import paths that it may name); else those of torch, torchvision
                 and vae_fast alone.
             options: ``train_data`` and ``val_data``, if the run was given them; ``profile``.
+
+        Raises ValueError for a change of what the checkpoints are of (the model, say), in
+        ``changes`` or in config.yaml.
         """
         folder = RunFolder(run)
-        config = folder.config(trust)
-        config.epochs = config.epochs if epochs is None else epochs
+        config, asked = folder.config(trust), dict(changes or {})
+        if epochs is not None:
+            asked["epochs"] = epochs
+        lines = changes_to.apply(config, asked, str(run))
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
         if is_main:
@@ -144,10 +160,18 @@ class Trainer:
             check_state,
         )
         if saved is not None:
+            before = saved.state.get("config")
+            lines += changes_to.compare(before, config, asked, str(run))
             trainer.restore(saved, say)
+            trainer.step.follow_arguments(changes_to.changed_arguments(before, config))
             check_steps(trainer.profile, trainer.total_steps - trainer.reached.step)
         elif is_main:
             trainer.start_again(say)
+        if is_main:
+            for line in lines:
+                say(line)
+            if asked:
+                folder.write_config(config)
         return trainer
 
     # --- the main loop ---------------------------------------------------------------------------
@@ -344,6 +368,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything the next step depends on, but the weights."""
         return {
+            "config": changes_to.plain(self.config),
             "input_shape": list(self.model.input_shape),
             "reached": asdict(self.reached),
             "interval_seconds": time.perf_counter() - self.interval_began,

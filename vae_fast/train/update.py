@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Update:
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimizer: Any = build_optimizer(config, self.parameters)
+        self._arguments = dict(self.optimizer.defaults)
         self.guard = Guard(config.optimizer, device)
         self.is_distributed = is_distributed
         self.scale = LossScale(device) if config.precision == "fp16" else None
@@ -106,8 +108,17 @@ class Update:
             self._take_apart()
         self.optimizer.load_state_dict(shard_state(state["optimizer"], self.parameters))
         self.guard.load_state_dict(state["guard"])
-        if self.scale is not None:
+        if self.scale is not None and "scale" in state:  # else it was another precision
             self.scale.load_state_dict(state["scale"])
+
+    def follow_arguments(self, names: Iterable[str]) -> None:
+        """Let the optimizer's arguments ``names`` be what the configuration says, not what was
+        loaded."""
+        for name in names:
+            if name not in self.optimizer.defaults:
+                raise ValueError(f"optimizer.args.{name} can't change when a run goes on")
+            for group in self.optimizer.param_groups:
+                group[name] = self._arguments[name]
 
     def _take_apart(self) -> None:
         """Some parameters have no gradient, which is not a gradient of zero: torch's Adam leaves
