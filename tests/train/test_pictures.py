@@ -1,8 +1,12 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from vae_fast.train import pictures
+from vae_fast.train import Trainer, pictures
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -39,6 +43,74 @@ def test_curves_leave_out_what_is_not_finite(tmp_path):
     ]
     pictures.draw_curves(tmp_path / "x.png", rows, "caption")
     assert Image.open(tmp_path / "x.png").size[0] == 1650
+
+
+ODD = "data $x_{$ naïve \udcff \n .npy"  # no mathematics, and bytes that are no text
+
+
+def test_pictures_of_odd_names_are_drawn(tmp_path, monkeypatch):
+    from vae_fast.tasks import pictures as of_tasks
+
+    rows = [{"step": 1, "split": "val", "loss": 9.0, "recon": 8.0, "kl": 1.0}]
+    images, series = torch.rand(4, 1, 8, 8), torch.rand(4, 16)
+    labels, names = torch.tensor([0, 1, 0, 1]), ["$a_{$", "_b"]
+    draw = {
+        "curves": lambda path: pictures.draw_curves(path, rows, ODD),
+        "series": lambda path: pictures.draw_series(path, [series], ["x"], ODD),
+        "samples": lambda path: pictures.draw_samples(path, images, ODD),
+        "map": lambda path: of_tasks.draw_latent_map(
+            path, series, labels, names=names, caption=ODD
+        ),
+        "histogram": lambda path: of_tasks.draw_score_histogram(path, series[:, 0], caption=ODD),
+    }
+    for name, do in draw.items():
+        do(tmp_path / name)
+        assert Image.open(tmp_path / name).size[0] > 300, name
+
+    def without_freetype(size=None):
+        raise ImportError("no FreeType")
+
+    monkeypatch.setattr("PIL.ImageFont.load_default", without_freetype)
+    pictures.draw_samples(tmp_path / "bitmap", images, ODD + " 数据")
+    assert np.asarray(Image.open(tmp_path / "bitmap"))[: pictures._MARGIN + 40].min() < 200
+
+
+def test_a_run_draws_its_pictures_whatever_the_environment_is(tmp_path, clothes):
+    """A notebook's backend, a locale without our letters, and a user's style that needs LaTeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\n")
+    data = tmp_path / "naïve $x_{$.npy"
+    np.save(data, clothes[0][:60].numpy())
+    environment = os.environ | {
+        "MPLBACKEND": "inline", "MATPLOTLIBRC": str(tmp_path), "LC_ALL": "C", "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    found = subprocess.run(
+        [
+            sys.executable, "-m", "vae_fast", "train", "--data", str(data), "--epochs", "1",
+            "--device", "cpu", "--tensorboard", "off", "--out", str(tmp_path / "naïve run"),
+            "--model-args.latent_dim", "2",
+        ],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr.decode("utf-8", "replace")
+    assert b"can't be drawn" not in found.stderr and b"Validation loss" in found.stdout
+    names = {path.name for path in (tmp_path / "naïve run").glob("*.png")}
+    assert names == {"reconstructions.png", "samples.png", "curves.png"}
+
+
+@pytest.mark.parametrize("what", ["draw_samples", "sample"])
+def test_a_picture_that_fails_costs_a_warning(config, clothes, monkeypatch, what):
+    def failing(*_, **__):
+        raise RuntimeError("no paint")
+
+    module = "vae_fast.train.pictures" if what == "draw_samples" else "vae_fast.train.showcase"
+    monkeypatch.setattr(f"{module}.{what}", failing)
+    config.epochs, config.pictures_every = 1, 1
+    trainer = Trainer(config, train_data=clothes[0][:200], val_data=clothes[1][:50])
+    with pytest.warns(UserWarning, match="samples.png can't be drawn: .*no paint"):
+        result = trainer.fit()
+    kept = ["curves.png"] if what == "sample" else ["curves.png", "reconstructions.png"]
+    assert sorted(path.name for path in result.pictures) == kept
 
 
 def _runs(values):

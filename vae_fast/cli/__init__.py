@@ -16,6 +16,9 @@ PROGRAM = "vae-fast"
 
 def script() -> int:
     """What the program vae-fast and ``python -m vae_fast`` run: ``main``, in a process of its own."""
+    for stream in (sys.stdout, sys.stderr):  # of an ASCII locale, which a file's name may not fit
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with interrupts.quiet(lambda: _fail(f"{PROGRAM} {_command(sys.argv[1:])}", "interrupted", 130)):
         return main()
 

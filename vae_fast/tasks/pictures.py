@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_fast.train.extras import need
+from vae_fast.train.figures import figure_for, printable
 from vae_fast.train.pictures import draw_samples
 
 
@@ -41,38 +43,40 @@ def draw_latent_map(
     """Codes (N, D) in the plane, coloured by label: as they are for D = 2, else by their two
     principal components.
     """
-    matplotlib = need("matplotlib", "drawing a latent map")
-    figure_module = need("matplotlib.figure", "drawing a latent map")
     points = codes.detach().float().cpu()
     axes_names = ("z₁", "z₂")
     if points.shape[1] != 2:
         centred = points - points.mean(0)
         _, _, v = torch.linalg.svd(centred, full_matrices=False)
         points, axes_names = centred @ v[:2].t(), ("first component", "second component")
-    figure = figure_module.Figure(figsize=(6.4, 5.4), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    if labels is None:
-        axis.scatter(*points.t(), s=3, alpha=0.5, linewidths=0)
-    else:
-        colours = matplotlib.colormaps["tab10"]
-        for label in sorted(set(labels.tolist())):
-            chosen = points[(labels == label).cpu()]
-            name = str(label) if names is None else names[int(label)]
-            axis.scatter(
-                *chosen.t(),
-                s=4,
-                alpha=0.6,
-                linewidths=0,
-                color=colours(int(label) % 10),
-                label=name,
-            )
-        axis.legend(markerscale=4, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axis.set_xlabel(axes_names[0])
-    axis.set_ylabel(axes_names[1])
-    axis.set_aspect("equal", adjustable="datalim")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(caption, loc="left", fontsize=9)
-    figure.savefig(path, format="png")
+    with figure_for(path, (6.4, 5.4), 150, layout="constrained") as figure:
+        axis = figure.subplots()
+        if labels is None:
+            axis.scatter(*points.t(), s=3, alpha=0.5, linewidths=0)
+        else:
+            _scatter(axis, points, labels, names)
+        axis.set_xlabel(axes_names[0])
+        axis.set_ylabel(axes_names[1])
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(printable(caption), loc="left", fontsize=9)
+
+
+def _scatter(axis: Any, points: Tensor, labels: Tensor, names: Sequence[str] | None) -> None:
+    """Points in the colours of their labels, with a legend."""
+    colours = need("matplotlib", "drawing a latent map").colormaps["tab10"]
+    handles = []
+    for label in sorted(set(labels.tolist())):
+        chosen = points[(labels == label).cpu()]
+        color = colours(int(label) % 10)
+        handles.append(axis.scatter(*chosen.t(), s=4, alpha=0.6, linewidths=0, color=color))
+    labels_of = [
+        printable(str(label) if names is None else names[int(label)])
+        for label in sorted(set(labels.tolist()))
+    ]
+    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    # By handles: a label that begins with an underscore is left out otherwise.
+    axis.legend(handles, labels_of, markerscale=4, frameon=False, **where)
 
 
 def draw_score_histogram(
@@ -84,23 +88,21 @@ def draw_score_histogram(
     caption: str = "",
 ) -> None:
     """Histograms of anomaly scores, in nats, with the threshold as a line."""
-    figure_module = need("matplotlib.figure", "drawing a histogram")
-    figure = figure_module.Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
-    axis = figure.subplots()
     kinds = [("normal", normal, "#1f4e8c")]
     if anomalous is not None:
         kinds.append(("anomalous", anomalous, "#c65f1c"))
     together = torch.cat([scores.float().cpu() for _, scores, _ in kinds])
     edges = torch.linspace(float(together.min()), float(together.quantile(0.995)), 61)
-    for name, scores, colour in kinds:
-        values = scores.float().cpu().numpy()
-        axis.hist(values, edges.numpy(), density=True, alpha=0.6, color=colour, label=name)
-    if threshold is not None:
-        axis.axvline(threshold, color="#22262e", linewidth=1.2)
-        axis.annotate(" threshold", (threshold, axis.get_ylim()[1]), va="top")
-    axis.legend(frameon=False)
-    axis.set_xlabel("score, nats per sample")
-    axis.set_ylabel("density")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(caption, loc="left", fontsize=9)
-    figure.savefig(path, format="png")
+    with figure_for(path, (6.4, 3.6), 150, layout="constrained") as figure:
+        axis = figure.subplots()
+        for name, scores, colour in kinds:
+            values = scores.float().cpu().numpy()
+            axis.hist(values, edges.numpy(), density=True, alpha=0.6, color=colour, label=name)
+        if threshold is not None:
+            axis.axvline(threshold, color="#22262e", linewidth=1.2)
+            axis.annotate(" threshold", (threshold, axis.get_ylim()[1]), va="top")
+        axis.legend(frameon=False)
+        axis.set_xlabel("score, nats per sample")
+        axis.set_ylabel("density")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(printable(caption), loc="left", fontsize=9)

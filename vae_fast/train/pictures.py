@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vae_fast.train.extras import need
+from vae_fast.train.figures import figure_for, printable
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (34, 38, 46), (134, 140, 150)
 _TRAIN, _VAL = "#9db7d5", "#1f4e8c"
@@ -69,13 +70,10 @@ def draw_series(
         series: one or more of (N, T), drawn over each other: originals and reconstructions.
         names: of each.
     """
-    matplotlib = need("matplotlib", "drawing series")
-    figure_module = need("matplotlib.figure", "drawing series")
     lines = [values.detach().float().cpu().numpy() for values in series]
     rows = -(-len(lines[0]) // columns)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        size = (2.2 * columns, 1.3 * rows + 0.6)
-        figure = figure_module.Figure(figsize=size, dpi=130)
+    size = (2.2 * columns, 1.3 * rows + 0.6)
+    with figure_for(path, size, 130) as figure:
         figure.subplots_adjust(left=0.04, right=0.99, bottom=0.05, top=1.0 - 0.5 / size[1])
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for place, axis in enumerate(axes.flat):
@@ -88,24 +86,19 @@ def draw_series(
         if len(names) > 1:
             handles = axes.flat[0].get_legend_handles_labels()
             figure.legend(*handles, frameon=False, fontsize=7, loc="upper right", ncols=2)
-        figure.suptitle(caption, x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
-        figure.savefig(path, format="png")
+        figure.suptitle(printable(caption), x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]], caption: str) -> None:
     """Write a PNG of loss, reconstruction and KL against the step, from rows of metrics.jsonl."""
-    matplotlib = need("matplotlib", "drawing curves.png")
-    figure_module = need("matplotlib.figure", "drawing curves.png")
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        figure = figure_module.Figure(figsize=(11, 3.5), dpi=150, layout="constrained")
+    with figure_for(path, (11, 3.5), 150, layout="constrained") as figure:
         axes = figure.subplots(1, 3)
         titles = {"loss": "Loss", "recon": "Reconstruction", "kl": "KL divergence"}
         for axis, (key, title) in zip(axes, titles.items(), strict=True):
             _draw_curve(axis, rows, key)
-            axis.set_title(title, loc="left", fontweight="bold", color=_hex(_INK))
-        axes[0].set_ylabel("nats per sample", color=_hex(_FAINT))
-        figure.suptitle(caption, x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
-        figure.savefig(path, format="png")
+            axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_hex(_INK))
+        axes[0].set_ylabel("nats per sample", fontsize=9, color=_hex(_FAINT))
+        figure.suptitle(printable(caption), x=0.01, ha="left", fontsize=9, color=_hex(_FAINT))
 
 
 def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
@@ -127,15 +120,16 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
             xytext=(2, 5 if split == highest else -9),  # away from the other line's
             textcoords="offset points",
             color=color,
+            fontsize=9,
             fontweight="bold" if is_val else "normal",
             annotation_clip=False,
         )
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#c9cdd3")
-    axis.tick_params(colors=_hex(_FAINT), length=3)
+    axis.tick_params(colors=_hex(_FAINT), length=3, labelsize=9)
     axis.grid(axis="y", color="#eceef1", linewidth=0.8)
     axis.set_axisbelow(True)
-    axis.set_xlabel("step", color=_hex(_FAINT))
+    axis.set_xlabel("step", fontsize=9, color=_hex(_FAINT))
     axis.margins(x=0.02)
 
 
@@ -155,20 +149,28 @@ def _row(tiles: np.ndarray, columns: int) -> np.ndarray:
 def _write_page(path: Path, bands: list[np.ndarray], title: str, caption: str, band_gap: int):
     image_module = need("PIL.Image", "drawing pictures")
     draw_module = need("PIL.ImageDraw", "drawing pictures")
-    font_module = need("PIL.ImageFont", "drawing pictures")
     head = 62
     height = sum(len(band) for band in bands) + band_gap * (len(bands) - 1) - _GAP
     page = image_module.new(
         "RGB", (bands[0].shape[1] + 2 * _MARGIN, height + head + 2 * _MARGIN - 8), _PAPER
     )
     draw = draw_module.Draw(page)
-    draw.text((_MARGIN, _MARGIN - 6), title, _INK, font_module.load_default(24))
-    draw.text((_MARGIN, _MARGIN + 26), caption, _FAINT, font_module.load_default(14))
+    _write_text(draw, (_MARGIN, _MARGIN - 6), title, _INK, 24)
+    _write_text(draw, (_MARGIN, _MARGIN + 26), caption, _FAINT, 14)
     top = head + _MARGIN - 8
     for band in bands:
         page.paste(image_module.fromarray(band[:-_GAP]), (_MARGIN, top))
         top += len(band) + band_gap
     page.save(path, format="PNG")
+
+
+def _write_text(draw: Any, at: tuple[int, int], text: str, color: Any, size: int) -> None:
+    font_module, text = need("PIL.ImageFont", "drawing pictures"), printable(text)
+    try:
+        draw.text(at, text, color, font_module.load_default(size))
+    except (ImportError, OSError, UnicodeError):  # Pillow without FreeType has one font
+        text = text.encode("latin-1", "replace").decode("latin-1")
+        draw.text(at, text, color, font_module.load_default_imagefont())
 
 
 def _hex(color: tuple[int, int, int]) -> str:

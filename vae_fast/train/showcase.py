@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Ten
 def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
     """Draw reconstructions.png and samples.png, of images or series, and curves.png.
 
+    A picture that can't be drawn costs a warning, and not the run.
+
     Args:
         prefix: put before the names, within the run's folder.
     """
@@ -55,8 +58,14 @@ def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
     are_series = len(model.input_shape) == 1 and not getattr(model.likelihood, "discrete", True)
     if are_images or are_series:  # by every rank, for each may have a part of the model
         pairs, draws_of_prior = (RECONSTRUCTIONS, SAMPLES) if are_images else (SERIES, SERIES)
-        batch = first_samples(trainer.val_batches, pairs)
-        again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
+        try:
+            batch = first_samples(trainer.val_batches, pairs)
+            again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
+        except Exception as error:
+            if trainer.world.is_distributed:  # the others may not have failed, and would wait
+                raise
+            _warn("reconstructions.png and samples.png", error)
+            are_images = are_series = False
     if not trainer.world.is_main:
         return []
     rows = folder.metrics()
@@ -80,4 +89,14 @@ def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
     if curves:
         draws["curves.png"] = lambda path: pictures.draw_curves(path, rows, caption)
     prefix = f"{prefix}-" if prefix else ""
-    return [folder.write_picture(prefix + name, draw) for name, draw in draws.items()]
+    paths = []
+    for name, draw in draws.items():
+        try:
+            paths.append(folder.write_picture(prefix + name, draw))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the training is done)
+            _warn(prefix + name, error)
+    return paths
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(f"{what} can't be drawn: {error!r}", stacklevel=3)

@@ -20,7 +20,7 @@ import torch
 from vae_fast.data import build_augment
 from vae_fast.import_paths import Trust
 from vae_fast.train import changes as changes_to
-from vae_fast.train import checkpoint, rng
+from vae_fast.train import checkpoint, files, rng
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
 from vae_fast.train.diagnostics import diagnostics
@@ -339,7 +339,10 @@ class Trainer:
         with self.clock_stopped(), self.step.averaged():
             paths = draw_pictures(self, prefix, curves)
         for path in paths:
-            self.tensorboard.picture(path, self.reached.step)
+            try:
+                self.tensorboard.picture(path, self.reached.step)
+            except Exception as error:  # noqa: BLE001 (a picture costs no run)
+                files.warn(f"{path} can't be shown in TensorBoard: {error!r}")
         return paths
 
     def result(self) -> Result:
