@@ -82,9 +82,24 @@ def test_tensor_dataset_and_labels_of_several_kinds():
     data = as_data(TensorDataset(images, torch.arange(6)))
     assert data[5][1] == 5 and data.labelled
     assert as_data(Items([(GREY[0], np.int64(4))]))[0][1] == 4
-    assert not as_data(Items([(GREY[0], "shirt")])).labelled
-    assert not as_data(Items([(GREY[0], torch.zeros(3))])).labelled
-    assert as_data(Items([[GREY[0], 1, "more"]]))[0][1] == 1
+    assert not as_data(Items([(GREY[0], None)])).labelled
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ((GREY[0], "shirt"), "label of item 0 is 'shirt'.*labels=False"),
+        ((GREY[0], 3.5), "label of item 0 is '3.5'"),
+        ((GREY[0], torch.zeros(3)), "label of item 0"),
+        ((GREY[0], 1, "more"), "3 parts"),
+        ({"image": GREY[0], "mask": GREY[1]}, "a mask, which can't be used"),
+    ],
+)
+def test_what_cannot_be_used_of_an_item_is_refused(item, words):
+    with pytest.raises(TypeError, match=words):
+        as_data(Items([item] * 3))
+    if len(item) == 2 and isinstance(item, tuple):
+        assert not as_data(Items([item] * 3), labels=False).labelled
 
 
 def test_a_slice_of_a_dataset():

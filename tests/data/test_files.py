@@ -113,7 +113,7 @@ def _truncate(path):
         ("h.npz", lambda p: np.savez(p, np.array([Bomb()])), ["Python objects", "run code"]),
         ("i.npz", lambda p: np.savez(p, x=IMAGES, y=IMAGES), ["holds x, y", "images", "labels"]),
         ("j.npz", lambda p: np.savez(p), ["holds nothing"]),
-        ("k.png", lambda p: p.write_bytes(b"\x89PNG"), ["can't be read", ".npy or .npz"]),
+        ("k.png", lambda p: p.write_bytes(b"\x89PNG"), ["can't be decoded", "none of PNG, JPEG"]),
     ],
 )
 def test_a_file_that_is_not_what_it_says(tmp_path, name, make, words):

@@ -130,9 +130,17 @@ def test_custom_sources_hold_out_their_last_tenth():
 
 
 def test_a_sorted_custom_source_is_warned_about():
-    images = np.zeros((20, 4, 4), np.uint8)
-    with pytest.warns(UserWarning, match=r"classes \[9\].*sorted by class"):
-        load((images, np.arange(20) // 2), split="val")
+    images = np.arange(20 * 16).astype(np.uint8).reshape(20, 4, 4)
+    for per_class in (2, 10):  # of the second, the last tenth has a class that the rest has too
+        labels = np.arange(20) // per_class
+        words = r"classes \[9\].*sorted by class" if per_class == 2 else "not like.*sorted by class"
+        with pytest.warns(UserWarning, match=words):
+            val = load((images, labels), split="val")
+        assert sorted(val.labels.tolist()) == sorted(set(labels.tolist()))
+        np.testing.assert_array_equal(val.images[:, 0].numpy(), images[val.rows.numpy()])
+        with pytest.warns(UserWarning):
+            train = load((images, labels), split="train")
+        assert sorted(train.rows.tolist() + val.rows.tolist()) == list(range(20))
 
 
 def test_a_wrong_split_lists_the_right_ones():

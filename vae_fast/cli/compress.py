@@ -28,7 +28,7 @@ def compress(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.evaluate.likelihood import reconstruction_error
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     packed = tasks.compress(restored.model, x, y, step=values.step)
     again = tasks.decompress(restored.model, packed, y)
     arrays = {"symbols": packed.symbols.cpu().numpy(), "step": np.float64(packed.step)}

@@ -38,7 +38,7 @@ def inpaint(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_strips
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     torch.manual_seed(values.seed)
     missing = _mask(values.missing, x).to(x.device)
     found = tasks.impute(restored.model, x, ~missing, y, steps=values.steps, draws=values.draws)
@@ -119,7 +119,7 @@ def translate(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_strips
 
-    restored, (x, _, _, source) = model_and_samples(values)
+    restored, (x, _, _, source, *_) = model_and_samples(values)
     model = restored.model
     if getattr(getattr(model, "condition", None), "derive", None) is None:
         raise ValueError(
@@ -159,7 +159,7 @@ def denoise(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_strips
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     torch.manual_seed(values.seed)
     clean = restored.model.network_input(x)
     noisy = clean

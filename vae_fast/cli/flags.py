@@ -96,11 +96,38 @@ def _underscored(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
+    if flag.startswith("--data."):
+        flag = "--data_options." + flag.removeprefix("--data.")
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
 def _dashed(text: str) -> str:
-    return re.sub(r"--\w[\w.]*", lambda flag: flag[0].replace("_", "-"), text)
+    return re.sub(r"--\w[\w.]*", _dashed_flag, text)
+
+
+def _dashed_flag(flag: re.Match) -> str:
+    return flag[0].replace("_", "-").replace("--data-options.", "--data.")
+
+
+def add_data_options(parser: Any, default: str = "") -> None:
+    """--data.size, --data.mode and --data.background, of image files."""
+    for name, kind, words in (
+        ("size", int, "of image files: resize the shorter side to it, and cut out the square"),
+        ("mode", str, "of image files: L (grey) or RGB"),
+        ("background", str, "of image files: the colour behind transparent pixels"),
+    ):
+        help_ = words + (f"; {default}" if default else "")
+        parser.add_argument(f"--data_options.{name}", type=kind, default=None, help=help_)
+
+
+def data_options(values: Any, base: Any = None) -> Any:
+    """The `DataOptions` of those flags over ``base``; None if none is given."""
+    from dataclasses import replace
+
+    from vae_fast.data_options import DataOptions
+
+    given = {k: v for k, v in vars(values.data_options).items() if v is not None}
+    return replace(base or DataOptions(), **given) if given else None
 
 
 def _readable(message: str, parser: Any) -> str:

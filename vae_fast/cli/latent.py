@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vae_fast.cli.flags import one_of, parse, whole_numbers
-from vae_fast.cli.output import need_images, write, write_file
+from vae_fast.cli.output import need_images, write, write_file, write_rows
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -17,21 +17,25 @@ OUT = ".png picture or .npy array"
 
 def encode(arguments: list[str], program: str) -> int:
     """write the features of samples, the posterior's means, to a file"""
-    parser = run_parser(program, encode.__doc__, ".npy array (N, latent_dim)", (".npy",))
+    about = ".npy array (N, latent_dim), with files' names and labels in a .csv beside it"
+    parser = run_parser(program, encode.__doc__, about, (".npy",))
     add_samples(parser, 0)
     values = parse(parser, arguments)
     import numpy as np
 
     from vae_fast import tasks
 
-    restored, (x, _, y, _) = model_and_samples(values)
+    restored, (x, labels, y, _, files, classes) = model_and_samples(values)
     codes = tasks.encode(restored.model, x, y)
 
     def save(path):
         with open(path, "wb") as file:
             np.save(file, codes.float().cpu().numpy(), allow_pickle=False)
 
-    write_file(out_path(values, "features.npy"), save)
+    out = out_path(values, "features.npy")
+    write_file(out, save)
+    if files is not None or labels is not None:
+        write_rows(out.with_suffix(".csv"), files, labels, classes)
     return 0
 
 
@@ -43,11 +47,13 @@ def latent_map(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_latent_map
 
-    restored, (x, labels, y, source) = model_and_samples(values)
+    restored, (x, labels, y, source, _, classes) = model_and_samples(values)
     codes = tasks.encode(restored.model, x, y)
     write_file(
         out_path(values, "latent_map.png"),
-        lambda path: draw_latent_map(path, codes, labels, caption=caption(restored, source)),
+        lambda path: draw_latent_map(
+            path, codes, labels, names=classes, caption=caption(restored, source)
+        ),
     )
     return 0
 
@@ -73,7 +79,7 @@ def traverse(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_grid
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     if not 0 <= values.index < len(x):
         raise ValueError(
             f"--index {values.index} is not among the {len(x)} samples (0 is the first)"
@@ -111,7 +117,7 @@ def interpolate(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_grid
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     if len(x) < 2:
         raise ValueError(f"{source} has {len(x)} sample: a pair takes two")
     pairs = len(x) // 2 * 2
@@ -136,7 +142,7 @@ def interpolate(arguments: list[str], program: str) -> int:
 def attribute(arguments: list[str], program: str) -> int:
     """find a label's direction in latent space, and add it to other samples, a row each"""
     parser = run_parser(program, attribute.__doc__, OUT)
-    parser.add_argument("label", type=int, help="the class whose direction it is")
+    parser.add_argument("label", type=str, help="the class whose direction it is: name or number")
     add_samples(parser, 1000, "how many samples to find the direction by")
     parser.add_argument("--rows", type=int, default=8, help="how many samples to change")
     parser.add_argument("--steps", type=int, default=7, help="columns, from strength 0 to STRENGTH")
@@ -146,11 +152,13 @@ def attribute(arguments: list[str], program: str) -> int:
 
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_grid
+    from vae_fast.train.run_data import label_of
 
-    restored, (x, labels, y, source) = model_and_samples(values)
+    restored, (x, labels, y, source, _, classes) = model_and_samples(values)
     if labels is None:
         raise ValueError(f"{source} has no labels, which the direction is found by")
-    has = labels == values.label
+    label = label_of(values.label, classes)
+    has = labels == label
     vector = tasks.attribute_vector(tasks.encode(restored.model, x, y), has)
     others = x[~has][: values.rows]
     given = None if y is None else y[~has][: values.rows]
@@ -158,7 +166,7 @@ def attribute(arguments: list[str], program: str) -> int:
     walks = torch.stack(
         [tasks.apply_attribute(restored.model, others, vector, s, given) for s in strengths], 1
     )
-    out = out_path(values, f"attribute_{values.label}.png")
+    out = out_path(values, f"attribute_{label}.png")
     if out.suffix != ".npy":
         need_images(walks[0])
     note = f"towards label {values.label}, strength 0 to {values.strength:g}"

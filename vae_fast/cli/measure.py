@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from vae_fast.cli.flags import one_of, parse, whole_numbers
+from vae_fast.cli.flags import data_options, one_of, parse, whole_numbers
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
+    checkpoint_of,
     model_and_samples,
     out_path,
     run_parser,
@@ -24,10 +25,10 @@ def evaluate(arguments: list[str], program: str) -> int:
     )
     parser.add_argument(
         "--normal",
-        type=int,
+        type=str,
         nargs="+",
         default=[],
-        help="classes that are no anomalies: adds the AUROC of the anomaly scores",
+        help="classes that are no anomalies, by number or name: adds the AUROC of the anomaly scores",
     )
     parser.add_argument(
         "--labels_per_class",
@@ -43,7 +44,7 @@ def evaluate(arguments: list[str], program: str) -> int:
 
     report = evaluate_run(
         values.run,
-        checkpoint=values.checkpoint,
+        checkpoint=checkpoint_of(values),
         data=values.data,
         samples=values.n,
         num_samples=values.num_samples,
@@ -52,6 +53,7 @@ def evaluate(arguments: list[str], program: str) -> int:
         normal=values.normal,
         labels_per_class=values.labels_per_class,
         trust=values.trust,
+        data_options=None if values.data is None else data_options(values),
     )
     print(f"{report['model']} at step {report['step']}, on {report['data']}, in nats per sample")
     print(as_text(report))

@@ -43,6 +43,30 @@ def write(out: str | Path, draw: Callable[[Path], Any], array: Any) -> None:
     write_file(out, save)
 
 
+def write_rows(out: Path, files: Any, labels: Any, classes: Any) -> None:
+    """Write what is known of each sample, a row each: file, label and class, as CSV."""
+    import csv
+
+    columns: dict[str, Any] = {}
+    if files is not None:
+        columns["file"] = files
+    if labels is not None:
+        columns["label"] = labels.tolist()
+        if classes is not None:
+            columns["class"] = [
+                classes[n] if 0 <= n < len(classes) else "" for n in columns["label"]
+            ]
+
+    def save(path: Path) -> None:
+        # surrogateescape: a file's name need not be UTF-8.
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.writer(file)
+            rows.writerow(columns)
+            rows.writerows(zip(*columns.values(), strict=True))
+
+    write_file(out, save)
+
+
 def write_text(out: Path, tokens: Any) -> None:
     """Write sequences (N, T) of character codes as N lines; what can't be printed shows as ?."""
     if tokens.is_floating_point() or tokens.dim() != 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vae_fast.cli.flags import Usage, make_parser
+from vae_fast.cli.flags import Usage, add_data_options, data_options, make_parser
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import check_out
 
@@ -15,6 +15,8 @@ DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
 class Samples(NamedTuple):
     """x (N, *input_shape) and labels (N,) or None, on the model's device, and where they are from.
 
+    ``files`` has a name for each, or is None, and ``classes`` one for each label, or is None.
+
     ``given`` is what the model is conditioned on: the labels where it wants them, else None.
     """
 
@@ -22,6 +24,8 @@ class Samples(NamedTuple):
     labels: Any
     given: Any
     source: str
+    files: Any
+    classes: Any
 
 
 def run_parser(
@@ -51,7 +55,10 @@ def run_parser(
     parser.check = check
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument(
-        "--checkpoint", type=str, default="best", help="best, last or the step of a checkpoint"
+        "--checkpoint",
+        type=str,
+        default=None,
+        help="best, last or the step of a checkpoint; best, or else last, if not given",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     if out is not None:
@@ -62,6 +69,7 @@ def run_parser(
 def add_samples(parser: Any, n: int, what: str = "how many samples") -> None:
     """--data and --n; an ``n`` of 0 stands for all."""
     parser.add_argument("--data", type=str, default=None, help=DATA_HELP)
+    add_data_options(parser, "as the run's if not given")
     everything = "" if n else "; 0 for all"
     parser.add_argument("--n", type=int, default=n, help=what + everything)
 
@@ -71,7 +79,14 @@ def restore(values: Any) -> Any:
     from vae_fast.tasks import load_model
 
     begin_work()
-    return load_model(values.run, values.checkpoint, values.device, trust=values.trust)
+    return load_model(values.run, checkpoint_of(values), values.device, trust=values.trust)
+
+
+def checkpoint_of(values: Any) -> str:
+    """``values.checkpoint``; by default the best, or the last where there is none."""
+    from vae_fast.tasks.restore import best_or_last
+
+    return values.checkpoint or best_or_last(values.run)
 
 
 def out_path(values: Any, name: str) -> Path:
@@ -82,28 +97,46 @@ def out_path(values: Any, name: str) -> Path:
 def model_and_samples(values: Any) -> tuple[Any, Samples]:
     """The model of ``values.run`` and the first ``values.n`` samples of its data."""
     restored = restore(values)
-    return restored, samples_of(restored, values.data, values.n)
+    options = None
+    if values.data is not None:
+        options = data_options(values, restored.config.data_options)
+    return restored, samples_of(restored, values.data, values.n, options)
 
 
-def samples_of(restored: Any, data: str | None, n: int) -> Samples:
-    """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data."""
-    from vae_fast import data as datasets
+def samples_of(restored: Any, data: str | None, n: int, options: Any = None) -> Samples:
+    """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data.
+
+    Labels are counted as in the run's data, by the names of the classes where both have them.
+    """
+    from vae_fast.data import holds_images
     from vae_fast.evaluate.run import gather
+    from vae_fast.train import run_data
     from vae_fast.train.config import data_of
 
     source = data or data_of(restored.config)
-    found = datasets.load(source, split="val") if data is None else datasets.as_data(source)
+    if data is None:
+        found = run_data.load_split(restored.config, "val")
+    else:
+        found = run_data.load_other(restored.config, source, options)
     shape, expected = tuple(found.shape), tuple(restored.model.input_shape)
     if shape != expected:
-        raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}")
+        hint = ""
+        if holds_images(source) and len(expected) == 3:
+            mode = {1: "L", 3: "RGB"}.get(expected[0], "?")
+            hint = f": give --data.size {expected[1]} --data.mode {mode}"
+        raise ValueError(f"{source} has samples of shape {shape}, the model takes {expected}{hint}")
+    found = run_data.in_support(restored.model, found)
     device = next(restored.model.parameters()).device
     config = restored.config
     x, labels = gather(found, n or None, binarize=config.binarize != "none", seed=config.seed)
+    classes = run_data.class_names(config)
+    labels = run_data.in_order_of(labels, found.classes, classes)
     x, labels = x.to(device), None if labels is None else labels.to(device)
     wants = getattr(restored.model, "uses_labels", False)
     if wants and labels is None and not hasattr(restored.model, "predict"):
         raise ValueError(f"{restored.config.model} is conditioned on labels, and {source} has none")
-    return Samples(x, labels, labels if wants else None, source)
+    files = None if found.files is None else list(found.files)[: len(x)]
+    return Samples(x, labels, labels if wants else None, source, files, classes or found.classes)
 
 
 def caption(restored: Any, source: str | None = None, *more: str) -> str:

@@ -29,7 +29,10 @@ def sample(arguments: list[str], program: str) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument(
-        "--label", type=int, default=None, help="draw this class alone, of a conditional model"
+        "--label",
+        type=str,
+        default=None,
+        help="draw this class alone, by name or number, of a conditional model",
     )
     parser.add_argument(
         "--draw",
@@ -42,6 +45,7 @@ def sample(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import generate
     from vae_fast.train import pictures
     from vae_fast.train.memory import check_fits
+    from vae_fast.train.run_data import class_names, label_of
 
     restored = restore(values)
     size = values.n * math.prod(restored.model.input_shape) * 4
@@ -52,7 +56,7 @@ def sample(arguments: list[str], program: str) -> int:
             raise ValueError(
                 f"--label needs a model with labels, and {restored.config.model} is none"
             )
-        y = torch.full((values.n,), values.label)
+        y = torch.full((values.n,), label_of(values.label, class_names(restored.config)))
     options = {"temperature": values.temperature, "seed": values.seed, "draw": values.draw}
     images = generate(restored.model, values.n, y, **options)
     out = out_path(values, "samples.png")
@@ -73,7 +77,7 @@ def reconstruct(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.train import pictures
 
-    restored, (x, _, y, source) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values)
     again = tasks.reconstruct(restored.model, x, y)
     out = out_path(values, "reconstructions.png")
     if out.suffix != ".npy":

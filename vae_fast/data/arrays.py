@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, range_of
 from vae_fast.functional import gather_batch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -20,12 +22,16 @@ class ArrayData:
 
     Attributes:
         images: (N, C, H, W), or (N, D) for vectors. uint8 (0..255 stands for x/255), bool, or
-            floating point in [0, 1].
+            floating point.
         labels: (N,) int64, or None.
         name: what the data set is called.
         provenance: where it came from, for the run's records.
         mapped: the images lie in a memory-mapped file: they are read as they are needed, and
             writing to them crashes.
+        range: the least and largest value of floating-point images; else (0, 1).
+        classes: the names of labels 0, 1, ..., or None.
+        files: the name of each sample, such as its file's; or None.
+        rows: where in its source each sample is, (N,) int64, if samples were chosen.
     """
 
     images: torch.Tensor
@@ -33,6 +39,10 @@ class ArrayData:
     name: str = "array"
     provenance: str = "an array"
     mapped: bool = False
+    range: Range = UNIT
+    classes: tuple[str, ...] | None = None
+    files: Sequence[str] | None = None
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,14 +70,37 @@ class ArrayData:
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and labels of the given samples, (B,) int64 on the data's device: copies."""
         labels = None if self.labels is None else self.labels.index_select(0, samples)
+        if self.mapped and self.dtype == torch.bool:  # a file's bytes may be others than 0 and 1
+            return gather_batch(self.images.view(torch.uint8), samples).ne(0), labels
         if self.dtype in (torch.uint8, torch.bool):
             return gather_batch(self.images, samples), labels
         return self.images.index_select(0, samples), labels
 
     def slice(self, start: int, stop: int) -> ArrayData:
         """Samples start to stop, as views."""
-        labels = None if self.labels is None else self.labels[start:stop]
-        return replace(self, images=self.images[start:stop], labels=labels)
+        cut = slice(start, stop)
+        return replace(
+            self,
+            images=self.images[cut],
+            labels=None if self.labels is None else self.labels[cut],
+            files=None if self.files is None else self.files[cut],
+            rows=None if self.rows is None else self.rows[cut],
+        )
+
+    def named(self, classes: Sequence[str]) -> ArrayData:
+        """The same data, with names for its labels."""
+        labels = self.labels
+        if labels is None or int(labels.max()) >= len(classes):
+            found = "no labels" if labels is None else f"label {int(labels.max())}"
+            raise ValueError(f"{self.name}: it has {len(classes)} names of classes and {found}")
+        return replace(self, classes=tuple(classes))
+
+    def select(self, rows: torch.Tensor) -> ArrayData:
+        """The samples ``rows``, (n,) int64: a copy, in memory."""
+        images, labels = self.gather(rows)
+        files = None if self.files is None else [self.files[row] for row in rows.tolist()]
+        own = rows if self.rows is None else self.rows[rows]
+        return replace(self, images=images, labels=labels, files=files, rows=own, mapped=False)
 
 
 def from_array(
@@ -77,21 +110,26 @@ def from_array(
     name: str = "array",
     provenance: str = "an array",
     bounded: bool = True,
+    files: Sequence[str] | None = None,
 ) -> ArrayData:
     """Check an array and wrap it; the values are neither copied nor scaled where they fit.
+
+    Bytes of a bool array other than 0 and 1 are taken as True.
 
     Args:
         images: (N, H, W), (N, C, H, W) or (N, D); uint8, bool, or floating point in [0, 1]. A NumPy
             array of (N, H, W, C) with C of 1, 3 or 4 and larger H and W is taken as channels-last
             and transposed; a torch tensor never is.
-        labels: (N,) integers.
+        labels: (N,) integers, or strings, of which the sorted ones become the classes.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
-            Bernoulli's.
+            Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
+        files: a name for each sample.
 
     Raises:
         TypeError: a type or dtype that isn't one of these.
         ValueError: a shape that isn't one of these, no samples, values outside [0, 1], NaN or
-            infinity, or another number of labels than of images.
+            infinity, uint8 of 0 and 1 alone, masked values, or another number of labels or files
+            than of images.
     """
     mapped = isinstance(images, np.memmap)
     tensor = as_tensor(images, name)
@@ -113,24 +151,60 @@ def from_array(
         )
     if tensor.numel() == 0:
         raise ValueError(f"{name}: there is nothing in it; its shape is {tuple(tensor.shape)}")
-    if tensor.is_floating_point():
-        check_range(tensor, name, bounded=bounded)
-    return ArrayData(tensor, _labels(labels, len(tensor), name), name, provenance, mapped)
+    found = range_of(tensor, name) if tensor.is_floating_point() else UNIT
+    labels, classes = _labels(labels, len(tensor), name)
+    if files is not None and len(files) != len(tensor):
+        raise ValueError(f"{name}: {len(tensor)} images and {len(files)} names of files")
+    data = ArrayData(tensor, labels, name, provenance, mapped, found, classes, files)
+    if bounded:
+        check_bounded(data)
+    return data
+
+
+def check_bounded(data: ArrayData) -> None:
+    """Raise ValueError unless the values are what a Bernoulli likelihood takes: floats in [0, 1],
+    uint8 of 0..255 and not of 0 and 1."""
+    check_unit(data.range, data.name)
+    if data.dtype == torch.uint8:
+        check_binary(data)
+
+
+def check_binary(data: ArrayData) -> None:
+    """Raise ValueError if the data are uint8 of 0 and 1 alone (`check_not_binary`)."""
+    images = data.images
+    block = max(1, (1 << 24) // max(1, images[0].numel()))
+
+    def samples(rows: Iterable[int]) -> Iterable[torch.Tensor]:
+        if len(rows) == len(images):
+            return images.split(block)
+        return (images[row] for row in rows)
+
+    check_not_binary(samples, len(images), data.name)
 
 
 def as_tensor(array: Any, name: str) -> torch.Tensor:
     """A tensor over the array's own memory, or over a copy where torch can't use that memory."""
     if isinstance(array, torch.Tensor):
-        if array.layout != torch.strided or array.is_quantized:
-            raise TypeError(f"{name}: a dense tensor is needed, not {array.layout}")
-        return array.detach()
+        if array.layout != torch.strided or array.is_quantized or array.is_nested:
+            kind = "a nested tensor" if array.is_nested else array.layout
+            raise TypeError(f"{name}: a dense tensor is needed, not {kind}")
+        if type(array).__name__ == "MaskedTensor":
+            raise TypeError(f"{name}: a mask can't be used: fill what it hides, to_tensor(value)")
+        return _true_bools(array.detach())
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: a NumPy array or torch tensor is needed, not {_type_name(array)}")
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{name}: {np.ma.count_masked(array):,} of its values are masked, and a mask can't be used: "
+            "fill them, array.filled(value), or leave those samples out"
+        )
     if array.dtype.hasobject or array.dtype.kind not in "biuf":
         raise TypeError(
             f"{name}: an array of numbers is needed, and its dtype is {array.dtype}"
             + ("; stack equal-sized images with np.stack" if array.dtype.hasobject else "")
         )
+    if array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: {array.dtype} has no torch dtype; convert it to float32")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 for stride in array.strides):
@@ -138,7 +212,16 @@ def as_tensor(array: Any, name: str) -> torch.Tensor:
     with warnings.catch_warnings():
         # A read-only array warns that the tensor could be written to. Nothing here writes to it.
         warnings.filterwarnings("ignore", message=".*not writ", category=UserWarning)
-        return torch.from_numpy(array)
+        tensor = torch.from_numpy(array)
+    return tensor if isinstance(array, np.memmap) else _true_bools(tensor)
+
+
+def _true_bools(tensor: torch.Tensor) -> torch.Tensor:
+    """Bools whose bytes are 0 and 1: a view of a mask of 0 and 255 as bool has others."""
+    if tensor.dtype != torch.bool or tensor.numel() == 0 or tensor.device.type == "meta":
+        return tensor
+    values = tensor.view(torch.uint8)
+    return values.ne(0) if int(values.max()) > 1 else tensor
 
 
 def is_channels_last(shape: tuple[int, ...]) -> bool:
@@ -146,26 +229,18 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
     return shape[2] in (1, 3, 4) and shape[0] > 4 and shape[1] > 4
 
 
-def check_range(tensor: torch.Tensor, name: str, *, bounded: bool = True) -> None:
-    """Raise ValueError unless all values are finite and, where bounded, in [0, 1]."""
-    rows = max(1, (1 << 24) // max(1, tensor[0].numel()))
-    low, high = float("inf"), float("-inf")
-    for block in tensor.split(rows):  # in blocks: a mapped file may be larger than memory
-        block_low, block_high = (float(v) for v in torch.aminmax(block))
-        if not (abs(block_low) < float("inf") and abs(block_high) < float("inf")):  # NaN too
-            raise ValueError(f"{name}: the data has NaN or infinity in it; remove those samples")
-        low, high = min(low, block_low), max(high, block_high)
-    if bounded and (low < 0 or high > 1):
-        raise ValueError(
-            f"{name}: floating-point images must lie in [0, 1], and these lie in "
-            f"[{low:g}, {high:g}]; divide 0..255 by 255, or pass bounded=False if the likelihood "
-            "isn't Bernoulli's"
-        )
-
-
-def _labels(labels: Any, count: int, name: str) -> torch.Tensor | None:
+def _labels(
+    labels: Any, count: int, name: str
+) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
+    """Labels as int64, and the classes' names where they were strings."""
     if labels is None:
-        return None
+        return None, None
+    classes = None
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "US":
+        names, labels = np.unique(labels, return_inverse=True)
+        classes = tuple(
+            n if isinstance(n, str) else n.decode(errors="replace") for n in names.tolist()
+        )
     tensor = as_tensor(labels, f"{name}'s labels")
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: labels must be integers, and are {_dtype_name(tensor)}")
@@ -174,7 +249,10 @@ def _labels(labels: Any, count: int, name: str) -> torch.Tensor | None:
             f"{name}: {count} images need labels of shape ({count},), "
             f"and theirs is {tuple(tensor.shape)}"
         )
-    return tensor.to(torch.int64)
+    whole = tensor.to(torch.int64)
+    if tensor.dtype == torch.uint64 and bool((whole < 0).any()):
+        raise ValueError(f"{name}: a label is above 2^63: labels are classes, counted from 0")
+    return whole, classes
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from vae_fast.data.embedded import CLASSES
+
 SPLITS = ("train", "val", "train+val", "test")
 
 
@@ -22,6 +24,7 @@ class Entry:
         idx: whether its files are IDX, which are read without torchvision.
         folders: folders of the system that may hold the files.
         package: the system package that brings them.
+        classes: the names of its labels 0, 1, ...; empty where they are numbers.
     """
 
     torchvision: str
@@ -31,6 +34,7 @@ class Entry:
     idx: bool = True
     folders: tuple[str, ...] = ()
     package: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 CATALOG = {
@@ -38,9 +42,14 @@ CATALOG = {
     "fashion-mnist": Entry(
         "FashionMNIST", 60_000, 10_000, 10_000,
         folders=("/usr/share/datasets/fashion-mnist",), package="dataset-fashion-mnist",
+        classes=CLASSES,
     ),
     "kmnist": Entry("KMNIST", 60_000, 10_000, 10_000),
-    "cifar10": Entry("CIFAR10", 50_000, 10_000, 5_000, idx=False),
+    "cifar10": Entry(
+        "CIFAR10", 50_000, 10_000, 5_000, idx=False,
+        classes=("airplane", "automobile", "bird", "cat", "deer",
+                 "dog", "frog", "horse", "ship", "truck"),
+    ),
     "svhn": Entry("SVHN", 73_257, 26_032, 7_257, idx=False),
 }  # fmt: skip
 EMBEDDED = "fashion10k"

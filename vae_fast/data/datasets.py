@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, check_range, is_channels_last
+from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, is_channels_last
+from vae_fast.data.images import flat
+from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, range_of
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,17 @@ class DatasetData:
     is a torch tensor (C, H, W), (H, W) or (D,), a NumPy array of those shapes or (H, W, C), or a PIL
     image. All have one shape and dtype.
 
+    Transparency of a PIL image other than RGBA, whose four channels are kept, is put over white.
+
     Attributes:
         dataset: the Dataset.
         shape: the shape of one image: (C, H, W), or (D,).
         dtype: uint8, bool or floating point.
-        labelled: whether the items' labels are whole numbers, which are then kept.
+        labelled: whether items have labels, which are whole numbers.
+        bounded: whether floating-point images must lie in [0, 1]; each is checked as it is read.
+        classes: the names of labels 0, 1, ..., or None.
+        files: the name of each sample, such as its file's; or None.
+        rows: where in its source each sample is, (N,) int64, if samples were chosen.
     """
 
     dataset: Dataset
@@ -36,13 +44,37 @@ class DatasetData:
     name: str = "dataset"
     provenance: str = "a torch Dataset"
     bounded: bool = True
+    classes: tuple[str, ...] | None = None
+    files: Sequence[str] | None = None
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def range(self) -> Range | None:
+        """The least and largest value that images can have; None if any."""
+        return UNIT if self.bounded or self.dtype not in FLOATS else None
+
     def slice(self, start: int, stop: int) -> DatasetData:
         """Samples start to stop."""
-        return replace(self, dataset=Subset(self.dataset, range(start, stop)))
+        return self.select(torch.arange(start, stop))
+
+    def select(self, rows: torch.Tensor) -> DatasetData:
+        """The samples ``rows``, (n,) int64."""
+        numbers = rows.tolist()
+        files = None if self.files is None else [self.files[row] for row in numbers]
+        own = rows if self.rows is None else self.rows[rows]
+        return replace(self, dataset=Subset(self.dataset, numbers), files=files, rows=own)
+
+    def check_binary(self) -> None:
+        """Raise ValueError if the images are uint8 of 0 and 1 alone (`check_not_binary`)."""
+        if self.dtype == torch.uint8:
+
+            def samples(rows: Iterable[int]) -> Iterable[torch.Tensor]:
+                return (self[row][0] for row in rows)
+
+            check_not_binary(samples, len(self), self.name)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | None]:
         """One image and its label; ValueError if it isn't like the first one."""
@@ -51,7 +83,7 @@ class DatasetData:
 
 def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | None]:
     """An item's image and label, if they are like those of the data; ValueError if not."""
-    image, label = _split(item)
+    image, label = _split(item, like.name)
     image = image_tensor(image, f"{like.name}, item {index}", bounded=like.bounded)
     if (image.shape, image.dtype) != (like.shape, like.dtype):
         raise ValueError(
@@ -65,18 +97,35 @@ def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | 
     return image, value
 
 
-def first_item(item: Any, name: str, bounded: bool) -> tuple[torch.Tensor, bool]:
-    """The first item's image, and whether it has a label that is a whole number."""
-    image, label = _split(item)
-    return image_tensor(image, f"{name}, item 0", bounded=bounded), _whole(label) is not None
-
-
-def from_dataset(dataset: Dataset, *, name: str | None = None, bounded: bool = True) -> DatasetData:
-    """Look at the first item and wrap the Dataset.
+def first_item(item: Any, name: str, bounded: bool, labels: bool) -> tuple[torch.Tensor, bool]:
+    """The first item's image, and whether it has a label.
 
     Raises:
-        TypeError: one without a length, or items that aren't images.
-        ValueError: an empty one, or values outside [0, 1].
+        TypeError: a label that is no whole number, if ``labels`` are wanted.
+    """
+    image, label = _split(item, name)
+    if labels and label is not None and _whole(label) is None:
+        raise TypeError(
+            f"{name}: the label of item 0 is {str(label)[:60]!r} ({type(label).__name__}), and a label "
+            "is a whole number: give items with such labels, or leave the labels out, "
+            "as_data(dataset, labels=False)"
+        )
+    image = image_tensor(image, f"{name}, item 0", bounded=bounded)
+    return image, labels and label is not None
+
+
+def from_dataset(
+    dataset: Dataset, *, name: str | None = None, bounded: bool = True, labels: bool = True
+) -> DatasetData:
+    """Look at the first item and wrap the Dataset.
+
+    Args:
+        bounded: as in `from_array`.
+        labels: False leaves the items' labels out.
+
+    Raises:
+        TypeError: one without a length, items that aren't images, or labels that aren't integers.
+        ValueError: an empty one, values outside [0, 1], or uint8 of 0 and 1 alone.
     """
     name = name or type(dataset).__name__
     if not hasattr(dataset, "__len__"):
@@ -86,10 +135,53 @@ def from_dataset(dataset: Dataset, *, name: str | None = None, bounded: bool = T
         )
     if len(dataset) == 0:
         raise ValueError(f"{name}: there is nothing in it")
-    image, labelled = first_item(dataset[0], name, bounded)
+    image, labelled = first_item(dataset[0], name, bounded, labels)
     kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-    provenance = f"the torch Dataset {kind}, {len(dataset)} items"
-    return DatasetData(dataset, image.shape, image.dtype, labelled, name, provenance, bounded)
+    data = DatasetData(
+        dataset,
+        image.shape,
+        image.dtype,
+        labelled,
+        name,
+        f"the torch Dataset {kind}, {len(dataset)} items",
+        bounded,
+        _classes(dataset) if labelled else None,
+        _list_of(dataset, ("files",)),
+    )
+    if bounded:
+        data.check_binary()
+    return data
+
+
+def known_labels(data: DatasetData) -> Any:
+    """The labels of all samples, (N,), if the Dataset has them at hand; else None."""
+    return _list_of(data.dataset, ("labels", "targets")) if data.labelled else None
+
+
+def _list_of(dataset: Any, names: tuple[str, ...]) -> Any:
+    """A Dataset's attribute that has an entry for every item, also of a Subset of it."""
+    if isinstance(dataset, Subset):
+        whole = _list_of(dataset.dataset, names)
+        return None if whole is None else [whole[int(i)] for i in dataset.indices]
+    for name in names:
+        found = getattr(dataset, name, None)
+        if isinstance(found, (list, tuple, np.ndarray, torch.Tensor)) and len(found) == len(
+            dataset
+        ):
+            return found
+    return None
+
+
+def _classes(dataset: Any) -> tuple[str, ...] | None:
+    """The names of the classes, as torchvision's and Hugging Face's data sets give them."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    found = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if found is None and isinstance(features, Mapping):
+        found = getattr(features.get("label"), "names", None)
+    listed = isinstance(found, (list, tuple)) and len(found) > 0
+    return tuple(found) if listed and all(isinstance(name, str) for name in found) else None
 
 
 def in_memory(data: DatasetData) -> ArrayData:
@@ -100,7 +192,16 @@ def in_memory(data: DatasetData) -> ArrayData:
         images[i], label = data[i]
         if labels is not None:
             labels[i] = label
-    return ArrayData(images, labels, data.name, data.provenance + ", read into memory")
+    return ArrayData(
+        images,
+        labels,
+        data.name,
+        data.provenance + ", read into memory",
+        range=range_of(images, data.name) if data.dtype in FLOATS else UNIT,
+        classes=data.classes,
+        files=data.files,
+        rows=data.rows,
+    )
 
 
 def collate(items: list[tuple[torch.Tensor, int | None]]) -> tuple[torch.Tensor, Any]:
@@ -110,32 +211,17 @@ def collate(items: list[tuple[torch.Tensor, int | None]]) -> tuple[torch.Tensor,
     return stacked, None if labels[0] is None else torch.tensor(labels, dtype=torch.int64)
 
 
-def eight_bits(image: Any) -> Any:
-    """A PIL image of 16 bits a pixel as one of 8, by its upper ones; others as they are.
-
-    Pillow's own conversion clips: all that is not nearly black would be white.
-    """
-    if image.mode.startswith("I;16"):
-        from PIL import Image
-
-        values = np.array(image).astype(np.uint16)  # in this machine's order of bytes
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"it has 32 bits a pixel (mode {image.mode}), whose range is not known: convert it to "
-            "8 bits, or give an array"
-        )
-    return image
-
-
 def image_tensor(image: Any, name: str, *, bounded: bool = True) -> torch.Tensor:
     """One image of any accepted kind as a (C, H, W) or (D,) tensor, not scaled."""
     array = image
     if hasattr(image, "getbands"):  # a PIL image, known without importing PIL
-        try:
-            image = eight_bits(image)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        if image.mode.startswith("I") or image.mode == "F":
+            raise ValueError(
+                f"{name}: it has more than 8 bits a pixel (mode {image.mode}), whose range is not "
+                "known: convert it to 8 bits, or give an array"
+            )
+        if image.mode != "RGBA":
+            image = flat(image)
         if image.mode not in ("L", "RGB", "RGBA", "1"):
             image = image.convert("RGB")
         array = np.array(image)
@@ -161,12 +247,17 @@ def image_tensor(image: Any, name: str, *, bounded: bool = True) -> torch.Tensor
             f"and its shape is {tuple(tensor.shape)}"
         )
     if tensor.is_floating_point():
-        check_range(tensor, name, bounded=bounded)
+        found = range_of(tensor, name)
+        if bounded:
+            check_unit(found, name)
     return tensor
 
 
-def _split(item: Any) -> tuple[Any, Any]:
+def _split(item: Any, name: str) -> tuple[Any, Any]:
+    """An item's image and label. What else is in it is refused where it would be missed."""
     if isinstance(item, Mapping):
+        if "mask" in item:
+            raise TypeError(f"{name}: its items have a mask, which can't be used: leave it out")
         if "image" not in item:
             raise TypeError(
                 f"an item of the Dataset has the keys {', '.join(map(str, item))}, and image must be "
@@ -176,6 +267,11 @@ def _split(item: Any) -> tuple[Any, Any]:
     if isinstance(item, (tuple, list)):
         if not item:
             raise TypeError("an item of the Dataset is an empty tuple; an image must come first")
+        if len(item) > 2:
+            raise TypeError(
+                f"{name}: its items have {len(item)} parts, and an image and a label can be used: "
+                "give items of those alone"
+            )
         return item[0], item[1] if len(item) > 1 else None
     return item, None
 
@@ -184,4 +280,4 @@ def _whole(label: Any) -> int | None:
     """The label as an int if it is one whole number, else None."""
     if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
         label = label.item()
-    return int(label) if isinstance(label, (int, np.integer)) else None
+    return int(label) if isinstance(label, (int, np.integer, np.bool_)) else None

@@ -47,6 +47,8 @@ def keep_labels(data: Any, keep: int, *, seed: int = 0, repeat: int = 1) -> Arra
         data,
         images=data.images if repeat == 1 else data.images[rows],
         labels=labels[rows],
+        files=None if data.files is None else [data.files[row] for row in rows.tolist()],
+        rows=None,
         name=f"{data.name} with {keep} labels",
     )
 

@@ -18,7 +18,8 @@ import torch
 
 from vae_fast.data.arrays import FLOATS
 from vae_fast.data.datasets import DatasetData, collate
-from vae_fast.data.npy import map_npy
+from vae_fast.data.npy import check_regular, map_npy
+from vae_fast.data_options import DataOptions
 from vae_fast.data.order import epoch_order
 from vae_fast.data.shard_index import DTYPES, FORMAT, INDEX, VERSION, sha256
 from vae_fast.data.shards import ShardData, open_shards
@@ -40,12 +41,14 @@ def pack(
     keep_floats: bool = False,
     bounded: bool = True,
     progress: Progress | None = None,
+    options: DataOptions | None = None,
 ) -> ShardData:
     """Write a source to a folder of uint8 shards, and open it.
 
     Each shard is written beside its place and renamed when it is whole; the index comes last. An
     interrupted call, made again with the same arguments, goes on where it was. Shards that are
-    there already are read and their checksums computed anew.
+    there already are read and their checksums computed anew. The names of classes and files are
+    kept beside the numbers.
 
     Args:
         source: anything that `as_data` takes: an array, a path, a folder of images, a torch Dataset.
@@ -59,13 +62,14 @@ def pack(
             and an image that isn't, to a thousandth, made of multiples of 1/255 is an error.
         bounded: as in `as_data`.
         progress: called with (samples done, samples in all) after every shard.
+        options: how image files are read (`DataOptions`).
 
     Raises:
         FileExistsError: the folder holds other files, or shards of something else.
         ValueError, TypeError: the source doesn't fit.
         OSError: the folder can't be written, or its disk has too little room.
     """
-    data = as_data(source, bounded=bounded)
+    data = as_data(source, bounded=bounded, options=options)
     if isinstance(data, StreamData):
         raise TypeError(
             f"{data.name} is a stream, and pack reads samples by their number; if it fits in memory, "
@@ -93,6 +97,9 @@ def pack(
             progress(done, plan["samples"])
     index = {"format": FORMAT, "version": VERSION, **plan}
     index["shards"] = [entries[number] for number in range(len(starts))]
+    if dtype in FLOATS:
+        lows, highs = zip(*(entry.pop("range") for entry in index["shards"]), strict=True)
+        index["range"] = [min(lows), max(highs)]
     _write_atomically(out / INDEX, json.dumps(index, indent=1).encode())
     (out / PLAN).unlink()
     return open_shards(out)
@@ -113,6 +120,8 @@ def _plan(
         "shape": list(data.shape),
         "dtype": str(dtype).removeprefix("torch."),
         "labelled": data.labelled,
+        **({} if data.classes is None else {"classes": list(data.classes)}),
+        **({} if data.files is None else {"files": True}),
         "shard_samples": max(1, shard_bytes // sample_bytes),
         "order": {"shuffled": shuffle, "seed": seed if shuffle else None},
         "looks": looks.hexdigest(),
@@ -148,8 +157,9 @@ def _prepare(out: Path, plan: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if (out / PLAN).exists():
         try:
-            found = json.loads((out / PLAN).read_text(encoding="utf-8"))
-        except ValueError as error:
+            check_regular(out / PLAN)
+            found = dict(json.loads((out / PLAN).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
             raise FileExistsError(f"{out / PLAN} is damaged; empty the folder") from error
         _same(out / PLAN, found, plan)
     elif names := sorted(p.name for p in out.iterdir() if not p.name.endswith(".part")):
@@ -246,8 +256,16 @@ def _write_shard(number: int) -> tuple[int, dict[str, Any]]:
             if kind in paths:
                 _save_atomically(paths[kind], tensor.contiguous().numpy())
     entry: dict[str, Any] = {"samples": last - first}
+    if "files" in plan:
+        files = data.files
+        chosen = range(first, last) if order is None else order[first:last].tolist()
+        names = out / f"files-{number:05d}.json"
+        _write_atomically(names, json.dumps([files[row] for row in chosen]).encode())
+        entry["files"] = names.name
     for kind, path in paths.items():
         array = map_npy(path)
+        if kind == "images" and dtype in FLOATS:
+            entry["range"] = (float(array.min()), float(array.max()))
         entry[kind] = path.name
         entry["sha256" if kind == "images" else "labels_sha256"] = sha256(array)
     return number, entry

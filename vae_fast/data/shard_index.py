@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae_fast.data.npy import map_npy
+from vae_fast.data.npy import check_regular, map_npy
 
 INDEX = "index.json"
 FORMAT = "vae_fast shards"
 VERSION = 1
+_LARGEST = 1 << 30  # bytes of an index: of some ten million shards
 DTYPES = {"uint8": torch.uint8, "bool": torch.bool, "float32": torch.float32,
           "float16": torch.float16, "float64": torch.float64}  # fmt: skip
 
@@ -26,31 +27,90 @@ def read_index(folder: Path) -> dict:
         ValueError: it isn't one of ours.
     """
     path = folder / INDEX
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist: {folder} holds no shards, or `pack` didn't finish; run it again"
         )
     try:
+        check_regular(path)
+        if (size := path.stat().st_size) > _LARGEST:
+            raise ValueError(f"it has {size:,} bytes, and an index has {_LARGEST:,} at most")
         index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: deep nesting
+        raise ValueError(f"{path} is not JSON: {error}; run pack again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}")
     if index.get("version") != VERSION:
         raise ValueError(
             f"{path} has version {index.get('version')!r}, and this vae_fast reads {VERSION}"
         )
-    needed = {"samples", "shape", "dtype", "labelled", "name", "provenance", "shards"}
-    if missing := needed - set(index):
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    _check_fields(path, index, _FIELDS)
     if index["dtype"] not in DTYPES:
         raise ValueError(f"{path}: dtype {index['dtype']!r} is none of {', '.join(DTYPES)}")
     for entry in index["shards"]:
-        names = [entry["images"], *([entry["labels"]] if index["labelled"] else [])]
-        for name in names:
-            if Path(name).name != name:  # an index must not lead out of its folder
+        labelled = _LABELS if index["labelled"] else {}
+        named = _FILES if "files" in entry else {}
+        _check_fields(path, entry, _SHARD | labelled | named)
+        for field in ("images", *labelled.keys() & {"labels"}, *named.keys() & {"files"}):
+            name = entry[field]
+            if Path(name).name != name or "\0" in name:  # an index must not lead out of its folder
                 raise ValueError(f"{path}: {name!r} is not a plain file name")
     return index
+
+
+def _check_fields(path: Path, found: dict, fields: dict) -> None:
+    if missing := sorted(set(fields) - set(found)):
+        raise ValueError(f"{path} lacks {', '.join(missing)}; run pack again")
+    for name, (right, what) in fields.items():
+        if not right(found[name]):
+            raise ValueError(f"{path}: {name} must be {what}, and is {str(found[name])[:60]}")
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 62
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) < 32 and all(map(_count, value))
+
+
+def _shards(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(v, dict) for v in value)
+
+
+_TEXT = (_text, "text")
+_FIELDS = {
+    "samples": (_count, "a number above 0"),
+    "shape": (_sizes, "a list of numbers above 0"),
+    "dtype": _TEXT,
+    "labelled": (lambda value: isinstance(value, bool), "true or false"),
+    "name": _TEXT,
+    "provenance": _TEXT,
+    "shards": (_shards, "a list of objects"),
+}
+_SHARD = {"samples": (_count, "a number above 0"), "images": _TEXT, "sha256": _TEXT}
+_LABELS = {"labels": _TEXT, "labels_sha256": _TEXT}
+_FILES = {"files": _TEXT}
+
+
+def read_names(path: Path, count: int) -> list[str]:
+    """The names of a shard's samples.
+
+    Raises:
+        ValueError: the file isn't a list of so many.
+    """
+    try:
+        check_regular(path)
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} can't be read: {error}; run pack again") from error
+    if not isinstance(names, list) or len(names) != count or not all(map(_text, names)):
+        raise ValueError(f"{path} must be a list of {count} names of files; run pack again")
+    return names
 
 
 def check_sha256(path: Path, array: np.ndarray, expected: str) -> None:

@@ -7,9 +7,10 @@ are labels, one of labels. `vae_fast.data.pack` writes it; any tool that reads .
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from vae_fast.data.order import Cuts, epoch_generator
+from vae_fast.data.ranges import UNIT, Range, check_not_binary, range_of
 from vae_fast.data.shard_index import (
     DTYPES,
     INDEX,
@@ -24,6 +26,7 @@ from vae_fast.data.shard_index import (
     check_sha256,
     map_shard,
     read_index,
+    read_names,
 )
 from vae_fast.data.windows import Buffers, Gathered, Gathering, Window, join
 
@@ -38,6 +41,8 @@ class Shard:
     labels_sha256: str | None
     start: int
     stop: int
+    files: Path | None = None  # the names of its samples
+    samples: int = 0  # of the whole shard
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -61,6 +66,8 @@ class ShardData:
         threads: how many gather.
         verify: compare each shard's SHA-256 with the index's the first time it is used; among
             several ranks each verifies its share of the shards.
+        range: the least and largest value of floating-point images, else (0, 1); None if unknown.
+        classes: the names of labels 0, 1, ..., or None.
     """
 
     folder: Path
@@ -73,10 +80,54 @@ class ShardData:
     window_bytes: int = 128 << 20
     threads: int = 2
     verify: bool = True
+    range: Range | None = UNIT
+    classes: tuple[str, ...] | None = None
     _verified: set[Path] = field(default_factory=set, repr=False, compare=False)
+
+    rows = None
 
     def __len__(self) -> int:
         return sum(len(shard) for shard in self.shards)
+
+    @cached_property
+    def files(self) -> list[str] | None:
+        """The name of each sample, such as its file's, in the index's order; None if not kept."""
+        if any(shard.files is None for shard in self.shards):
+            return None
+        return [
+            name
+            for shard in self.shards
+            for name in read_names(shard.files, shard.samples)[shard.start : shard.stop]
+        ]
+
+    def labels_at(self, start: int, stop: int) -> np.ndarray:
+        """The labels of samples start to stop, in the index's order."""
+        part = self.slice(start, stop).shards
+        return np.concatenate([map_shard(s.labels)[s.start : s.stop] for s in part])
+
+    def check_binary(self) -> None:
+        """Raise ValueError if the images are uint8 of 0 and 1 alone (`check_not_binary`)."""
+        if self.dtype != torch.uint8:
+            return
+
+        def samples(rows: Sequence[int]) -> Iterator[torch.Tensor]:
+            if len(rows) < len(self):
+                yield self.gather(torch.tensor(rows))[0]
+            else:
+                for shard in self.shards:
+                    yield torch.from_numpy(map_shard(shard.images)[shard.start : shard.stop].copy())
+
+        check_not_binary(samples, len(self), self.name)
+
+    def ranged(self) -> ShardData:
+        """The same, with its range known: an older index has none, and all is read."""
+        if self.range is not None:
+            return self
+        found = [
+            range_of(torch.from_numpy(np.array(map_shard(shard.images))), str(shard.images))
+            for shard in self.shards
+        ]
+        return replace(self, range=(min(low for low, _ in found), max(high for _, high in found)))
 
     def slice(self, start: int, stop: int) -> ShardData:
         """Samples start to stop, in the index's order."""
@@ -197,7 +248,9 @@ class ShardData:
             if verify and path not in self._verified:
                 check_sha256(path, source, expected)
                 self._verified.add(path)
-            target.numpy()[to] = source[shard.start : shard.stop][chosen]
+            rows = source[shard.start : shard.stop][chosen]
+            # A file's bools may be bytes other than 0 and 1.
+            target.numpy()[to] = rows.view(np.uint8) != 0 if rows.dtype == bool else rows
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and labels of the given samples, in the index's order; for a look at a few."""
@@ -240,14 +293,30 @@ def open_shards(
         labels = folder / entry["labels"] if index["labelled"] else None
         if labels is not None:
             check_header(labels, (count,), "int64")
-        shards.append(Shard(images, labels, entry["sha256"], entry.get("labels_sha256"), 0, count))
+        files = folder / entry["files"] if "files" in entry else None
+        sums = entry["sha256"], entry.get("labels_sha256")
+        shards.append(Shard(images, labels, *sums, 0, count, files, count))
     data = ShardData(
         folder, tuple(shards), shape, dtype, index["labelled"], index["name"],
         f"{len(shards)} shards in {folder.resolve()}, of {index['provenance']}",
-        window_bytes, threads, verify,
+        window_bytes, threads, verify, _range(index, dtype), _classes(index),
     )  # fmt: skip
     if len(data) != index["samples"]:
         raise ValueError(
             f"{folder / INDEX} says {index['samples']} samples, and its shards have {len(data)}"
         )
     return data
+
+
+def _range(index: dict, dtype: torch.dtype) -> Range | None:
+    if not dtype.is_floating_point:
+        return UNIT
+    found = index.get("range")
+    known = isinstance(found, list) and len(found) == 2
+    return tuple(map(float, found)) if known and all(type(n) is float for n in found) else None
+
+
+def _classes(index: dict) -> tuple[str, ...] | None:
+    found = index.get("classes")
+    known = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return tuple(found) if known and found else None

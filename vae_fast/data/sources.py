@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.arrays import ArrayData, check_binary, check_bounded, from_array
 from vae_fast.data.catalog import (
     CATALOG,
     EMBEDDED,
@@ -22,17 +24,22 @@ from vae_fast.data.catalog import (
     default_root,
     suggestion,
 )
-from vae_fast.data.datasets import DatasetData, from_dataset, in_memory
-from vae_fast.data.embedded import read_fashion10k
+from vae_fast.data.datasets import DatasetData, from_dataset, in_memory, known_labels
+from vae_fast.data.embedded import CLASSES, read_fashion10k
 from vae_fast.data.errors import DataUnavailableError
 from vae_fast.data.files import SUFFIXES, read_file
 from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
+from vae_fast.data.images import SUFFIXES as IMAGE_SUFFIXES
+from vae_fast.data_options import DataOptions
+from vae_fast.data.ranges import check_unit
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
+from vae_fast.data.splits import held_out, in_runs, size_of
 from vae_fast.data.sprites import Sprites, split_rows
 from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.torchvision_sets import NotHere, read_torchvision
+from vae_fast.data.words import shown
 
 Data = ArrayData | DatasetData | ShardData | Sprites | StreamData
 
@@ -45,6 +52,9 @@ def load(
     download: bool = False,
     bounded: bool = True,
     keep_in_memory: bool = False,
+    labels: bool = True,
+    options: DataOptions | None = None,
+    kept: Sequence[int | str] | None = None,
 ) -> Data:
     """Load one split of a data set.
 
@@ -55,8 +65,12 @@ def load(
     a train and a val split of its own, both from Fashion-MNIST's training set, and no test split.
     The others hold out the last images of their training set: 10,000 of 60,000 (mnist,
     fashion-mnist, kmnist), 5,000 of 50,000 (cifar10), 7,257 of 73,257 (svhn). Of sprites, val and
-    test are a twentieth each, drawn at random once for all. Of a custom source, "val" is the last
-    tenth, in the order it is given, and "train" all before it.
+    test are a twentieth each, drawn at random once for all.
+
+    Of a custom source a tenth is held out as "val" (`DataOptions`): of folders of images, torch
+    Datasets and arrays that are sorted by class it is drawn by a seed, of every class alike; of
+    other arrays and of shards it is the last tenth, in the order given. A folder of images may
+    have its splits in folders, train, val (valid, validation) and test, which are then taken.
 
     Args:
         source: a name, a path, an array, a tensor or a torch Dataset.
@@ -66,7 +80,9 @@ def load(
             system's folders.
         download: let torchvision download a named data set into root. Nothing is downloaded
             otherwise.
-        bounded, keep_in_memory: as in `as_data`.
+        bounded, keep_in_memory, labels, options: as in `as_data`.
+        kept: which samples of a custom source are "val", as numbers or files' names; of a run that
+            goes on, those of its start.
 
     Raises:
         DataUnavailableError: the named data set is in none of the places where it may be; the
@@ -76,9 +92,13 @@ def load(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, and is {split!r}")
     name = canonical(source) if isinstance(source, str) else None
+    options = options or DataOptions()
+    options.check()
     if name is None:
-        data = as_data(source, bounded=bounded, keep_in_memory=keep_in_memory)
-        return _custom_split(data, split)
+        how = {"bounded": bounded, "labels": labels, "options": options}
+        data = custom_split(as_data(source, **how), split, options, kept)
+        return _in_memory(data) if keep_in_memory else data
+    _check_options(name, options)
     if name == EMBEDDED:
         return _embedded(split)
     if name == GENERATED:
@@ -93,6 +113,8 @@ def as_data(
     keep_in_memory: bool = False,
     samples: int | None = None,
     splits: bool = False,
+    labels: bool = True,
+    options: DataOptions | None = None,
 ) -> Data:
     """Turn any source into what the trainer eats, whole.
 
@@ -100,14 +122,16 @@ def as_data(
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
             a tuple (images, labels); a path to an .npy file, which is memory-mapped and not loaded,
             to an .npz file with `images` and perhaps `labels`, to a folder of shards that `pack`
-            wrote, or to a folder of image files; any torch Dataset, map-style or iterable, of
+            wrote, to a folder of image files, to one image or to an IDX file; any torch Dataset, map-style or iterable, of
             images or (image, label) tuples; a known name, which gives its train split; or data made
             by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
-            Bernoulli's.
+            Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
         keep_in_memory: read a torch Dataset once, whole, into memory. Much faster to train on; for
             Datasets that fit and whose items don't change from one reading to the next.
         samples, splits: of an IterableDataset, see `StreamData`.
+        labels: False leaves out the labels of a Dataset's items, which must be integers otherwise.
+        options: how image files are read (`DataOptions`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,49 +146,123 @@ def as_data(
         raise TypeError(
             f"samples and splits are of an IterableDataset, and this is a {type(source).__name__}"
         )
-    if isinstance(source, Data):
-        data = source
-    elif isinstance(source, (np.ndarray, torch.Tensor)):
-        data = from_array(source, bounded=bounded)
-    elif isinstance(source, tuple) and len(source) == 2:
-        data = from_array(*source, bounded=bounded)
-    elif isinstance(source, (str, os.PathLike)):
-        data = _from_path(source, bounded)
-    elif stream:
-        data = from_stream(source, samples=samples, splits=splits, bounded=bounded)
-    elif hasattr(source, "__getitem__") and not isinstance(source, (list, tuple, dict, bytes)):
-        data = from_dataset(source, bounded=bounded)
+    options = options or DataOptions()
+    options.check()
+    if isinstance(source, (str, os.PathLike)):
+        data = _from_path(source, bounded, labels, options)
     else:
-        raise TypeError(
-            "data must be a name, a path, a NumPy array, a torch tensor, a tuple (images, labels) "
-            f"or a torch Dataset, and is a {type(source).__name__}"
-        )
-    if keep_in_memory and isinstance(data, DatasetData):
-        data = in_memory(data)
-    elif keep_in_memory and isinstance(data, StreamData):
-        data = stream_in_memory(data)
+        _check_options(type(source).__name__, options)
+        if isinstance(source, Data):
+            data = source
+        elif isinstance(source, (np.ndarray, torch.Tensor)):
+            data = from_array(source, bounded=bounded)
+        elif isinstance(source, tuple) and len(source) == 2:
+            data = from_array(*source, bounded=bounded)
+        elif stream:
+            how = {"samples": samples, "splits": splits}
+            data = from_stream(source, bounded=bounded, labels=labels, **how)
+        elif hasattr(source, "__getitem__") and not isinstance(source, (list, tuple, dict, bytes)):
+            data = from_dataset(source, bounded=bounded, labels=labels)
+        else:
+            raise TypeError(
+                "data must be a name, a path, a NumPy array, a torch tensor, a tuple (images, "
+                f"labels) or a torch Dataset, and is a {type(source).__name__}"
+            )
+    return _in_memory(data) if keep_in_memory else data
+
+
+def in_support(data: Data, *, unit: bool) -> Data:
+    """The data, if their values are what is to be modelled: no uint8 of 0 and 1 alone; and with
+    ``unit`` floating-point values in [0, 1], as a Bernoulli likelihood needs.
+
+    What is read item by item is checked as it is read.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    if isinstance(data, ArrayData):
+        check_bounded(data) if unit else check_binary(data)
+        return data
+    if isinstance(data, ShardData):
+        data = data.ranged()
+        if unit:
+            check_unit(data.range, data.name)
+    if isinstance(data, (DatasetData, StreamData)) and unit:
+        data = replace(data, bounded=True)
+        if isinstance(data, DatasetData):
+            data[0]  # which is where most data that don't fit are found out
+    if not isinstance(data, Sprites):
+        data.check_binary()
     return data
 
 
-def _from_path(source: str | os.PathLike[str], bounded: bool) -> Data:
+def _in_memory(data: Data) -> Data:
+    if isinstance(data, DatasetData):
+        return in_memory(data)
+    return stream_in_memory(data) if isinstance(data, StreamData) else data
+
+
+def _from_path(
+    source: str | os.PathLike[str], bounded: bool, labels: bool, options: DataOptions
+) -> Data:
     path = Path(source).expanduser()
-    if path.suffix in SUFFIXES:
+    if holds_images(path):
+        return _images(path, bounded, labels, options)
+    _check_options(str(source), options)
+    if path.suffix.lower() in SUFFIXES:
         return read_file(path, bounded=bounded)
     if isinstance(source, str) and canonical(source):
         return load(source)
-    if path.name == INDEX:
-        return open_shards(path.parent)
-    if path.is_dir():
-        return open_shards(path) if (path / INDEX).exists() else from_dataset(ImageFolder(path))
+    if path.name == INDEX or path.is_dir():
+        return open_shards(path.parent if path.name == INDEX else path)
+    if path.is_file() and "-idx" in path.name:
+        return _idx_file(path, bounded)
     if path.exists():
+        kind = "" if path.is_file() else " is a pipe or a device and"
         raise ValueError(
-            f"{path} can't be read as data: an .npy or .npz file is needed, or a folder of shards "
-            "or images"
+            f"{shown(path)}{kind} can't be read as data: an .npy or .npz file, an image "
+            f"({' '.join(IMAGE_SUFFIXES)}) or an IDX file is needed, or a folder of shards or images"
         )
     raise ValueError(
         f"unknown data {str(source)!r}{suggestion(str(source))}: it is neither one of "
-        f"{', '.join(NAMES)} nor a path to an .npy or .npz file or a folder"
+        f"{', '.join(NAMES)} nor a path to an .npy or .npz file, an image or a folder"
     )
+
+
+def holds_images(source: str | os.PathLike[str]) -> bool:
+    """Whether a path is of an image file or a folder of them, which `DataOptions` are for."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        return True
+    return path.is_dir() and path.suffix.lower() not in SUFFIXES and not (path / INDEX).exists()
+
+
+def _images(path: Path, bounded: bool, labels: bool, options: DataOptions) -> DatasetData:
+    folder = ImageFolder(path, size=options.size, mode=options.mode, background=options.background)
+    return _image_data(folder, bounded=bounded, labels=labels)
+
+
+def _image_data(folder: ImageFolder, *, bounded: bool, labels: bool) -> DatasetData:
+    data = from_dataset(folder, name=shown(folder.root.name), bounded=bounded, labels=labels)
+    where = f"{len(folder)} image files in {shown(folder.root.resolve())}"
+    return replace(data, provenance=where)
+
+
+def _idx_file(path: Path, bounded: bool) -> ArrayData:
+    """Images of an IDX file, and the labels of the file that belongs to it, if it is there."""
+    labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    found = read_idx(labels) if labels != path and labels.is_file() else None
+    how = {"name": shown(path.name), "provenance": shown(path.resolve()), "bounded": bounded}
+    return from_array(read_idx(path), found, **how)
+
+
+def _check_options(name: str, options: DataOptions) -> None:
+    given = [key for key in ("size", "mode") if getattr(options, key) is not None]
+    if given:
+        raise ValueError(
+            f"data.{given[0]} is for image files, and {shown(name)} is none: leave it out, and "
+            "convert the array itself"
+        )
 
 
 def _embedded(split: str) -> ArrayData:
@@ -178,7 +276,8 @@ def _embedded(split: str) -> ArrayData:
     images = np.concatenate([arrays[f"{part}_images"] for part in parts])
     labels = np.concatenate([arrays[f"{part}_labels"] for part in parts])
     provenance = "in the package; from Fashion-MNIST's training set, (c) 2017 Zalando SE, MIT"
-    return from_array(images, labels, name=EMBEDDED, provenance=provenance)
+    data = from_array(images, labels, name=EMBEDDED, provenance=provenance)
+    return data.named(CLASSES)
 
 
 def _named(name: str, entry: Entry, split: str, root: Any, download: bool) -> ArrayData:
@@ -192,6 +291,8 @@ def _named(name: str, entry: Entry, split: str, root: Any, download: bool) -> Ar
             f"and {provenance} holds {len(images)}"
         )
     data = from_array(images, labels, name=name, provenance=provenance)
+    if entry.classes:
+        data = data.named(entry.classes)
     cut = entry.train - entry.held_out
     parts = {"train": (0, cut), "val": (cut, entry.train)}
     return data.slice(*parts[split]) if split in parts else data
@@ -241,20 +342,96 @@ def _read_idx_in(folder: Path, train: bool, kind: str) -> np.ndarray:
     )
 
 
-def _custom_split(data: Data, split: str) -> Data:
+def custom_split(
+    data: Data, split: str, options: DataOptions, kept: Sequence[int | str] | None = None
+) -> Data:
+    """One split of a custom source; see `load`."""
+    folder = isinstance(data, DatasetData) and isinstance(data.dataset, ImageFolder)
+    if folder and data.dataset.splits:
+        data, whole = _folder_of_split(data, split)
+        if whole:
+            return data
     if split == "train+val":
         return data
     if split == "test":
         raise ValueError(f"{data.name} has no test split: load the file that holds its test images")
     if len(data) < 2:
         raise ValueError(f"{data.name} has {len(data)} sample; holding one out takes two at least")
-    cut = len(data) - max(1, len(data) // 10)
-    if isinstance(data, ArrayData) and data.labels is not None:
-        unseen = sorted(set(data.labels[cut:].tolist()) - set(data.labels[:cut].tolist()))
-        if unseen:
-            warnings.warn(
-                f"{data.name}: the last tenth, held out for validation, has the classes {unseen}, "
-                "which the rest lacks: is it sorted by class? Shuffle it first",
-                stacklevel=3,
+    if kept is not None:
+        val = _kept(data, kept)
+    elif isinstance(data, DatasetData):
+        val = held_out(len(data), options.held_out, options.split_seed, known_labels(data))
+    else:
+        count = len(data)
+        cut = count - size_of(count, options.held_out)
+        if not _sorted_by_class(data, cut, options):
+            return data.slice(0, cut) if split == "train" else data.slice(cut, count)
+        val = held_out(count, options.held_out, options.split_seed, data.labels)
+    if split == "val":
+        return data.select(val)
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[val] = False
+    return data.select(rest.nonzero()[:, 0])
+
+
+def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
+    """The folder to take a split from, and whether it is the split, nothing to be held out of it."""
+    folders = data.dataset.splits
+    parts = ["train", "val"] if split == "train+val" else [split]
+    if split == "val" and "val" not in folders:
+        parts = ["train"]
+    parts = [part for part in parts if part in folders]
+    if not parts:
+        raise ValueError(
+            f"{data.name} has no folder for {split}: it has {', '.join(folders.values())}"
+        )
+    folder = data.dataset.part(*parts)
+    found = _image_data(folder, bounded=data.bounded, labels=data.labelled)
+    return found, parts == [split] and (split != "train" or "val" in folders)
+
+
+def _sorted_by_class(data: Data, cut: int, options: DataOptions) -> bool:
+    """Whether samples lie by class, so that the last would not stand for all, and can be drawn.
+
+    A warning says so, and of data on disk that they should be shuffled.
+    """
+    if isinstance(data, ShardData) and data.labelled:
+        labels = torch.from_numpy(data.labels_at(0, len(data)))
+    elif isinstance(data, ArrayData) and data.labels is not None:
+        labels = data.labels.cpu()
+    else:
+        return False
+    unseen = sorted(set(labels[cut:].tolist()) - set(labels[:cut].tolist()))
+    if not unseen and not in_runs(labels):
+        return False
+    here = isinstance(data, ArrayData) and not data.mapped
+    what = (
+        f"has the classes {unseen[:10]}, which the rest lacks" if unseen else "is not like the rest"
+    )
+    todo = f"a part of every class is held out instead, drawn by seed {options.split_seed}"
+    warnings.warn(
+        f"{data.name}: the last part, held out for validation, {what}: it is sorted by class; "
+        + (todo if here else "shuffle it first (pack does)"),
+        stacklevel=5,
+    )
+    return here
+
+
+def _kept(data: Data, kept: Sequence[int | str]) -> torch.Tensor:
+    """The numbers of the samples that a run has held out."""
+    if any(isinstance(name, str) for name in kept):
+        numbers = {name: number for number, name in enumerate(data.files or [])}
+        if missing := [name for name in kept if name not in numbers]:
+            raise ValueError(
+                f"{data.name} lacks {len(missing)} of the {len(kept)} samples that this run has held "
+                f"out for validation, such as {shown(str(missing[0]))}: put them back, or begin a new "
+                "run"
             )
-    return data.slice(0, cut) if split == "train" else data.slice(cut, len(data))
+        kept = [numbers[name] for name in kept]
+    rows = torch.tensor(sorted(set(kept)), dtype=torch.int64)
+    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= len(data) or len(rows) == len(data):
+        raise ValueError(
+            f"{data.name} has {len(data)} samples, and this run has held out others: the data have "
+            "changed since; put them back, or begin a new run"
+        )
+    return rows

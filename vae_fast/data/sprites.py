@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from vae_fast.data.order import epoch_order
+from vae_fast.data.ranges import UNIT
 
 SIDE = 64
 FACTOR_NAMES = ("shape", "scale", "orientation", "x", "y")
@@ -103,6 +104,9 @@ class Sprites:
 
     dtype = torch.uint8
     labelled = True
+    range = UNIT
+    classes = FACTOR_VALUES[0]
+    files = None
 
     @property
     def shape(self) -> torch.Size:

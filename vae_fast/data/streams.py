@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from vae_fast.data.arrays import ArrayData
+from vae_fast.data.arrays import FLOATS, ArrayData
 from vae_fast.data.datasets import checked_item, collate, first_item
 from vae_fast.data.order import Cuts
+from vae_fast.data.ranges import UNIT, Range, check_not_binary, range_of
 
 _CHUNK = 32  # items that a worker sends at once
+_LOOKED_AT = 256  # items that are looked at before uint8 is taken for binary
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,26 @@ class StreamData:
     name: str = "stream"
     provenance: str = "an IterableDataset"
     bounded: bool = True
+    classes: tuple[str, ...] | None = None
+    files: None = None
+    rows: None = None
+
+    @property
+    def range(self) -> Range | None:
+        """The least and largest value that images can have; None if any."""
+        return UNIT if self.bounded or self.dtype not in FLOATS else None
+
+    def check_binary(self) -> None:
+        """Raise ValueError if the first samples are uint8 of 0 and 1 alone (`check_not_binary`)."""
+        if self.dtype == torch.uint8:
+
+            def samples(rows: Iterable[int]) -> Iterable[torch.Tensor]:
+                items = islice(self.dataset, len(rows))
+                return (checked_item(self, item, i)[0] for i, item in enumerate(items))
+
+            check_not_binary(
+                samples, _LOOKED_AT, f"{self.name}, of which the first were looked at,"
+            )
 
     def __len__(self) -> int:
         return self._counted if self.samples is None else self.samples
@@ -152,8 +174,9 @@ def from_stream(
     splits: bool = False,
     name: str | None = None,
     bounded: bool = True,
+    labels: bool = True,
 ) -> StreamData:
-    """Look at the first item and wrap the stream.
+    """Look at the first item and wrap the stream. ``bounded`` and ``labels`` as in `from_dataset`.
 
     Raises:
         TypeError: something that can be iterated only once, or items that aren't images.
@@ -182,12 +205,15 @@ def from_stream(
         item = next(iter(dataset))
     except StopIteration:
         raise ValueError(f"{name}: there is nothing in it") from None
-    image, labelled = first_item(item, name, bounded)
+    image, labelled = first_item(item, name, bounded, labels)
     kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
     provenance = f"the stream {kind}" + ("" if samples is None else f", {samples} samples an epoch")
-    return StreamData(
+    data = StreamData(
         dataset, image.shape, image.dtype, labelled, samples, splits, name, provenance, bounded
     )
+    if bounded and image.dtype == torch.uint8 and int(image.max()) <= 1:
+        data.check_binary()
+    return data
 
 
 def stream_in_memory(data: StreamData) -> ArrayData:
@@ -195,4 +221,6 @@ def stream_in_memory(data: StreamData) -> ArrayData:
     items = [
         checked_item(data, item, i) for i, item in enumerate(islice(data.dataset, data.samples))
     ]
-    return ArrayData(*collate(items), data.name, data.provenance + ", read into memory")
+    images, labels = collate(items)
+    found = range_of(images, data.name) if data.dtype in FLOATS else UNIT
+    return ArrayData(images, labels, data.name, data.provenance + ", read into memory", range=found)

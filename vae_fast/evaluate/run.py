@@ -27,9 +27,10 @@ def evaluate_run(
     num_samples: int = 100,
     device: str = "auto",
     seed: int = 0,
-    normal: Sequence[int] = (),
+    normal: Sequence[int | str] = (),
     labels_per_class: int = 0,
     trust: Trust = False,
+    data_options: Any = None,
 ) -> dict[str, Any]:
     """``evaluate`` on the run's validation data, also written to the run's evaluation.json.
 
@@ -38,9 +39,10 @@ def evaluate_run(
     Args:
         run: the folder that ``vae-fast train`` made. checkpoint: best, last or a step.
         data: a data set's name or file instead; then nothing is written.
+        data_options: how its image files are read (`DataOptions`); as the run's if None.
         samples: how many of the first samples to look at; all if None.
         num_samples: K of the importance-sampled NLL; 0 leaves it out.
-        normal: classes that are no anomalies; adds the AUROC of each anomaly score.
+        normal: classes that are no anomalies, by number or name; adds the AUROC of each anomaly score.
         labels_per_class: adds the accuracy of a linear probe of the features, fitted to so many
             labels of each class of the run's training data; 0 leaves it out.
         trust: as in ``load_model``.
@@ -48,19 +50,33 @@ def evaluate_run(
     Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
     and add MIG and the FactorVAE score.
     """
-    from vae_fast import data as datasets
     from vae_fast.tasks import load_model
     from vae_fast.train.config import data_of
+    from vae_fast.train.run_data import (
+        class_names,
+        in_order_of,
+        in_support,
+        label_of,
+        load_other,
+        load_split,
+    )
 
     restored = load_model(run, checkpoint, device, trust=trust)
     source = data_of(restored.config) if data is None else data
-    loaded = datasets.load(source, split="val") if data is None else datasets.as_data(source)
+    if data is None:
+        loaded = load_split(restored.config, "val")
+    else:
+        loaded = load_other(restored.config, source, data_options)
+    loaded = in_support(restored.model, loaded)
     factors = getattr(loaded, "factors", None)
     if factors is not None:
         loaded = loaded.shuffled(seed)
         factors = loaded.factors
     config = restored.config
     x, y = gather(loaded, samples, binarize=config.binarize != "none", seed=config.seed)
+    classes = class_names(config)
+    y = in_order_of(y, loaded.classes, classes)
+    normal = [label_of(str(name), classes) for name in normal]
     expected = tuple(restored.model.input_shape)
     if tuple(x.shape[1:]) != expected:
         raise ValueError(
@@ -122,12 +138,11 @@ def _with_labels(
             scores = anomaly_auroc(restored.model, x, y, normal)
             found |= {f"auroc_{score}": value for score, value in scores.items()}
         if labels_per_class:
-            from vae_fast import data as datasets
-            from vae_fast.train.config import data_of
+            from vae_fast.train.run_data import load_split
 
             config = restored.config
             seen, labels = gather(
-                datasets.load(data_of(config), split="train"),
+                load_split(config, "train"),
                 binarize=config.binarize != "none",
                 seed=config.seed,
             )

@@ -71,7 +71,7 @@ def _scatter(axis: Any, points: Tensor, labels: Tensor, names: Sequence[str] | N
         color = colours(int(label) % 10)
         handles.append(axis.scatter(*chosen.t(), s=4, alpha=0.6, linewidths=0, color=color))
     labels_of = [
-        printable(str(label) if names is None else names[int(label)])
+        printable(names[label] if names and 0 <= label < len(names) else str(label))
         for label in sorted(set(labels.tolist()))
     ]
     where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,15 @@ def load_model(
         ) from None
     model.to(resolve_device(str(device))).eval()
     return Restored(model, config, saved.state["reached"]["step"])
+
+
+def best_or_last(run: str | Path) -> str:
+    """ "best", or "last" where a run has none yet, which a warning then says."""
+    folder = RunFolder(run).checkpoints
+    if (folder / "best").exists() or not (folder / "last").exists():
+        return "best"
+    warnings.warn(f"{run} has no best checkpoint: the last is used", stacklevel=3)
+    return "last"
 
 
 def _find(checkpoints: Path, which: str | int) -> Path:

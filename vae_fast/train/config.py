@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
+from vae_fast.data_options import DataOptions
 from vae_fast.import_paths import Trust, check_entries, named_by, plain
 
 BINARIZE = ("none", "static", "dynamic")
@@ -156,7 +157,9 @@ class TrainConfig:
     Args:
         model: a model's name, such as vae, or an import path, package.module:Class.
         model_args: arguments of the model, such as latent_dim.
-        data: a data set's name, such as fashion10k, or a path to an .npy file.
+        data: a data set's name, such as fashion10k, or a path to a file or folder.
+        data_options: how image files are read, and which samples are held out; on the command line
+            --data.size, --data.mode, ...
         binarize: none; dynamic, pixels drawn from Bernoulli(x / 255) anew every epoch; or static,
             drawn once. Either way the validation data are drawn once, by the seed.
         augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
@@ -193,6 +196,7 @@ class TrainConfig:
     model: str = "vae"
     model_args: dict[str, Any] = field(default_factory=dict)
     data: str = "fashion10k"
+    data_options: DataOptions = field(default_factory=DataOptions)
     binarize: str = "none"
     augment: list[dict[str, Any]] = field(default_factory=list)
     epochs: int = 10
@@ -238,7 +242,7 @@ class TrainConfig:
         known("binarize", self.binarize, BINARIZE)
         known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)
-        for name in ("labels", "objective", "optimizer", "checkpoint"):
+        for name in ("data_options", "labels", "objective", "optimizer", "checkpoint"):
             part = getattr(self, name)
             for key, hint in hints(type(part)).items():
                 typed(f"{name}.{key}", getattr(part, key), hint)

@@ -101,7 +101,7 @@ class RunFolder:
         if (self.path / "metrics.jsonl").stat().st_size or any(self.checkpoints.iterdir()):
             return
         self.let_go()
-        for name in ("config.yaml", "environment.json", "metrics.jsonl"):
+        for name in ("config.yaml", "data.json", "environment.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         for event in (self.path / "tensorboard").glob("events.*"):
             event.unlink()

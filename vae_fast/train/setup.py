@@ -17,9 +17,10 @@ from vae_fast.import_paths import imported
 from vae_fast.models.conditions import Labels
 from vae_fast.models.phases import phases_of
 from vae_fast.train import rng
-from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig, data_of
+from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig
 from vae_fast.train.distributed import World
 from vae_fast.train.memory import check_model
+from vae_fast.train.run_data import load_split
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
@@ -31,8 +32,10 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
         raise TypeError("train_data and val_data: give both, or neither")
     given = train is not None
     if not given:
-        train, val = (datasets.load(data_of(config), split=split) for split in ("train", "val"))
-    train, val = datasets.as_data(train), datasets.as_data(val)
+        train, val = (load_split(config, split) for split in ("train", "val"))
+    train, val = (datasets.as_data(data, bounded=False) for data in (train, val))
+    if config.binarize != "none":  # which takes uint8 for x / 255
+        train, val = (datasets.in_support(data, unit=True) for data in (train, val))
     if given and train.name != config.data:
         config.data = GIVEN + train.name
     if train.shape != val.shape:

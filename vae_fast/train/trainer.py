@@ -20,7 +20,7 @@ import torch
 from vae_fast.data import build_augment
 from vae_fast.import_paths import Trust
 from vae_fast.train import changes as changes_to
-from vae_fast.train import checkpoint, files, rng
+from vae_fast.train import checkpoint, files, rng, run_data
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device
 from vae_fast.train.diagnostics import diagnostics
@@ -81,6 +81,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape, self.device).to(self.device)
         check_labels(self.model, config, train, val)
+        train, val = (run_data.in_support(self.model, data) for data in (train, val))
         begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
         if config.init_from is not None and begins:
             said = take_weights(self.model, config.init_from)
@@ -114,6 +115,7 @@ class Trainer:
         self.folder = folder
         if self.world.is_main:
             with self.discarded_if_it_fails():
+                run_data.record(self.folder.path, train, val)
                 self.folder.record_environment(config, self.device)
 
     @classmethod

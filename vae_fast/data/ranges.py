@@ -1,0 +1,69 @@
+"""In what range the values of a source lie: what a likelihood needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+Range = tuple[float, float]
+UNIT: Range = (0.0, 1.0)
+
+
+def range_of(tensor: torch.Tensor, name: str) -> Range:
+    """The least and the largest value of floating-point data (N, ...), which are read once.
+
+    Raises:
+        ValueError: NaN or infinity among them.
+    """
+    rows = max(1, (1 << 24) // max(1, tensor[0].numel()))
+    low, high = float("inf"), float("-inf")
+    for block in tensor.split(rows):  # in blocks: a mapped file may be larger than memory
+        block_low, block_high = (float(v) for v in torch.aminmax(block))
+        if not (abs(block_low) < float("inf") and abs(block_high) < float("inf")):  # NaN too
+            raise ValueError(f"{name}: the data has NaN or infinity in it; remove those samples")
+        low, high = min(low, block_low), max(high, block_high)
+    return low, high
+
+
+def check_unit(found: Range, name: str) -> None:
+    """Raise ValueError unless values in this range are what a Bernoulli likelihood takes."""
+    low, high = found
+    if low >= 0 and high <= 1:
+        return
+    if low >= 0 and 2 <= high <= 255:
+        remedy = "they look like 0..255, so divide them by 255 or convert them to uint8"
+    elif low >= -1 and high <= 1:
+        remedy = "they look like [-1, 1], so map them with (x + 1) / 2"
+    else:
+        remedy = "scale them"
+    raise ValueError(
+        f"{name}: floating-point values must lie in [0, 1] for a Bernoulli likelihood, and these lie "
+        f"in [{low:g}, {high:g}]: {remedy}; or take a likelihood of real values "
+        "(--model-args.likelihood gaussian; bounded=False where you load them yourself)"
+    )
+
+
+def check_not_binary(
+    samples: Callable[[Iterable[int]], Iterable[torch.Tensor]], count: int, name: str
+) -> None:
+    """Raise ValueError if uint8 data have the values 0 and 1 alone: they would be x / 255.
+
+    It mostly ends at the first sample. Where that is dark, others all over the data are looked at,
+    and only where they are too, all.
+
+    Args:
+        samples: gives the samples, or blocks of them, of some numbers.
+    """
+    largest = 0
+    step = max(1, count // 256)
+    for rows in (range(1), range(count - 1, -1, -step), range(count)):
+        for values in samples(rows):
+            largest = max(largest, int(values.max()))
+            if largest > 1:
+                return
+    if largest == 1:
+        raise ValueError(
+            f"{name} is uint8 and its largest value is 1, so it looks binary, and uint8 stands for "
+            "x / 255: convert it to bool (images.astype(bool)), or multiply it by 255"
+        )

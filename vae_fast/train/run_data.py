@@ -1,0 +1,125 @@
+"""The data of a run: loaded as its config says, split as it was at its start.
+
+data.json in the run's folder has the names of the classes and which samples were held out, so that
+files that are added later do not move samples from training to validation.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast import data as datasets
+from vae_fast.data import DataOptions
+from vae_fast.models.likelihoods import Bernoulli, Categorical
+from vae_fast.train.config import TrainConfig, data_of
+from vae_fast.train.run_folder import written_beside
+
+RECORD = "data.json"
+
+
+def load_split(config: TrainConfig, split: str) -> Any:
+    """Training ("train") or validation ("val") data of the run; in what range is not looked at."""
+    kept = _record(config).get("held_out")
+    options = config.data_options
+    return datasets.load(data_of(config), split=split, bounded=False, options=options, kept=kept)
+
+
+def load_other(config: TrainConfig, source: str, options: DataOptions | None = None) -> Any:
+    """Other data for the run's model; image files are read as the run's are, or by ``options``."""
+    if options is None and datasets.holds_images(source):
+        options = config.data_options
+    return datasets.as_data(source, bounded=False, options=options)
+
+
+def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
+    """Labels counted as in the names ``classes``, where data count them by names of their ``own``.
+
+    Raises:
+        ValueError: a class that is not among them.
+    """
+    if labels is None or own is None or classes is None or tuple(own) == tuple(classes):
+        return labels
+    numbers = {name: number for number, name in enumerate(classes)}
+    if unknown := [name for name in own if name not in numbers]:
+        raise ValueError(
+            f"the data have the class {unknown[0]!r}, and the run's classes are {', '.join(classes)}"
+        )
+    table = torch.tensor([numbers[name] for name in own], device=labels.device)
+    return torch.where(labels < 0, labels, table[labels.clamp_min(0)])
+
+
+def in_support(model: nn.Module, data: Any) -> Any:
+    """The data, if their values are what the model's likelihood is of; else ValueError."""
+    likelihood = getattr(model, "likelihood", None)
+    if isinstance(likelihood, Categorical):
+        return data  # uint8 are classes there
+    unit = likelihood is None or isinstance(likelihood, Bernoulli)
+    return datasets.in_support(data, unit=unit)
+
+
+def record(folder: Path, train: Any, val: Any) -> None:
+    """Write data.json, unless the run has one."""
+    if (folder / RECORD).exists():
+        return
+    facts: dict[str, Any] = {"train": train.provenance, "validation": val.provenance}
+    if train.classes is not None:
+        facts["classes"] = list(train.classes)
+    rows = getattr(val, "rows", None)
+    if rows is not None and not isinstance(val, datasets.Sprites):
+        facts["held_out"] = rows.tolist() if val.files is None else list(val.files)
+    with written_beside(folder / RECORD) as beside:
+        beside.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def class_names(config: TrainConfig) -> tuple[str, ...] | None:
+    """The names of labels 0, 1, ... in the run's data, or None."""
+    names = _record(config).get("classes")
+    return None if names is None else tuple(names)
+
+
+def label_of(name: str, classes: tuple[str, ...] | None) -> int:
+    """The number of a class: by its name, where classes have names, or else the number itself.
+
+    Raises:
+        ValueError: neither a known name nor a number; the names are listed.
+    """
+    if classes is not None and name in classes:
+        return classes.index(name)
+    try:
+        return int(name)
+    except ValueError:
+        known = "its data have no names of classes" if classes is None else ", ".join(classes)
+        raise ValueError(
+            f"there is no class {name!r}: give a number, or a name of {known}"
+        ) from None
+
+
+def _record(config: TrainConfig) -> dict[str, Any]:
+    """data.json of the run that ``config`` is of; empty of a run that is yet to start."""
+    if config.out is None or not (Path(config.out) / "config.yaml").is_file():
+        return {}
+    path = Path(config.out) / RECORD
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(
+            f"{path} can't be read: {error}; remove it, and the data are split anew"
+        ) from None
+    right = {"classes": str, "held_out": (str, int)}
+    if isinstance(found, dict) and all(
+        isinstance(found.get(key, []), list)
+        and all(isinstance(v, kind) for v in found.get(key, []))
+        for key, kind in right.items()
+    ):
+        return found
+    raise ValueError(
+        f"{path} must have classes, a list of names, and held_out, a list of samples: remove it, and "
+        "the data are split anew"
+    )
