@@ -1,10 +1,14 @@
 """What becomes of arrays: shapes, dtypes, memory shared, and what is refused."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
-from vae_fast.data import as_data, from_array
+from vae_fast.data import Batches, as_data, from_array, in_support, pack
+
+from .test_datasets import Items
 
 
 def test_uint8_images_are_neither_copied_nor_scaled():
@@ -103,3 +107,67 @@ def test_slices_are_views():
     part = data.slice(1, 3)
     assert len(part) == 2 and part.labels.tolist() == [1, 2]
     assert part.images.data_ptr() == data.images[1:].data_ptr()
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_source_knows_its_range(bounded):
+    images = torch.linspace(0, 1, 48).view(3, 4, 4)
+    assert as_data(images, bounded=bounded).range == (0.0, 1.0)
+    assert as_data((images * 255).to(torch.uint8)).range == as_data(images > 0.5).range == (0, 1)
+    wide = as_data(images * 5 - 2, bounded=False)
+    assert wide.range == (-2.0, 3.0)
+    for scale, shift, words in (
+        (255, 0, "look like 0..255, so divide"),
+        (2, -1, r"\(x \+ 1\) / 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"in \[0, 1\].*these lie in \[.*{words}.*gaussian"):
+            in_support(as_data(images * scale + shift, bounded=False), unit=True)
+    in_support(wide, unit=False)
+
+
+def test_uint8_of_zeros_and_ones_is_refused_with_both_ways_out():
+    masks = np.zeros((600, 4, 4), np.uint8)
+    masks[321, 2, 2] = 1  # found wherever it is
+    for bad in (masks, torch.from_numpy(masks)):
+        with pytest.raises(ValueError, match=r"largest value is 1.*astype\(bool\).*255"):
+            as_data(bad)
+        with pytest.raises(ValueError, match="largest value is 1"):
+            in_support(as_data(bad, bounded=False), unit=False)
+    assert as_data(masks.astype(bool)).images.sum() == as_data(masks * 255).images.sum() / 255 == 1
+    masks[123, 0, 0] = 2
+    assert as_data(masks).images.max() == 2
+    assert as_data(np.zeros((3, 4, 4), np.uint8)).images.max() == 0
+
+
+def test_every_byte_of_a_bool_but_0_is_true(tmp_path):
+    bytes_ = np.random.RandomState(0).randint(0, 256, (20, 3, 4), dtype=np.uint8) & 0xF1
+    header = {"descr": "|b1", "fortran_order": False, "shape": bytes_.shape}
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes_.tobytes())
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.write(tmp_path / "b.npy", "images.npy")
+    items = [torch.from_numpy(row).view(torch.bool) for row in bytes_]
+    pack(tmp_path / "b.npy", tmp_path / "shards", workers=0, shuffle=False)
+    for source in (
+        bytes_.view(bool), torch.from_numpy(bytes_).view(torch.bool), tmp_path / "b.npy",
+        tmp_path / "b.npz", tmp_path / "shards", Items(items),
+    ):  # fmt: skip
+        images = next(iter(Batches(as_data(source), 20, shuffle=False))).images
+        assert images.dtype == torch.bool
+        np.testing.assert_array_equal(images.view(torch.uint8)[:, 0].numpy(), bytes_ != 0)
+
+
+def test_what_cannot_be_used_is_refused_and_not_dropped():
+    images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
+    with pytest.raises(ValueError, match="6 of its values are masked.*filled"):
+        as_data(np.ma.masked_less(images, 6))
+    assert len(as_data(np.ma.array(images))) == 3  # a mask that hides nothing
+    with pytest.raises(ValueError, match="labels: 1 of its values are masked"):
+        as_data((images, np.ma.masked_equal([0, 1, 2], 1)))
+    with pytest.raises(ValueError, match="a label is above 2"):
+        as_data((images, np.array([0, 1, 2**64 - 1], np.uint64)))
+    with pytest.raises(TypeError, match="a meta tensor has no values"):
+        as_data(torch.zeros(3, 4, 4, device="meta"))
+    named = as_data((images, np.array(["b", "a", "b"])))
+    assert named.labels.tolist() == [1, 0, 1] and named.classes == ("a", "b")

@@ -1,6 +1,11 @@
 """Custom data in .npy and .npz files, and files that aren't what they say."""
 
+import io
+import os
 import pickle
+import struct
+import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -148,3 +153,94 @@ def test_missing_files_folders_and_unknown_names(tmp_path):
         as_data("fashon10k")
     with pytest.raises(ValueError, match="unknown data 'x/y'.*neither one of fashion10k, mnist"):
         load("x/y")
+
+
+def _header(shape, descr="|u1"):
+    contents = io.BytesIO()
+    fields = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(contents, fields)
+    return contents.getvalue()
+
+
+def _zip(path, contents, packing=zipfile.ZIP_DEFLATED, size=None, **fields):
+    """An archive with images.npy, whose directory says other things than are so."""
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("images.npy", contents)
+    raw = bytearray(path.read_bytes())
+    central, local = raw.rfind(b"PK\1\2"), raw.find(b"PK\3\4")
+    if size is not None:
+        struct.pack_into("<I", raw, central + 24, size)
+        struct.pack_into("<I", raw, local + 22, size)
+    if fields.get("encrypted"):
+        raw[central + 8] |= 1
+        raw[local + 6] |= 1
+    if "method" in fields:
+        raw[central + 10] = fields["method"]
+    if "flip" in fields:
+        raw[fields["flip"]] ^= 255
+    path.write_bytes(raw)
+
+
+HUGE = _header((4_000_000_000 - 128,))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda p: _zip(p, _header((10**12,)) + b"\0" * 100),
+            "1,000,000,000,000 bytes, and 100 by",
+        ),
+        (lambda p: _zip(p, HUGE + b"\0" * 99, size=4_000_000_000 - 128 + len(HUGE)), "can't hold"),
+        (
+            lambda p: _zip(p, _header((10, 10)) + b"\1" * 9999, size=100 + len(_header((10, 10)))),
+            "",
+        ),
+        (lambda p: _zip(p, _header((10, 10)) + b"\1" * 100, encrypted=True), "encrypted"),
+        (lambda p: _zip(p, _header((10, 10)) + b"\1" * 100, method=97), "not supported"),
+        (lambda p: _zip(p, _header((10, 10)) + b"\1" * 100, zipfile.ZIP_STORED, flip=210), "CRC"),
+        (lambda p: _zip(p, _header((10, 10)) + b"\1" * 100, zipfile.ZIP_BZIP2, flip=90), ""),
+        (lambda p: _zip(p, _header((10, 10)) + b"\1" * 100, zipfile.ZIP_LZMA, flip=90), ""),
+        (lambda p: _zip(p, _header((10**30, 0, 3))), "dimension exceeded"),
+        (lambda p: np.savez(p, images=IMAGES, mask=IMAGES > 3), "a mask can't be used"),
+        (
+            lambda p: np.savez(p, images=IMAGES, labels=np.array(["a"] * 20, object)),
+            "labels.*objects",
+        ),
+        (
+            lambda p: np.savez(p, images=IMAGES, labels=[7] * 20, classes=["a"]),
+            "1 names of classes",
+        ),
+        (os.mkfifo, "a pipe or a device"),
+    ],
+)
+def test_archives_that_lie_are_refused_at_once(tmp_path, make, words):
+    path = tmp_path / "a.npz"
+    make(path)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"a\.npz.*{words}"):
+        as_data(path)
+    assert time.perf_counter() - began < 1
+
+
+def test_names_of_classes_and_files_are_kept_and_what_else_is_there_is_said(tmp_path):
+    names = [f"{i}.png" for i in range(20)]
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels, classes=["x", "y"], files=names)
+    data = as_data(tmp_path / "a.npz")
+    assert data.classes == ("x", "y") and data.files == names
+    assert data.slice(3, 5).files == names[3:5]
+    np.savez(tmp_path / "b.npz", images=IMAGES, targets=labels)
+    with pytest.warns(
+        UserWarning, match="b.npz: targets not used; images, labels, classes and fil"
+    ):
+        assert not as_data(tmp_path / "b.npz").labelled
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.png", "a-idx3-ubyte", "a", "shards/index.json"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    (tmp_path / "shards").mkdir()
+    os.mkfifo(tmp_path / name)
+    path = tmp_path / name
+    with pytest.raises(ValueError, match=f"{path.name}.*a pipe or a device"):
+        as_data(path.parent if name.startswith("shards") else path)

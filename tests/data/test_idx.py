@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -70,3 +71,19 @@ def test_says_what_is_wrong_with_a_file(tmp_path, contents, words):
 def test_a_missing_file_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_idx(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sizes_that_cannot_be_are_refused_at_once(tmp_path, zipped):
+    path = tmp_path / "x-idx3-ubyte"
+    for shape, words in (((2**32 - 1,) * 3, "is truncated"), ((1,) * 255, "255 dimensions")):
+        head = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+        path.write_bytes(gzip.compress(head) if zipped else head)
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match=words):
+            read_idx(path)
+        assert time.perf_counter() - began < 1
+    bomb = bytes([0, 0, 8, 1]) + struct.pack(">I", 10) + bytes(50_000_000)
+    path.write_bytes(gzip.compress(bomb, 1) if zipped else bomb)
+    with pytest.raises(ValueError, match="longer than it says"):
+        read_idx(path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from vae_fast.data import as_data, load, open_shards, pack
+from vae_fast.data import DataOptions, as_data, in_support, load, open_shards, pack
 from vae_fast.data import pack as pack_function
 from vae_fast.data.shard_index import INDEX
 
@@ -195,3 +195,39 @@ def test_a_source_that_has_changed_is_not_taken_for_packed(tmp_path):
     os.utime(path, ns=(1, 1))
     with pytest.raises(FileExistsError, match="its files have changed since"):
         pack(path, out, workers=0)
+
+
+def test_names_of_classes_and_files_are_kept_beside_the_numbers(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for i in range(9):
+        path = tmp_path / "in" / ("cat", "dog")[i % 2] / f"{i}\n.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.full((4 + i, 5), i, np.uint8)).save(path)
+    options = DataOptions(size=4)
+    packed = pack(tmp_path / "in", tmp_path / "out", shard_bytes=64, workers=0, options=options)
+    again = open_shards(tmp_path / "out")
+    assert again.classes == packed.classes == ("cat", "dog") and len(again.shards) == 3
+    images, labels = again.gather(torch.arange(9))
+    for image, label, name in zip(images, labels, again.files, strict=True):
+        assert name == f"{again.classes[label]}/{int(image.max())}\n.png"
+    assert again.slice(3, 8).files == again.files[3:8]
+    twice = pack(tmp_path / "out", tmp_path / "twice", workers=0)
+    assert sorted(twice.files) == sorted(again.files) and twice.classes == again.classes
+    names = tmp_path / "out" / "files-00001.json"
+    names.write_text(names.read_text().replace('"', "", 1))
+    with pytest.raises(ValueError, match="files-00001.json can't be read"):
+        open_shards(tmp_path / "out").files  # noqa: B018
+
+
+def test_the_range_of_floats_is_kept(tmp_path):
+    images = torch.linspace(-2, 3, 64).view(4, 4, 4)
+    packed = pack(
+        as_data(images, bounded=False), tmp_path, keep_floats=True, bounded=False, workers=0
+    )
+    assert packed.range == open_shards(tmp_path).range == (-2.0, 3.0)
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["range"]  # as an older version wrote it
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"these lie in \[-2, 3\]"):
+        in_support(open_shards(tmp_path), unit=True)
+    assert in_support(open_shards(tmp_path), unit=False).range == (-2.0, 3.0)

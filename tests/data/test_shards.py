@@ -254,6 +254,14 @@ def test_a_shard_lost_while_in_use_is_named(copy):
         ({"dtype": "object"}, "dtype 'object' is none of uint8"),
         ({"shape": [1, 4, 5]}, r"images-00000\.npy is uint8 of shape .* says uint8 of"),
         ({"shards": None}, "lacks shards"),
+        ({"shards": []}, "shards must be a list of objects"),
+        ({"shards": [3]}, "shards must be a list of objects"),
+        ({"shards": [{"samples": 2}]}, "lacks images"),
+        ({"samples": "2"}, "samples must be a number above 0, and is '2'"),
+        ({"samples": 10**30}, "samples must be a number"),
+        ({"shape": [1, -4]}, "shape must be a list of numbers"),
+        ({"dtype": ["uint8"]}, "dtype must be text"),
+        ({"labelled": 1}, "labelled must be true or false"),
     ],
 )
 def test_a_wrong_index_is_told(copy, change, words):
@@ -271,7 +279,10 @@ def test_an_index_cannot_lead_out_of_its_folder(copy):
     with pytest.raises(ValueError, match=r"'\.\./secret\.npy' is not a plain file name"):
         open_shards(copy)
     (copy / INDEX).write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="can.t be read: Expecting property"):
+        open_shards(copy)
+    (copy / INDEX).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="can.t be read: maximum recursion depth"):
         open_shards(copy)
     (copy / INDEX).unlink()
     with pytest.raises(FileNotFoundError, match=r"index\.json does not exist"):

@@ -14,12 +14,12 @@ from vae_fast.data.errors import DataUnavailableError
 from vae_fast.data.few_labels import keep_labels
 from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
-from vae_fast.data_options import DataOptions
 from vae_fast.data.pack import pack
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sources import as_data, holds_images, in_support, load
 from vae_fast.data.sprites import Sprites
 from vae_fast.data.streams import StreamData
+from vae_fast.data_options import DataOptions
 
 __all__ = [
     "NAMES",

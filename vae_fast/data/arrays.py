@@ -188,6 +188,8 @@ def as_tensor(array: Any, name: str) -> torch.Tensor:
         if array.layout != torch.strided or array.is_quantized or array.is_nested:
             kind = "a nested tensor" if array.is_nested else array.layout
             raise TypeError(f"{name}: a dense tensor is needed, not {kind}")
+        if array.device.type == "meta":
+            raise TypeError(f"{name}: a meta tensor has no values; give one with memory")
         if type(array).__name__ == "MaskedTensor":
             raise TypeError(f"{name}: a mask can't be used: fill what it hides, to_tensor(value)")
         return _true_bools(array.detach())
@@ -218,7 +220,7 @@ def as_tensor(array: Any, name: str) -> torch.Tensor:
 
 def _true_bools(tensor: torch.Tensor) -> torch.Tensor:
     """Bools whose bytes are 0 and 1: a view of a mask of 0 and 255 as bool has others."""
-    if tensor.dtype != torch.bool or tensor.numel() == 0 or tensor.device.type == "meta":
+    if tensor.dtype != torch.bool or tensor.numel() == 0:
         return tensor
     values = tensor.view(torch.uint8)
     return values.ne(0) if int(values.max()) > 1 else tensor

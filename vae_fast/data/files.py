@@ -60,7 +60,9 @@ def _open_npy(path: Path) -> np.ndarray:
     except (ValueError, OSError) as error:
         if str(error) == OBJECTS:
             raise ValueError(f"{shown(path)} can't be read: {error}") from error
-        raise ValueError(f"{shown(path)} is not a whole .npy file: {error}") from error
+        raise ValueError(
+            f"{shown(path)} is not a whole .npy file: {error}; get it again, or save it anew"
+        ) from error
 
 
 def _from_npz(path: Path, **how: object) -> ArrayData:
@@ -110,7 +112,9 @@ def npz_names(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGE as error:
-        raise ValueError(f"{shown(path)} is not a whole .npz file: {error}") from error
+        raise ValueError(
+            f"{shown(path)} is not a whole .npz file: {error}; get it again, or save it anew"
+        ) from error
 
 
 def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -138,7 +142,9 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
         if str(error) == OBJECTS:
             raise ValueError(f"{shown(path)} can't be read: {name}: {error}") from error
         why = "there is not enough memory" if isinstance(error, MemoryError) else error
-        raise ValueError(f"{shown(path)} is not a whole .npz file: {name}: {why}") from error
+        raise ValueError(
+            f"{shown(path)} is not a whole .npz file: {name}: {why}; get it again, or save it anew"
+        ) from error
     except TypeError:
         raise TypeError(
             f"{shown(path)}: {shown(name)} is not an array; write the file with np.savez"

@@ -23,8 +23,8 @@ from vae_fast.data.images import (
     pillow,
     read_header,
 )
-from vae_fast.data_options import DataOptions
 from vae_fast.data.words import counted, shown
+from vae_fast.data_options import DataOptions
 
 # Folders that programs leave behind; those that begin with a dot are passed over as well.
 TOOL_FOLDERS = {

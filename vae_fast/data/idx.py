@@ -65,6 +65,8 @@ def _read(file: IO[bytes], name: str, most: int, zipped: bool) -> np.ndarray:
         known = ", ".join(f"0x{c:02x}" for c in _TYPES)
         raise ValueError(f"{name}: unknown IDX type code 0x{code:02x}; known codes are {known}")
     sizes, header = file.read(4 * ndim), 4 + 4 * ndim
+    if ndim > 32:
+        raise ValueError(f"{name}: its header says {ndim} dimensions, and 32 are the most")
     if ndim == 0 or len(sizes) < 4 * ndim:
         raise ValueError(
             f"{name}: an IDX header of {ndim} dimensions takes {header} bytes, "
@@ -74,12 +76,13 @@ def _read(file: IO[bytes], name: str, most: int, zipped: bool) -> np.ndarray:
     dtype = np.dtype(_TYPES[code])
     expected = prod(shape) * dtype.itemsize
     try:
-        check_memory(expected)
+        if expected <= most:
+            check_memory(expected)
     except ValueError as error:
         raise ValueError(f"{name} can't be read: {error}") from None
     raw = file.read(expected + 1) if expected <= most else b""
     found = len(raw) if zipped and expected <= most else most - header
-    if found != expected or ndim > 32:
+    if found != expected:
         fault = "longer than it says" if found > expected else "truncated"
         follow = "can follow at most" if zipped and expected > most else "follow"
         raise ValueError(

@@ -45,7 +45,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise ValueError(f"it is {kind}, not a file: save the data to a file first")
+        raise ValueError(f"it is {kind}, not a file")
 
 
 def read_header(file: IO[bytes]) -> Header:

@@ -19,12 +19,12 @@ import torch
 from vae_fast.data.arrays import FLOATS
 from vae_fast.data.datasets import DatasetData, collate
 from vae_fast.data.npy import check_regular, map_npy
-from vae_fast.data_options import DataOptions
 from vae_fast.data.order import epoch_order
 from vae_fast.data.shard_index import DTYPES, FORMAT, INDEX, VERSION, sha256
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sources import Data, as_data
 from vae_fast.data.streams import StreamData
+from vae_fast.data_options import DataOptions
 
 PLAN = "pack.json"  # there while a pack is under way, or was interrupted
 Progress = Callable[[int, int], None]

@@ -37,7 +37,7 @@ def read_index(folder: Path) -> dict:
             raise ValueError(f"it has {size:,} bytes, and an index has {_LARGEST:,} at most")
         index = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # RecursionError: deep nesting
-        raise ValueError(f"{path} is not JSON: {error}; run pack again") from error
+        raise ValueError(f"{path} can't be read: {error}; run pack again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}")
     if index.get("version") != VERSION:
@@ -63,7 +63,9 @@ def _check_fields(path: Path, found: dict, fields: dict) -> None:
         raise ValueError(f"{path} lacks {', '.join(missing)}; run pack again")
     for name, (right, what) in fields.items():
         if not right(found[name]):
-            raise ValueError(f"{path}: {name} must be {what}, and is {str(found[name])[:60]}")
+            raise ValueError(
+                f"{path}: {name} must be {what}, and is {str(found[name])[:60]!r}; run pack again"
+            )
 
 
 def _count(value: object) -> bool:
