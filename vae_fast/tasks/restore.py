@@ -62,7 +62,7 @@ def load_model(
 def best_or_last(run: str | Path) -> str:
     """ "best", or "last" where a run has none yet, which a warning then says."""
     folder = RunFolder(run).checkpoints
-    if (folder / "best").exists() or not (folder / "last").exists():
+    if checkpoint.pointed(folder, "best") or not checkpoint.pointed(folder, "last"):
         return "best"
     warnings.warn(f"{run} has no best checkpoint: the last is used", stacklevel=3)
     return "last"

@@ -17,7 +17,7 @@ from vae_fast import data as datasets
 from vae_fast.data import DataOptions
 from vae_fast.models.likelihoods import Bernoulli, Categorical
 from vae_fast.train.config import TrainConfig, data_of
-from vae_fast.train.run_folder import written_beside
+from vae_fast.train.files import written_beside
 
 RECORD = "data.json"
 
