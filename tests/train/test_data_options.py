@@ -29,6 +29,19 @@ class Stream(IterableDataset):
         return iter(self.images)
 
 
+class Normalise(nn.Module):
+    def forward(self, images):
+        return images / 127.5 - 1
+
+
+def test_augmentation_that_leaves_0_to_1_is_refused_by_a_bernoulli_likelihood(config, clothes):
+    data = dict(zip(("train_data", "val_data"), clothes, strict=True))
+    config.augment = [{"name": f"{__name__}:Normalise"}]
+    trainer = Trainer(config, **data)
+    with pytest.raises(ValueError, match=r"augmented: floating-point values must lie in \[0, 1\]"):
+        trainer.fit()
+
+
 @pytest.mark.parametrize(
     "options", [{"binarize": "dynamic"}, {"binarize": "static"}, {"augment": [ROLL]}], ids=str
 )

@@ -14,6 +14,7 @@ from vae_fast.data.augment import Augment, augmented
 from vae_fast.data.binarize import check_binarizable
 from vae_fast.data.datasets import DatasetData, collate
 from vae_fast.data.order import Cuts, augment_seed, epoch_generator, epoch_order, noise_key
+from vae_fast.data.ranges import check_unit, range_of
 from vae_fast.data.shards import ShardData
 from vae_fast.data.sources import as_data
 from vae_fast.data.streams import StreamData
@@ -63,6 +64,8 @@ class Batches:
         augment: called with every batch of images, on the device and before it is binarised
             (`build_augment`); what torch's generators give it depends on seed, epoch, batch and
             rank alone, so that a resumed pass has the same.
+        unit: floating-point images must lie in [0, 1] after augmentation too, as a Bernoulli
+            likelihood needs; the first batch of every pass is looked at.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Batches:
         world_size: int = 1,
         binarize: bool = False,
         augment: Augment | None = None,
+        unit: bool = False,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -94,7 +98,7 @@ class Batches:
         self.data = as_data(data)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.device = torch.device(device)
-        self.augment = augment
+        self.augment, self.unit = augment, unit
         self.binarize = binarize and self.data.dtype != torch.bool
         if binarize:
             check_binarizable(self.data)
@@ -162,6 +166,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         mine = self._pass = object()
         begin, self._begin = self._begin, 0
+        self._first = begin
         given = self._given = begin
         epoch, whole = self._epoch, False
         self._key = noise_key(self.seed, epoch if self.shuffle else None).to(self.device)
@@ -233,6 +238,9 @@ class Batches:
         if self.augment is not None:
             seed = augment_seed(self.seed, epoch, batch, self.cuts.rank)
             images = augmented(self.augment, images, seed)
+            if self.unit and batch == self._first and images.is_floating_point():
+                name = f"{self.data.name}, augmented"
+                check_unit(range_of(images, name), name)
         if self.binarize and images.dtype != torch.bool:
             if images.dtype != torch.uint8:
                 raise ValueError(

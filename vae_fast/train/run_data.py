@@ -55,11 +55,15 @@ def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
 
 def in_support(model: nn.Module, data: Any) -> Any:
     """The data, if their values are what the model's likelihood is of; else ValueError."""
-    likelihood = getattr(model, "likelihood", None)
-    if isinstance(likelihood, Categorical):
+    if isinstance(getattr(model, "likelihood", None), Categorical):
         return data  # uint8 are classes there
-    unit = likelihood is None or isinstance(likelihood, Bernoulli)
-    return datasets.in_support(data, unit=unit)
+    return datasets.in_support(data, unit=needs_unit(model))
+
+
+def needs_unit(model: nn.Module) -> bool:
+    """Whether the model takes values in [0, 1] alone; one whose likelihood is not known does."""
+    likelihood = getattr(model, "likelihood", None)
+    return likelihood is None or isinstance(likelihood, Bernoulli)
 
 
 def record(folder: Path, train: Any, val: Any) -> None:

@@ -3,6 +3,7 @@
 ::
 
     config.yaml           the whole configuration, defaults included
+    data.json             names of classes, and which samples are held out (``run_data``)
     environment.json      versions, device, seed, git state, command line; a list, one per start
     metrics.jsonl         a row per log interval
     checkpoints/          folders named by step, beside best and last
