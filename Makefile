@@ -10,6 +10,8 @@ TORCH ?= torch
 TORCHVISION ?= torchvision
 # More arguments for pytest, and for the benchmarks.
 ARGS ?=
+# Processes that share the tests; they are small, and use one thread each. 0 runs them in one process.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # Where gpu-check writes.
 OUT ?= benchmarks/results/gpu-check
 
@@ -38,6 +40,8 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 # --- what people do -------------------------------------------------------------------------------
 
 # The run folder: runs/first, or the next number where that is taken.
@@ -48,11 +52,11 @@ train: $(DONE)/train $(DONE)/native ## train a VAE on real images, compare with 
 
 .PHONY: test
 test: $(DONE)/test $(DONE)/native ## prove the kernels equal to plain PyTorch (the quick tests)
-	$(BIN)/python -m pytest -q -m "not slow and not cuda" $(ARGS)
+	$(PYTEST) -m "not slow and not cuda" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "slow and not cuda" $(ARGS)
+	$(PYTEST) -m "slow and not cuda" $(ARGS)
 
 .PHONY: bench
 bench: $(DONE)/bench $(DONE)/native ## measure every op against eager PyTorch and torch.compile

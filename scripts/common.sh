@@ -48,7 +48,7 @@ environment() {
             "$PYTHON" -m venv "$folder"
         fi
         "$folder/bin/python" -m pip install -q --disable-pip-version-check "$torch" \
-            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark \
+            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark pytest-xdist \
             "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm >&2
         touch "$stamp"
     fi
@@ -96,7 +96,8 @@ test_installed() {
 import sys, vae_fast
 if not vae_fast.__file__.startswith(sys.prefix + "/"):
     sys.exit(f"not the installed package: {vae_fast.__file__}")')
-    (cd "$run" && "$folder/bin/python" -m pytest -q -m "not slow and not cuda" ${TESTS:-"$@"})
+    (cd "$run" && "$folder/bin/python" -m pytest -q -n "$(nproc)" --dist loadfile \
+        -m "not slow and not cuda" ${TESTS:-"$@"})
 }
 
 # python_in ENVIRONMENT CODE: runs it away from the source tree.

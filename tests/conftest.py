@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -11,6 +13,12 @@ from vae_fast.backend import library, native_reason
 NATIVE = native_reason("cpu") is None
 LEVELS = tuple(library().cpu_capabilities()) if NATIVE else ()
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Test processes side by side (pytest -n) share the cores."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +52,7 @@ def native() -> None:
 @pytest.fixture(params=LEVELS or ("not built",))
 def cpu_level(request, native) -> str:
     """Each SIMD level that this machine runs in turn, on the native backend."""
-    with _level(request.param):
+    with level(request.param):
         yield request.param
 
 
@@ -52,7 +60,7 @@ def cpu_level(request, native) -> str:
 def implementation(request) -> str:
     """Everything that computes an op: plain PyTorch, each SIMD level, CUDA. Yields the device."""
     if request.param in LEVELS:
-        with vae_fast.set_backend("native"), _level(request.param):
+        with vae_fast.set_backend("native"), level(request.param):
             yield "cpu"
     elif request.param == "cuda":
         with vae_fast.set_backend("native"):
@@ -70,7 +78,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-class _level:
+class level:
     """A SIMD level for a ``with`` block."""
 
     def __init__(self, name: str) -> None:

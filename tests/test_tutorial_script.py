@@ -26,9 +26,9 @@ def test_only_the_four_names_differ():
     assert imported.VAE is vae_fast.VAE and imported.loss_function is vae_fast.loss_function
 
 
-def test_same_loss_curve_over_three_epochs():
-    expected, found = script("by_hand").train(epochs=3), script("imported").train(epochs=3)
-    assert expected[0] > expected[1] > expected[2]
+def test_same_loss_curve_over_two_epochs():
+    expected, found = script("by_hand").train(epochs=2), script("imported").train(epochs=2)
+    assert expected[0] > expected[1]
     for by_hand, imported in zip(expected, found, strict=True):
         assert abs(by_hand - imported) < 0.5, (expected, found)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,11 @@ def emulation() -> emulator.Emulator:
         pytest.skip("no C++ compiler: the CUDA kernels can't be emulated")
     if not emulator.CSRC.is_dir():
         pytest.skip("csrc is not here: these tests run in the source tree")
-    return emulator.Emulator()
+    folder = emulator.ROOT / "build"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "cuda_emulation.lock", "w") as lock:  # test processes compile it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return emulator.Emulator()
 
 
 @pytest.fixture(autouse=True)
