@@ -58,6 +58,10 @@ test: $(DONE)/test $(DONE)/native ## prove the kernels equal to plain PyTorch (t
 test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
 	$(PYTEST) -m "slow and not cuda" $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(DONE)/test $(DONE)/native ## random calls of everything against float64, and damaged files
+	$(BIN)/python -W ignore -m tests.fuzz $(ARGS)
+
 .PHONY: bench
 bench: $(DONE)/bench $(DONE)/native ## measure every op against eager PyTorch and torch.compile
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -80,6 +84,10 @@ lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
 .PHONY: gpu-check
 gpu-check: ## on a machine with a GPU: build, test, sanitize and measure with its own python3
 	PYTHON="$(PYTHON)" scripts/gpu_check.sh "$(OUT)"
+
+.PHONY: sanitize
+sanitize: $(DONE)/test ## the CPU kernels under ASan with UBSan and under TSan, by the op tests
+	PYTHON="$(abspath $(BIN)/python)" scripts/sanitize_cpu.sh $(ARGS)
 
 .PHONY: build
 build: $(DONE)/native ## compile the kernels in place

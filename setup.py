@@ -13,6 +13,8 @@ Environment:
                           else DEFAULT_CUDA_ARCHS as far as the toolkit knows them
     CUDA_HOME             the CUDA toolkit; default: the one behind the nvcc on PATH
     CXX                   the C++ compiler
+    VAE_FAST_SANITIZE     address (with undefined behaviour) | thread: the CPU library alone, for
+                          scripts/sanitize_cpu.sh, into build/sanitize/NAME
     MAX_JOBS              compilations at a time
 """
 
@@ -35,6 +37,10 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 BUILD_CHOICES = ("auto", "cpu", "cuda", "off")
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
 OLDEST_TORCH = (2, 11)
 # The macro's layout is one byte each of major, minor, patch: torch/headeronly/version.h.
 TORCH_TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
@@ -61,6 +67,17 @@ def build_choice(environ: dict[str, str]) -> str:
             f"{', '.join(BUILD_CHOICES)}; set it to one of these or leave it unset."
         )
     return choice
+
+
+def sanitizer(environ: dict[str, str]) -> str:
+    """The value of VAE_FAST_SANITIZE, or ""; an unknown one is an error that lists those there are."""
+    name = environ.get("VAE_FAST_SANITIZE", "")
+    if name and name not in SANITIZERS:
+        raise BuildError(
+            f"VAE_FAST_SANITIZE={name!r} is not one of {', '.join(SANITIZERS)}; set it to one of "
+            "these or leave it unset."
+        )
+    return name
 
 
 def import_torch():
@@ -277,6 +294,8 @@ def cxx_flags() -> list[str]:
     # code that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0
     # undoes the -g of Python's own flags, which is half the compile time and most of the file.
     flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+    if name := sanitizer(dict(os.environ)):
+        flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[name]]
     return [*flags, TORCH_TARGET, f'-DVAE_FAST_BUILD_TORCH="{torch.__version__}"']
 
 
@@ -301,7 +320,7 @@ def cpu_extension() -> Extension:
         depends=sources("csrc/**/*.h"),
         include_dirs=include_dirs(),
         extra_compile_args={"cxx": [*cxx_flags(), "-Wno-unknown-pragmas"]},
-        extra_link_args=link_args("torch_cpu"),
+        extra_link_args=[*link_args("torch_cpu"), *SANITIZERS.get(sanitizer(dict(os.environ)), [])],
         language="c++",
     )
 
@@ -371,6 +390,9 @@ def plan() -> list[Extension]:
         )
         return []
     torch = import_torch()
+    if name := sanitizer(dict(os.environ)):
+        say(f"building CPU kernels under the {name} sanitizer, into build/sanitize/{name}.")
+        return [cpu_extension()]
     cuda = plan_cuda(choice, torch) if choice != "cpu" else None
     say(f"building CPU kernels against torch {torch.__version__}.")
     return [cpu_extension(), *([cuda] if cuda else [])]
@@ -380,6 +402,14 @@ def build_command() -> type:
     """torch's build_ext, ending in a sentence where compilation fails."""
 
     class BuildKernels(torch_build().BuildExtension):
+        def finalize_options(self) -> None:
+            if name := sanitizer(dict(os.environ)):
+                # Never where a user's package would load it: it runs under its runtime alone.
+                self.inplace = False
+                self.build_lib = str(ROOT / "build" / "sanitize" / name)
+                self.build_temp = f"{self.build_lib}/objects"
+            super().finalize_options()
+
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()

@@ -50,6 +50,16 @@ def test_unknown_choice_lists_those_there_are(project):
     )
 
 
+def test_a_sanitized_build_has_its_flags_and_its_own_folder(setup_py, monkeypatch):
+    monkeypatch.setenv("VAE_FAST_SANITIZE", "thread")
+    assert "-fsanitize=thread" in setup_py.cxx_flags() and "-O3" not in setup_py.cxx_flags()
+    assert "-fsanitize=thread" in setup_py.cpu_extension().extra_link_args
+    monkeypatch.delenv("VAE_FAST_SANITIZE")
+    assert not any("sanitize" in flag for flag in setup_py.cxx_flags())
+    with pytest.raises(setup_py.BuildError, match="'memory' is not one of address, thread"):
+        setup_py.sanitizer({"VAE_FAST_SANITIZE": "memory"})
+
+
 def test_off_builds_nothing(project):
     result = project.build(VAE_FAST_BUILD="off")
     assert result.returncode == 0, result.stderr

@@ -66,7 +66,22 @@ def gather_batch(
             f"data must be (N, ...) on the index's device, got {tuple(data.shape)} on "
             f"{data.device} and an index on {index.device}"
         )
-    if not isinstance(first_row, torch.Tensor):
+    if isinstance(first_row, torch.Tensor):
+        if first_row.dtype != torch.int64 or first_row.numel() != 1:
+            raise TypeError(
+                "first_row must be a whole number or an int64 tensor of one element, got "
+                f"{first_row.dtype} of shape {tuple(first_row.shape)}"
+            )
+        if first_row.device != data.device:
+            raise ValueError(
+                f"first_row is on {first_row.device}, data on {data.device}: move them to one device"
+            )
+    else:
+        if not hasattr(first_row, "__index__"):
+            raise TypeError(
+                "first_row must be a whole number or an int64 tensor of one element, got "
+                f"{type(first_row).__name__}"
+            )
         if first_row < 0:
             raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
         if torch.compiler.is_compiling():  # the op would be compiled for each number by itself

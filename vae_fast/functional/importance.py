@@ -38,6 +38,7 @@ def iwae_bound(
         (bound, log_weight): (B,) and (K, B) in nats; the loss is ``-bound``.
     """
     mu, logvar = gaussian_pair(mu, logvar)
+    check_floating("logits", logits)
     check_floating("z", z)
     if z.dim() != 3 or z.shape[1:] != mu.shape or z.shape[:2] != logits.shape[:2]:
         raise ValueError(

@@ -53,7 +53,8 @@ def load_model(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {saved.path} don't fit the model of {run}/config.yaml: {error}"
+            f"the weights in {saved.path} don't fit the model of {run}/config.yaml: "
+            + " ".join(str(error).split())
         ) from None
     model.to(resolve_device(str(device))).eval()
     return Restored(model, config, saved.state["reached"]["step"])
