@@ -54,7 +54,7 @@ struct Scalar {
   // excess is a sum of positive terms: w^2 / ((1 + w) (2 + w)) and, with s = w / (2 + w), the rest
   // of log(1 + w) = 2 (s + s^3 / 3 + s^5 / 5 + ...).
   static VF_FN void log1p_excess(T w, T reciprocal, T& log1p_w, T& excess) {
-    log1p_w = log1p(w);
+    log1p_w = log_near(T(1) + w, w);
     if (w < T(0.5)) {
       constexpr int terms = sizeof(T) == 8 ? 12 : 4;  // s^2 <= 0.04
       const T s = w / (T(2) + w), s2 = s * s;
