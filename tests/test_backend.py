@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vae_fast
+import vae_fast.models
 from tests.fresh import python
 from vae_fast import backend as backend_module
 from vae_fast.backend import library, native_reason, use_native
@@ -236,3 +237,53 @@ def test_import_needs_torch_and_numpy_only():
     result = python(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == ""
+
+
+class _Part(torch.nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.model = vae_fast.models.build(
+            "vae", (1, 4, 4), network_options={"hidden": [8]}, latent_dim=2
+        )
+        self.call = call
+
+    def forward(self, x):
+        return self.call(self.model, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_export_of_networks_works_and_of_scores_names_the_remedy(native, tmp_path, dynamo):
+    pytest.importorskip("onnxscript")
+    x = torch.rand(3, 1, 4, 4)
+    options = {"dynamo": dynamo, "verbose": False}
+    for call in (lambda m, x: m.encoder(x), lambda m, x: m.reconstruct(x)):
+        torch.onnx.export(_Part(call), (x,), tmp_path / "part.onnx", **options)
+    scores = _Part(lambda m, x: vae_fast.gaussian_kl(*m.encode(x), reduction="none"))
+    with pytest.raises(Exception, match=r"set_backend\('reference'\)"):
+        torch.onnx.export(scores, (x,), tmp_path / "part.onnx", **options)
+    with vae_fast.set_backend("reference"):
+        torch.onnx.export(scores, (x,), tmp_path / "part.onnx", **options)
+
+
+def test_import_takes_no_compiler_along():
+    """torch's Dynamo costs seconds; a decorator of torch.compiler imports it."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import vae_fast, vae_fast.models
+new = {name for name in set(sys.modules) - before if not name.startswith("vae_fast")}
+print(len(new), sorted(n for n in new if n.startswith(("torch._dynamo", "torch.onnx", "sympy"))))
+"""
+    done = python(code)
+    count, _, heavy = done.stdout.partition(" ")
+    assert heavy.strip() == "[]" and int(count) < 20, done.stdout + done.stderr
+
+
+def test_the_kernels_are_refused_within_onnx_export(native, monkeypatch):
+    """As above, without the packages that torch needs to export."""
+    monkeypatch.setattr(backend_module, "_exports_onnx", lambda: True)
+    mu = torch.zeros(2, 2)
+    with pytest.raises(RuntimeError, match=r"ONNX.*set_backend\('reference'\)"):
+        torch.jit.trace(lambda m: vae_fast.gaussian_kl(m, m), mu)
+    assert vae_fast.gaussian_kl(mu, mu) == 0  # nothing is traced

@@ -79,12 +79,13 @@ def test_the_flat_names_of_pytorch_examples_load(prefix):
 @pytest.mark.parametrize(
     ("dtype", "within"), [(torch.float64, 5e-5), (torch.float32, 0.02)], ids=str
 )
-def test_pytorch_examples_script_has_the_same_curve(dtype, within):
+def test_pytorch_examples_script_has_the_same_curve(threads, dtype, within):
     """Its own loop, with its loss imported in place of its own; `data` is (N, 1, 28, 28) there.
 
     In float64 to four decimals. In float32 the script with its own loss computed in float64 moves by
     2e-3 and more on some sizes: rounding decides which way a weight goes whose gradient cancels.
     """
+    threads(1)
     examples = script("pytorch_examples")
     expected = examples.train(examples.loss_function, dtype=dtype)
     found = examples.train(pytorch_examples.loss_function, dtype=dtype)

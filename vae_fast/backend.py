@@ -140,6 +140,22 @@ def _is_transforming_in_a_trace() -> bool:
 _is_transforming_in_a_trace._dynamo_marked_constant = True
 
 
+def _exports_onnx() -> bool:
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+_exports_onnx._dynamo_marked_constant = True  # Dynamo would take torch's function to say no
+
+
+def _refuse_onnx() -> None:
+    """Within ``torch.onnx.export``, and before torch says that it doesn't know an op."""
+    if _exports_onnx():
+        raise RuntimeError(
+            "ONNX has no operators for vae_fast's native kernels: export within "
+            "vae_fast.set_backend('reference'), which is plain PyTorch"
+        )
+
+
 def use_native(device_type: str) -> bool:
     """Whether ops on this device type run natively; raises if they must and cannot.
 
@@ -149,10 +165,13 @@ def use_native(device_type: str) -> bool:
     if _choice == "reference":
         return False
     if torch.compiler.is_compiling():
+        _refuse_onnx()
         if _is_transforming_in_a_trace():
             return False
     elif is_transforming():
         return False
+    elif torch._C._get_tracing_state() is not None:
+        _refuse_onnx()
     if device_type in _libraries:
         return True
     reason = _reasons.get(device_type, f"there is no kernel for device type {device_type!r}")

@@ -177,6 +177,7 @@ def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
         and x.is_contiguous()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
     ):
         return as_probability(x, dtype)
     return gather_batch(x, _rows(len(x)), mode="scale")
