@@ -52,6 +52,8 @@ def _linear(dtype: str) -> tuple[Spec, ...]:
 
 
 _IWAE = (Spec("iwae_bound", (50, 100, 784), "both"),)
+_CORRELATION = tuple(Spec("total_correlation", (1024, d), "both") for d in (10, 64))
+_MIXTURE = (Spec("mixture_log_density", (128, 500, 40), "both"),)
 _EPOCH = (Spec("epoch", (128, 60_000), "both"),)
 _SHARDS = (Spec("shards", (128, 737_280), "both"),)
 _OVERHEAD = (Spec("overhead", (128,), "both"),)
@@ -87,6 +89,12 @@ LIMITS: tuple[Requirement, ...] = (
     Requirement("linear_bernoulli_nll, bfloat16", "memory", 4, _linear("bfloat16"), "eager"),
     Requirement("iwae_bound, both, K=50, B=100, D=784", "times", 10, _IWAE, "eager"),
     Requirement("iwae_bound, both, K=50, B=100, D=784", "memory", 2.5, _IWAE, "eager"),
+    Requirement("total correlation, both, B=1024, D=10, 64", "times", 12, _CORRELATION, "eager"),
+    Requirement("total correlation, both, B=1024, D=10, 64", "times", 2, _CORRELATION, "compile"),
+    Requirement("total correlation, both, B=1024, D=10, 64", "memory", 20, _CORRELATION, "eager"),
+    Requirement("mixture density, both, B=128, K=500, D=40", "times", 8, _MIXTURE, "eager"),
+    Requirement("mixture density, both, B=128, K=500, D=40", "times", 2, _MIXTURE, "compile"),
+    Requirement("mixture density, both, B=128, K=500, D=40", "memory", 20, _MIXTURE, "eager"),
 )  # fmt: skip
 
 ENGINE: tuple[Requirement, ...] = (

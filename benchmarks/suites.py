@@ -43,6 +43,9 @@ def standard() -> list[Spec]:
             specs.append(Spec("bce_kl_loss", (samples, latent, features), pass_))
     specs += [Spec("linear_bernoulli_nll", (1024, 400, 784), "both", d) for d in _FLOATS]
     specs.append(Spec("iwae_bound", (50, 100, 784), "both"))
+    specs += [Spec("total_correlation", (1024, d), "both") for d in (10, 64)]
+    specs.append(Spec("mixture_log_density", (128, 500, 40), "both"))
+    specs += [Spec("mmd", (256, 64), "both"), Spec("nearest_code", (4096, 1024, 64), "both")]
     specs += [Spec("gather", (128, 784), "value", d) for d in ("uint8", "float32", "bool")]
     return sorted(specs, key=lambda s: (s.op, s.pass_))
 

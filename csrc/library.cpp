@@ -5,6 +5,7 @@
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "torch/pairwise.h"
 
 STABLE_TORCH_LIBRARY(vae_fast, m) {
   // Gaussian: z = mu + exp(logvar / 2) * eps(key), and KL to N(0, 1) or to the prior given.
@@ -71,6 +72,7 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
       "Tensor? first_row_tensor) -> Tensor");
   // The Euclidean norm of a vector, 0-d, float32; CPU only.
   m.def("euclidean_norm(Tensor x) -> Tensor");
+  vae_fast::define_pairwise(m);
 }
 
 namespace vae_fast {
@@ -115,6 +117,17 @@ struct Cpu {
     }
     cpu::level().gather(args, kThreads);
   }
+  static const cpu::Pairwise& pairwise(DType dtype) {
+    return dtype == DType::f64 ? cpu::kPairwiseF64 : cpu::level().pairwise;
+  }
+  static void density(const PairDensity& args) { pairwise(args.dtype).density(args, kThreads); }
+  static void density_backward(const PairDensityBackward& args) {
+    pairwise(args.of.dtype).density_backward(args, kThreads);
+  }
+  static void mmd(const Mmd& args) { pairwise(args.dtype).mmd(args, kThreads); }
+  static void nearest_code(const NearestCode& args) {
+    pairwise(args.dtype).nearest_code(args, kThreads);
+  }
   static void norm(const Norm& args) { cpu::level().norm(args, kThreads); }
 };
 
@@ -127,4 +140,5 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   m.impl("reparameterize_keeping", TORCH_BOX(&Ops::reparameterize_keeping));
   m.impl("sample_and_kl_keeping", TORCH_BOX(&Ops::sample_and_kl_keeping));
   m.impl("euclidean_norm", TORCH_BOX(&Ops::euclidean_norm));
+  vae_fast::PairwiseOps<vae_fast::Cpu>::register_all(m);
 }

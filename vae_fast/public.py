@@ -3,15 +3,21 @@
 from vae_fast import noise
 from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
 from vae_fast.functional import (
+    aggregate_log_densities,
     bce_kl_loss,
     bernoulli_nll,
     bernoulli_nll_samples,
+    decomposed_kl,
     gather_batch,
     gaussian_kl,
     iwae_bound,
     linear_bernoulli_nll,
+    mixture_log_density,
+    mmd,
+    nearest_code,
     reparameterize,
     sample_and_kl,
+    total_correlation,
 )
 from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
 from vae_fast.types import LossOutput
@@ -27,9 +33,11 @@ __all__ = [
     "Encoder",
     "LossOutput",
     "Reparameterize",
+    "aggregate_log_densities",
     "bce_kl_loss",
     "bernoulli_nll",
     "bernoulli_nll_samples",
+    "decomposed_kl",
     "empty_cache",
     "gather_batch",
     "gaussian_kl",
@@ -38,8 +46,12 @@ __all__ = [
     "iwae_bound",
     "linear_bernoulli_nll",
     "loss_function",
+    "mixture_log_density",
+    "mmd",
+    "nearest_code",
     "noise",
     "reparameterize",
     "sample_and_kl",
     "set_backend",
+    "total_correlation",
 ]

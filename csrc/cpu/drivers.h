@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ops/args.h"
+#include "pairwise/args.h"
 
 namespace vae_fast::cpu {
 
@@ -11,6 +12,13 @@ namespace vae_fast::cpu {
 struct Threads {
   using Body = void (*)(int64_t begin, int64_t end, void* context);
   void (*run)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+};
+
+struct Pairwise {
+  void (*density)(const PairDensity&, const Threads&);
+  void (*density_backward)(const PairDensityBackward&, const Threads&);
+  void (*mmd)(const Mmd&, const Threads&);
+  void (*nearest_code)(const NearestCode&, const Threads&);
 };
 
 struct Level {
@@ -23,6 +31,7 @@ struct Level {
   void (*norm)(const Norm&, const Threads&);
   // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
   void (*random_words)(const int64_t key[2], uint64_t block, int64_t blocks, uint32_t* words);
+  Pairwise pairwise;
 };
 
 // The level of float64 is the same on every machine; the others' float64 entries are its.
@@ -41,6 +50,7 @@ void use_level(const char* name);
 const char* const* supported_levels();
 
 // float64 drivers: scalar code, whatever the level.
+extern const Pairwise kPairwiseF64;
 void gaussian_forward_f64(const GaussianForward&, const Threads&);
 void gaussian_backward_f64(const GaussianBackward&, const Threads&);
 void bernoulli_f64(const Bernoulli&, const Threads&);

@@ -3,6 +3,7 @@
 // float64 is the truth that the other dtypes are held against, not a dtype that VAEs are trained
 // in, so accuracy counts here and speed does not.
 #include "cpu/bce_kl.h"
+#include "cpu/pairwise.h"
 #include "math/scalar.h"
 
 namespace vae_fast::cpu {
@@ -15,6 +16,7 @@ struct Float64 : Scalar<double> {
   static VF_FN T load(const uint8_t* p) { return T(*p); }
   static VF_FN void store(T x, double* p) { *p = x; }
   static VF_FN T first(int64_t, T x) { return x; }
+  static VF_FN bool any(bool c) { return c; }
   // Neumaier's compensated sum.
   struct Sum {
     double sum = 0.0, lost = 0.0;
@@ -35,6 +37,8 @@ struct Float64 : Scalar<double> {
 };
 
 }  // namespace
+
+const Pairwise kPairwiseF64 = pairwise_drivers<Float64>;
 
 void gaussian_forward_f64(const GaussianForward& args, const Threads& threads) {
   gaussian_forward_driver<Float64>(args, threads);

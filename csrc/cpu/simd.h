@@ -65,6 +65,20 @@ struct Simd {
     return select(x > high, high, x);
 #endif
   }
+  // Whether a condition holds in any lane.
+  static VF_FN bool any(I c) {
+#if VF_BYTES == 64
+    return _mm512_movepi32_mask((__m512i)c) != 0;
+#elif VF_BYTES == 32
+    return _mm256_movemask_ps((__m256)c) != 0;
+#elif defined(VF_X86)
+    return _mm_movemask_ps((__m128)c) != 0;
+#else
+    bool found = false;
+    for (int i = 0; i < width; ++i) found = found || c[i] != 0;
+    return found;
+#endif
+  }
   // x in the first `count` lanes, 0 in the rest.
   static VF_FN T first(int64_t count, T x) {
     I lane;
@@ -291,6 +305,19 @@ struct Simd {
     const T e = scale(p + 1.0f, nf, n);
     less_one = select(n == 0, p, e - 1.0f);
     return e;
+  }
+
+  // 2^x for x <= 126: x = n + r, 2^r by a polynomial of degree 6 (error 1.4e-8).
+  static VF_FN T exp2(T x) {
+    I n;
+    x = at_least(x, -152.0f);
+    const T nf = nearest(x, n), r = x - nf;
+    T p = r * 0x1.446c7ep-13f + 0x1.5f88fep-10f;
+    p = p * r + 0x1.3b29e4p-7f;
+    p = p * r + 0x1.c6ae2cp-5f;
+    p = p * r + 0x1.ebfbe0p-3f;
+    p = p * r + 0x1.62e432p-1f;
+    return scale(p * r + 1.0f, nf, n);
   }
 
   // log(1 + e) for e in [0, 1]: e + e^2 Q(e), relative error 4e-8.

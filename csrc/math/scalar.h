@@ -35,6 +35,7 @@ struct Scalar {
   static VF_FN T sqrt(T x);
   static VF_FN T sqrt_positive(T x) { return sqrt(x); }
   static VF_FN T exp(T x);
+  static VF_FN T exp2(T x);
   static VF_FN T exp_nonpositive(T x) { return exp(x); }
   static VF_FN T exp_nonpositive(T x, T& less_one);  // e^x, and e^x - 1 with all of its digits
   // e^x - 1, given e^x: float64, which others are held against, keeps the digits that cancel.
@@ -73,6 +74,8 @@ struct Scalar {
   VF_FN Float Scalar<Float>::sqrt(Float x) { return ::sqrt##suffix(x); }                     \
   template <>                                                                                \
   VF_FN Float Scalar<Float>::exp(Float x) { return ::exp##suffix(x); }                       \
+  template <>                                                                                \
+  VF_FN Float Scalar<Float>::exp2(Float x) { return ::exp2##suffix(x); }                     \
   template <>                                                                                \
   VF_FN Float Scalar<Float>::log(Float x) { return ::log##suffix(x); }                       \
   template <>                                                                                \

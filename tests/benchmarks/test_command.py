@@ -148,7 +148,7 @@ def test_the_suites_have_what_they_are_for():
     assert {(s.dtype, s.target) for s in sizes} >= {("float32", "uint8"), ("bfloat16", "uint8")}
     assert {s.op for s in suites.standard()} == {
         *suites.GAUSSIAN, "bernoulli_nll", "bce_kl_loss", "linear_bernoulli_nll", "iwae_bound",
-        "gather",
+        "gather", "total_correlation", "mixture_log_density", "mmd", "nearest_code",
     }  # fmt: skip
     examples = {path.stem for path in bench_large.EXAMPLES.glob("autoencoder_kl*.yaml")}
     assert {s.op for s in suites.large()} == set(bench_large.CONFIGURATIONS) == examples

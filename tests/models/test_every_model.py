@@ -14,7 +14,9 @@ from vae_fast.models.phases import phases_of
 SHAPE = (1, 8, 6)
 SMALL = {"network_options": {"hidden": [16]}, "latent_dim": 3}
 OPTIONS = {
-    **{name: SMALL for name in ("ae", "vae", "beta-vae", "iwae", "aae")},
+    **{name: SMALL for name in ("ae", "vae", "beta-vae", "iwae", "aae", "infovae", "wae-mmd")},
+    "beta-tcvae": {**SMALL, "dataset_size": 64},
+    "vamp-vae": {**SMALL, "prior_options": {"components": 4}},
     "cvae": {**SMALL, "hidden": 16, "prior": "learned"},
     "ssvae": {**SMALL, "hidden": 16},
     "hvae": {"levels": [[1, 1], [4, 2]], "width": 8, "z_channels": 2},

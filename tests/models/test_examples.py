@@ -21,6 +21,8 @@ def test_the_model_of_an_example_runs(path):
         pytest.skip("not a model of the registry on the embedded images")
     torch.manual_seed(0)
     model = build(config["model"], (1, 28, 28), **config.get("model_args", {}))
+    if getattr(model, "dataset_size", 0) is None:
+        model.dataset_size = 9000  # as the trainer does
     x = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
     y = (torch.arange(4),) if model.uses_labels else ()
     out = model.loss(x, *y)

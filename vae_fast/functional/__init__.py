@@ -15,15 +15,29 @@ from vae_fast.functional.bernoulli import (
 from vae_fast.functional.gather import gather_batch
 from vae_fast.functional.gaussian import gaussian_kl, reparameterize, sample_and_kl
 from vae_fast.functional.importance import iwae_bound
+from vae_fast.functional.pairwise import (
+    aggregate_log_densities,
+    decomposed_kl,
+    mixture_log_density,
+    mmd,
+    nearest_code,
+    total_correlation,
+)
 
 __all__ = [
+    "aggregate_log_densities",
     "bce_kl_loss",
     "bernoulli_nll",
     "bernoulli_nll_samples",
+    "decomposed_kl",
     "gather_batch",
     "gaussian_kl",
     "iwae_bound",
     "linear_bernoulli_nll",
+    "mixture_log_density",
+    "mmd",
+    "nearest_code",
     "reparameterize",
     "sample_and_kl",
+    "total_correlation",
 ]

@@ -8,10 +8,13 @@ from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
 from vae_fast.models.hvae import HVAE
+from vae_fast.models.infovae import WAE, InfoVAE
 from vae_fast.models.iwae import IWAE, ImportanceWeighted
 from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
+from vae_fast.models.priors import MixturePrior, VampPrior
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
+from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import VAE
 from vae_fast.models.vrae import VRAE
 
@@ -26,15 +29,20 @@ __all__ = [
     "SSVAE",
     "VAE",
     "VRAE",
+    "WAE",
     "AutoencoderKL",
     "Bernoulli",
+    "BetaTCVAE",
     "Categorical",
     "ConditionalIWAE",
     "Gaussian",
     "ImportanceWeighted",
+    "InfoVAE",
     "Laplace",
     "LatentModel",
     "Likelihood",
+    "MixturePrior",
     "Posterior",
+    "VampPrior",
     "build",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize, sample_and_kl
-from vae_fast.models.base import Posterior, free_bits_kl
+from vae_fast.models.base import Posterior, free_bits_kl, sampled_kl
 from vae_fast.models.blocks import (
     Double,
     Halve,
@@ -26,7 +26,9 @@ from vae_fast.models.blocks import (
 )
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype, image_shape
+from vae_fast.models.priors import MixturePrior
 from vae_fast.models.vae import VAE
+from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
@@ -55,6 +57,7 @@ class AutoencoderKL(VAE):
         latent_shape: Sequence[int],
         likelihood: Likelihood | None = None,
         channels_last: bool | None = None,
+        learned_prior: MixturePrior | None = None,
     ) -> None:
         super().__init__(
             encoder,
@@ -62,6 +65,7 @@ class AutoencoderKL(VAE):
             input_shape=input_shape,
             latent_dim=math.prod(latent_shape),
             likelihood=likelihood,
+            learned_prior=learned_prior,
         )
         self.latent_shape = tuple(latent_shape)
         self.channels_last = channels_last
@@ -108,7 +112,12 @@ class AutoencoderKL(VAE):
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
         q = self.posterior_maps(x)
-        if free_bits > 0:
+        if self.learned_prior is not None:
+            z = reparameterize(*q, noise_key=noise_key)
+            flat = Posterior(q.mu.flatten(1), q.logvar.flatten(1))
+            kl = sampled_kl(self, flat, z.flatten(1), free_bits)
+            kl = reduce(kl.unsqueeze(1), reduction)
+        elif free_bits > 0:
             z = reparameterize(*q, noise_key=noise_key)
             flat = Posterior(q.mu.flatten(1), q.logvar.flatten(1))
             kl = free_bits_kl(flat, None, free_bits, reduction=reduction)

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
+from vae_fast.models.importance import log_density
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.priors import MixturePrior
 from vae_fast.reference import as_probability
 from vae_fast.types import LossOutput, Reduction
 
@@ -47,6 +49,7 @@ class LatentModel(nn.Module):
         input_shape: the shape of one sample, without the batch.
         latent_dim: the size of z.
         likelihood: p(x | z); Bernoulli if left out.
+        learned_prior: p(z) in place of N(0, 1), for models whose z has a density.
     """
 
     # Whether loss, reconstruct and sample want labels y after x; the trainer then passes them on.
@@ -62,8 +65,11 @@ class LatentModel(nn.Module):
         input_shape: Sequence[int],
         latent_dim: int,
         likelihood: Likelihood | None = None,
+        learned_prior: MixturePrior | None = None,
     ) -> None:
         super().__init__()
+        if learned_prior is not None and not self.is_probabilistic:
+            raise ValueError(f"{type(self).__name__} has no density of z, and so no prior to learn")
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.encoder = encoder
@@ -71,6 +77,7 @@ class LatentModel(nn.Module):
         self.input_shape = tuple(input_shape)
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
+        self.learned_prior = learned_prior
 
     def encode(self, x: Tensor) -> Posterior:
         raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")
@@ -155,12 +162,18 @@ class LatentModel(nn.Module):
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z ~ N(0, temperature^2), (n, latent_dim)."""
+        """z ~ N(0, temperature^2), (n, latent_dim); of a learned prior, its standard deviations
+        times temperature."""
         if n < 0 or temperature < 0:
             raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
         device, dtype = device_and_dtype(self)
         shape = (n, self.latent_dim)
-        return temperature * torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        eps = temperature * torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        return eps if self.learned_prior is None else self._from_learned_prior(eps, generator)
+
+    @torch.no_grad()
+    def _from_learned_prior(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.learned_prior.sample(eps, self.encode, generator)
 
     def forward(self, x: Tensor, *condition: Tensor, **options: object) -> LossOutput:
         """``loss``: what DistributedDataParallel and torch.compile wrap."""
@@ -202,6 +215,27 @@ def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:
     """
     prior = () if p is None else (p.mu.t(), p.logvar.t())
     return gaussian_kl(q.mu.t(), q.logvar.t(), *prior, reduction="none")
+
+
+def sampled_kl(model: LatentModel, q: Posterior, z: Tensor, free_bits: float = 0.0) -> Tensor:
+    """log q(z | x) - log p(z) for z ~ q under the model's learned prior, (N,), in nats."""
+    if free_bits > 0:
+        raise ValueError(
+            "free_bits bounds the KL of each dimension, and a learned prior's does not divide so: "
+            "leave it 0"
+        )
+    return log_density(z, *q) - model.learned_prior.log_density(z, model.encode)
+
+
+def sampled_kl_by_dimension(model: LatentModel, q: Posterior) -> Tensor:
+    """KL of q to the marginals of the model's learned prior, the batch's mean, (D,), in nats.
+
+    Estimated from one z of each sample.
+    """
+    z = reparameterize(*q)
+    scaled_z = (z - q.mu) * torch.exp(-0.5 * q.logvar)
+    log_q = -0.5 * (scaled_z * scaled_z + q.logvar + math.log(2.0 * math.pi))
+    return (log_q - model.learned_prior.log_marginals(z, model.encode)).mean(0)
 
 
 def free_bits_kl(

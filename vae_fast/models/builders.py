@@ -5,6 +5,7 @@ Each builder here is what ``vae_fast.models.build`` calls as ``builder(input_sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,13 +21,14 @@ from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
 from vae_fast.models.networks import image_shape, make_decoder, make_encoder, mlp, pyramid
+from vae_fast.models.priors import make_prior
 from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
 
 
 def gaussian(
-    model: Callable[..., LatentModel], features_per_latent: int = 2
+    model: Callable[..., LatentModel], features_per_latent: int = 2, default_prior: str = "standard"
 ) -> Callable[..., nn.Module]:
     """A builder for models with one encoder, one decoder and a latent vector."""
 
@@ -40,17 +42,21 @@ def gaussian(
         decoder_options: dict | None = None,
         likelihood: str | Likelihood = "bernoulli",
         likelihood_options: dict | None = None,
+        prior: str = default_prior,
+        prior_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
         p_x = make_likelihood(likelihood, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
+        p_z = make_prior(prior, latent_dim, input_shape, **(prior_options or {}))
         return model(
             make_encoder(network, input_shape, features_per_latent * latent_dim, **networks),
             _decoder(latent_dim, p_x.parameters_shape(input_shape), *decoder),
             input_shape=input_shape,
             latent_dim=latent_dim,
             likelihood=p_x,
+            learned_prior=p_z,
             **options,
         )
 
@@ -100,15 +106,22 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         condition_options: dict | None = None,
         hidden: int = 256,
         prior: str = "standard",
+        prior_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
-        if prior not in ("standard", "learned"):
-            raise ValueError(f"prior must be standard or learned, got {prior!r}")
+        if prior not in ("standard", "learned", "mixture"):
+            raise ValueError(f"prior must be standard, learned or mixture, got {prior!r}")
         p_x = make_likelihood(likelihood, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
         y = make_condition(condition, input_shape, network, networks, **(condition_options or {}))
         joined = latent_dim + y.features
+        if prior == "mixture":
+            options["learned_prior"] = make_prior(
+                prior, latent_dim, input_shape, **(prior_options or {})
+            )
+        elif prior_options:
+            raise ValueError(f"the {prior} prior has no options, got {sorted(prior_options)}")
         if prior == "learned":
             options["prior_network"] = mlp([y.features, hidden, 2 * latent_dim])
         return model(
@@ -163,6 +176,8 @@ def recurrent(
     likelihood_options: dict | None = None,
     condition: str | Condition | None = None,
     condition_options: dict | None = None,
+    prior: str = "standard",
+    prior_options: dict | None = None,
     **options: object,
 ) -> nn.Module:
     """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
@@ -185,6 +200,11 @@ def recurrent(
                 f"a vrae is conditioned on labels, attributes or images given with x, not on "
                 f"{condition!r}; a cvae is on either"
             )
+    if prior == "vamp" and (y is not None or tokens is not None):
+        raise ValueError(
+            "a vamp prior's pseudo-inputs are sequences of numbers without a condition; a mixture "
+            "serves tokens and conditions as well"
+        )
     c = 0 if y is None else y.features
     outputs = p_x.parameters_per_element * size
     reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
@@ -195,6 +215,7 @@ def recurrent(
         input_shape=input_shape,
         latent_dim=latent_dim,
         likelihood=p_x,
+        learned_prior=make_prior(prior, latent_dim, input_shape, **(prior_options or {})),
         condition=y,
         **options,
     )
@@ -275,6 +296,8 @@ def latent_maps(
     channels_last: bool | None = None,
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
+    prior: str = "standard",
+    prior_options: dict | None = None,
 ) -> nn.Module:
     """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
     p_x = make_likelihood(likelihood, **(likelihood_options or {}))
@@ -298,4 +321,7 @@ def latent_maps(
         latent_shape=latent_shape,
         likelihood=p_x,
         channels_last=channels_last,
+        learned_prior=make_prior(
+            prior, math.prod(latent_shape), input_shape, **(prior_options or {})
+        ),
     )

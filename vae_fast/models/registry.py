@@ -19,6 +19,8 @@ from vae_fast.models.builders import (
     semi_supervised,
 )
 from vae_fast.models.cvae import CVAE
+from vae_fast.models.infovae import WAE, InfoVAE
+from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import VAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
@@ -28,6 +30,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "aae": adversarial,
     "vae": gaussian(VAE),
     "beta-vae": gaussian(VAE),
+    "beta-tcvae": gaussian(BetaTCVAE),
+    "infovae": gaussian(InfoVAE),
+    "vamp-vae": gaussian(VAE, default_prior="vamp"),
+    "wae-mmd": gaussian(WAE, features_per_latent=1),
     "iwae": importance_weighted,
     "vrae": recurrent,
     "hvae": hierarchical,
@@ -37,7 +43,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 # A beta-VAE is a VAE with another objective; these are defaults that a config overrides.
-OBJECTIVES: dict[str, dict[str, float]] = {"beta-vae": {"beta": 4.0}}
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "beta-vae": {"beta": 4.0},
+    "beta-tcvae": {"beta": 6.0},
+    "wae-mmd": {"beta": 10.0},
+}
 
 
 def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module:
@@ -49,7 +59,8 @@ def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module
         input_shape: the shape of one sample, such as (1, 28, 28).
         options: latent_dim=20, network="mlp" | "conv" | "resnet", network_options={...},
             likelihood="bernoulli" | "gaussian" | "laplace" | "categorical" or an object,
-            likelihood_options={...}, and what the model itself takes.
+            likelihood_options={...}, prior="standard" | "mixture" | "vamp", prior_options={...},
+            and what the model itself takes.
 
     Raises:
         ValueError: an unknown name, an import path that leads nowhere, or one out of a file

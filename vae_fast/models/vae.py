@@ -14,14 +14,17 @@ from vae_fast.models.base import (
     Posterior,
     free_bits_kl,
     kl_by_dimension,
+    sampled_kl,
+    sampled_kl_by_dimension,
     split_gaussian,
 )
 from vae_fast.models.importance import WeightedSamples
+from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
 class VAE(LatentModel):
-    """q(z | x) = N(mu(x), exp(logvar(x))), p(z) = N(0, 1), p(x | z) any likelihood.
+    """q(z | x) = N(mu(x), exp(logvar(x))), p(x | z) any likelihood, p(z) = N(0, 1) or learned.
 
     The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty here;
     conditional models put what they are conditioned on there.
@@ -31,7 +34,7 @@ class VAE(LatentModel):
         return split_gaussian(self.encoder(self.network_input(x)))
 
     def prior(self) -> Posterior | None:
-        """p(z); None stands for N(0, 1)."""
+        """p(z) where it is a Gaussian; None stands for N(0, 1), or for ``learned_prior``."""
         return None
 
     def loss(
@@ -45,10 +48,17 @@ class VAE(LatentModel):
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, one z per sample.
 
-        The negative ELBO for beta = 1 (equation 10).
+        The negative ELBO for beta = 1 (equation 10). Under a learned prior the KL is
+        log q(z | x) - log p(z) at that z.
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
-        params = self.decode(reparameterize(*q, noise_key=noise_key), *condition)
+        z = reparameterize(*q, noise_key=noise_key)
+        params = self.decode(z, *condition)
+        if self.learned_prior is not None:
+            recon = self.likelihood.nll(params, x, reduction=reduction)
+            kl = sampled_kl(self, q, z, free_bits)
+            kl = reduce(kl.unsqueeze(1), reduction)
+            return LossOutput(recon + beta * kl, recon, kl)
         if p is None and free_bits == 0:
             return self.likelihood.loss(params, x, *q, beta=beta, reduction=reduction)
         recon = self.likelihood.nll(params, x, reduction=reduction)
@@ -77,11 +87,22 @@ class VAE(LatentModel):
         nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
         log_q = importance.log_density(z, *density_of)
-        log_p = importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
-        kl = gaussian_kl(*q, *(p or ()), reduction="none")
+        if self.learned_prior is not None:
+            log_p = self.learned_prior.log_density(z, self.encode)
+            kl = (importance.log_density(z, *q) - log_p).mean(0)
+        else:
+            log_p = importance.standard_log_density(z)
+            if p is not None:
+                log_p = importance.log_density(z, *p)
+            kl = gaussian_kl(*q, *(p or ()), reduction="none")
         return WeightedSamples(beta * (log_p - log_q) - nll, nll, kl, z)
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""
+        """The batch's mean KL in each latent dimension, (latent_dim,), in nats.
+
+        Under a learned prior, to that dimension's marginal, estimated from one z of each sample.
+        """
         q, p = self.encode(x, *condition), self.prior(*condition)
+        if self.learned_prior is not None:
+            return sampled_kl_by_dimension(self, q)
         return kl_by_dimension(q, p) / x.shape[0]

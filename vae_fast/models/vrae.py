@@ -19,6 +19,8 @@ from vae_fast.models.base import (
     Posterior,
     free_bits_kl,
     kl_by_dimension,
+    sampled_kl,
+    sampled_kl_by_dimension,
     scaled,
     split_gaussian,
 )
@@ -27,6 +29,7 @@ from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.priors import MixturePrior
 from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
@@ -62,6 +65,7 @@ class VRAE(LatentModel):
         condition: Condition | None = None,
         word_dropout: float = 0.3,
         padding: float | None = None,
+        learned_prior: MixturePrior | None = None,
     ) -> None:
         super().__init__(
             encoder,
@@ -69,6 +73,7 @@ class VRAE(LatentModel):
             input_shape=input_shape,
             latent_dim=latent_dim,
             likelihood=likelihood,
+            learned_prior=learned_prior,
         )
         if not 0.0 <= word_dropout <= 1.0:
             raise ValueError(f"word_dropout is a probability, got {word_dropout}")
@@ -161,7 +166,9 @@ class VRAE(LatentModel):
         q = self._posterior(steps, lengths, *condition)
         z, kl = sample_and_kl(*q, noise_key=noise_key, reduction="none")
         recon = reduce(self._nll(steps, lengths, z, *condition).unsqueeze(1), reduction)
-        if free_bits > 0:
+        if self.learned_prior is not None:
+            kl = reduce(sampled_kl(self, q, z, free_bits).unsqueeze(1), reduction)
+        elif free_bits > 0:
             kl = free_bits_kl(q, None, free_bits, reduction=reduction)
         else:
             kl = reduce(kl.unsqueeze(1), reduction)
@@ -183,8 +190,13 @@ class VRAE(LatentModel):
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
         nll = torch.stack([self._nll(steps, lengths, z_k, *condition) for z_k in z])
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
-        log_ratio = importance.standard_log_density(z) - importance.log_density(z, *density_of)
-        return WeightedSamples(beta * log_ratio - nll, nll, gaussian_kl(*q, reduction="none"), z)
+        if self.learned_prior is None:
+            log_p, kl = importance.standard_log_density(z), gaussian_kl(*q, reduction="none")
+        else:
+            log_p = self.learned_prior.log_density(z, self.encode)
+            kl = (importance.log_density(z, *q) - log_p).mean(0)
+        log_ratio = log_p - importance.log_density(z, *density_of)
+        return WeightedSamples(beta * log_ratio - nll, nll, kl, z)
 
     def nll_at(
         self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
@@ -208,7 +220,10 @@ class VRAE(LatentModel):
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""
-        return kl_by_dimension(self.encode(x, *condition)) / x.shape[0]
+        q = self.encode(x, *condition)
+        if self.learned_prior is not None:
+            return sampled_kl_by_dimension(self, q)
+        return kl_by_dimension(q) / x.shape[0]
 
     def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
         """As many steps as x has, written from the posterior's mean."""

@@ -66,6 +66,12 @@ def _prior(
     if not getattr(model, "is_probabilistic", True):
         return mean, codes.square().mean(0).sqrt().clamp_min(step)
 
+    if getattr(model, "learned_prior", None) is not None:
+        raise ValueError(
+            "codes are coded one by one under a Gaussian prior, and this model's prior is a "
+            f"{type(model.learned_prior).__name__}: compress with a model whose prior is standard"
+        )
+
     def of_condition(part: Tensor, *condition: Tensor) -> Tensor:
         p = model.prior(*condition)
         return torch.cat([p.mu, p.logvar], dim=1)

@@ -75,6 +75,12 @@ def build_model(
         ) from error
 
 
+def tell_dataset_size(model: nn.Module, train: Any) -> None:
+    """Say how many samples batches are drawn from to a model that asks and was not told."""
+    if getattr(model, "dataset_size", 0) is None:
+        model.dataset_size = len(train)
+
+
 def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> None:
     """Raise ValueError if the model is conditioned on labels and the data have none, or others.
 

@@ -32,13 +32,18 @@ from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result, check_state
 from vae_fast.train.run_folder import RunFolder
-from vae_fast.train.setup import build_model, check_labels, check_single, load_data
+from vae_fast.train.setup import (
+    build_model,
+    check_labels,
+    check_single,
+    load_data,
+    tell_dataset_size,
+)
 from vae_fast.train.sharded import like, mesh_of
 from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
-from vae_fast.train.watch import watch
 from vae_fast.train.weights import take_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
@@ -77,7 +82,6 @@ class Trainer:
             RunFolder.check_free(config)
         self.config = config
         train, val = load_data(config, train_data, val_data)
-        self.watch = watch(train, config.data if train_data is None else train_data)
         self.device = self.world.join(resolve_device(config.device))
 
         torch.manual_seed(config.seed)
@@ -89,6 +93,7 @@ class Trainer:
             said = take_weights(self.model, config.init_from)
             if self.world.is_main:
                 print(said)
+        tell_dataset_size(self.model, train)
 
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
@@ -201,7 +206,7 @@ class Trainer:
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                for share in self.world.shares(self.batches, self.watch):
+                for share in self.world.shares(self.batches):
                     self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
@@ -230,7 +235,7 @@ class Trainer:
         self.model.eval()
         with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
             meter = Meter(self.device, self.world)
-            for share in self.world.shares(self.val_batches, self.watch):
+            for share in self.world.shares(self.val_batches):
                 meter.add(step.objective(share), len(share.images))
                 meter.samples += len(share.images)
             means, samples = meter.read()

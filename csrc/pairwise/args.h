@@ -1,0 +1,54 @@
+// Arguments of the pairwise ops: sums over all pairs of a row i of one matrix and a row j of another.
+//
+// Matrices are contiguous (rows, dims). Sums and their gradients are float32, or float64 where the
+// matrices are.
+#pragma once
+
+#include "ops/args.h"
+
+namespace vae_fast {
+
+// log sum_j w_ij N(z_i | mu_j, exp(logvar_j)) + offset, over all dimensions together (`whole`) and in
+// each (`parts`); null where it is not wanted. w_ij = exp(logits_j), 1 if there are none, times `own`
+// for j = i and `next` for j = (i + 1) % terms.
+struct PairDensity {
+  DType dtype;
+  int64_t rows, terms, dims;
+  const void *z, *mu, *logvar, *logits;
+  double own, next, offset;
+  void *whole, *parts;  // (rows,), (rows, dims); backward reads the parts
+  double* state;        // (rows,), what backward reads of the whole: log2, relative to the terms' top
+};
+
+struct PairDensityBackward {
+  PairDensity of;
+  const void *grad_whole, *grad_parts;  // null where nothing came
+  void *grad_z, *grad_mu, *grad_logvar, *grad_logits;
+};
+
+// Kernels of a squared distance, each a mean over `count` bandwidths h.
+enum class PairKernel { rbf, imq };
+
+// The squared maximum mean discrepancy of the rows of x and of y, or with `upstream` (its gradient)
+// the gradients of both.
+struct Mmd {
+  DType dtype;
+  PairKernel kernel;
+  bool unbiased;
+  int64_t rows, others, dims, count;
+  const void *x, *y;
+  const double* bandwidths;
+  void* value;
+  const void* upstream;
+  void *grad_x, *grad_y;  // null where not wanted
+};
+
+// The row of `codes` that is nearest to each row of `x`, the lowest of those that are equally near.
+struct NearestCode {
+  DType dtype;
+  int64_t rows, codes, dims;
+  const void *x, *table;
+  int64_t* index;
+};
+
+}  // namespace vae_fast

@@ -1,0 +1,128 @@
+"""Autoencoders held to the prior by the maximum mean discrepancy: InfoVAE and WAE-MMD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_fast.functional import gaussian_kl, mmd, reparameterize
+from vae_fast.models.base import LatentModel, Posterior, streams_of
+from vae_fast.models.vae import VAE
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+# Of the inverse multiquadratic's C = 2 D s (Tolstikhin et al. 2018, section 4, and their code), as
+# bandwidths h with C = 2 h^2.
+SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class PriorMMD:
+    """A mixin: the MMD between a batch of z and as many draws from N(0, 1).
+
+    Args:
+        kernel: "imq" or "rbf" (``vae_fast.mmd``).
+        bandwidths: the kernel is the mean over them; None: sqrt(s D) for s from 0.1 to 10.
+    """
+
+    def __init__(
+        self,
+        *networks: object,
+        kernel: str = "imq",
+        bandwidths: Sequence[float] | None = None,
+        **options: object,
+    ) -> None:
+        super().__init__(*networks, **options)
+        if bandwidths is None:
+            bandwidths = [math.sqrt(s * self.latent_dim) for s in SCALES]
+        self.kernel, self.bandwidths = kernel, tuple(bandwidths)
+
+    def prior_mmd(self, z: Tensor, noise_key: Tensor | None) -> Tensor:
+        """0-d; unbiased where the batch has more than one sample."""
+        zeros = torch.zeros_like(z)
+        key = None if noise_key is None else streams_of(noise_key, 1)
+        draws = reparameterize(zeros, zeros, noise_key=key)
+        options = {"kernel": self.kernel, "bandwidths": self.bandwidths}
+        return mmd(z, draws, unbiased=len(z) > 1, **options)
+
+
+class InfoVAE(PriorMMD, VAE):
+    """-log p(x | z) + beta * ((1 - alpha) KL(q(z | x) || p) + (alpha + lambda - 1) MMD(q(z), p)).
+
+    Zhao, Song & Ermon 2019, equation 6, with the MMD as the divergence. alpha = 1 leaves the KL
+    out: the MMD-VAE.
+
+    Args:
+        alpha: how much of the KL is given up; at most 1.
+        mmd_weight: the paper's lambda.
+    """
+
+    def __init__(
+        self, *networks: object, alpha: float = 0.5, mmd_weight: float = 100.0, **options: object
+    ) -> None:
+        super().__init__(*networks, **options)
+        if self.learned_prior is not None:
+            raise ValueError("an InfoVAE's z is compared with N(0, 1): leave the prior standard")
+        if alpha > 1 or alpha + mmd_weight < 1:
+            raise ValueError(
+                f"alpha is at most 1 and alpha + mmd_weight at least 1, got {alpha} and {mmd_weight}"
+            )
+        self.alpha, self.mmd_weight = alpha, mmd_weight
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """In nats; kl is KL(q(z | x) || N(0, 1)), for the record."""
+        _of_batches("InfoVAE", free_bits, reduction)
+        q = self.encode(x)
+        z = reparameterize(*q, noise_key=noise_key)
+        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
+        kl = gaussian_kl(*q, reduction=reduction)
+        count = len(z) if reduction == "sum" else 1
+        far = (self.alpha + self.mmd_weight - 1) * count * self.prior_mmd(z, noise_key)
+        return LossOutput(recon + beta * ((1 - self.alpha) * kl + far), recon, kl.detach())
+
+
+class WAE(PriorMMD, LatentModel):
+    """z = encoder(x) without noise; -log p(x | z) + beta * MMD(z, N(0, 1)).
+
+    The Wasserstein autoencoder of Tolstikhin et al. 2018, algorithm 2; beta is their lambda.
+    """
+
+    is_probabilistic = False
+
+    def encode(self, x: Tensor) -> Posterior:
+        z = self.encoder(self.network_input(x))
+        return Posterior(z, torch.full_like(z, -torch.inf))
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+    ) -> LossOutput:
+        """recon in nats; the MMD, which has no unit, stands where the KL does."""
+        _of_batches("WAE", free_bits, reduction)
+        z = self.features(x)
+        recon = self.likelihood.nll(self.decode(z), x, reduction="none")
+        recon = reduce(recon.unsqueeze(1), reduction)
+        far = self.prior_mmd(z, noise_key) * (len(z) if reduction == "sum" else 1)
+        return LossOutput(recon + beta * far, recon, far)
+
+
+def _of_batches(name: str, free_bits: float, reduction: Reduction) -> None:
+    if free_bits > 0:
+        raise ValueError(f"free_bits bounds a KL alone; leave it 0 for {name}")
+    if reduction == "none":
+        raise ValueError("the MMD is defined on a batch: use batchmean or sum")
