@@ -368,3 +368,46 @@ def test_a_scale_that_starts_from_the_first_batch_goes_on_to_the_same_bits(make,
         again = resume(trainer)
         again.fit()
         assert_same_run(whole, again)
+
+
+@pytest.mark.parametrize("what", ["data", "folder", "lock"])
+def test_what_is_taken_away_under_a_run_is_said(config, clothes, tmp_path, capfd, what):
+    """The data cut short, the folder removed, and a link where the lock is to be."""
+    program = """
+import os, shutil, sys
+from vae_fast.cli import main
+from vae_fast.train.step import Step
+take, (what, data, out) = Step.__call__, sys.argv[1:4]
+def taking(self, share, number):
+    if number == 12 and what == "data":
+        os.truncate(data, 1000)
+    if number == 12 and what == "folder":
+        shutil.rmtree(out)
+    take(self, share, number)
+Step.__call__ = taking
+sys.exit(main(sys.argv[4:]))
+"""
+    data, out = tmp_path / "data.npy", tmp_path / "run"
+    np.save(data, clothes[0][:1000].numpy())
+    if what == "lock":
+        out.mkdir()
+        (tmp_path / "precious").write_text("precious")
+        (out / ".lock").symlink_to(tmp_path / "precious")
+    found = subprocess.run(
+        [
+            sys.executable, "-c", program, what, data, out, "train", "--data", data, "--out", out,
+            "--epochs", "2", "--device", "cpu", "--tensorboard", "off", "--batch-size", "100",
+            "--model-args.latent_dim", "2",
+        ],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 1, found.stderr
+    words = {
+        "data": "was cut from 784,128 to 1,000 bytes under the run",
+        "folder": "can't be written",
+        "lock": ".lock is a link, which is not followed: remove it",
+    }[what]
+    assert words in found.stderr and "Traceback" not in found.stderr
+    assert out.exists() == (what != "folder")
+    if what == "data":
+        assert checkpoint.load(out / "checkpoints" / "last").state["reached"]["step"] == 9

@@ -44,6 +44,7 @@ from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
+from vae_fast.train.watch import watch
 from vae_fast.train.weights import take_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
@@ -82,6 +83,7 @@ class Trainer:
             RunFolder.check_free(config)
         self.config = config
         train, val = load_data(config, train_data, val_data)
+        self.watch = watch(train, config.data if train_data is None else train_data)
         self.device = self.world.join(resolve_device(config.device))
 
         torch.manual_seed(config.seed)
@@ -206,7 +208,7 @@ class Trainer:
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                for share in self.world.shares(self.batches):
+                for share in self.world.shares(self.batches, self.watch):
                     self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
@@ -235,7 +237,7 @@ class Trainer:
         self.model.eval()
         with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
             meter = Meter(self.device, self.world)
-            for share in self.world.shares(self.val_batches):
+            for share in self.world.shares(self.val_batches, self.watch):
                 meter.add(step.objective(share), len(share.images))
                 meter.samples += len(share.images)
             means, samples = meter.read()
