@@ -17,7 +17,9 @@ from vae_fast import reference_pairwise as reference
 from vae_fast.backend import _libraries, use_native
 from vae_fast.functional.checks import check_floating, gaussian_pair
 
-if "cpu" in _libraries:
+# A library that was built from older sources lacks these ops; what it has stays usable.
+_BUILT = "cpu" in _libraries and hasattr(torch.ops.vae_fast, "pair_density")
+if _BUILT:
     from vae_fast.ops import pairwise as _pairwise
 
 Sampling = Literal["weighted", "stratified"]
@@ -38,7 +40,7 @@ class LatentDecomposition(NamedTuple):
 
 
 def _ops_for(t: Tensor):
-    return _pairwise if t.is_cpu and use_native("cpu") else reference
+    return _pairwise if _BUILT and t.is_cpu and use_native("cpu") else reference
 
 
 def _matrices(**named: Tensor) -> list[Tensor]:
