@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_fast
+from tests.fuzz import pairwise
 from tests.fuzz.draw import FLOATS, REDUCTIONS, Draw
 from vae_fast import reference
 
@@ -276,6 +277,18 @@ def gather_batch(draw: Draw) -> Call:
     return Call(vae_fast.gather_batch, arguments, truth)
 
 
+def _pairwise(make: Callable[[Draw], tuple[Any, ...]]) -> Callable[[Draw], Call]:
+    """Sums over pairs, and logarithms of sums: errors of the whole reach each element."""
+
+    def generator(draw: Draw) -> Call:
+        function, arguments, truth, leaves = make(draw)
+        tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
+        coarse = 1e3 * torch.finfo(torch.promote_types(tensors[0].dtype, torch.float32)).eps
+        return Call(function, arguments, truth, leaves, coarse, mixes=True)
+
+    return generator
+
+
 def _network(draw: Draw, make: Callable[[int, int, int], torch.nn.Module], first: str, truth):
     torch.manual_seed(draw.random.getrandbits(30))
     sizes = [draw.random.randint(1, 40) for _ in range(3)]
@@ -374,6 +387,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "noise.new_key": new_key,
     "reparameterize": reparameterize,
     "sample_and_kl": sample_and_kl,
+    **{name: _pairwise(make) for name, make in pairwise.GENERATORS.items()},
     "set_backend": _no_tensor(lambda name: vae_fast.set_backend(name).__exit__(), name="auto"),
 }
 
