@@ -112,6 +112,7 @@ def nearest_code(x: Tensor, codes: Tensor) -> Tensor:
 
     def of_rows(begin: int, end: int) -> tuple[Tensor]:
         squared = (x[begin:end].unsqueeze(1) - codes).square().sum(-1)
+        squared = squared.nan_to_num(torch.inf, torch.inf)  # a NaN is near to none
         # argmin names any of equal elements; the first True is what is asked for.
         return ((squared == squared.amin(1, keepdim=True)).to(torch.int8).argmax(1),)
 
