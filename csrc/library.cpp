@@ -134,6 +134,8 @@ struct Cpu {
 }  // namespace
 }  // namespace vae_fast
 
+const vae_fast::cpu::Threads& vae_fast::cpu::torch_threads() { return kThreads; }
+
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   using Ops = vae_fast::Ops<vae_fast::Cpu>;
   Ops::register_all(m);

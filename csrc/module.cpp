@@ -14,6 +14,7 @@
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "step/module.h"
 
 #ifndef VAE_FAST_BUILD_TORCH
 #error "setup.py defines VAE_FAST_BUILD_TORCH, the version of the torch built against"
@@ -79,6 +80,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pretend_cpus", &cpu::pretend_cpus, py::arg("count"));
   m.def("run_pieces", &run_pieces, py::arg("count"), py::arg("grain"), py::arg("threads"),
         py::arg("body"));
+  vae_fast::step::bind(m);
   m.def("kept_bytes", &cpu::kept_bytes, "Bytes of dead outputs that are kept for the next ones.");
   m.def("release_kept", &cpu::release_kept, "Give those bytes to the system.");
   m.def("build_info", &build_info, "What the library was built with.");

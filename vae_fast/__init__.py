@@ -29,4 +29,9 @@ def _load() -> None:
 if TYPE_CHECKING or not _is_the_program():
     from vae_fast.public import *
     from vae_fast.public import __all__ as __all__
-# The command line answers help and mistakes without torch, which takes seconds, and then calls _load.
+else:
+    # The command line answers help and mistakes without torch, which takes seconds, and then calls
+    # _load. OpenMP's threads, which torch's own ops use, spin for milliseconds when they have nothing
+    # to do; on a busy machine they then keep the threads from running that they wait for.
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "5000"

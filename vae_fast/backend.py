@@ -229,9 +229,11 @@ def info() -> dict[str, object]:
         facts["native cpu"] = "yes"
         facts["cpu capability"] = native.cpu_capability()
         facts["cpu capabilities"] = ", ".join(native.cpu_capabilities())
-        from vae_fast.ops.matmul import float32_library
+        from vae_fast.ops.matmul import choice
 
-        facts["float32 products"] = float32_library()
+        facts["usable processors"] = native.usable_cpus()
+        facts["float32 products"] = "{}, {}".format(*choice())
+        facts["OpenMP's spin"] = os.environ.get("GOMP_SPINCOUNT", "its own default")
         facts.update({f"built with {k}": v for k, v in native.build_info().items()})
     else:
         facts["native cpu"] = "no: " + _reasons["cpu"]

@@ -5,6 +5,7 @@
 
 #include "ops/args.h"
 #include "pairwise/args.h"
+#include "step/plan.h"
 
 namespace vae_fast::cpu {
 
@@ -32,6 +33,7 @@ struct Level {
   // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
   void (*random_words)(const int64_t key[2], uint64_t block, int64_t blocks, uint32_t* words);
   Pairwise pairwise;
+  const step::Kernels* step;  // the training step
 };
 
 // The level of float64 is the same on every machine; the others' float64 entries are its.

@@ -230,6 +230,16 @@ struct Simd {
 #endif
   }
 
+  // 1 / x of a positive normal number, to 1 ulp.
+  static VF_FN T reciprocal(T x) {
+#if VF_BYTES == 64
+    const T estimate = (T)_mm512_rcp14_ps((__m512)x);
+    return estimate + estimate * (1.0f - x * estimate);
+#else
+    return 1.0f / x;
+#endif
+  }
+
   static VF_FN T sqrt(T x) {
 #if VF_BYTES == 64
     return (T)_mm512_sqrt_ps((__m512)x);

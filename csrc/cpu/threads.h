@@ -20,6 +20,9 @@ namespace vae_fast::cpu {
 void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
                 int threads);
 
+// The pool with as many threads as torch has (library.cpp).
+const Threads& torch_threads();
+
 // Processors that the calling thread may use: by its affinity, and by the quotas of the process's
 // control groups, of which half a processor counts as one.
 int usable_cpus();

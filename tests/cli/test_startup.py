@@ -82,6 +82,24 @@ def test_the_package_is_whole_within_the_program_and_outside():
     assert all(hasattr(vae_fast, name) for name in vae_fast.__all__)
 
 
+def test_threads_of_openmp_spin_shortly_unless_the_user_says_otherwise():
+    """Before torch is imported, which reads it then; and in no process but the program's own."""
+    code = "import sys, os; {}import vae_fast; print(os.environ.get('GOMP_SPINCOUNT'))"
+    program = "sys.argv = ['/bin/vae-fast']; sys.orig_argv.append('/bin/vae-fast'); "
+    own = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for before, given, found in (
+        (program, {}, "5000"),
+        (program, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (program, {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("", {}, "None"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(before)],
+            env={**own, **given}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.split() == [found]
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 

@@ -1,16 +1,20 @@
 """Matrix products by the faster of the CPU's two libraries.
 
-torch sends float32 products on the CPU to MKL, whose kernels for AMD processors reach less of the
-machine than oneDNN's: half on Zen 5, 85% on Zen 4. So on AMD products of some size go to oneDNN;
-``VAE_FAST_MATMUL=mkl|onednn`` says otherwise, and ``vae_fast.info()`` shows the choice. It is by
-the processor's name and not by a stopwatch, so that a run and its repetition agree to the bit.
-Other dtypes and devices go where torch sends them.
+torch sends float32 products on the CPU to MKL. On some processors oneDNN is faster (AMD's Zen 4 and 5),
+on others slower (Zen 3), so large products go where this machine was measured to be faster. That is
+measured once and kept in a cache folder, for each machine and torch; a run keeps it in its config, for
+a resumed run to make the same products. ``VAE_FAST_MATMUL=mkl|onednn`` or a run's ``matmul`` says
+otherwise, and ``vae_fast.info()`` shows the choice. Other dtypes and devices go where torch sends them.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import platform
+import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -29,29 +33,114 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
 
 
-@functools.cache
 def processor() -> str:
-    """The vendor of this machine's processor as it calls itself, or ""."""
+    """This machine's processor as it calls itself, or ""."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_used: str | None = None  # by use()
+
+
+def use(library: str | None) -> None:
+    """Send large float32 products to "mkl" or "onednn" from now on; None: choose as if new.
+
+    Raises:
+        ValueError: there is no such library, or this torch is built without it.
+    """
+    global _used
+    if library is not None:
+        _check(library, "matmul")
+    _used = library
+    float32_library.cache_clear()
+
+
+def settle(wanted: str) -> str:
+    """Use the library of a run's config, or for "auto" the faster one; returns which that is."""
+    use(None if wanted == "auto" else wanted)
+    return float32_library()
+
+
+def _check(library: str, name: str) -> None:
+    if library not in LIBRARIES:
+        raise ValueError(f"{name} must be {' or '.join(LIBRARIES)}, got {library!r}")
+    if library == "onednn" and not has_onednn():
+        raise ValueError(
+            f"{name} is onednn, and torch {torch.__version__} is built without it: use mkl"
+        )
+
+
+def choice() -> tuple[str, str]:
+    """The library for large float32 products on this CPU, "mkl" or "onednn", and why that one."""
+    if _used is not None:
+        return _used, "as the run says"
+    if asked := os.environ.get("VAE_FAST_MATMUL"):
+        _check(asked, "VAE_FAST_MATMUL")
+        return asked, "as VAE_FAST_MATMUL says"
+    if not has_onednn():
+        return "mkl", "this torch is built without oneDNN"
+    key = f"{processor() or platform.machine()}; torch {torch.__version__}"
+    known = _cached()
+    if known.get(key) not in LIBRARIES:
+        known[key] = _faster()
+        _cache(known)
+    return known[key], "measured on this machine"
 
 
 @functools.cache
 def float32_library() -> str:
     """The library for large float32 products on this CPU: "mkl" or "onednn"."""
-    chosen = os.environ.get("VAE_FAST_MATMUL")
-    if chosen is not None and chosen not in LIBRARIES:
-        raise ValueError(f"VAE_FAST_MATMUL must be {' or '.join(LIBRARIES)}, got {chosen!r}")
-    if not (
-        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        return "mkl"
-    if chosen is not None:
-        return chosen
-    return "onednn" if processor() == "AuthenticAMD" else "mkl"
+    return choice()[0]
+
+
+def _faster() -> str:
+    """Which library takes less time for a layer of the tutorial's VAE; MKL unless oneDNN gains 5%."""
+    x, weight = torch.ones(128, 784), torch.ones(400, 784)
+    calls = {"mkl": lambda: torch.mm(x, weight.t()), "onednn": lambda: _onednn(x, weight, None)}
+    times = dict.fromkeys(calls, float("inf"))
+    with torch.inference_mode():
+        for turn in range(43):  # in turns, and the best of each: others may be using the machine
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                if turn > 2:
+                    times[name] = min(times[name], time.perf_counter() - began)
+    return "onednn" if times["onednn"] < 0.95 * times["mkl"] else "mkl"
+
+
+def _cache_file() -> Path:
+    """$VAE_FAST_CACHE, or vae_fast in the user's cache folder, and the file there."""
+    folder = os.environ.get("VAE_FAST_CACHE")
+    if not folder:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vae_fast")
+    return Path(folder, "matmul.json")
+
+
+def _cached() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_file().read_text())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _cache(known: dict[str, str]) -> None:
+    """Keep it for the next process, where there is a place for it."""
+    try:
+        file = _cache_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as beside:
+            json.dump(known, beside, indent=1)
+        os.replace(beside.name, file)
+    except (OSError, RuntimeError):
+        pass  # it is measured again
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -22,6 +22,7 @@ from vae_fast.import_paths import Trust, check_entries, named_by, plain
 BINARIZE = ("none", "static", "dynamic")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BETA_SCHEDULES = ("constant", "linear", "cyclical")
+MATMULS = ("auto", "mkl", "onednn")
 UNITS = ("epochs", "steps")
 OPTIMIZERS = ("adam", "adamw")
 DECAYS = ("constant", "cosine")
@@ -171,6 +172,8 @@ class TrainConfig:
             scaled, on GPUs only.
         emulate_bf16: take bf16 on a device without instructions for it, where it is many times
             slower than fp32.
+        matmul: the library of large float32 products on the CPU, mkl or onednn; auto is the one that
+            was measured to be faster on this machine, which the run's config then names.
         capture: take a small model's steps as a recording of them, made after the first few: on a
             GPU a CUDA graph. False for a model whose Python does something else from step to step.
         compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
@@ -204,6 +207,7 @@ class TrainConfig:
     lr: float = 1e-3
     precision: str = "fp32"
     emulate_bf16: bool = False
+    matmul: str = "auto"
     capture: bool = True
     compile: bool = False
     device: str = "auto"
@@ -239,6 +243,7 @@ class TrainConfig:
             raise ValueError(f"ema is a decay below 1, such as 0.999, got {self.ema}")
         known("tensorboard", self.tensorboard, TENSORBOARD)
         known("precision", self.precision, PRECISIONS)
+        known("matmul", self.matmul, MATMULS)
         known("binarize", self.binarize, BINARIZE)
         known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)

@@ -19,6 +19,7 @@ import torch
 
 from vae_fast.data import build_augment
 from vae_fast.import_paths import Trust
+from vae_fast.ops import matmul
 from vae_fast.train import changes as changes_to
 from vae_fast.train import checkpoint, files, rng, run_data
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
@@ -85,6 +86,10 @@ class Trainer:
         train, val = load_data(config, train_data, val_data)
         self.watch = watch(train, config.data if train_data is None else train_data)
         self.device = self.world.join(resolve_device(config.device))
+        if self.device.type == "cpu":  # the same for all ranks, and when the run is resumed
+            is_main = self.world.is_main
+            chosen = self.world.from_main(matmul.settle(config.matmul) if is_main else None)
+            config.matmul = matmul.settle(chosen)
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape, self.device).to(self.device)

@@ -1,0 +1,109 @@
+// The training step of an MLP around a Gaussian latent, as plain arguments: no torch, no vectors.
+//
+// Weights, moments and gradients are in torch's own layout, (out, in) in one flat buffer, and that
+// is where the truth is between two steps. Beside it each layer keeps its weights in panels,
+// [out / panel][in][panel], which forward reads without packing; Adam writes them with the weights.
+// Activations are rows of samples, `stride` floats apart.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/args.h"
+
+namespace vae_fast::cpu {
+struct Threads;
+}
+
+namespace vae_fast::step {
+
+constexpr int kMostLayers = 16;
+constexpr int kMostParams = 4;
+constexpr int64_t kRowBlock = 8;   // samples of a piece that goes through several layers
+constexpr int64_t kTileRows = 32;  // samples of a piece of one large layer
+constexpr int64_t kSmall = 1 << 16;  // weights of a layer that pieces go through whole
+
+enum class Activation : int { none, relu, silu };
+
+// Rows of samples: `rows` floats of stride `stride`.
+struct Matrix {
+  float* data = nullptr;
+  int64_t stride = 0;
+};
+
+struct Layer {
+  int64_t in, out;
+  int64_t condition = 0;  // of the inputs, the last ones, which no layer has made
+  int64_t weight, bias;   // places in the flat buffers; bias -1: none
+  Activation after = Activation::none;
+  float* panels = nullptr;
+  float* rows = nullptr;  // the weight with its rows `row_stride` apart; null: the flat buffer has it
+  int64_t row_stride = 0;
+  float* padded_bias = nullptr;
+  Matrix input, output;  // output: after the activation
+  Matrix before;         // the output before it, where its derivative needs that
+  Matrix grad;           // of the loss by the output before the activation
+};
+
+struct Plan {
+  int layer_count = 0, encoder_layers = 0;
+  Layer layers[kMostLayers];
+  int64_t latent = 0;      // features of z
+  bool sampled = true;     // the encoder gives mu and logvar; false: z itself
+  int64_t columns = 0;     // of a sample x
+  int64_t condition = 0;   // features
+  int likelihood = 0;      // a place in the list of step.h
+  int network_params = 1;  // of the likelihood's, those that the network gives: planes of columns
+  float fixed_params[kMostParams] = {};  // the rest
+  int64_t capacity = 0;    // samples that there is room for, a multiple of kTileRows
+  Matrix slope;            // dz / dlogvar
+  Matrix grad_z;
+  // Partial sums: of the likelihood, of the KL, of squares of the gradient.
+  double *recon = nullptr, *kl = nullptr, *squares = nullptr;
+};
+
+// One call: what differs from step to step.
+struct Call {
+  int64_t samples;
+  // x: rows `index` of data, or rows 0, 1, ... where index is null.
+  const void* data;
+  DType dtype;  // f32, u8 (x / 255) or boolean
+  const int64_t* index = nullptr;
+  const int64_t* binary_key = nullptr;  // pixels are drawn, as gather_batch does
+  int64_t first_row = 0;
+  const float* condition = nullptr;  // (samples, condition)
+  int64_t key[2];                    // of eps
+  double beta, scale;                // the loss is scale * (recon + beta * kl), of sums
+  float* weights;
+  float* gradients;
+  float* first;
+  float* second;
+  float* average = nullptr;
+  double average_weight = 0.0;
+  double lr, beta1, beta2, eps, weight_decay, bias1, bias2;  // bias: 1 - beta^t
+  bool decoupled = false, maximize = false;
+  double clip = 0.0;   // 0: none
+  double limit;        // a larger norm is skipped
+  bool update = true;  // false: gradients only
+};
+
+struct Result {
+  double recon, kl;  // means over the samples
+  double loss;
+  double norm;
+  bool skipped;
+};
+
+// The step of one SIMD level.
+struct Kernels {
+  int64_t panel;  // features of a panel
+  void (*take)(Plan&, const Call&, Result&, const cpu::Threads&);
+  // Makes what is made of the weights, after something else has changed them.
+  void (*pack)(Plan&, const Call&, const cpu::Threads&);
+};
+extern const Kernels kGeneric;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace vae_fast::step

@@ -1,0 +1,346 @@
+"""The native step: forward, backward, guard, optimizer and moving average in one call.
+
+For models that are MLPs around a Gaussian latent, with an elementwise likelihood, in float32 on a
+CPU. It computes what the eager step does, with the eager step's noise, and rounds differently in the
+last places. Its bits are the same for any number of threads.
+
+The truth about weights and moments is in torch's own tensors at all times: parameters, optimizer
+state and moving average may be read, saved and compared between any two steps. What the step makes
+of the weights for itself is made again after somebody else has written to them; ``step`` sees that by
+torch's version counters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.backend import get_backend, library, native_reason
+from vae_fast.layers import MLP, has_hooks
+from vae_fast.models.ae import AE
+from vae_fast.models.conditions import Attributes, Labels
+from vae_fast.models.cvae import CVAE
+from vae_fast.models.likelihoods import Bernoulli, Gaussian, Laplace
+from vae_fast.models.vae import VAE
+from vae_fast.noise import new_key
+from vae_fast.train.average import WeightAverage
+from vae_fast.train.flat import FlatAdam
+from vae_fast.train.guard import LARGEST
+
+MOST_LAYERS = 16
+_ACTIVATIONS = {nn.ReLU: 1, nn.SiLU: 2}  # csrc/step/plan.h, Activation
+_DTYPES = {torch.float32: 0, torch.uint8: 4, torch.bool: 5}  # csrc/ops/args.h, DType
+
+
+class StepTerms(NamedTuple):
+    """What a step leaves: nats per sample; the gradient's norm, NaN where the loss is not finite."""
+
+    loss: float
+    recon: float
+    kl: float
+    norm: float
+    skipped: bool
+
+
+@dataclass
+class _Layer:
+    linear: nn.Linear
+    after: int = 0
+    condition: int = 0
+
+
+class _Refusal(Exception):
+    """Why a model has no native step."""
+
+
+def build(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    average: WeightAverage | None = None,
+    clip_norm: float = 0.0,
+) -> NativeStep | str:
+    """The native step of ``model``, or a sentence that says why it has none.
+
+    Args:
+        optimizer: a ``FlatAdam`` over all of the model's parameters.
+        average: follows each step, skipped ones included, as the eager step's does.
+        clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
+    """
+    try:
+        return NativeStep(model, optimizer, average, clip_norm)
+    except _Refusal as why_not:
+        return str(why_not)
+
+
+class NativeStep:
+    """Made by ``build``; calling ``step`` trains the model by one batch."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Any, average: WeightAverage | None, clip_norm: float
+    ) -> None:
+        if (reason := native_reason("cpu")) is not None:
+            raise _Refusal(reason)
+        _need(get_backend() != "reference", "the backend is 'reference'")
+        _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
+        _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
+        flat = optimizer.flat
+        _need(
+            flat.whole.dtype == torch.float32 and flat.whole.is_cpu,
+            f"its weights are {flat.whole.dtype} on {flat.whole.device}",
+        )
+        _need(not has_hooks(model), "hooks are to be called in its forward pass")
+        kind = type(model)
+        _need(kind in (VAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.clip_norm = clip_norm
+        self.condition = getattr(model, "condition", None)
+        layers, encoder_layers = _layers_of(model)
+        likelihood, network_params, fixed = _likelihood_of(model)
+        places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
+        used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
+        used = [p for p in used if p is not None]
+        _need(len(set(map(id, used))) == len(used), "two of its layers share a weight")
+        _need(
+            {id(p) for p in used} == set(places) and all(p.is_contiguous() for p in used),
+            "some of its parameters are frozen or outside its linear layers",
+        )
+        _need(len(layers) <= MOST_LAYERS, f"it has more than {MOST_LAYERS} linear layers")
+        self._native = library().Step(
+            {
+                "layers": [
+                    {
+                        "in": layer.linear.in_features,
+                        "out": layer.linear.out_features,
+                        "condition": layer.condition,
+                        "weight": places[id(layer.linear.weight)],
+                        "bias": -1 if layer.linear.bias is None else places[id(layer.linear.bias)],
+                        "after": layer.after,
+                    }
+                    for layer in layers
+                ],
+                "encoder_layers": encoder_layers,
+                "latent": model.latent_dim,
+                "sampled": kind is not AE,
+                "columns": math.prod(model.input_shape),
+                "condition": 0 if self.condition is None else self.condition.features,
+                "likelihood": library().step_likelihoods().index(likelihood),
+                "network_params": network_params,
+                "fixed_params": fixed,
+            }
+        )
+        self._watched = [*used, flat.whole, optimizer._data]
+        self._versions: list[int] = []
+
+    def step(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        lr: float,
+        beta: float = 1.0,
+        index: Tensor | None = None,
+        binary_key: Tensor | None = None,
+        first_row: int = 0,
+        noise_key: Tensor | None = None,
+        limit: float = LARGEST,
+        average_weight: float = 0.0,
+        weight: float = 1.0,
+        update: bool = True,
+    ) -> StepTerms:
+        """One step; the noise is what the eager step would draw at this point.
+
+        Args:
+            images: a batch (B, *input_shape), or, with ``index``, all of the data: contiguous
+                float32, uint8 (x / 255) or bool.
+            labels: of the batch's samples (``index`` is not applied to them).
+            index: (B,) int64, rows of ``images``.
+            binary_key: draw each pixel from Bernoulli(x / 255), as ``gather_batch`` does with this
+                ``noise_key`` and ``first_row``.
+            noise_key: of eps; None draws one from torch's generator.
+            limit: a step whose gradient has a larger norm is skipped.
+            average_weight: what the moving average moves by, as a part of the way.
+            weight: what the loss is multiplied by before backward.
+            update: False leaves weights and moments alone; the gradients are in ``flat``'s buffer.
+        """
+        samples = len(images) if index is None else len(index)
+        self._check(images, index, binary_key, samples)
+        condition = self._condition(labels, samples)
+        sampled = type(self.model) is not AE
+        if sampled and noise_key is None:
+            noise_key = new_key("cpu")
+        self._refresh()
+        optimizer, flat = self.optimizer, self.optimizer.flat
+        group = optimizer.param_groups[0]
+        beta1, beta2 = (float(b) for b in group["betas"])
+        number = float(optimizer._steps) + 1
+        buffers = optimizer._buffers
+        average = None if self.average is None else self.average._averages[-1]
+        taken = self._native.take(
+            {
+                "samples": samples,
+                "data": images.data_ptr(),
+                "dtype": _DTYPES[images.dtype],
+                "index": None if index is None else index.data_ptr(),
+                "binary_key": None if binary_key is None else binary_key.data_ptr(),
+                "first_row": first_row,
+                "condition": None if condition is None else condition.data_ptr(),
+                "key": tuple(noise_key.tolist()) if sampled else (0, 0),
+                "beta": float(beta),
+                "scale": weight / samples,
+                "weights": optimizer._data.data_ptr(),
+                "gradients": flat.whole.grad.data_ptr(),
+                "first": buffers["exp_avg"].data_ptr(),
+                "second": buffers["exp_avg_sq"].data_ptr(),
+                "average": None if average is None else average.data_ptr(),
+                "average_weight": float(average_weight),
+                "lr": float(lr),
+                "beta1": beta1,
+                "beta2": beta2,
+                "eps": float(group["eps"]),
+                "weight_decay": float(group["weight_decay"]),
+                "bias1": 1.0 - beta1**number,
+                "bias2": 1.0 - beta2**number,
+                "decoupled": isinstance(optimizer.torch_optimizer, torch.optim.AdamW),
+                "maximize": bool(group["maximize"]),
+                "clip": float(self.clip_norm),
+                "limit": float(limit),
+                "update": update,
+            }
+        )
+        terms = StepTerms(*taken)
+        if update and not terms.skipped:
+            optimizer._steps.add_(1)
+        if not sampled and self.model.training:
+            self.model._follow(self._z(samples))
+        return terms._replace(loss=terms.recon + beta * terms.kl)
+
+    def weights_changed(self) -> None:
+        """Say that the weights were written to in a way that torch's version counters don't show."""
+        self._native.weights_changed()
+
+    def _refresh(self) -> None:
+        versions = [t._version for t in self._watched]
+        if versions != self._versions:
+            self._native.weights_changed()
+            self._versions = versions
+
+    def _check(
+        self, images: Tensor, index: Tensor | None, binary_key: Tensor | None, samples: int
+    ) -> None:
+        if tuple(images.shape[1:]) != self.model.input_shape:
+            raise ValueError(
+                f"x has shape {tuple(images.shape)}, but the model was built for "
+                f"(N, {', '.join(map(str, self.model.input_shape))})"
+            )
+        if images.dtype not in _DTYPES or not images.is_cpu or not images.is_contiguous():
+            raise TypeError(
+                "the native step takes contiguous float32, uint8 or bool images on the CPU, got "
+                f"{images.dtype} on {images.device}, strides {images.stride()}"
+            )
+        if samples == 0:
+            raise ValueError("the native step needs at least one sample, and the batch is empty")
+        if binary_key is not None and images.dtype == torch.float32:
+            raise TypeError("binarising takes uint8 or bool images, and these are float32")
+        if index is None:
+            return
+        if index.dtype != torch.int64 or index.dim() != 1 or not index.is_contiguous():
+            raise TypeError(
+                f"index must be a contiguous int64 vector, got {index.dtype} of shape "
+                f"{tuple(index.shape)}"
+            )
+        low, high = (int(i) for i in torch.aminmax(index))
+        if low < 0 or high >= len(images):
+            raise IndexError(
+                f"index {low if low < 0 else high} is outside the data's {len(images)} samples"
+            )
+
+    def _condition(self, labels: Tensor | None, samples: int) -> Tensor | None:
+        if self.condition is None:
+            return None
+        if labels is None:
+            raise ValueError("this model is conditional: give it labels or attributes y after x")
+        if len(labels) != samples:
+            raise ValueError(f"there are {samples} samples, but {len(labels)} labels")
+        return self.model.seen(labels).contiguous()
+
+    def _z(self, samples: int) -> Tensor:
+        """The codes of the latest step, (samples, latent_dim)."""
+        address, stride = self._native.z()
+        latent = self.model.latent_dim
+        rows = (ctypes.c_float * (samples * stride)).from_address(address)
+        return torch.frombuffer(bytearray(rows), dtype=torch.float32).view(samples, stride)[
+            :, :latent
+        ]
+
+
+def _need(condition: bool, why_not: str) -> None:
+    if not condition:
+        raise _Refusal(why_not)
+
+
+def _layers_of(model: nn.Module) -> tuple[list[_Layer], int]:
+    """The model's linear layers in order, and how many are the encoder's."""
+    encoder = _chain(model.encoder, "its encoder")
+    decoder = _chain(model.decoder, "its decoder")
+    if type(model) is CVAE:
+        _need(model.prior_network is None, "its prior is learned")
+        condition = model.condition
+        _need(type(condition) in (Labels, Attributes), "it is conditioned on more than labels")
+        head = _chain(model.head, "its head")
+        head[0].condition = decoder[0].condition = condition.features
+        encoder += head
+    sizes = [math.prod(model.input_shape)]
+    for layer in encoder:
+        _need(layer.linear.in_features == sizes[-1] + layer.condition, "its layers do not fit")
+        sizes.append(layer.linear.out_features)
+    per_latent = 1 if type(model) is AE else 2
+    _need(sizes[-1] == per_latent * model.latent_dim, "its encoder's features are not its latent's")
+    _need(encoder[-1].after == 0 and decoder[-1].after == 0, "an activation follows a last layer")
+    size = model.latent_dim
+    for layer in decoder:
+        _need(layer.linear.in_features == size + layer.condition, "its layers do not fit")
+        size = layer.linear.out_features
+    parameters = model.likelihood.parameters_per_element * math.prod(model.input_shape)
+    _need(size == parameters, "its decoder's features are not its likelihood's")
+    return encoder + decoder, len(encoder)
+
+
+def _chain(network: nn.Module, name: str) -> list[_Layer]:
+    """Linear layers, each with the activation that follows it."""
+    layers: list[_Layer] = []
+    for module in _flattened(network):
+        kind = type(module)
+        if kind is nn.Linear:
+            layers.append(_Layer(module))
+        elif kind in _ACTIVATIONS and layers and layers[-1].after == 0:
+            layers[-1].after = _ACTIVATIONS[kind]
+        elif kind is not nn.Flatten and kind is not nn.Unflatten:
+            raise _Refusal(f"{name} is not linear layers with ReLU or SiLU: it has {kind.__name__}")
+    _need(bool(layers), f"{name} has no linear layer")
+    return layers
+
+
+def _flattened(network: nn.Module) -> list[nn.Module]:
+    if type(network) in (nn.Sequential, MLP):
+        return list(itertools.chain.from_iterable(map(_flattened, network)))
+    return [network]
+
+
+def _likelihood_of(model: nn.Module) -> tuple[str, int, Sequence[float]]:
+    """Its name, how many of its parameters the network gives, and all of them (0 for those)."""
+    p_x = model.likelihood
+    if type(p_x) is Bernoulli:
+        return "bernoulli", 1, [0.0]
+    if type(p_x) is Gaussian and p_x.variance == "fixed":
+        return "gaussian", 1, [0.0, 0.5 * float(p_x.logvar)]
+    if type(p_x) is Laplace:
+        return "laplace", 1, [0.0, math.log(p_x.scale)]
+    raise _Refusal(f"the likelihood {type(p_x).__name__} has no native step")
