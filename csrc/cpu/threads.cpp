@@ -36,6 +36,9 @@ constexpr auto kSpin = std::chrono::microseconds(5);
 constexpr auto kAwake = std::chrono::microseconds(2000);
 constexpr auto kElsewhere = std::chrono::microseconds(50);  // giving way took so long: somebody ran
 constexpr auto kCallerSpin = std::chrono::microseconds(20);  // the rest of a helper's last piece
+// A helper that is taken off its processor within a piece is waited for, between pieces it is not. So
+// it gives way between two pieces more often than the scheduler would take its turn to end.
+constexpr auto kTurn = std::chrono::microseconds(500);
 constexpr int64_t kWorthWaking = 4;  // pieces; fewer are done before somebody has woken up
 
 void pause() {
@@ -164,9 +167,10 @@ void do_piece(Job& job, int64_t piece) {
   if (job.done.fetch_add(1) + 1 == pieces && job.waiting.load()) futex_wake(job.done, 1);
 }
 
-// Does pieces until there are none that nobody has begun; returns whether there were any.
-template <class Before>
-bool work(Job& job, int own, int threads, const Before& before) {
+// Does pieces until there are none that nobody has begun; returns whether there were any. `before` is
+// called ahead of the first, `between` after each.
+template <class Before, class Between>
+bool work(Job& job, int own, int threads, const Before& before, const Between& between) {
   bool any = false;
   int64_t piece;
   for (int i = 0; i < threads; ++i) {
@@ -175,6 +179,7 @@ bool work(Job& job, int own, int threads, const Before& before) {
       if (!any) before(job);
       any = true;
       do_piece(job, piece);
+      between();
     }
   }
   return any;
@@ -183,6 +188,12 @@ bool work(Job& job, int own, int threads, const Before& before) {
 void help(int number) {
   within = true;
   Affinity own{};
+  auto turn = std::chrono::steady_clock::now();
+  const auto give_way = [&] {
+    if (std::chrono::steady_clock::now() - turn < kTurn) return;
+    sched_yield();
+    turn = std::chrono::steady_clock::now();
+  };
   for (;;) {
     const uint32_t seen = calls.load();
     bool any = false;
@@ -195,7 +206,7 @@ void help(int number) {
           own = begun.affinity;
           own.known = sched_setaffinity(0, sizeof own.cpus, &own.cpus) == 0;
         }
-      });
+      }, give_way);
     }
     const auto called = [&] { return calls.load(std::memory_order_relaxed) != seen; };
     if (any || wait_awake(kSpin, kAwake, called)) continue;
@@ -366,7 +377,7 @@ void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, v
   }
 
   within = true;
-  work(*job, 0, threads, [](const Job&) {});
+  work(*job, 0, threads, [](const Job&) {}, [] {});
   within = false;
   const auto all_done = [&] { return job->done.load(std::memory_order_acquire) == job->pieces; };
   if (!wait_awake(kCallerSpin, kCallerSpin, all_done)) {
