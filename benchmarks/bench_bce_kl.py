@@ -92,12 +92,12 @@ def setup_bce_kl_loss(
 def native_backward() -> Contender | Absence:
     if vae_fast.backend.native_reason("cpu") is not None:
         return Absence(OURS, vae_fast.backend.native_reason("cpu"))
-    backward, one = torch.ops.vae_fast.bce_kl_backward, torch.ones(())
+    backward, one = torch.ops.vae_fast.bernoulli_elbo_backward, torch.ones(())
     by_sum = vae_fast.types.REDUCTIONS.index("sum")
     return Contender(
         OURS,
-        lambda tensors: backward(one, None, None, *tensors, 1.0, None, by_sum, True),
-        outputs=lambda grads: Outputs((), tuple(grads)),
+        lambda tensors: backward(one, None, None, tensors[:1], *tensors[1:], 1.0, None, by_sum, 1),
+        outputs=lambda grads: Outputs((), (*grads[0], *grads[1:])),
     )
 
 

@@ -108,8 +108,8 @@ def native_backward() -> Contender | Absence:
     by_sum = vae_fast.types.REDUCTIONS.index("sum")
     return Contender(
         OURS,
-        lambda tensors: backward(one, *tensors, by_sum, True),
-        outputs=lambda grad: Outputs((), (grad,)),
+        lambda tensors: backward(one, tensors[:1], tensors[1], by_sum, 1),
+        outputs=lambda grads: Outputs((), tuple(grads)),
     )
 
 
@@ -131,7 +131,7 @@ def buffer_kept(
     return [
         Contender(
             BUFFER_KEPT,
-            lambda tensors: into(*tensors, by_sum, True, 1.0, grad),
+            lambda tensors: into(tensors[:1], tensors[1], by_sum, 1.0, [grad]),
             outputs=lambda nll: Outputs((nll,), (grad,)),
         )
     ]

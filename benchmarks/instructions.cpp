@@ -14,10 +14,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "cpu/drivers.h"
+#include "likelihoods/list.h"
 
 namespace {
 
@@ -26,18 +28,20 @@ using namespace vae_fast;
 // Kernels have no branch on values, so zeros are as good as any numbers.
 std::vector<char> zeros(int64_t bytes) { return std::vector<char>(bytes + 64); }
 
-int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return 8;
-    case DType::f32:
-      return 4;
-    case DType::bf16:
-    case DType::f16:
-      return 2;
-    default:
-      return 1;
+struct Info {
+  const char* name;
+  int params;
+};
+#define VF_INFO(name, L) {#name, likelihoods::L::params},
+constexpr Info kLikelihoods[] = {VF_LIKELIHOODS(VF_INFO)};
+#undef VF_INFO
+
+// The likelihood that an op's name begins with: NAME_nll/... or NAME_elbo/...
+int likelihood_of(const std::string& op, const char* suffix) {
+  for (int id = 0; id < int(std::size(kLikelihoods)); ++id) {
+    if (op.rfind(std::string(kLikelihoods[id].name) + suffix + "/", 0) == 0) return id;
   }
+  return -1;
 }
 
 const cpu::Threads kOneThread{
@@ -86,34 +90,48 @@ struct Run {
     counted([&] { level.gaussian_backward(args, kOneThread); });
   }
 
-  void bernoulli(DType dtype, DType target_dtype, bool value, bool gradient, bool from_logits) {
-    auto logits = zeros(n * size_of(dtype)), grad = logits;
-    auto target = zeros(n * size_of(target_dtype));
-    Bernoulli args{};
-    args.dtype = dtype, args.target_dtype = target_dtype, args.rows = 1, args.cols = n;
-    args.logits = logits.data(), args.target = target.data(), args.from_logits = from_logits;
+  // A problem of one row, with every operand dense. `memory` owns what the arguments point to.
+  struct Memory {
+    std::vector<std::vector<char>> params, grads;
+    std::vector<char> target;
+  };
+
+  Likelihood likelihood(int id, int params, DType dtype, DType target, bool value, bool gradient,
+                        Memory& memory) {
+    Likelihood args{};
+    args.id = id, args.dtype = dtype, args.target_dtype = target;
+    args.rows = args.target_rows = args.planes = 1, args.inner = n;
+    memory.target = zeros(n * size_of(target));
+    args.target = memory.target.data();
+    for (int j = 0; j < params; ++j) {
+      memory.params.push_back(zeros(n * size_of(dtype)));
+      memory.grads.push_back(zeros(n * size_of(dtype)));
+      args.params[j] = {memory.params[j].data(), n, 0, 1};
+      if (gradient) args.grads[j] = {memory.grads[j].data(), n, 0, 1};
+    }
     if (value) args.nll = sum;
-    if (gradient) args.grad = grad.data();
-    counted([&] { level.bernoulli(args, kOneThread); });
+    return args;
+  }
+
+  void nll(int id, int params, DType dtype, DType target, bool value, bool gradient) {
+    Memory memory;
+    const Likelihood args = likelihood(id, params, dtype, target, value, gradient, memory);
+    counted([&] { level.nll(args, kOneThread); });
   }
 
   // n pixels and n / 16 latent dimensions, about the tutorial's proportion; value and gradient.
-  void bce_kl(DType dtype, DType target_dtype) {
+  void elbo(int id, int params, DType dtype, DType target) {
     const int64_t latents = n / 16;
-    auto logits = zeros(n * size_of(dtype)), grad = logits;
-    auto target = zeros(n * size_of(target_dtype));
     auto mu = zeros(latents * size_of(dtype)), logvar = mu, grad_mu = mu, grad_logvar = mu;
     double kl[2] = {}, loss[2] = {};
-    BceKl args{};
-    args.recon.dtype = dtype, args.recon.target_dtype = target_dtype;
-    args.recon.rows = 1, args.recon.cols = n;
-    args.recon.logits = logits.data(), args.recon.target = target.data();
-    args.recon.nll = sum, args.recon.grad = grad.data();
+    Memory memory;
+    Elbo args{};
+    args.recon = likelihood(id, params, dtype, target, true, true, memory);
     args.kl_dtype = dtype, args.kl_cols = latents;
     args.mu = mu.data(), args.logvar = logvar.data();
     args.kl = kl, args.loss = loss;
     args.grad_mu = grad_mu.data(), args.grad_logvar = grad_logvar.data();
-    counted([&] { level.bce_kl(args, kOneThread); });
+    counted([&] { level.elbo(args, kOneThread); });
   }
 };
 
@@ -125,16 +143,16 @@ int call(const std::string& level, const std::string& op, int64_t elements) {
   const DType dtype = has("bfloat16") ? DType::bf16 : has("float16") ? DType::f16 : DType::f32;
   const bool forward = has("/value"), backward = has("/gradient");  // neither: both at once
   const DType target = has("uint8") ? DType::u8 : dtype;
-  if (has("bce_kl_loss")) {
-    run.bce_kl(dtype, target);
+  if (const int id = likelihood_of(op, "_elbo"); id >= 0) {
+    run.elbo(id, kLikelihoods[id].params, dtype, target);
+  } else if (const int id = likelihood_of(op, "_nll"); id >= 0) {
+    run.nll(id, kLikelihoods[id].params, dtype, target, !backward, !forward);
   } else if (has("sample_and_kl")) {
     run.gaussian(dtype, true, true, backward, has("/kept"));
   } else if (has("reparameterize")) {
     run.gaussian(dtype, true, false, backward);
   } else if (has("gaussian_kl")) {
     run.gaussian(dtype, false, true, backward);
-  } else if (has("bernoulli_nll")) {
-    run.bernoulli(dtype, target, !backward, !forward, !has("probability"));
   } else {
     std::cerr << "instructions: no op " << op << "\n";
     return 2;

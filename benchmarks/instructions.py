@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vae_fast.likelihoods import SPECS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.json"
 LEVELS = ("generic", "avx2", "avx512")
@@ -36,8 +38,9 @@ OPS = (
     *(f"bernoulli_nll/{pass_}/{dtype}"
       for pass_ in ("value", "gradient", "both")
       for dtype in (*_DTYPES, "float32/uint8", "bfloat16/uint8")),
-    "bernoulli_nll/both/float32/probability",
-    *(f"bce_kl_loss/both/{dtype}" for dtype in ("float32", "bfloat16", "bfloat16/uint8")),
+    *(f"{name}_nll/both/float32" for name, spec in SPECS.items()
+      if name != "bernoulli" and not spec.planes),
+    *(f"bernoulli_elbo/both/{dtype}" for dtype in ("float32", "bfloat16", "bfloat16/uint8")),
 )  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 // The schema of every op, in one place, and the CPU's implementations.
 //
 // vae_fast/ops/ wraps these with autograd; reduction is an index into vae_fast.types.REDUCTIONS.
-#include "bindings.h"
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "torch/gather.h"
+#include "torch/gaussian.h"
+#include "torch/likelihood.h"
+#include "torch/norm.h"
 #include "torch/pairwise.h"
 
 STABLE_TORCH_LIBRARY(vae_fast, m) {
@@ -34,37 +37,8 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
       "Tensor prior_mu, Tensor prior_logvar, Tensor? key, Tensor? slope, int reduction) -> "
       "(Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
 
-  // Bernoulli: -log p(target | logits).
-  m.def(
-      "bernoulli_nll(Tensor logits, Tensor target, int reduction, bool from_logits) -> Tensor");
-  m.def(
-      "bernoulli_nll_backward(Tensor grad_nll, Tensor logits, Tensor target, int reduction, "
-      "bool from_logits) -> Tensor");
-  m.def(
-      "bernoulli_nll_with_grad(Tensor logits, Tensor target, int reduction, bool from_logits, "
-      "float grad_scale) -> (Tensor nll, Tensor grad_logits)");
-  m.def(
-      "bernoulli_nll_with_grad_out(Tensor logits, Tensor target, int reduction, bool from_logits, "
-      "float grad_scale, Tensor(a!) grad_logits) -> Tensor");
-  // Of K sample sets against one target: logits (K, B, ...), target (B, ...), nll (K, B).
-  m.def("bernoulli_nll_samples(Tensor logits, Tensor target) -> Tensor");
-  m.def(
-      "bernoulli_nll_samples_backward(Tensor grad_nll, Tensor logits, Tensor target) -> Tensor");
-
-  // Bernoulli + beta * KL; beta is multiplied by beta_tensor where that is given.
-  m.def(
-      "bce_kl(Tensor logits, Tensor target, Tensor mu, Tensor logvar, float beta, "
-      "Tensor? beta_tensor, int reduction, bool from_logits) -> "
-      "(Tensor loss, Tensor recon, Tensor kl)");
-  m.def(
-      "bce_kl_backward(Tensor? grad_loss, Tensor? grad_recon, Tensor? grad_kl, Tensor logits, "
-      "Tensor target, Tensor mu, Tensor logvar, float beta, Tensor? beta_tensor, int reduction, "
-      "bool from_logits) -> (Tensor grad_logits, Tensor grad_mu, Tensor grad_logvar)");
-  m.def(
-      "bce_kl_with_grad(Tensor logits, Tensor target, Tensor mu, Tensor logvar, float beta, "
-      "Tensor? beta_tensor, int reduction, bool from_logits, float grad_scale) -> "
-      "(Tensor loss, Tensor recon, Tensor kl, Tensor grad_logits, Tensor grad_mu, "
-      "Tensor grad_logvar)");
+  // Every likelihood: -log p(target | parameters), and that + beta * KL.
+  vae_fast::define_likelihoods(m);
 
   // Rows of a data set of bytes; mode is an index into vae_fast.types.GATHER_MODES.
   m.def(
@@ -104,10 +78,8 @@ struct Cpu {
   static void gaussian_backward(const GaussianBackward& args, const Tensor&) {
     cpu::level().gaussian_backward(args, kThreads);
   }
-  static void bernoulli(const Bernoulli& args, const Tensor&) {
-    cpu::level().bernoulli(args, kThreads);
-  }
-  static void bce_kl(const BceKl& args, const Tensor&) { cpu::level().bce_kl(args, kThreads); }
+  static void nll(const Likelihood& args, const Tensor&) { cpu::level().nll(args, kThreads); }
+  static void elbo(const Elbo& args, const Tensor&) { cpu::level().elbo(args, kThreads); }
   static void gather(const Gather& args, const Tensor&) {
     // Before anything is read. (On a GPU this would make the host wait; the kernel looks itself.)
     for (int64_t row = 0; row < args.rows; ++row) {
@@ -137,10 +109,11 @@ struct Cpu {
 const vae_fast::cpu::Threads& vae_fast::cpu::torch_threads() { return kThreads; }
 
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
-  using Ops = vae_fast::Ops<vae_fast::Cpu>;
-  Ops::register_all(m);
-  m.impl("reparameterize_keeping", TORCH_BOX(&Ops::reparameterize_keeping));
-  m.impl("sample_and_kl_keeping", TORCH_BOX(&Ops::sample_and_kl_keeping));
-  m.impl("euclidean_norm", TORCH_BOX(&Ops::euclidean_norm));
-  vae_fast::PairwiseOps<vae_fast::Cpu>::register_all(m);
+  using vae_fast::Cpu;
+  vae_fast::GaussianOps<Cpu>::register_all(m);
+  vae_fast::GaussianOps<Cpu>::register_keeping(m);
+  vae_fast::LikelihoodOps<Cpu>::register_all(m);
+  vae_fast::GatherOps<Cpu>::register_all(m);
+  vae_fast::NormOps<Cpu>::register_all(m);
+  vae_fast::PairwiseOps<Cpu>::register_all(m);
 }

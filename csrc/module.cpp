@@ -9,11 +9,13 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "likelihoods/list.h"
 #include "step/module.h"
 
 #ifndef VAE_FAST_BUILD_TORCH
@@ -44,6 +46,26 @@ std::map<std::string, std::string> build_info() {
       {"torch", VAE_FAST_BUILD_TORCH},
       {"stable ABI of torch", "2.11"},
   };
+}
+
+// (name, number of parameters, kind of target, targets a position) of every likelihood.
+using LikelihoodInfo = std::tuple<std::string, int, std::string, int>;
+
+template <class L>
+LikelihoodInfo info_of(const char* name) {
+  static const char* const kinds[] = {"unit", "real", "count", "level", "category"};
+  const char* kind = kinds[static_cast<int>(L::target)];
+  if constexpr (requires { L::params; }) {
+    return {name, L::params, kind, 0};
+  } else {
+    return {name, 1, kind, L::targets};
+  }
+}
+
+std::vector<LikelihoodInfo> likelihoods() {
+#define VF_INFO(name, L) info_of<vae_fast::likelihoods::L>(#name),
+  return {VF_LIKELIHOODS(VF_INFO) VF_PLANE_LIKELIHOODS(VF_INFO)};
+#undef VF_INFO
 }
 
 py::array_t<uint32_t> random_words(int64_t key, int64_t stream, uint64_t block, int64_t blocks) {
@@ -83,6 +105,8 @@ PYBIND11_MODULE(_C, m) {
   vae_fast::step::bind(m);
   m.def("kept_bytes", &cpu::kept_bytes, "Bytes of dead outputs that are kept for the next ones.");
   m.def("release_kept", &cpu::release_kept, "Give those bytes to the system.");
+  m.def("likelihoods", &likelihoods,
+        "The list of likelihoods: name, parameters, kind of target, targets a position.");
   m.def("build_info", &build_info, "What the library was built with.");
   m.def("random_words", &random_words, py::arg("key"), py::arg("stream"), py::arg("block"),
         py::arg("blocks"),

@@ -21,6 +21,8 @@ from vae_fast import (
     reparameterize,
     sample_and_kl,
 )
+from vae_fast.backend import library
+from vae_fast.likelihoods import SPECS
 
 KEY = torch.tensor([77, -5])
 ROWS = 6
@@ -300,7 +302,6 @@ def test_double_backward_of_a_compiled_loss_raises(native):
 def opcheck_cases():
     """Arguments for every op of the library, layouts and reductions in turn."""
     x, t = torch.randn(4, 3, 5, 6), torch.randint(256, (4, 3, 5, 6), dtype=torch.uint8)
-    last = {"memory_format": torch.channels_last}
     m, v, pm, pv = (torch.randn(4, 7) for _ in range(4))
     one, each = torch.rand(()), torch.rand(4)
     beta = torch.tensor(0.5)
@@ -315,38 +316,74 @@ def opcheck_cases():
         "sample_and_kl_keeping": [(m, v, None, None, k, 0), (m, v, pm, pv, k, 2)],
         "gaussian_backward": [(m, one, m, v, k, None, 1), (m, None, m, v, k, None, 2), (m, one, m, v, None, pm, 2), (None, each, m, v, None, None, 0)],
         "gaussian_prior_backward": [(m, one, m, v, pm, pv, k, None, 2), (m, one, m, v, pm, pv, None, v, 1), (None, each, m, v, pm, pv, None, None, 0)],
-        "bernoulli_nll": [(x.to(half), t, 0, True), (x.sigmoid().contiguous(**last), t.contiguous(**last), 1, False)],
-        "bernoulli_nll_backward": [(each, x, t, 0, True), (one, x.contiguous(**last), t.contiguous(**last), 2, True)],
-        "bernoulli_nll_with_grad": [(x, t, 1, True, 1.0), (x.to(half), t.float(), 2, True, 0.5)],
-        "bce_kl": [(x.to(half), t, m, v, 0.5, None, 0, True), (x, t, m, v, 1.0, beta, 2, True)],
-        "bce_kl_backward": [(each, None, None, x, t, m, v, 0.5, None, 0, True), (None, one, one, x, t, m, v, 1.0, beta, 1, True)],
-        "bce_kl_with_grad": [(x, t, m, v, 0.5, None, 1, True, 1.0), (x, t, m, v, 1.0, beta, 2, True, 3.0)],
         "gather_batch": [(t, i, 0, None, 0, None), (t > 9, i, 0, None, 0, None), (t, i, 1, None, 0, None), (t, i, 2, k, 7, None), (t, i, 2, k, 0, place)],
         "euclidean_norm": [(x.flatten(),)],
+        **pairwise_cases(),
+        **{
+            f"{spec.name}_{op}": calls
+            for spec in SPECS.values()
+            for op, calls in likelihood_cases(spec, m, v, one, each, beta).items()
+        },
     }  # fmt: skip
 
 
-NAMES = [
-    "reparameterize",
-    "reparameterize_backward",
-    "gaussian_kl",
-    "sample_and_kl",
-    "reparameterize_keeping",
-    "sample_and_kl_keeping",
-    "gaussian_backward",
-    "gaussian_prior_backward",
-    "bernoulli_nll",
-    "bernoulli_nll_backward",
-    "bernoulli_nll_with_grad",
-    "bce_kl",
-    "bce_kl_backward",
-    "bce_kl_with_grad",
-    "gather_batch",
-    "euclidean_norm",
-]
+def pairwise_cases():
+    ops, none = torch.ops.vae_fast, None
+    z, mu, logvar = (torch.randn(6, 3) for _ in range(3))
+    whole, parts, state = ops.pair_density(z, mu, logvar, none, 0.5, 0.7, -1.0, True)
+    scales = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    return {
+        "pair_density": [
+            (z, mu, logvar, none, 0.5, 0.7, -1.0, True),
+            (z, mu, logvar, mu[:, 0].contiguous(), 1.0, 1.0, 0.0, False),
+        ],
+        "pair_density_backward": [
+            (whole, parts, z, mu, logvar, none, parts, state, 0.5, 0.7, -1.0)
+        ],
+        "mmd": [(z, mu, scales, 0, True)],
+        "mmd_backward": [(torch.ones(()), z, mu, scales, 1, False)],
+        "nearest_code": [(z, mu)],
+    }
 
 
-@pytest.mark.parametrize("name", NAMES)
+def likelihood_cases(spec, m, v, one, each, beta):
+    """The ops of one likelihood: half precision and float32, shared and stacked parameters."""
+    generator = torch.Generator().manual_seed(0)
+    params, t = spec.inputs((4, 3, 5, 2), torch.float32, generator)
+    half = [p.to(torch.bfloat16) for p in params]
+    out = [torch.empty_like(p) for p in params]
+    some = (1 << len(params)) - 1
+    shared, plane = [params[0].flatten(2)], t.flatten(2) if spec.planes != 1 else t.flatten(1)
+    shared += [p[:1, :, :1, 0].contiguous() for p in params[1:]]
+    return {
+        "nll": [(half, t, 0), (shared, plane, 1)],
+        "nll_backward": [(each, half, t, 0, some), (one, shared, plane, 2, 1)],
+        "nll_with_grad": [(params, t, 1, 1.0, some), (shared, plane, 2, 0.5, some)],
+        "nll_with_grad_out": [(params, t, 1, 1.0, out)],
+        "elbo": [(half, t, m, v, 0.5, None, 0), (params, t, m, v, 1.0, beta, 2)],
+        "elbo_backward": [
+            (each, None, None, half, t, m, v, 0.5, None, 0, some),
+            (None, one, one, params, t, m, v, 1.0, beta, 1, 1),
+        ],
+        "elbo_with_grad": [(params, t, m, v, 0.5, None, 1, 1.0, some)],
+    }
+
+
+def registered():
+    """The native ops, as torch's dispatcher knows them."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(n.removeprefix("vae_fast::") for n in names if n.startswith("vae_fast::"))
+
+
+def test_the_lists_are_one(native):
+    """What C++ has is what Python says: every op is tried, every likelihood has a Spec."""
+    assert sorted(opcheck_cases()) == registered()
+    assert sorted(library().likelihoods()) == sorted(
+        (spec.name, len(spec.params), spec.target, spec.planes) for spec in SPECS.values()
+    )
+
+
+@pytest.mark.parametrize("name", registered())
 def test_opcheck(native, name):
     """Schemas are kept, fake kernels foretell shapes, dtypes and strides, and ops trace.
 
@@ -372,13 +409,14 @@ print(len(ops), [name for name in ops if singleton.find(name).fake_impl.kernel i
     done = python(code)
     count, _, without = done.stdout.partition(" ")
     assert without.strip() == "[]", done.stdout + done.stderr
-    assert int(count) > 15
+    assert int(count) == len(registered())
 
 
 def test_bare_ops_refuse_what_they_cannot_read(native):
     """Whoever calls them: an error, and no read out of bounds."""
     ops = torch.ops.vae_fast
     m, x = torch.randn(4, 7), torch.randn(4, 9)
+    data, index = torch.zeros(4, 7, dtype=torch.uint8), torch.tensor([1, 3])
     bad = [
         lambda: ops.gaussian_kl(m, m[:, :3], None, None, 1),
         lambda: ops.gaussian_kl(m, m.double(), None, None, 1),
@@ -391,13 +429,34 @@ def test_bare_ops_refuse_what_they_cannot_read(native):
         lambda: ops.gaussian_backward(m, None, m, m, None, None, 1),
         lambda: ops.gaussian_backward(m, None, m, m, None, m[:3], 1),
         lambda: ops.gaussian_backward(m, None, m, m, None, m.double(), 1),
-        lambda: ops.bernoulli_nll(x, x[:, :4].contiguous(), 1, True),
-        lambda: ops.bernoulli_nll(x, x.long(), 1, True),
-        lambda: ops.bernoulli_nll(x.long(), x, 1, True),
-        lambda: ops.bernoulli_nll_backward(torch.ones(3), x, x, 0, True),
-        lambda: ops.bce_kl(x, x, m[:3], m[:3], 1.0, None, 1, True),
-        lambda: ops.bce_kl(x, x, m, m, 1.0, torch.ones(2), 1, True),
-        lambda: ops.bce_kl_backward(None, None, None, x, x, m, m, 1.0, None, 1, True),
+        lambda: ops.bernoulli_nll([x], x[:, :4].contiguous(), 1),
+        lambda: ops.bernoulli_nll([], x, 1),
+        lambda: ops.bernoulli_nll([x, x], x, 1),
+        lambda: ops.bernoulli_nll([x.long()], x, 1),
+        lambda: ops.bernoulli_nll_backward(torch.ones(3), [x], x, 0, 1),
+        lambda: ops.bernoulli_nll_with_grad_out([x], x, 1, 1.0, [x[:3]]),
+        lambda: ops.bernoulli_nll_with_grad_out([x], x, 1, 1.0, []),
+        lambda: ops.bernoulli_elbo([x], x, m[:3], m[:3], 1.0, None, 1),
+        lambda: ops.bernoulli_elbo([x], x, m, m, 1.0, torch.ones(2), 1),
+        lambda: ops.bernoulli_elbo_backward(None, None, None, [x], x, m, m, 1.0, None, 1, 1),
+        lambda: ops.gaussian_nll([x[:3], x[:3]], x, 1),
+        lambda: ops.gaussian_nll([x, x[:, :4].contiguous()], x, 1),
+        lambda: ops.gaussian_nll([torch.cat([x, x, x], 1)], x, 1),
+        # One argument of another device: its memory is none of ours.
+        lambda: ops.bernoulli_nll([x], x.to("meta"), 1),
+        lambda: ops.bernoulli_nll([x.to("meta")], x, 1),
+        lambda: ops.bernoulli_nll_backward(torch.ones(4, device="meta"), [x], x, 0, 1),
+        lambda: ops.bernoulli_elbo([x], x, m, m, 1.0, torch.ones((), device="meta"), 1),
+        lambda: ops.bernoulli_elbo([x], x, m.to("meta"), m.to("meta"), 1.0, None, 1),
+        lambda: ops.reparameterize(m, m, KEY.to("meta"), None),
+        lambda: ops.reparameterize_backward(m.to("meta"), m, KEY, None),
+        lambda: ops.reparameterize_backward(m, m, KEY, 0x5555555555555556),
+        lambda: ops.reparameterize(m, m, KEY, 1 << 61),
+        lambda: ops.gaussian_kl(m, m.to("meta"), None, None, 1),
+        lambda: ops.gaussian_backward(m.to("meta"), None, m, m, KEY, None, 1),
+        lambda: ops.gather_batch(data, index, 2, KEY.to("meta"), 0, None),
+        lambda: ops.gather_batch(data, index, 2, KEY, 0, torch.tensor(1, device="meta")),
+        lambda: ops.gather_batch(data, index.to("meta"), 2, KEY, 0, None),
         lambda: ops.euclidean_norm(x),
         lambda: ops.euclidean_norm(x[0].double()),
         lambda: ops.euclidean_norm(x[0, ::2]),

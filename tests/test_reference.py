@@ -7,6 +7,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import vae_fast
 from vae_fast import reference
+from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 from vae_fast.types import REDUCTIONS, LossOutput
 
 KEY = torch.tensor([-1, 2**62 + 12345])
@@ -104,19 +105,19 @@ def test_without_a_key_noise_comes_from_torchs_generator():
 
 def test_nll_is_torchs():
     logits, target = torch.randn(6, 11).double() * 4, torch.rand(6, 11).double()
-    terms = reference.bernoulli_nll_terms(logits, target)
+    terms = reference.nll_terms(BERNOULLI, [logits], target)
     want = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     torch.testing.assert_close(terms, want)
     p = torch.sigmoid(logits)
-    torch.testing.assert_close(reference.bernoulli_nll_terms(p, target, False), want)
+    torch.testing.assert_close(reference.nll_terms(BERNOULLI_PROBS, [p], target), want)
     hard = (target > 0.5).double()
     torch.testing.assert_close(
-        reference.bernoulli_nll_terms(logits, target > 0.5), -Bernoulli(p).log_prob(hard)
+        reference.nll_terms(BERNOULLI, [logits], target > 0.5), -Bernoulli(p).log_prob(hard)
     )
     byte = (target * 255).to(torch.uint8)
     torch.testing.assert_close(
-        reference.bernoulli_nll_terms(logits, byte),
-        reference.bernoulli_nll_terms(logits, byte.double() / 255),
+        reference.nll_terms(BERNOULLI, [logits], byte),
+        reference.nll_terms(BERNOULLI, [logits], byte.double() / 255),
     )
 
 
@@ -125,7 +126,7 @@ def test_probabilities_have_torchs_clamps():
     target = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 0.7, 0.0], requires_grad=True)
     results = []
     for loss in (
-        lambda: reference.bernoulli_nll_terms(p, target, False),
+        lambda: reference.nll_terms(BERNOULLI_PROBS, [p], target),
         lambda: F.binary_cross_entropy(p, target, reduction="none"),
     ):
         values = loss()
@@ -139,11 +140,12 @@ def test_probabilities_have_torchs_clamps():
 
 @pytest.mark.parametrize("from_logits", [True, False])
 def test_bernoulli_gradients_are_right(from_logits):
+    spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     x = torch.rand(3, 4, dtype=torch.float64).mul(0.8).add(0.1).requires_grad_()
     target = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     for reduction in REDUCTIONS:
         assert torch.autograd.gradcheck(
-            lambda *a, r=reduction: reference.bernoulli_nll(*a, r, from_logits), [x, target]
+            lambda x, t, r=reduction: reference.nll(spec, [x], t, r), [x, target]
         )
 
 
@@ -154,9 +156,9 @@ def test_bernoulli_gradients_are_right(from_logits):
 def test_bce_kl_is_the_sum_of_its_parts(reduction):
     logits, target = torch.randn(6, 11), torch.rand(6, 11)
     mu, logvar = torch.randn(6, 3), torch.randn(6, 3)
-    out = reference.bce_kl_loss(logits, target, mu, logvar, 0.5, reduction)
+    out = reference.elbo(BERNOULLI, [logits], target, mu, logvar, 0.5, reduction)
     assert isinstance(out, LossOutput)
-    torch.testing.assert_close(out.recon, reference.bernoulli_nll(logits, target, reduction))
+    torch.testing.assert_close(out.recon, reference.nll(BERNOULLI, [logits], target, reduction))
     torch.testing.assert_close(out.kl, reference.gaussian_kl(mu, logvar, reduction=reduction))
     torch.testing.assert_close(out.loss, out.recon + 0.5 * out.kl)
 
@@ -168,7 +170,7 @@ def test_the_tutorials_loss():
     want = F.binary_cross_entropy(p, x, reduction="sum") - 0.5 * torch.sum(
         1 + logvar - mu.pow(2) - logvar.exp()
     )
-    got = reference.bce_kl_loss(p, x, mu, logvar, from_logits=False)
+    got = reference.elbo(BERNOULLI_PROBS, [p], x, mu, logvar)
     torch.testing.assert_close(got.loss, want)
 
 

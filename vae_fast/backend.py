@@ -188,6 +188,11 @@ def use_native(device_type: str) -> bool:
     return False
 
 
+def has_native(device_type: str) -> bool:
+    """Whether there is a library for ``device_type``, whatever backend is chosen."""
+    return device_type in _libraries
+
+
 def native_reason(device_type: str) -> str | None:
     """Why there is no native library for ``device_type``; None if there is one."""
     if device_type in _libraries:

@@ -3,11 +3,13 @@
 from vae_fast import noise
 from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
 from vae_fast.functional import (
+    FUNCTIONS,
     aggregate_log_densities,
     bce_kl_loss,
     bernoulli_nll,
     bernoulli_nll_samples,
     decomposed_kl,
+    elbo,
     gather_batch,
     gaussian_kl,
     iwae_bound,
@@ -15,12 +17,15 @@ from vae_fast.functional import (
     mixture_log_density,
     mmd,
     nearest_code,
+    nll,
     reparameterize,
     sample_and_kl,
     total_correlation,
 )
 from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
 from vae_fast.types import LossOutput
+
+globals().update(FUNCTIONS)  # gaussian_nll, laplace_nll, ...: one for each family of likelihoods
 
 if "cpu" in _libraries:
     # No function below calls it; every op has its fake kernel once the package is imported.
@@ -38,6 +43,7 @@ __all__ = [
     "bernoulli_nll",
     "bernoulli_nll_samples",
     "decomposed_kl",
+    "elbo",
     "empty_cache",
     "gather_batch",
     "gaussian_kl",
@@ -49,9 +55,11 @@ __all__ = [
     "mixture_log_density",
     "mmd",
     "nearest_code",
+    "nll",
     "noise",
     "reparameterize",
     "sample_and_kl",
     "set_backend",
     "total_correlation",
 ]
+__all__ += FUNCTIONS  # noqa: PLE0605

@@ -8,10 +8,13 @@ what is written here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
+from vae_fast.likelihoods.bernoulli import BERNOULLI
+from vae_fast.likelihoods.spec import Spec
 from vae_fast.types import GatherMode, LossOutput, Reduction
 
 _MASK32 = 0xFFFFFFFF
@@ -101,17 +104,16 @@ def samples_of(t: torch.Tensor) -> int:
     return t.shape[0] if t.dim() >= 2 else 1
 
 
-def per_sample(values: torch.Tensor) -> torch.Tensor:
-    """Sum over the features of each sample."""
-    return values.flatten(1).sum(1) if values.dim() >= 2 else values.sum()
-
-
-def reduce(values: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Sum elementwise ``values`` as ``reduction`` asks."""
-    if reduction == "none":
-        return per_sample(values)
+def reduce(
+    values: torch.Tensor, reduction: Reduction, has_samples: bool | None = None
+) -> torch.Tensor:
+    """Sum elementwise ``values`` as ``reduction`` asks. A 1-D tensor is one sample."""
+    if has_samples is None:
+        has_samples = values.dim() >= 2
+    if reduction == "none" and has_samples:
+        return values.flatten(1).sum(1) if values.dim() >= 2 else values
     total = values.sum()
-    return total / samples_of(values) if reduction == "batchmean" else total
+    return total / values.shape[0] if reduction == "batchmean" and has_samples else total
 
 
 # --- Gaussian: sampling and KL -------------------------------------------------------------------
@@ -177,100 +179,60 @@ def sample_and_kl(
     return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
 
-# --- Bernoulli -----------------------------------------------------------------------------------
+# --- likelihoods ---------------------------------------------------------------------------------
 
 
 def as_probability(target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 0..255 stands for 0..1, bool for 0 or 1; floating targets keep their values."""
+    """uint8 0..255 stands for 0..1, bool for 0 or 1 (any byte but 0); floats keep their values."""
+    if target.dtype == torch.bool:
+        return (target.view(torch.uint8) != 0).to(dtype)
     return target.to(dtype) / 255.0 if target.dtype == torch.uint8 else target.to(dtype)
 
 
-def bernoulli_nll_terms(
-    logits: torch.Tensor, target: torch.Tensor, from_logits: bool = True
-) -> torch.Tensor:
-    """-log p(target) of each element, in nats, from logits or from probabilities."""
-    dtype = compute_dtype(logits)
-    target = as_probability(target, dtype)
-    if from_logits:
-        return F.binary_cross_entropy_with_logits(logits.to(dtype), target, reduction="none")
-    # F.binary_cross_entropy's clamps, without its refusal of autocast and of out-of-range values.
-    # torch.compile traces no function that has a rule for forward-mode derivatives.
-    op = _FromProbabilities if torch.compiler.is_compiling() else _FromProbabilitiesWithTangent
-    return op.apply(logits.to(dtype), target)
+def as_target(spec: Spec, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A target in the units of the likelihood's terms: bytes are counts, levels or x / 255."""
+    if target.dtype == torch.uint8 and spec.target not in ("unit", "real"):
+        return target.to(dtype)
+    return as_probability(target, dtype)
 
 
-class _FromProbabilities(torch.autograd.Function):
-    """F.binary_cross_entropy's value and gradient: the clamp of the logarithms at -100 does not
-    cut the gradient (p - t) / (p (1 - p)) off, a denominator of at least 1e-12 bounds it.
+def nll_terms(spec: Spec, params: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """-log p(target) in nats of each element (of each position, for a likelihood over planes).
+
+    ``params`` broadcast to the target, or are one tensor with all of them stacked in its dim 1.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        log_p, log_q = _clamped_logs(p)
-        return -(target * log_p + (1.0 - target) * log_q)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], _: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        p, target = ctx.saved_tensors
-        grad_p = grad_target = None
-        if ctx.needs_input_grad[0]:
-            grad_p = grad * (p - target) / torch.clamp_min(p * (1.0 - p), 1e-12)
-        if ctx.needs_input_grad[1]:
-            log_p, log_q = _clamped_logs(p)
-            grad_target = grad * (log_q - log_p)
-        return grad_p, grad_target
+    dtype = compute_dtype(*params)
+    params = [p.to(dtype) for p in params]
+    if len(params) == 1 and len(spec.params) > 1:
+        params = params[0].chunk(len(spec.params), dim=1)
+    return spec.terms(*params, as_target(spec, target, dtype))
 
 
-class _FromProbabilitiesWithTangent(_FromProbabilities):
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], _: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx, p_tangent: torch.Tensor | None, target_tangent: torch.Tensor | None):
-        p, target = ctx.saved_tensors
-        tangent = torch.zeros_like(p)
-        if p_tangent is not None:
-            tangent = p_tangent * (p - target) / torch.clamp_min(p * (1.0 - p), 1e-12)
-        if target_tangent is not None:
-            log_p, log_q = _clamped_logs(p)
-            tangent = tangent + target_tangent * (log_q - log_p)
-        return tangent
-
-
-def _clamped_logs(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.log(p).clamp_min(-100.0), torch.log1p(-p).clamp_min(-100.0)
-
-
-def bernoulli_nll(
-    logits: torch.Tensor,
+def nll(
+    spec: Spec,
+    params: Sequence[torch.Tensor],
     target: torch.Tensor,
     reduction: Reduction = "sum",
-    from_logits: bool = True,
 ) -> torch.Tensor:
-    return reduce(bernoulli_nll_terms(logits, target, from_logits), reduction)
+    terms = nll_terms(spec, params, target)
+    if spec.planes == 0 and terms.dim() > target.dim():  # K sets of samples: (K, B, ...)
+        return terms.flatten(2).sum(2)
+    return reduce(terms, reduction, spec.planes > 0 or target.dim() >= 2)
 
 
-def bce_kl_loss(
-    logits: torch.Tensor,
+def elbo(
+    spec: Spec,
+    params: Sequence[torch.Tensor],
     target: torch.Tensor,
     mu: torch.Tensor,
     logvar: torch.Tensor,
     beta: float | torch.Tensor = 1.0,
     reduction: Reduction = "sum",
-    from_logits: bool = True,
 ) -> LossOutput:
-    if (logits.dtype == torch.float64) != (mu.dtype == torch.float64):
-        logits, mu, logvar = logits.double(), mu.double(), logvar.double()
-    recon = bernoulli_nll(logits, target, reduction, from_logits)
-    kl = gaussian_kl(mu, logvar, reduction=reduction)
+    if any((p.dtype == torch.float64) != (mu.dtype == torch.float64) for p in params):
+        params, mu, logvar = [p.double() for p in params], mu.double(), logvar.double()
+    recon = nll(spec, params, target, reduction)
+    kl = gaussian_kl(mu, logvar, reduction=reduction).reshape(recon.shape)
     if isinstance(beta, torch.Tensor):
         beta = beta.to(kl)  # or a float64 beta would make the loss float64
     return LossOutput(recon + beta * kl, recon, kl)
@@ -283,16 +245,7 @@ def linear_bernoulli_nll(
     target: torch.Tensor,
     reduction: Reduction = "sum",
 ) -> torch.Tensor:
-    return bernoulli_nll(F.linear(hidden, weight, bias), target, reduction)
-
-
-# --- importance weighting ------------------------------------------------------------------------
-
-
-def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-log p(target | logits_k) for logits (K, B, ...) and target (B, ...): (K, B), in nats."""
-    terms = bernoulli_nll_terms(logits, target.expand_as(logits))
-    return terms.flatten(2).sum(2)
+    return nll(BERNOULLI, [F.linear(hidden, weight, bias)], target, reduction)
 
 
 # --- gathering -----------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ struct Level {
   const char* name;
   void (*gaussian_forward)(const GaussianForward&, const Threads&);
   void (*gaussian_backward)(const GaussianBackward&, const Threads&);
-  void (*bernoulli)(const Bernoulli&, const Threads&);
-  void (*bce_kl)(const BceKl&, const Threads&);
+  void (*nll)(const Likelihood&, const Threads&);
+  void (*elbo)(const Elbo&, const Threads&);
   void (*gather)(const Gather&, const Threads&);
   void (*norm)(const Norm&, const Threads&);
   // For tests: the Philox words of consecutive counters (block, block + 1, ...), 4 each.
@@ -55,7 +55,7 @@ const char* const* supported_levels();
 extern const Pairwise kPairwiseF64;
 void gaussian_forward_f64(const GaussianForward&, const Threads&);
 void gaussian_backward_f64(const GaussianBackward&, const Threads&);
-void bernoulli_f64(const Bernoulli&, const Threads&);
-void bce_kl_f64(const BceKl&, const Threads&);
+void nll_f64(const Likelihood&, const Threads&);
+void elbo_f64(const Elbo&, const Threads&);
 
 }  // namespace vae_fast::cpu

@@ -2,7 +2,7 @@
 //
 // float64 is the truth that the other dtypes are held against, not a dtype that VAEs are trained
 // in, so accuracy counts here and speed does not.
-#include "cpu/bce_kl.h"
+#include "cpu/nll.h"
 #include "cpu/pairwise.h"
 #include "math/scalar.h"
 
@@ -36,6 +36,13 @@ struct Float64 : Scalar<double> {
   };
 };
 
+#define VF_SPANS(name, L) kSpans<likelihoods::L, Float64>,
+#define VF_PLANE_SPANS(name, L) kPlaneSpans<likelihoods::L, Float64>,
+constexpr Spans kFloat64Spans[] = {VF_LIKELIHOODS(VF_SPANS)
+                                       VF_PLANE_LIKELIHOODS(VF_PLANE_SPANS)};
+#undef VF_SPANS
+#undef VF_PLANE_SPANS
+
 }  // namespace
 
 const Pairwise kPairwiseF64 = pairwise_drivers<Float64>;
@@ -46,11 +53,11 @@ void gaussian_forward_f64(const GaussianForward& args, const Threads& threads) {
 void gaussian_backward_f64(const GaussianBackward& args, const Threads& threads) {
   gaussian_backward_driver<Float64>(args, threads);
 }
-void bernoulli_f64(const Bernoulli& args, const Threads& threads) {
-  bernoulli_driver<Float64>(args, threads);
+void nll_f64(const Likelihood& args, const Threads& threads) {
+  nll_driver<Float64>(args, kFloat64Spans[args.id], is_over_planes(args.id), threads);
 }
-void bce_kl_f64(const BceKl& args, const Threads& threads) {
-  bce_kl_driver<Float64>(args, threads);
+void elbo_f64(const Elbo& args, const Threads& threads) {
+  elbo_driver<Float64>(args, kFloat64Spans[args.recon.id], is_over_planes(args.recon.id), threads);
 }
 
 }  // namespace vae_fast::cpu

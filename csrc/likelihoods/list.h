@@ -2,6 +2,7 @@
 // these two lists: schemas, registrations, the drivers' tables.
 #pragma once
 
+#include "likelihoods/bernoulli.h"
 #include "likelihoods/categorical.h"
 #include "likelihoods/continuous_bernoulli.h"
 #include "likelihoods/discretized_logistic.h"
@@ -15,6 +16,8 @@
 
 // One parameter or a few for each element.
 #define VF_LIKELIHOODS(X)                                              \
+  X(bernoulli, Bernoulli)                                              \
+  X(bernoulli_probs, BernoulliProbs)                                   \
   X(continuous_bernoulli, ContinuousBernoulli)                         \
   X(gaussian, Gaussian)                                                \
   X(gaussian_scale, GaussianScale)                                     \

@@ -5,7 +5,11 @@
 //   params, target   how many parameters an element has, and what its target is;
 //   term             sets the element's -log p, in nats, and its derivative by each parameter;
 //   add_nonzero      optional, for counts: `term` holds what x = 0 needs and what every x shares, and
-//                    this adds the rest where x > 0. A driver calls it on those elements alone.
+//                    this adds the rest where x > 0. A driver calls it on those elements alone;
+//   parts            optional: -log p as linear + log(1 + e) with e in [0, 1], for a driver that sums
+//                    logarithms as the logarithm of a product;
+//   reads_halves     optional: the CPU's kernels read half precision and bytes as they are, where
+//                    others' blocks are widened first.
 // M is a math policy (cpu/simd.h, math/scalar.h). NaN in any input gives NaN.
 //
 // A likelihood over planes (a number of parameters that only the call knows) has

@@ -1,14 +1,20 @@
 // The plain arguments of every op: what the torch bindings hand to a driver, on either device.
 //
 // No torch header and no CUDA header: the drivers in cpu/ and cuda/ are built from these alone.
-// All tensors are contiguous; "rows" are samples and "cols" the features of one sample.
+// "Rows" are samples and "cols" the features of one sample. Tensors are contiguous but for a
+// likelihood's parameters, which say where they lie.
 #pragma once
 
 #include <cstdint>
 
 namespace vae_fast {
 
-enum class DType : int { f32, f64, bf16, f16, u8, boolean };
+enum class DType : int { f32, f64, bf16, f16, u8, boolean, i8, i16, i32, i64 };
+
+constexpr int64_t size_of(DType dtype) {
+  constexpr int64_t sizes[] = {4, 8, 2, 2, 1, 1, 1, 2, 4, 8};
+  return sizes[static_cast<int>(dtype)];
+}
 
 // The order is vae_fast/types.py's.
 enum class Reduction : int { none, sum, batchmean };
@@ -67,23 +73,39 @@ struct GaussianBackward {
   void* grad_prior_logvar = nullptr;
 };
 
-// -log Bernoulli(target | logits): its value, its gradient, or both in one pass.
-struct Bernoulli {
-  DType dtype;         // of logits and grad
-  DType target_dtype;  // dtype's own, f32, u8 (x stands for x / 255) or boolean
-  int64_t rows, cols;
-  const void* logits;
+// Where a parameter or its gradient lies: the element at (row, plane, i) of a problem is
+// data[row * row_stride + plane * plane_stride + i * step]. A stride of 0 means that the rows (or
+// the planes, or the elements) share one value.
+struct Operand {
+  void* data = nullptr;  // of a gradient: null where nobody asked for it
+  int64_t row = 0, plane = 0, step = 0;
+};
+
+constexpr int kMaxParams = 3;
+
+// -log p(target | parameters) of one of the likelihoods: its value, its gradients, or both.
+//
+// The problem is rows of planes of `inner` elements; without a parameter per plane there is one
+// plane. Row r's target is row r % target_rows: K sample sets have one target between them.
+// A likelihood over planes has all planes of its one parameter at params[0] (`planes` of them), and
+// its target is (target_rows, its number of targets, inner).
+struct Likelihood {
+  int id;              // its place in csrc/likelihoods/list.h
+  DType dtype;         // of the parameters and their gradients
+  DType target_dtype;
+  int64_t rows, planes, inner;
+  int64_t target_rows;
+  Operand params[kMaxParams];
+  Operand grads[kMaxParams];
   const void* target;
-  bool from_logits = true;  // false: logits holds probabilities
-  void* nll = nullptr;      // accumulator, (1) or (rows); null: gradient only
+  void* nll = nullptr;  // accumulator, (1) or (rows); null: gradients only
   Reduction reduction = Reduction::sum;
-  void* grad = nullptr;  // of logits; null: value only
   Upstream grad_nll;
 };
 
-// bernoulli + weight * kl of a standard-normal prior, both extents in one pass.
-struct BceKl {
-  Bernoulli recon;
+// A likelihood + beta * KL to a standard normal, both in one pass.
+struct Elbo {
+  Likelihood recon;
   DType kl_dtype;  // of mu, logvar and their gradients
   int64_t kl_cols;
   const void* mu;

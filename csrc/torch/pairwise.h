@@ -1,7 +1,7 @@
 // The pairwise ops: their schemas, and from torch tensors to the arguments of pairwise/args.h.
 #pragma once
 
-#include "bindings.h"
+#include "torch/tensors.h"
 #include "pairwise/args.h"
 
 namespace vae_fast {
@@ -40,7 +40,7 @@ struct PairwiseOps {
   static void check_matrix(const Tensor& t, const Tensor& like, const char* name, int64_t least) {
     STD_TORCH_CHECK(t.dim() == 2 && t.is_contiguous() && t.size(0) >= least &&
                         t.size(1) == like.size(1) && t.scalar_type() == like.scalar_type() &&
-                        is_floating(dtype_of(t)) && t.is_cpu() == like.is_cpu() &&
+                        is_floating(dtype_of(t)) && on_device_of(t, like) &&
                         t.get_device_index() == like.get_device_index(),
                     "vae_fast: ", name, " must be a contiguous floating matrix, of one dtype, "
                     "device and number of columns with the other, with at least ", least, " rows");
@@ -48,7 +48,7 @@ struct PairwiseOps {
   // Sums and what comes back for them.
   static void check_sums(const Tensor& t, const Tensor& z, int64_t count, const char* name) {
     STD_TORCH_CHECK(t.scalar_type() == accumulator(z) && t.is_contiguous() && t.numel() == count &&
-                        t.is_cpu() == z.is_cpu(),
+                        on_device_of(t, z),
                     "vae_fast: ", name, " must be contiguous, in the sums' dtype, with ", count,
                     " elements");
   }
@@ -63,7 +63,7 @@ struct PairwiseOps {
     STD_TORCH_CHECK(logvar.size(0) == mu.size(0), "vae_fast: logvar differs from mu in rows");
     STD_TORCH_CHECK(!logits || (logits->scalar_type() == z.scalar_type() && logits->dim() == 1 &&
                                 logits->is_contiguous() && logits->numel() == mu.size(0) &&
-                                logits->is_cpu() == z.is_cpu()),
+                                on_device_of(*logits, z)),
                     "vae_fast: logits must be contiguous, (K,), in z's dtype");
     PairDensity args{};
     args.dtype = dtype_of(z);
@@ -100,7 +100,7 @@ struct PairwiseOps {
     PairDensityBackward args{};
     args.of = density_args(z, mu, logvar, logits, own, next, offset);
     STD_TORCH_CHECK(state.scalar_type() == ScalarType::Double && state.is_contiguous() &&
-                        state.numel() == args.of.rows && state.is_cpu() == z.is_cpu(),
+                        state.numel() == args.of.rows && on_device_of(state, z),
                     "vae_fast: state is not what pair_density returned");
     if (grad_whole) check_sums(*grad_whole, z, args.of.rows, "grad_whole");
     if (grad_parts) {

@@ -337,26 +337,6 @@ def test_compiled_is_eager(native, name):
     torch.compiler.reset()
 
 
-def test_opcheck(native):
-    z, mu, logvar = (normal(6, 3, dtype=torch.float32, seed=s) for s in (1, 2, 3))
-    ops, none = torch.ops.vae_fast, None
-    whole, parts, state = ops.pair_density(z, mu, logvar, none, 0.5, 0.7, -1.0, True)
-    scales = torch.tensor([1.0, 2.0], dtype=F64)
-    calls = [
-        (ops.pair_density, (z, mu, logvar, none, 0.5, 0.7, -1.0, True)),
-        (ops.pair_density, (z, mu, logvar, mu[:, 0].contiguous(), 1.0, 1.0, 0.0, False)),
-        (
-            ops.pair_density_backward,
-            (whole, parts, z, mu, logvar, none, parts, state, 0.5, 0.7, -1.0),
-        ),
-        (ops.mmd, (z, mu, scales, 0, True)),
-        (ops.mmd_backward, (torch.ones(()), z, mu, scales, 1, False)),
-        (ops.nearest_code, (z, mu)),
-    ]
-    for op, arguments in calls:
-        torch.library.opcheck(op.default, arguments)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_layouts_are_read_as_they_lie_and_inputs_are_left_alone(native, name):
     op, make = CASES[name]

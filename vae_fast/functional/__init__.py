@@ -15,6 +15,7 @@ from vae_fast.functional.bernoulli import (
 from vae_fast.functional.gather import gather_batch
 from vae_fast.functional.gaussian import gaussian_kl, reparameterize, sample_and_kl
 from vae_fast.functional.importance import iwae_bound
+from vae_fast.functional.likelihood import FUNCTIONS, elbo, nll
 from vae_fast.functional.pairwise import (
     aggregate_log_densities,
     decomposed_kl,
@@ -24,12 +25,15 @@ from vae_fast.functional.pairwise import (
     total_correlation,
 )
 
+globals().update(FUNCTIONS)  # gaussian_nll, laplace_nll, ...: one for each family of likelihoods
+
 __all__ = [
     "aggregate_log_densities",
     "bce_kl_loss",
     "bernoulli_nll",
     "bernoulli_nll_samples",
     "decomposed_kl",
+    "elbo",
     "gather_batch",
     "gaussian_kl",
     "iwae_bound",
@@ -37,7 +41,9 @@ __all__ = [
     "mixture_log_density",
     "mmd",
     "nearest_code",
+    "nll",
     "reparameterize",
     "sample_and_kl",
     "total_correlation",
 ]
+__all__ += FUNCTIONS  # noqa: PLE0605

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import _libraries, use_native
-from vae_fast.functional.checks import bernoulli_pair, check_floating, gaussian_pair, reduction_code
+from vae_fast.backend import has_native, use_native
+from vae_fast.functional.checks import check_floating, reduction_code
+from vae_fast.functional.likelihood import check_params, elbo, nll
 from vae_fast.functional.order import check_order
+from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 from vae_fast.types import LossOutput, Reduction
 
-if "cpu" in _libraries:
-    from vae_fast.ops import bce_kl as _bce_kl
-    from vae_fast.ops import bernoulli as _bernoulli
+if has_native("cpu"):
+    from vae_fast.ops import likelihood as _likelihood
     from vae_fast.ops import linear as _linear
-    from vae_fast.ops import samples as _samples
 
 
 def bernoulli_nll(
@@ -34,13 +34,14 @@ def bernoulli_nll(
             matches ``F.binary_cross_entropy`` with its clamps.
         target: same shape; floating in [0, 1], uint8 (x stands for x / 255) or bool.
         reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (B,).
+
+    Raises:
+        RuntimeError: on a CPU, where probabilities or their targets leave [0, 1], as
+            ``F.binary_cross_entropy`` does.
     """
-    code = reduction_code(reduction)
+    spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     check_order("logits", logits, "target", target, "bernoulli_nll(logits, target)")
-    logits, target = bernoulli_pair(logits, target)
-    if not use_native(logits.device.type):
-        return reference.bernoulli_nll(logits, target, reduction, from_logits)
-    return _bernoulli.bernoulli_nll(logits, target, code, from_logits)
+    return nll(spec, [logits], target, reduction=reduction)
 
 
 def bce_kl_loss(
@@ -66,27 +67,9 @@ def bce_kl_loss(
     Returns:
         LossOutput(loss, recon, kl) in nats, recon and kl unweighted.
     """
-    code = reduction_code(reduction)
+    spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     check_order("logits", logits, "target", target, "bce_kl_loss(logits, target, mu, logvar)")
-    logits, target = bernoulli_pair(logits, target)
-    mu, logvar = gaussian_pair(mu, logvar)
-    if mu.device != logits.device:
-        raise ValueError(f"mu is on {mu.device}, logits on {logits.device}: move to one device")
-    if reference.samples_of(mu) != reference.samples_of(logits):
-        raise ValueError(
-            f"logits has {reference.samples_of(logits)} samples (shape {tuple(logits.shape)}), "
-            f"mu has {reference.samples_of(mu)} (shape {tuple(mu.shape)}): they must be equal"
-        )
-    if isinstance(beta, torch.Tensor):
-        if beta.numel() != 1:
-            raise ValueError(f"beta must be one number, got a tensor of {tuple(beta.shape)}")
-        beta = beta.detach().reshape(())
-    elif torch.compiler.is_compiling():  # the op would be compiled for each number by itself
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        beta = torch.ones((), dtype=dtype, device=logits.device) * beta
-    if not use_native(logits.device.type):
-        return reference.bce_kl_loss(logits, target, mu, logvar, beta, reduction, from_logits)
-    return _bce_kl.bce_kl_loss(logits, target, mu, logvar, beta, code, from_logits)
+    return elbo(spec, [logits], target, mu, logvar, beta=beta, reduction=reduction)
 
 
 def linear_bernoulli_nll(
@@ -144,7 +127,7 @@ def linear_bernoulli_nll(
             "samples and features must be equal"
         )
     target = target.flatten(1)
-    bernoulli_pair(hidden.new_empty(()).expand(logits_shape), target)
+    check_params(BERNOULLI, [hidden.new_empty(()).expand(logits_shape)], target)
     if not use_native(hidden.device.type) or torch.compiler.is_compiling():
         return reference.linear_bernoulli_nll(hidden, weight, bias, target, reduction)
     if target.requires_grad and torch.is_grad_enabled():
@@ -182,7 +165,7 @@ def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.T
             f"logits must be (K, B, ...) and target (B, ...), got {tuple(logits.shape)} and "
             f"{tuple(target.shape)}"
         )
-    bernoulli_pair(logits, target.expand_as(logits))
+    check_params(BERNOULLI, [logits[0]] if len(logits) else [logits.sum(0)], target)
     if not use_native(logits.device.type) or target.requires_grad:
-        return reference.bernoulli_nll_samples(logits, target)
-    return _samples.bernoulli_nll_samples(logits, target)
+        return reference.nll(BERNOULLI, [logits], target)
+    return _likelihood.nll(BERNOULLI, [logits], target, 0)

@@ -7,12 +7,11 @@ import torch
 from vae_fast.types import REDUCTIONS
 
 FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-TARGETS = FLOATING | {torch.uint8, torch.bool}
 _REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 
 
 def reduction_code(reduction: str) -> int:
-    code = _REDUCTION_CODES.get(reduction)
+    code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         hint = (
             " (a mean over features would silently change beta; use 'batchmean')"
@@ -94,17 +93,3 @@ def with_prior(
             t.to(dtype) for t in (mu, logvar, prior_mu, prior_logvar)
         )
     return mu, logvar, prior_mu, prior_logvar
-
-
-def bernoulli_pair(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check logits (or probabilities) and target; exotic dtype mixtures become one of ours."""
-    check_floating("logits", logits)
-    if not isinstance(target, torch.Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
-    if target.dtype not in TARGETS:
-        raise TypeError(
-            f"target must be floating (0..1), uint8 (0..255) or bool, got {target.dtype}: "
-            "convert it with target.float() or target.to(torch.uint8)"
-        )
-    check_like("logits", logits, "target", target)
-    return logits, target

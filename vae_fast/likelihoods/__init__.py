@@ -6,6 +6,7 @@ One file per family; ``SPECS`` is the one list, as csrc/likelihoods/list.h is th
 from __future__ import annotations
 
 from vae_fast.likelihoods import (
+    bernoulli,
     categorical,
     continuous_bernoulli,
     discretized_logistic,
@@ -18,6 +19,7 @@ from vae_fast.likelihoods import (
 from vae_fast.likelihoods.spec import Spec
 
 _FAMILIES = (
+    bernoulli,
     continuous_bernoulli,
     gaussian,
     laplace,

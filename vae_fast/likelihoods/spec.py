@@ -12,6 +12,7 @@ from torch import Tensor
 
 Target = Literal["unit", "real", "count", "level", "category"]
 Truth = tuple[np.ndarray, list[np.ndarray]]
+SUFFIXES = ("_probs", "_scale", "_log")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Spec:
     planes: int = 0
     """Values of the target at one position, where the number of parameters is only known at the call
     (they come as one tensor of planes, along dim 1); 0 for likelihoods of single elements."""
+
+    @property
+    def family(self) -> str:
+        """The distribution's name. The same distribution by other parameters has a suffix."""
+        for suffix in SUFFIXES:
+            if self.name.endswith(suffix):
+                return self.name.removesuffix(suffix)
+        return self.name
 
 
 def draw(shape: Sequence[int], generator: torch.Generator, low: float, high: float) -> Tensor:

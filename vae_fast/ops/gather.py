@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vae_fast.ops.fake import register_fake
+
 _gather_batch = torch.ops.vae_fast.gather_batch.default
 
 Tensor = torch.Tensor
@@ -21,7 +23,7 @@ def gather_batch(
 # --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
 
 
-@torch.library.register_fake("vae_fast::gather_batch")
+@register_fake("gather_batch")
 def _(data, index, mode, key, first_row, first_row_tensor):
     dtype = (data.dtype, torch.float32, torch.bool)[mode]
     return data.new_empty((index.shape[0], *data.shape[1:]), dtype=dtype)

@@ -13,6 +13,7 @@ import torch
 
 from vae_fast import reference
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
+from vae_fast.ops.fake import register_fake
 from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
 from vae_fast.types import REDUCTIONS
@@ -213,41 +214,41 @@ def empty_sum(t: Tensor, reduction: int) -> Tensor:
     return t.new_empty(shape, dtype=compute_dtype(t))
 
 
-@torch.library.register_fake("vae_fast::reparameterize")
+@register_fake("reparameterize")
 def _(mu, logvar, key, num_samples):
     return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
 
 
-@torch.library.register_fake("vae_fast::reparameterize_backward")
+@register_fake("reparameterize_backward")
 def _(grad_z, logvar, key, num_samples):
     return torch.empty_like(logvar), torch.empty_like(logvar)
 
 
-@torch.library.register_fake("vae_fast::reparameterize_keeping")
+@register_fake("reparameterize_keeping")
 def _(mu, logvar, key):
     return torch.empty_like(mu), torch.empty_like(mu)
 
 
-@torch.library.register_fake("vae_fast::gaussian_kl")
+@register_fake("gaussian_kl")
 def _(mu, logvar, prior_mu, prior_logvar, reduction):
     return empty_sum(mu, reduction)
 
 
-@torch.library.register_fake("vae_fast::sample_and_kl")
+@register_fake("sample_and_kl")
 def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
     return torch.empty_like(mu), empty_sum(mu, reduction)
 
 
-@torch.library.register_fake("vae_fast::sample_and_kl_keeping")
+@register_fake("sample_and_kl_keeping")
 def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
     return torch.empty_like(mu), empty_sum(mu, reduction), torch.empty_like(mu)
 
 
-@torch.library.register_fake("vae_fast::gaussian_backward")
+@register_fake("gaussian_backward")
 def _(grad_z, grad_kl, mu, logvar, key, slope, reduction):
     return torch.empty_like(mu), torch.empty_like(mu)
 
 
-@torch.library.register_fake("vae_fast::gaussian_prior_backward")
+@register_fake("gaussian_prior_backward")
 def _(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, reduction):
     return tuple(torch.empty_like(mu) for _ in range(4))

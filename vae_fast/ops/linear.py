@@ -12,14 +12,12 @@ import torch
 from vae_fast import reference
 from vae_fast.backend import is_watched
 from vae_fast.ops.autograd import beyond_native, differentiable_again, needs_grad
-from vae_fast.ops.bernoulli import mean_scale, rescaled, with_kernel
+from vae_fast.ops.likelihood import mean_scale, ops_of, rescaled
 from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
 from vae_fast.reference import compute_dtype
 from vae_fast.types import REDUCTIONS
 
-_ops = torch.ops.vae_fast
-_with_grad_out = _ops.bernoulli_nll_with_grad_out.default
-_bernoulli_nll = _ops.bernoulli_nll.default
+_ops = ops_of("bernoulli")
 
 Tensor = torch.Tensor
 Maybe = torch.Tensor | None
@@ -105,9 +103,9 @@ def _value(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reductio
     for rows in chunks:
         logits = logits_of(hidden[rows])
         if reduction == NONE:
-            out[rows] = _bernoulli_nll(logits, target[rows], NONE, True)
+            out[rows] = _ops.nll([logits], target[rows], NONE)
         else:
-            sums.append(_bernoulli_nll(logits, target[rows], SUM, True))
+            sums.append(_ops.nll([logits], target[rows], SUM))
         del logits  # before the next chunk's are made
     return out if reduction == NONE else _total(sums, hidden, reduction)
 
@@ -129,7 +127,7 @@ def _value_and_grads(
     sums = []
     for rows in chunks:
         logits = logits_of(hidden[rows])
-        sums.append(_with_grad_out(logits, target[rows], SUM, True, scale, logits))
+        sums.append(_ops.nll_with_grad_out([logits], target[rows], SUM, scale, [logits]))
         product_into(grad_hidden[rows], logits, weight)
         parameters.add(logits, hidden[rows])
         del logits
@@ -171,7 +169,6 @@ def _grads(
     grad_nll: Tensor, hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int
 ) -> list[Maybe]:
     """Gradients for upstream gradients that forward did not know, from the inputs again."""
-    backward = _ops.bernoulli_nll_backward.default
     scale = mean_scale(hidden, reduction)
     upstream = (grad_nll * scale).expand(hidden.shape[0]).contiguous()
     chunks = _chunks(hidden, target)
@@ -179,7 +176,9 @@ def _grads(
     parameters = _ParameterGrads(weight, bias, len(chunks))
     logits_of = _Logits(weight, bias)
     for rows in chunks:
-        grad = backward(upstream[rows], logits_of(hidden[rows]), target[rows], NONE, True)
+        (grad,) = _ops.nll_backward(
+            upstream[rows], [logits_of(hidden[rows])], target[rows], NONE, 1
+        )
         product_into(grad_hidden[rows], grad, weight)
         parameters.add(grad, hidden[rows])
     return [grad_hidden, *parameters.result()]
@@ -191,7 +190,7 @@ def linear_bernoulli_nll(
     if is_watched():
         return reference.linear_bernoulli_nll(hidden, weight, bias, target, REDUCTIONS[reduction])
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    target = with_kernel(hidden, target).contiguous()
+    target = target.contiguous()
     if needs_grad(hidden, weight, bias):
         return _LinearBernoulliNLL.apply(hidden, weight, bias, target, reduction)
     return _value(hidden, weight, bias, target, reduction)

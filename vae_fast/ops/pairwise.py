@@ -9,6 +9,7 @@ import torch
 
 from vae_fast import reference_pairwise as reference
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
+from vae_fast.ops.fake import register_fake
 from vae_fast.reference import compute_dtype
 
 _ops = torch.ops.vae_fast
@@ -106,7 +107,7 @@ def nearest_code(x: Tensor, codes: Tensor) -> Tensor:
 # --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
 
 
-@torch.library.register_fake("vae_fast::pair_density")
+@register_fake("pair_density")
 def _(z, mu, logvar, logits, own, next, offset, want_parts):
     dtype = compute_dtype(z)
     rows = z.shape[0]
@@ -115,22 +116,22 @@ def _(z, mu, logvar, logits, own, next, offset, want_parts):
     return whole, parts, z.new_empty((rows,), dtype=torch.float64)
 
 
-@torch.library.register_fake("vae_fast::pair_density_backward")
+@register_fake("pair_density_backward")
 def _(grad_whole, grad_parts, z, mu, logvar, logits, parts, state, own, next, offset):
     of_logits = z.new_empty((0,)) if logits is None else torch.empty_like(logits)
     return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar), of_logits
 
 
-@torch.library.register_fake("vae_fast::mmd")
+@register_fake("mmd")
 def _(x, y, bandwidths, kernel, unbiased):
     return x.new_empty((), dtype=compute_dtype(x))
 
 
-@torch.library.register_fake("vae_fast::mmd_backward")
+@register_fake("mmd_backward")
 def _(grad, x, y, bandwidths, kernel, unbiased):
     return torch.empty_like(x), torch.empty_like(y)
 
 
-@torch.library.register_fake("vae_fast::nearest_code")
+@register_fake("nearest_code")
 def _(x, codes):
     return x.new_empty((x.shape[0],), dtype=torch.int64)

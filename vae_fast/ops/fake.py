@@ -1,0 +1,32 @@
+"""Fake kernels: shapes and dtypes for torch.compile, of tensors that are on one device.
+
+A call with one meta tensor among real ones reaches the fake kernel, whose result then is memory that
+nothing has written. So devices are compared here too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+def register_fake(name: str, fake: Callable | None = None) -> Callable:
+    """``torch.library.register_fake`` for ``vae_fast::name``, of tensors on one device."""
+    if fake is None:
+        return functools.partial(register_fake, name)
+
+    @functools.wraps(fake)
+    def checked(*args, **kwargs):
+        devices = {t.device for t in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"vae_fast: {name} got tensors on {', '.join(sorted(map(str, devices)))}: move them "
+                "to one device"
+            )
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"vae_fast::{name}", checked)
+    return fake

@@ -1,0 +1,420 @@
+"""Every likelihood under autograd, natively: -log p, and -log p + beta * KL.
+
+One pair of autograd functions serves the whole list. On the CPU the gradients are made in the forward
+pass, where parameters and target are in the cache anyway, and handed out by backward; on the GPU,
+and while torch.compile traces, backward computes them from the saved inputs (reading 5 bytes and
+writing 4 again costs less there than rescaling).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from vae_fast import reference
+from vae_fast.likelihoods import SPECS, Spec
+from vae_fast.ops.autograd import (
+    beyond_native,
+    differentiable_again,
+    distinct,
+    is_plain,
+    needs_grad,
+)
+from vae_fast.ops.fake import register_fake
+from vae_fast.ops.gaussian import _pair as gaussian_pair
+from vae_fast.ops.layout import dense, like
+from vae_fast.reference import compute_dtype
+from vae_fast.types import REDUCTIONS, LossOutput
+
+Tensor = torch.Tensor
+Maybe = torch.Tensor | None
+NONE, SUM, BATCHMEAN = range(3)  # reductions
+
+
+class Ops(NamedTuple):
+    """The native ops of one likelihood; csrc/torch/likelihood.h has their schemas."""
+
+    nll: Callable
+    nll_backward: Callable
+    nll_with_grad: Callable
+    nll_with_grad_out: Callable
+    elbo: Callable
+    elbo_backward: Callable
+    elbo_with_grad: Callable
+
+
+@functools.cache
+def ops_of(name: str) -> Ops:
+    return Ops(*(getattr(torch.ops.vae_fast, f"{name}_{op}").default for op in Ops._fields))
+
+
+# --- arguments in the shapes that the kernels read -----------------------------------------------
+
+
+def prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Parameters and target as csrc/torch/likelihood.h wants them; the values are the same."""
+    shape = target.shape
+    if spec.planes:
+        return [params[0].contiguous()], target.contiguous()
+    if all(p.shape == shape for p in params):
+        if all(p.is_contiguous() for p in params):
+            return list(params), target.contiguous()
+        first = dense(params[0])
+        return [like(p, first) for p in params], like(target, first)
+    target = target.contiguous()
+    if len(params) == 1 and len(spec.params) > 1:  # stacked
+        return [params[0].contiguous()], target
+    if all(p.dim() == len(shape) + 1 and p.shape[1:] == shape for p in params):  # K sets
+        return [p.contiguous().flatten(0, 1) for p in params], target
+    return _shared(params, target)
+
+
+def _shared(params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Parameters that broadcast to the target, as (N or 1, C or 1, P or 1) to its (N, C, P).
+
+    C and P are a cut through the target's features at which each parameter, before and behind it,
+    is whole or one value. Where there is no such cut, what keeps it from being is expanded.
+    """
+    shape = tuple(target.shape) if target.dim() >= 2 else (1, *target.shape)
+    params = [p.reshape(*[1] * (len(shape) - p.dim()), *p.shape) for p in params]
+
+    def is_uniform(p: Tensor, dims: range) -> bool:
+        sizes = [(p.shape[d], shape[d]) for d in dims if shape[d] != 1]
+        return all(size == full for size, full in sizes) or all(size == 1 for size, _ in sizes)
+
+    features = range(1, len(shape))
+    cuts = [range(1, c) for c in range(1, len(shape))]
+    cut = next(
+        (
+            c
+            for c in cuts
+            if all(is_uniform(p, c) and is_uniform(p, range(c.stop, len(shape))) for p in params)
+        ),
+        range(1, 1),
+    )
+    rest = range(cut.stop, len(shape))
+    views = []
+    for p in params:
+        if not (is_uniform(p, cut) and is_uniform(p, rest)):
+            p = p.expand(p.shape[0], *(shape[d] for d in features))
+        sizes = [math.prod(p.shape[d] for d in dims) for dims in (cut, rest)]
+        views.append(p.reshape(p.shape[0], *sizes).contiguous())
+    sizes = [math.prod(shape[d] for d in dims) for dims in (cut, rest)]
+    return views, target.reshape(shape[0], *sizes)
+
+
+def mean_scale(x: Tensor, reduction: int) -> float:
+    """What a sum's gradient is multiplied by: 1 / samples for batchmean, and 1 where there are none."""
+    return 1.0 / max(1, x.shape[0]) if reduction == BATCHMEAN and x.dim() >= 2 else 1.0
+
+
+# --- gradients made in forward -------------------------------------------------------------------
+
+
+def made_in_forward(t: Tensor, reduction: int) -> bool:
+    """Whether the gradients are best made together with the value; see the module's docstring."""
+    return t.is_cpu and reduction != NONE and not torch.compiler.is_compiling()
+
+
+def rescaled(grads: Sequence[Tensor], grad_loss: Tensor) -> bool:
+    """Multiply gradients made for an upstream gradient of 1 by the real one, in place.
+
+    False if they must be made again: in half precision they are rounded already, to zero where a
+    loss scale was to save them from that.
+    """
+    if not is_plain(grad_loss):
+        return False
+    on_host = grad_loss.is_cpu  # reading a GPU's number would make the host wait for it
+    if on_host and grad_loss.item() == 1.0:
+        return True
+    if any(grad.element_size() < 4 for grad in grads):
+        return False
+    factor = grad_loss.item() if on_host else grad_loss
+    for grad in grads:
+        grad.mul_(factor)
+    return True
+
+
+def _mask(needs: Sequence[bool]) -> int:
+    """Which of the parameters need a gradient, as the ops' ``wanted``."""
+    return sum(1 << j for j, needed in enumerate(needs) if needed)
+
+
+def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Maybe]:
+    """One gradient a parameter, None where none was wanted."""
+    rest = iter(grads)
+    return [next(rest) if needed else None for needed in needs]
+
+
+def _dense(grad: Maybe) -> Maybe:
+    return None if grad is None else grad.contiguous()
+
+
+# --- -log p --------------------------------------------------------------------------------------
+
+
+class _NLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
+        ctx.save_for_backward(target, *params)
+        ctx.options = name, reduction
+        ctx.grads = None
+        ops, wanted = ops_of(name), _mask(ctx.needs_input_grad[3:])
+        if wanted and made_in_forward(target, reduction):
+            nll, ctx.grads = ops.nll_with_grad(params, target, reduction, 1.0, wanted)
+            return nll
+        return ops.nll(params, target, reduction)
+
+    @staticmethod
+    def backward(ctx, grad_nll: Tensor):
+        target, *params = ctx.saved_tensors
+        name, reduction = ctx.options
+        # The gradients made in forward are given away, once: whoever gets them may write to them.
+        grads, ctx.grads = ctx.grads, None
+        if beyond_native(grad_nll):
+
+            def value(t: Tensor, *p: Tensor) -> Tensor:
+                return _reference_nll(name, reduction, t, p)
+
+            needs = ctx.needs_input_grad[2:]
+            again = differentiable_again(value, ctx.saved_tensors, (grad_nll,), needs)
+            return None, None, *again
+        needs = ctx.needs_input_grad[3:]
+        wanted = _mask(needs)
+        if wanted and (grads is None or not rescaled(grads, grad_nll)):
+            grads = ops_of(name).nll_backward(
+                grad_nll.contiguous(), params, target, reduction, wanted
+            )
+        grad_target = None
+        if ctx.needs_input_grad[2]:
+            grad_target = _target_grad(name, reduction, target, params, grad_nll)
+        return None, None, grad_target, *_spread(grads or (), needs)
+
+
+def _reference_nll(name: str, reduction: int, target: Tensor, params: Sequence[Tensor]) -> Tensor:
+    spec = SPECS[name]
+    if params[0].shape[0] > target.shape[0] and len(params) == len(spec.params) and not spec.planes:
+        sets = params[0].shape[0] // target.shape[0]  # K sets of samples, flattened
+        target = target.repeat(sets, *[1] * (target.dim() - 1))
+    return reference.nll(spec, params, target, REDUCTIONS[reduction])
+
+
+def _target_grad(
+    name: str, reduction: int, target: Tensor, params: Sequence[Tensor], grad: Tensor
+) -> Tensor:
+    """d nll / d target. Rarely asked for, and so left to plain PyTorch."""
+    with torch.enable_grad():
+        leaf = target.detach().to(compute_dtype(*params)).requires_grad_()
+        nll = _reference_nll(name, reduction, leaf, [p.detach() for p in params])
+        return torch.autograd.grad(nll, leaf, grad)[0].to(target.dtype)
+
+
+class _NLLTraced(torch.autograd.Function):
+    """The same without state between forward and backward, which torch.compile can follow."""
+
+    @staticmethod
+    def forward(ctx, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
+        ctx.save_for_backward(target, *params)
+        ctx.options = name, reduction
+        return ops_of(name).nll(params, target, reduction)
+
+    @staticmethod
+    def backward(ctx, grad_nll: Tensor):
+        target, *params = ctx.saved_tensors
+        name, reduction = ctx.options
+        needs = [True] * len(params)
+        grads = ops_of(name).nll_backward(
+            grad_nll.contiguous(), params, target, reduction, _mask(needs)
+        )
+        return None, None, None, *grads
+
+
+def nll(spec: Spec, params: Sequence[Tensor], target: Tensor, reduction: int) -> Tensor:
+    """-log p(target | params), in nats; arguments are checked, of one floating dtype."""
+    if torch.compiler.is_compiling() and target.requires_grad:
+        return reference.nll(spec, params, target, REDUCTIONS[reduction])
+    sets = params[0].shape[:2] if params[0].dim() > target.dim() and not spec.planes else None
+    is_sample = target.dim() < 2 and not spec.planes  # one sample, without a dim for it
+    shaped, target = prepare(spec, params, target)
+    if sets is not None:
+        reduction = NONE
+    if not needs_grad(target, *shaped):
+        value = ops_of(spec.name).nll(shaped, target, reduction)
+    else:
+        target, *shaped = distinct(target, *shaped)
+        function = _NLLTraced if torch.compiler.is_compiling() else _NLL
+        value = function.apply(spec.name, reduction, target, *shaped)
+    if sets is not None:
+        return value.view(sets)
+    return value.reshape(()) if is_sample and value.dim() else value
+
+
+# --- -log p + beta * KL --------------------------------------------------------------------------
+
+
+class _Elbo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, name, beta, beta_tensor, reduction, target, mu, logvar, *params):
+        ctx.save_for_backward(beta_tensor, target, mu, logvar, *params)
+        ctx.options = name, beta, reduction
+        ctx.set_materialize_grads(False)
+        ctx.grads = None
+        ops, arguments = ops_of(name), (params, target, mu, logvar, beta, beta_tensor, reduction)
+        if made_in_forward(target, reduction):
+            wanted = _mask(ctx.needs_input_grad[7:])
+            loss, recon, kl, grads, *rest = ops.elbo_with_grad(*arguments, 1.0, wanted)
+            ctx.grads = *rest, *grads
+            return loss, recon, kl
+        return ops.elbo(*arguments)
+
+    @staticmethod
+    def backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
+        beta_tensor, *inputs = ctx.saved_tensors  # which says if beta was changed since
+        target, mu, logvar, *params = inputs
+        name, beta, reduction = ctx.options
+        grads, ctx.grads = ctx.grads, None
+        upstream = grad_loss, grad_recon, grad_kl
+        if all(grad is None for grad in upstream):
+            return (None,) * (7 + len(params))
+        if beyond_native(*upstream):
+            weight = beta if beta_tensor is None else beta * beta_tensor
+
+            def loss(t: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> LossOutput:
+                return reference.elbo(SPECS[name], p, t, m, v, weight, REDUCTIONS[reduction])
+
+            needs = ctx.needs_input_grad[4:]
+            return *[None] * 4, *differentiable_again(loss, inputs, upstream, needs)
+        needs = ctx.needs_input_grad[7:]
+        only_loss = grad_recon is None and grad_kl is None
+        if grads is None or not only_loss or not rescaled(grads, grad_loss):
+            made, *rest = ops_of(name).elbo_backward(
+                *map(_dense, upstream), params, target, mu, logvar, beta, beta_tensor, reduction,
+                _mask(needs),
+            )  # fmt: skip
+            grads = *rest, *made
+        grad_mu, grad_logvar, *of_params = grads
+        of_params = _spread(of_params, needs)
+        # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
+        # that an optimizer keeps momentum for.
+        if grad_loss is None and grad_recon is None:
+            of_params = [None] * len(params)
+        if grad_loss is None and grad_kl is None:
+            grad_mu = grad_logvar = None
+        grad_target = None
+        parts = [g for g in (grad_loss, grad_recon) if g is not None]
+        if ctx.needs_input_grad[4] and parts:
+            grad_target = _target_grad(name, reduction, target, params, sum(parts))
+        return None, None, None, None, grad_target, grad_mu, grad_logvar, *of_params
+
+
+class _ElboTraced(torch.autograd.Function):
+    """The same without state between forward and backward, which torch.compile can follow."""
+
+    @staticmethod
+    def forward(ctx, name, beta, beta_tensor, reduction, target, mu, logvar, *params):
+        ctx.save_for_backward(target, mu, logvar, beta_tensor, *params)
+        ctx.options = name, beta, reduction
+        return ops_of(name).elbo(params, target, mu, logvar, beta, beta_tensor, reduction)
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor):
+        target, mu, logvar, beta_tensor, *params = ctx.saved_tensors
+        name, beta, reduction = ctx.options
+        grads, grad_mu, grad_logvar = ops_of(name).elbo_backward(
+            *map(_dense, (grad_loss, grad_recon, grad_kl)), params, target, mu, logvar, beta,
+            beta_tensor, reduction, _mask([True] * len(params)),
+        )  # fmt: skip
+        return None, None, None, None, None, grad_mu, grad_logvar, *grads
+
+
+def elbo(
+    spec: Spec,
+    params: Sequence[Tensor],
+    target: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    beta: float | Tensor,
+    reduction: int,
+) -> LossOutput:
+    """-log p + beta * KL(N(mu, exp(logvar)) || N(0, 1)) and its parts, in nats."""
+    if torch.compiler.is_compiling() and target.requires_grad:
+        names = REDUCTIONS[reduction]
+        return reference.elbo(spec, params, target, mu, logvar, beta, names)
+    if (params[0].dtype == torch.float64) != (mu.dtype == torch.float64):
+        params = [p.to(torch.float64) for p in params]
+        mu, logvar = mu.to(torch.float64), logvar.to(torch.float64)
+    is_sample = target.dim() < 2 and not spec.planes
+    shaped, target = prepare(spec, params, target)
+    mu, logvar = gaussian_pair(mu, logvar)
+    beta_tensor = None
+    if isinstance(beta, torch.Tensor):
+        if mu.dtype == torch.float64:
+            # The kernels take beta as float32, which is not all of a float64.
+            recon, kl = elbo(spec, params, target, mu, logvar, 1.0, reduction)[1:]
+            return LossOutput(recon + beta.to(mu.device, torch.float64) * kl, recon, kl)
+        beta_tensor, beta = beta.to(mu.device, torch.float32), 1.0
+    options = spec.name, float(beta), beta_tensor, reduction
+    if not needs_grad(target, mu, logvar, *shaped):
+        terms = ops_of(spec.name).elbo(shaped, target, mu, logvar, *options[1:])
+    else:
+        tensors = distinct(target, mu, logvar, *shaped)
+        function = _ElboTraced if torch.compiler.is_compiling() else _Elbo
+        terms = function.apply(*options, *tensors)
+    if is_sample and terms[0].dim():
+        terms = [term.reshape(()) for term in terms]
+    return LossOutput(*terms)
+
+
+# --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
+
+
+def _fake_loss(params: Sequence[Tensor], target: Tensor, reduction: int, planes: int) -> Tensor:
+    shape: tuple[int, ...] = ()
+    if reduction == NONE and (target.dim() >= 2 or planes):
+        shape = (max(target.shape[0], *(p.shape[0] for p in params)),)
+    return params[0].new_empty(shape, dtype=compute_dtype(*params))
+
+
+def _fake_grads(params: Sequence[Tensor], wanted: int) -> list[Tensor]:
+    return [torch.empty_like(p) for j, p in enumerate(params) if wanted >> j & 1]
+
+
+def _fakes(planes: int) -> dict[str, Callable]:
+    def nll(params, target, reduction):
+        return _fake_loss(params, target, reduction, planes)
+
+    def nll_backward(grad_nll, params, target, reduction, wanted):
+        return _fake_grads(params, wanted)
+
+    def nll_with_grad(params, target, reduction, grad_scale, wanted):
+        return _fake_loss(params, target, reduction, planes), _fake_grads(params, wanted)
+
+    def nll_with_grad_out(params, target, reduction, grad_scale, grads):
+        return _fake_loss(params, target, reduction, planes)
+
+    def elbo(params, target, mu, logvar, beta, beta_tensor, reduction):
+        return tuple(_fake_loss(params, target, reduction, planes) for _ in range(3))
+
+    def elbo_backward(
+        grad_loss, grad_recon, grad_kl, params, target, mu, logvar, beta, beta_tensor, reduction,
+        wanted,
+    ):  # fmt: skip
+        return _fake_grads(params, wanted), torch.empty_like(mu), torch.empty_like(mu)
+
+    def elbo_with_grad(
+        params, target, mu, logvar, beta, beta_tensor, reduction, grad_scale, wanted
+    ):
+        losses = elbo(params, target, mu, logvar, beta, beta_tensor, reduction)
+        grads = _fake_grads(params, wanted)
+        return *losses, grads, torch.empty_like(mu), torch.empty_like(mu)
+
+    return {op: fake for op, fake in locals().items() if op in Ops._fields}
+
+
+for _spec in SPECS.values():
+    for _op, _fake in _fakes(_spec.planes).items():
+        register_fake(f"{_spec.name}_{_op}", _fake)
