@@ -11,7 +11,6 @@
 #include "cpu/gather.h"
 #include "cpu/normal.h"
 #include "likelihoods/list.h"
-#include "ops/bernoulli.h"
 #include "ops/gather.h"
 #include "ops/gaussian.h"
 #include "step/plan.h"
@@ -21,19 +20,11 @@ namespace vae_fast::step {
 
 using cpu::Threads;
 
-struct BernoulliTerm {
-  static constexpr int params = 1;
-  template <class M, bool VALUE, bool GRAD, class T = typename M::T>
-  static VF_FN void term(const T (&p)[1], T x, T& nll, T (&grad)[1]) {
-    bernoulli::from_logits<M, VALUE, GRAD>(p[0], x, nll, grad[0]);
-  }
-};
-
 // The likelihoods that a step may have, in the order of names in native.cpp.
 template <class Body>
 void with_likelihood(int which, const Body& body) {
   switch (which) {
-    case 0: return body(BernoulliTerm{});
+    case 0: return body(likelihoods::Bernoulli{});
     case 1: return body(likelihoods::Gaussian{});
     default: return body(likelihoods::Laplace{});
   }
