@@ -168,7 +168,7 @@ void do_piece(Job& job, int64_t piece) {
 }
 
 // Does pieces until there are none that nobody has begun; returns whether there were any. `before` is
-// called ahead of the first, `between` after each.
+// called ahead of each, for the next piece may be another call's in the same place, `between` after it.
 template <class Before, class Between>
 bool work(Job& job, int own, int threads, const Before& before, const Between& between) {
   bool any = false;
@@ -176,8 +176,8 @@ bool work(Job& job, int own, int threads, const Before& before, const Between& b
   for (int i = 0; i < threads; ++i) {
     const int share = (own + i) % threads;
     while (job.shares[share].take(own, share == own, piece)) {
-      if (!any) before(job);
       any = true;
+      before(job);
       do_piece(job, piece);
       between();
     }
