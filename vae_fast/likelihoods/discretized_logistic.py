@@ -90,7 +90,8 @@ def _split(params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         params[:, :k],
         per_channel[:, :, 0],
-        per_channel[:, :, 1].clamp_min(MIN_LOG_SCALE),
+        # The clamp's edge belongs to the scales that have a gradient, as in the kernel.
+        torch.where(per_channel[:, :, 1] < MIN_LOG_SCALE, MIN_LOG_SCALE, per_channel[:, :, 1]),
         torch.tanh(per_channel[:, :, 2]),
     )
 
