@@ -66,11 +66,12 @@ class SharedGrads {
       offsets_[j] = total_;
       total_ += sizes_[j];
     }
-    // At most 64 pieces, and no more memory for their sums than the problem has elements.
+    // At most 16 pieces, whose sums are to be added up again, and no more memory for them than the
+    // problem has elements.
     pieces_ = items;
     if (total_ == 0) return;
     const int64_t n = args.rows * args.planes * args.inner;
-    if (pieces_ > 64) pieces_ = 64;
+    if (pieces_ > 16) pieces_ = 16;
     if (pieces_ > 1 + n / (2 * total_)) pieces_ = 1 + n / (2 * total_);
     sums_ = new double[pieces_ * total_]();
   }
@@ -91,15 +92,14 @@ class SharedGrads {
     using E = typename M::Element;
     for (int j = 0; j < kMaxParams; ++j) {
       for (int64_t first = 0; first < sizes_[j]; first += kBlock<M>) {
+        double sums[kBlock<M>] = {};
         E block[kBlock<M>];
         const int64_t n = sizes_[j] - first < kBlock<M> ? sizes_[j] - first : kBlock<M>;
-        for (int64_t i = 0; i < n; ++i) {
-          double sum = 0.0;
-          for (int64_t p = 0; p < pieces_; ++p) {
-            sum += sums_[p * total_ + offsets_[j] + first + i];
-          }
-          block[i] = E(sum);
+        for (int64_t p = 0; p < pieces_; ++p) {
+          const double* piece = sums_ + p * total_ + offsets_[j] + first;
+          for (int64_t i = 0; i < n; ++i) sums[i] += piece[i];
         }
+        for (int64_t i = 0; i < n; ++i) block[i] = E(sums[i]);
         write<M>(args_.dtype, args_.grads[j].data, first, n, block);
       }
     }

@@ -16,6 +16,7 @@ from vae_fast import reference
 from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import FLOATING, gaussian_pair, reduction_code
 from vae_fast.likelihoods import SPECS, Spec
+from vae_fast.likelihoods.bernoulli import BERNOULLI_PROBS
 from vae_fast.types import LossOutput, Reduction
 
 if has_native("cpu"):
@@ -98,8 +99,26 @@ def _tensors(spec: Spec, params: Sequence[Param], like: torch.Tensor) -> list[to
     ]
 
 
+def _is_usual(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> bool:
+    """Whether nothing has to be said or brought in line: a small call is mostly its checks."""
+    if type(target) is not torch.Tensor or spec.planes or len(params) != len(spec.params):
+        return False
+    first = params[0]
+    dtype, shape, device = getattr(first, "dtype", None), target.shape, target.device
+    if dtype not in FLOATING or target.dtype not in TARGETS[spec.target][0]:
+        return False
+    for p in params:
+        if not isinstance(p, torch.Tensor) or p.dtype is not dtype or p.shape != shape:
+            return False
+        if p.device != device or p.layout is not torch.strided or p.is_nested:
+            return False
+    return target.layout is torch.strided and not target.is_nested
+
+
 def check_params(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> list[torch.Tensor]:
     """Check parameters and target against each other; the parameters as tensors of one dtype."""
+    if _is_usual(spec, params, target):
+        return list(params)
     check_target(spec, target)
     params = _tensors(spec, params, target)
     if spec.planes:
@@ -149,10 +168,10 @@ def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> No
     The kernel makes the value NaN there, so a value that is none costs nothing more. On a GPU, where
     the host would have to wait for it, and while a graph is traced, NaN is what is left.
     """
+    if spec is not BERNOULLI_PROBS or not value.is_cpu or torch.compiler.is_compiling():
+        return
     from vae_fast.ops.autograd import is_plain
 
-    if spec.name != "bernoulli_probs" or not value.is_cpu or torch.compiler.is_compiling():
-        return
     if not is_plain(value) or value.device.type == "meta" or not bool(value.isnan().any()):
         return
     for name, t in zip(("probabilities", "target"), data, strict=True):

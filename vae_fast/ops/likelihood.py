@@ -57,11 +57,14 @@ def ops_of(name: str) -> Ops:
 
 def prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
     """Parameters and target as csrc/torch/likelihood.h wants them; the values are the same."""
-    shape = target.shape
     if spec.planes:
         return [params[0].contiguous()], target.contiguous()
-    if all(p.shape == shape for p in params):
-        if all(p.is_contiguous() for p in params):
+    shape, whole, contiguous = target.shape, True, True
+    for p in params:
+        whole = whole and p.shape == shape
+        contiguous = contiguous and p.is_contiguous()
+    if whole:
+        if contiguous:
             return list(params), target.contiguous()
         first = dense(params[0])
         return [like(p, first) for p in params], like(target, first)
@@ -141,11 +144,18 @@ def rescaled(grads: Sequence[Tensor], grad_loss: Tensor) -> bool:
 
 def _mask(needs: Sequence[bool]) -> int:
     """Which of the parameters need a gradient, as the ops' ``wanted``."""
-    return sum(1 << j for j, needed in enumerate(needs) if needed)
+    mask, bit = 0, 1
+    for needed in needs:
+        if needed:
+            mask |= bit
+        bit += bit
+    return mask
 
 
 def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Maybe]:
     """One gradient a parameter, None where none was wanted."""
+    if all(needs):
+        return list(grads)
     rest = iter(grads)
     return [next(rest) if needed else None for needed in needs]
 
