@@ -52,6 +52,12 @@ def _linear(dtype: str) -> tuple[Spec, ...]:
 
 
 _IWAE = (Spec("iwae_bound", (50, 100, 784), "both"),)
+_COUNTS = tuple(
+    Spec(f"{name}negative_binomial_nll", (128, 2000), "both") for name in ("", "zero_inflated_")
+)
+_REAL = tuple(Spec(f"{name}_nll", (64, 1 << 16), "both") for name in ("gaussian", "laplace"))
+_CONTINUOUS = (Spec("continuous_bernoulli_nll", (64, 1 << 14), "both"),)
+_LOGISTICS = (Spec("discretized_logistic_mixture_nll", (16, 3, 32, 32), "both"),)
 _CORRELATION = tuple(Spec("total_correlation", (1024, d), "both") for d in (10, 64))
 _MIXTURE = (Spec("mixture_log_density", (128, 500, 40), "both"),)
 _EPOCH = (Spec("epoch", (128, 60_000), "both"),)
@@ -89,6 +95,12 @@ LIMITS: tuple[Requirement, ...] = (
     Requirement("linear_bernoulli_nll, bfloat16", "memory", 4, _linear("bfloat16"), "eager"),
     Requirement("iwae_bound, both, K=50, B=100, D=784", "times", 10, _IWAE, "eager"),
     Requirement("iwae_bound, both, K=50, B=100, D=784", "memory", 2.5, _IWAE, "eager"),
+    Requirement("nb and zinb, both, 128x2000, 85% zeros", "times", 12, _COUNTS, "eager"),
+    Requirement("nb and zinb, both, 128x2000, 85% zeros", "times", 5, _COUNTS, "compile"),
+    Requirement("gaussian, laplace, both, 2^22, buffer kept", "share", 0.85, _REAL, "add(out=)", BUFFER),
+    Requirement("gaussian, laplace, both, 2^22, buffer kept", "times", 6, _REAL, "eager", BUFFER),
+    Requirement("continuous Bernoulli, both, 2^20", "times", 10, _CONTINUOUS, "eager"),
+    Requirement("logistic mixture, both, 16x3x32x32, K=10", "times", 10, _LOGISTICS, "eager"),
     Requirement("total correlation, both, B=1024, D=10, 64", "times", 12, _CORRELATION, "eager"),
     Requirement("total correlation, both, B=1024, D=10, 64", "times", 2, _CORRELATION, "compile"),
     Requirement("total correlation, both, B=1024, D=10, 64", "memory", 20, _CORRELATION, "eager"),

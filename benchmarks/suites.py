@@ -16,6 +16,16 @@ IMAGES = ((128, 784), (128, 3 * 32 * 32), (64, 3 * 64 * 64), (16, 3 * 256 * 256)
 EXPONENTS = (10, 12, 14, 16, 18, 20, 22, 24, 26, 27)
 QUICK_EXPONENTS = (10, 14, 18, 22)
 
+# Cells of genes, images of bytes, and as many numbers as caches don't hold.
+LIKELIHOODS = {
+    "negative_binomial": (128, 2000),
+    "zero_inflated_negative_binomial": (128, 2000),
+    "gaussian": (64, 1 << 16),
+    "laplace": (64, 1 << 16),
+    "continuous_bernoulli": (64, 1 << 14),
+    "discretized_logistic_mixture": (16, 3, 32, 32),
+}
+
 GAUSSIAN = ("reparameterize", "gaussian_kl", "sample_and_kl")
 
 
@@ -43,6 +53,7 @@ def standard() -> list[Spec]:
             specs.append(Spec("bce_kl_loss", (samples, latent, features), pass_))
     specs += [Spec("linear_bernoulli_nll", (1024, 400, 784), "both", d) for d in _FLOATS]
     specs.append(Spec("iwae_bound", (50, 100, 784), "both"))
+    specs += [Spec(f"{name}_nll", shape, "both") for name, shape in LIKELIHOODS.items()]
     specs += [Spec("total_correlation", (1024, d), "both") for d in (10, 64)]
     specs.append(Spec("mixture_log_density", (128, 500, 40), "both"))
     specs += [Spec("mmd", (256, 64), "both"), Spec("nearest_code", (4096, 1024, 64), "both")]
