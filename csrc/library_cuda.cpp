@@ -2,8 +2,10 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "bindings.h"
 #include "cuda/drivers.h"
+#include "torch/gather.h"
+#include "torch/gaussian.h"
+#include "torch/likelihood.h"
 
 namespace vae_fast {
 namespace {
@@ -52,14 +54,20 @@ struct Cuda {
       return cuda::gaussian_backward(args, stream);
     });
   }
-  static void bernoulli(const Bernoulli& args, const Tensor& like) {
-    launch_on(like, cuda::bernoulli_workspace(args), [&](void* workspace, cudaStream_t stream) {
-      return cuda::bernoulli(args, workspace, stream);
+  static void check(const Likelihood& args) {
+    const char* why = cuda::refusal(args);
+    STD_TORCH_CHECK(why == nullptr, "vae_fast: ", kLikelihoods[args.id].name, " ", why ? why : "");
+  }
+  static void nll(const Likelihood& args, const Tensor& like) {
+    check(args);
+    launch_on(like, cuda::nll_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::nll(args, workspace, stream);
     });
   }
-  static void bce_kl(const BceKl& args, const Tensor& like) {
-    launch_on(like, cuda::bce_kl_workspace(args), [&](void* workspace, cudaStream_t stream) {
-      return cuda::bce_kl(args, workspace, stream);
+  static void elbo(const Elbo& args, const Tensor& like) {
+    check(args.recon);
+    launch_on(like, cuda::elbo_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::elbo(args, workspace, stream);
     });
   }
   static void gather(const Gather& args, const Tensor& like) {
@@ -70,4 +78,8 @@ struct Cuda {
 }  // namespace
 }  // namespace vae_fast
 
-STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { vae_fast::Ops<vae_fast::Cuda>::register_all(m); }
+STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) {
+  vae_fast::GaussianOps<vae_fast::Cuda>::register_all(m);
+  vae_fast::LikelihoodOps<vae_fast::Cuda>::register_all(m);
+  vae_fast::GatherOps<vae_fast::Cuda>::register_all(m);
+}

@@ -28,6 +28,17 @@ py::dict build_info() {
   return info;
 }
 
+// The likelihoods that have CUDA kernels, and whether each reads half precision.
+py::dict likelihoods() {
+  const int count = vae_fast::cuda::likelihoods_on_cuda(nullptr, nullptr);
+  const auto names = std::make_unique<const char*[]>(count);
+  const auto reads_half = std::make_unique<bool[]>(count);
+  vae_fast::cuda::likelihoods_on_cuda(names.get(), reads_half.get());
+  py::dict found;
+  for (int id = 0; id < count; ++id) found[names[id]] = static_cast<bool>(reads_half[id]);
+  return found;
+}
+
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
@@ -64,6 +75,8 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "CUDA kernels of vae_fast; importing it registers them with PyTorch.";
   module.def("build_info", &build_info,
              "The CUDA toolkit and the GPU architectures this library was built with and for.");
+  module.def("likelihoods", &likelihoods,
+             "The likelihoods that have CUDA kernels, and whether each reads half precision.");
   module.def("random_words", &random_words, py::arg("key"), py::arg("stream"), py::arg("block"),
              py::arg("blocks"),
              "The Philox words of `blocks` consecutive counters from `block` on, 4 each, made on "

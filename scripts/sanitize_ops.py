@@ -17,6 +17,7 @@ import torch
 
 import vae_fast
 from vae_fast import reference
+from vae_fast.likelihoods import SPECS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (7, 33), (2, 1031), (5, 3, 9))
@@ -87,6 +88,22 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, reduction: str, offset: in
             finite(*torch.autograd.grad(out.loss.sum(), (scores, mu, logvar)))
 
 
+def check_likelihood(name: str, shape: tuple[int, ...], dtype: torch.dtype, offset: int) -> None:
+    """A likelihood of the list, alone and with the KL, against the reference on the CPU."""
+    spec = SPECS[name]
+    params, target = spec.inputs(shape, dtype, torch.Generator().manual_seed(shape[-1]))
+    mu = torch.linspace(-1, 1, 3 * shape[0]).view(shape[0], 3)
+    leaves = [on_gpu(p, offset).requires_grad_() for p in params]
+    x, mu_there = on_gpu(target, offset), on_gpu(mu, offset)
+    nll = vae_fast.nll(spec, leaves, x, reduction="none")
+    finite(*torch.autograd.grad(nll.sum(), leaves))
+    out = vae_fast.elbo(spec, leaves, x, mu_there, mu_there, reduction="none")
+    finite(out.loss, *torch.autograd.grad(out.loss.sum(), leaves))
+    right = reference.nll(spec, [p.double() for p in params], target, "none")
+    for found in (nll, out.recon):
+        close(found.double().cpu() / right.abs(), right.sign(), dtype)
+
+
 def check_gather(columns: int, offset: int) -> None:
     """Every mode, whole and cut 16-byte groups, against the reference on the CPU."""
     data = torch.arange(9 * columns).remainder(256).to(torch.uint8).view(9, columns)
@@ -105,6 +122,9 @@ def main() -> None:
     combinations = list(itertools.product(DTYPES, SHAPES, REDUCTIONS))
     for number, (dtype, shape, reduction) in enumerate(combinations):
         check(shape, dtype, reduction, offset=number % 2)
+    for number, (name, dtype) in enumerate(itertools.product(SPECS, DTYPES[:2])):
+        if SPECS[name].planes == 0:
+            check_likelihood(name, (3, 299), dtype, offset=number % 2)
     for number, columns in enumerate((1, 3, 16, 37, 784, 20_001)):
         check_gather(columns, offset=number % 2)
     torch.cuda.synchronize()

@@ -21,11 +21,18 @@ size_t gaussian_workspace(const GaussianForward& args);
 cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaStream_t stream);
 cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream);
 
-size_t bernoulli_workspace(const Bernoulli& args);
-cudaError_t bernoulli(const Bernoulli& args, void* workspace, cudaStream_t stream);
+// Why the kernels do not serve these arguments, as words to stand behind the likelihood's name; null
+// if they do.
+const char* refusal(const Likelihood& args);
+// How many likelihoods have kernels and, where `names` is given, their names in the list's order and
+// whether each reads half precision.
+int likelihoods_on_cuda(const char** names, bool* reads_half);
 
-size_t bce_kl_workspace(const BceKl& args);
-cudaError_t bce_kl(const BceKl& args, void* workspace, cudaStream_t stream);
+size_t nll_workspace(const Likelihood& args);
+cudaError_t nll(const Likelihood& args, void* workspace, cudaStream_t stream);
+
+size_t elbo_workspace(const Elbo& args);
+cudaError_t elbo(const Elbo& args, void* workspace, cudaStream_t stream);
 
 // An index outside the data ends the kernel with a trap, before the data is read.
 cudaError_t gather(const Gather& args, cudaStream_t stream);

@@ -10,7 +10,7 @@
 
 namespace vae_fast::cuda {
 
-// For the KL beside a Bernoulli loss: one batch for all formats of a compute type, so that a kernel
+// For the KL beside a likelihood: one batch for all formats of a compute type, so that a kernel
 // holds the arithmetic once. The format is the same for every thread.
 template <class C>
 using KlBatch = Batch<sizeof(C) == 4 ? 8 : 4, 1>;
@@ -42,7 +42,7 @@ VF_DEVICE void store_any(DType dtype, void* base, const B& batch, const C (&x)[B
 }
 
 template <class C, bool VALUE, bool GRAD>
-VF_DEVICE double standard_kl_range(const BceKl& args, const Range& range, int lane, int lanes,
+VF_DEVICE double standard_kl_range(const Elbo& args, const Range& range, int lane, int lanes,
                                    bool aligned) {
   using M = Math<C>;
   using B = KlBatch<C>;

@@ -7,11 +7,13 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/drivers.h"
 #include "cuda/split.cuh"
 #include "cuda_runtime.h"
+#include "ops/fields.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -277,11 +279,41 @@ EXPORT void emulation_writes(int i, int* fewest, int* most) {
 EXPORT const char* emulation_error() { return emulation::error.c_str(); }
 EXPORT int emulation_launches() { return emulation::launches; }
 
-EXPORT size_t emulated_sizeof(int which) {
-  const size_t sizes[] = {sizeof(Upstream),  sizeof(GaussianForward), sizeof(GaussianBackward),
-                          sizeof(Bernoulli), sizeof(BceKl),           sizeof(Gather)};
-  return sizes[which];
+// How ctypes spells a field's type: a format character, or a struct's name.
+template <class T>
+struct Spelling {
+  static std::string of() { return std::is_pointer_v<T> ? "P" : std::is_enum_v<T> ? "i" : "?"; }
+};
+#define SPELLING(T, text)                      \
+  template <>                                  \
+  struct Spelling<T> {                         \
+    static std::string of() { return text; }   \
+  };
+#define SPELLED_STRUCT(T) SPELLING(T, #T)
+#define NOTHING(...)
+SPELLING(int, "i")
+SPELLING(int64_t, "q")
+SPELLING(double, "d")
+SPELLING(bool, "?")
+VF_ARGS(SPELLED_STRUCT, NOTHING, NOTHING)
+
+// The structs of args.h as text: a line "struct NAME SIZE" and, for each field, "NAME OFFSET TYPE
+// COUNT", COUNT being 0 of what is no array.
+EXPORT const char* emulated_layout() {
+  static std::string text;
+  text.clear();
+#define LAYOUT_STRUCT(S) text += "struct " #S " " + std::to_string(sizeof(S)) + "\n";
+#define LAYOUT_FIELD(S, field)                                                       \
+  text += #field " " + std::to_string(offsetof(S, field)) + " " +                    \
+          Spelling<std::remove_all_extents_t<decltype(S::field)>>::of() + " " +      \
+          std::to_string(std::extent_v<decltype(S::field)>) + "\n";
+  VF_ARGS(LAYOUT_STRUCT, LAYOUT_FIELD, NOTHING)
+  return text.c_str();
 }
+EXPORT int emulated_likelihoods(const char** names, bool* reads_half) {
+  return cuda::likelihoods_on_cuda(names, reads_half);
+}
+EXPORT const char* emulated_refusal(const Likelihood* args) { return cuda::refusal(*args); }
 EXPORT size_t emulated_gaussian_workspace(const GaussianForward* args) {
   return cuda::gaussian_workspace(*args);
 }
@@ -291,17 +323,13 @@ EXPORT int emulated_gaussian_forward(const GaussianForward* args, void* workspac
 EXPORT int emulated_gaussian_backward(const GaussianBackward* args) {
   return cuda::gaussian_backward(*args, nullptr);
 }
-EXPORT size_t emulated_bernoulli_workspace(const Bernoulli* args) {
-  return cuda::bernoulli_workspace(*args);
+EXPORT size_t emulated_nll_workspace(const Likelihood* args) { return cuda::nll_workspace(*args); }
+EXPORT int emulated_nll(const Likelihood* args, void* workspace) {
+  return cuda::nll(*args, workspace, nullptr);
 }
-EXPORT int emulated_bernoulli(const Bernoulli* args, void* workspace) {
-  return cuda::bernoulli(*args, workspace, nullptr);
-}
-EXPORT size_t emulated_bce_kl_workspace(const BceKl* args) {
-  return cuda::bce_kl_workspace(*args);
-}
-EXPORT int emulated_bce_kl(const BceKl* args, void* workspace) {
-  return cuda::bce_kl(*args, workspace, nullptr);
+EXPORT size_t emulated_elbo_workspace(const Elbo* args) { return cuda::elbo_workspace(*args); }
+EXPORT int emulated_elbo(const Elbo* args, void* workspace) {
+  return cuda::elbo(*args, workspace, nullptr);
 }
 EXPORT int emulated_gather(const Gather* args) { return cuda::gather(*args, nullptr); }
 // How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.

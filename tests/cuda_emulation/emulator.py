@@ -33,6 +33,10 @@ DTYPES = (
     torch.float16,
     torch.uint8,
     torch.bool,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
 )  # args.h's order
 REDUCTIONS = ("none", "sum", "batchmean")
 
@@ -51,7 +55,8 @@ def _sources() -> list[Path]:
 
 def _digest() -> str:
     inputs = [*_sources(), *sorted((HERE / "include").glob("*.h"))]
-    inputs += [p for f in ("cuda", "math", "ops") for p in sorted((CSRC / f).glob("*.*h"))]
+    folders = ("cuda", "likelihoods", "math", "ops")
+    inputs += [p for f in folders for p in sorted((CSRC / f).glob("*.*h"))]
     digest = hashlib.sha256(" ".join([*compiler(), *FLAGS]).encode())
     for path in inputs:
         digest.update(path.name.encode() + path.read_bytes())
@@ -91,118 +96,33 @@ def build() -> Path:
     return library
 
 
-# --- the argument structs of csrc/ops/args.h -----------------------------------------------------
+# --- the argument structs of csrc/ops/args.h, whose layout C++ says ---------------------------------
 
-_int, _int64, _double, _bool, _void = (
-    ctypes.c_int,
-    ctypes.c_int64,
-    ctypes.c_double,
-    ctypes.c_bool,
-    ctypes.c_void_p,
-)
-
-
-class Upstream(ctypes.Structure):
-    _fields_ = [
-        ("loss", _void),
-        ("part", _void),
-        ("weight", _double),
-        ("weight_tensor", _void),
-        ("scale", _double),
-        ("per_row", _bool),
-    ]
+_int, _int64, _void = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_TYPES = {
+    "P": ctypes.c_void_p,
+    "i": ctypes.c_int,
+    "q": ctypes.c_int64,
+    "d": ctypes.c_double,
+    "?": ctypes.c_bool,
+}
 
 
-class GaussianForward(ctypes.Structure):
-    _fields_ = [
-        ("dtype", _int),
-        ("rows", _int64),
-        ("cols", _int64),
-        ("mu", _void),
-        ("logvar", _void),
-        ("prior_mu", _void),
-        ("prior_logvar", _void),
-        ("key", _void),
-        ("num_samples", _int64),
-        ("z", _void),
-        ("slope", _void),
-        ("kl", _void),
-        ("reduction", _int),
-    ]
-
-
-class GaussianBackward(ctypes.Structure):
-    _fields_ = [
-        ("dtype", _int),
-        ("rows", _int64),
-        ("cols", _int64),
-        ("mu", _void),
-        ("logvar", _void),
-        ("prior_mu", _void),
-        ("prior_logvar", _void),
-        ("key", _void),
-        ("num_samples", _int64),
-        ("grad_z", _void),
-        ("slope", _void),
-        ("has_kl", _bool),
-        ("grad_kl", Upstream),
-        ("grad_mu", _void),
-        ("grad_logvar", _void),
-        ("grad_prior_mu", _void),
-        ("grad_prior_logvar", _void),
-    ]
-
-
-class Bernoulli(ctypes.Structure):
-    _fields_ = [
-        ("dtype", _int),
-        ("target_dtype", _int),
-        ("rows", _int64),
-        ("cols", _int64),
-        ("logits", _void),
-        ("target", _void),
-        ("from_logits", _bool),
-        ("nll", _void),
-        ("reduction", _int),
-        ("grad", _void),
-        ("grad_nll", Upstream),
-    ]
-
-
-class BceKl(ctypes.Structure):
-    _fields_ = [
-        ("recon", Bernoulli),
-        ("kl_dtype", _int),
-        ("kl_cols", _int64),
-        ("mu", _void),
-        ("logvar", _void),
-        ("beta", _double),
-        ("beta_tensor", _void),
-        ("kl", _void),
-        ("loss", _void),
-        ("grad_mu", _void),
-        ("grad_logvar", _void),
-        ("grad_kl", Upstream),
-    ]
-
-
-class Gather(ctypes.Structure):
-    _fields_ = [
-        ("dtype", _int),
-        ("mode", _int),
-        ("samples", _int64),
-        ("rows", _int64),
-        ("cols", _int64),
-        ("data", _void),
-        ("index", _void),
-        ("out", _void),
-        ("key", _void),
-        ("first_row", _int64),
-        ("first_row_tensor", _void),
-    ]
-
-
-_STRUCTS = (Upstream, GaussianForward, GaussianBackward, Bernoulli, BceKl, Gather)
+def _structs(layout: str) -> dict[str, type[ctypes.Structure]]:
+    """The structs of a layout (``emulated_layout``'s text) as classes."""
+    structs: dict[str, type[ctypes.Structure]] = {}
+    for block in layout.split("struct ")[1:]:
+        (name, size), *fields = (line.split() for line in block.splitlines())
+        types = {}
+        for field, _, kind, count in fields:
+            one = _TYPES.get(kind) or structs[kind]
+            types[field] = one * int(count) if int(count) else one
+        made = type(name, (ctypes.Structure,), {"_fields_": list(types.items())})
+        for field, offset, *_ in fields:
+            assert getattr(made, field).offset == int(offset), f"csrc/ops/fields.h: {name}.{field}"
+        assert ctypes.sizeof(made) == int(size), f"csrc/ops/fields.h lacks a field of {name}"
+        structs[name] = made
+    return structs
 
 
 # --- calling -------------------------------------------------------------------------------------
@@ -218,18 +138,18 @@ class Emulator:
     def __init__(self) -> None:
         self.lib = ctypes.CDLL(str(build()))
         self.lib.emulation_error.restype = ctypes.c_char_p
-        self.lib.emulated_sizeof.restype = ctypes.c_size_t
-        for name in ("gaussian", "bernoulli", "bce_kl"):
+        for name in ("layout", "refusal"):
+            getattr(self.lib, f"emulated_{name}").restype = ctypes.c_char_p
+        for name in ("gaussian", "nll", "elbo"):
             getattr(self.lib, f"emulated_{name}_workspace").restype = ctypes.c_size_t
         self.lib.emulation_declare.argtypes = [_void, ctypes.c_size_t, _int]
         self.lib.emulated_split.argtypes = [_int64, _int64, _int, _void, _int64, _void]
         self.lib.emulated_philox_words.argtypes = [_void, ctypes.c_uint64, _int64, _void]
-        for i, struct in enumerate(_STRUCTS):
-            theirs = self.lib.emulated_sizeof(i)
-            assert theirs == ctypes.sizeof(struct), (
-                f"{struct.__name__} of emulator.py has {ctypes.sizeof(struct)} bytes, args.h's "
-                f"{theirs}: bring them together"
-            )
+        self.structs = _structs(self.lib.emulated_layout().decode())
+        count = self.lib.emulated_likelihoods(None, None)
+        names, reads_half = (ctypes.c_char_p * count)(), (ctypes.c_bool * count)()
+        self.lib.emulated_likelihoods(names, reads_half)
+        self.likelihoods = {n.decode(): h for n, h in zip(names, reads_half, strict=True)}
         self.begin()
 
     def begin(self, order: int = 0, offset: int = 0) -> None:
@@ -268,7 +188,7 @@ class Emulator:
     def run(self, name: str, args: ctypes.Structure) -> None:
         """Run driver ``name``; raises what the emulation found wrong."""
         call = getattr(self.lib, f"emulated_{name}")
-        sized = {"gaussian_forward": "gaussian", "bernoulli": "bernoulli", "bce_kl": "bce_kl"}
+        sized = {"gaussian_forward": "gaussian", "nll": "nll", "elbo": "elbo"}
         if name in sized:
             need = getattr(self.lib, f"emulated_{sized[name]}_workspace")(ctypes.byref(args))
             offset, self.offset = self.offset, 0  # torch allocates the workspace: it is aligned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +24,9 @@ class Up:
     scale: float = 1.0
     per_row: bool = False
 
-    def struct(self, run: Emulator) -> e.Upstream:
+    def struct(self, run: Emulator) -> ctypes.Structure:
         loss, part, weight = (run.give(t) for t in (self.loss, self.part, self.weight_tensor))
-        return e.Upstream(
+        return run.structs["Upstream"](
             pointer(loss), pointer(part), self.weight, pointer(weight), self.scale, self.per_row
         )
 
@@ -89,7 +91,7 @@ def gaussian_forward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """z (num_samples, rows, cols) if a key is given, and the KL if it is asked for."""
     rows, cols = mu.shape
-    args = e.GaussianForward(dtype=e.code(mu.dtype), rows=rows, cols=cols)
+    args = run.structs["GaussianForward"](dtype=e.code(mu.dtype), rows=rows, cols=cols)
     prior_mu, prior_logvar = prior or (None, None)
     inputs = {
         "mu": mu,
@@ -122,7 +124,9 @@ def gaussian_backward(
 ) -> list[torch.Tensor]:
     """Gradients of mu, logvar and, if given, the prior's two. ``up``: what reaches the KL."""
     rows, cols = mu.shape
-    args = e.GaussianBackward(dtype=e.code(mu.dtype), rows=rows, cols=cols, num_samples=1)
+    args = run.structs["GaussianBackward"](
+        dtype=e.code(mu.dtype), rows=rows, cols=cols, num_samples=1
+    )
     names = ["mu", "logvar", *(["prior_mu", "prior_logvar"] if prior else [])]
     for name, t in zip(names, (mu, logvar, *(prior or ())), strict=True):
         if name != "mu" or up is not None:
@@ -139,70 +143,78 @@ def gaussian_backward(
     return grads
 
 
-def _bernoulli(
+def _likelihood(
     run: Emulator,
-    logits: torch.Tensor,
+    name: str,
+    params: Sequence[torch.Tensor],
     target: torch.Tensor,
-    from_logits: bool,
     reduction: str,
     up: Up | None,
-) -> tuple[e.Bernoulli, torch.Tensor | None]:
-    rows, cols = logits.shape
-    args = e.Bernoulli(
-        dtype=e.code(logits.dtype),
+    wanted: Sequence[bool] | None,
+) -> tuple[ctypes.Structure, list[torch.Tensor | None] | None]:
+    rows, cols = target.shape
+    operand, dtype = run.structs["Operand"], params[0].dtype
+    args = run.structs["Likelihood"](
+        id=list(run.likelihoods).index(name),
+        dtype=e.code(dtype),
         target_dtype=e.code(target.dtype),
         rows=rows,
-        cols=cols,
-        logits=pointer(run.give(logits)),
+        target_rows=rows,
+        planes=1,
+        inner=cols,
         target=pointer(run.give(target)),
-        from_logits=from_logits,
         reduction=e.REDUCTIONS.index(reduction),
     )
+    for j, p in enumerate(params):
+        args.params[j] = operand(pointer(run.give(p)), cols, 0, 1)
     if up is None:
         return args, None
-    grad = run.take((rows, cols), logits.dtype)
-    args.grad, args.grad_nll = pointer(grad), up.struct(run)
-    return args, grad
+    args.grad_nll = up.struct(run)
+    grads = [run.take((rows, cols), dtype) if w else None for w in wanted or [True] * len(params)]
+    for j, grad in enumerate(grads):
+        args.grads[j] = operand(pointer(grad), cols, 0, 1)
+    return args, grads
 
 
-def bernoulli(
+def nll(
     run: Emulator,
-    logits: torch.Tensor,
+    name: str,
+    params: Sequence[torch.Tensor],
     target: torch.Tensor,
     *,
-    from_logits: bool = True,
     value: bool = True,
     reduction: str = "sum",
     up: Up | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The loss if ``value``, and its gradient if there is an upstream."""
-    args, grad = _bernoulli(run, logits, target, from_logits, reduction, up)
-    nll = None
+    wanted: Sequence[bool] | None = None,
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None] | None]:
+    """-log p if ``value``, and its gradients if there is an upstream (of the parameters wanted)."""
+    args, grads = _likelihood(run, name, params, target, reduction, up, wanted)
+    found = None
     if value:
-        nll = run.take(sums_shape(reduction, logits.shape[0]), e.accumulator(logits.dtype))
-    args.nll = pointer(nll)
-    run.run("bernoulli", args)
-    return nll, grad
+        found = run.take(sums_shape(reduction, len(target)), e.accumulator(params[0].dtype))
+    args.nll = pointer(found)
+    run.run("nll", args)
+    return found, grads
 
 
-def bce_kl(
+def elbo(
     run: Emulator,
-    logits: torch.Tensor,
+    name: str,
+    params: Sequence[torch.Tensor],
     target: torch.Tensor,
     mu: torch.Tensor,
     logvar: torch.Tensor,
     *,
     beta: float = 1.0,
     beta_tensor: torch.Tensor | None = None,
-    from_logits: bool = True,
     value: bool = True,
     reduction: str = "sum",
     ups: tuple[Up, Up] | None = None,
 ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
-    """[loss, recon, kl] if ``value``; the gradients of logits, mu, logvar if there are upstreams
-    (the reconstruction's and the KL's)."""
-    recon, grad = _bernoulli(run, logits, target, from_logits, reduction, ups[0] if ups else None)
-    args = e.BceKl(
+    """[loss, recon, kl] if ``value``; the gradients of the parameters, mu and logvar if there are
+    upstreams (the reconstruction's and the KL's)."""
+    recon, grads = _likelihood(run, name, params, target, reduction, ups[0] if ups else None, None)
+    args = run.structs["Elbo"](
         recon=recon,
         kl_dtype=e.code(mu.dtype),
         kl_cols=mu.shape[1],
@@ -211,16 +223,17 @@ def bce_kl(
         beta=beta,
         beta_tensor=pointer(run.give(beta_tensor)),
     )
-    losses = grads = None
+    losses = None
     if value:
-        shape, dtype = sums_shape(reduction, logits.shape[0]), e.accumulator(logits.dtype)
+        shape, dtype = sums_shape(reduction, len(target)), e.accumulator(params[0].dtype)
         losses = [run.take(shape, dtype) for _ in range(3)]
         args.loss, args.recon.nll, args.kl = (pointer(t) for t in losses)
     if ups is not None:
-        grads = [grad, *(run.take(tuple(mu.shape), mu.dtype) for _ in range(2))]
-        args.grad_mu, args.grad_logvar = (pointer(t) for t in grads[1:])
+        of_kl = [run.take(tuple(mu.shape), mu.dtype) for _ in range(2)]
+        args.grad_mu, args.grad_logvar = (pointer(t) for t in of_kl)
         args.grad_kl = ups[1].struct(run)
-    run.run("bce_kl", args)
+        grads = [*grads, *of_kl]
+    run.run("elbo", args)
     return losses, grads
 
 
@@ -234,7 +247,7 @@ def gather(
     first_row_tensor: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The batch (B, columns) of data (N, columns); the offset is that of data and of the batch."""
-    args = e.Gather(
+    args = run.structs["Gather"](
         dtype=e.code(data.dtype),
         mode=GATHER_MODES.index(mode),
         samples=len(data),

@@ -188,6 +188,12 @@ def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> No
             )
 
 
+def _is_native(spec: Spec, target: torch.Tensor) -> bool:
+    """Whether a call is the kernels'. What a GPU's library lacks runs in plain PyTorch there."""
+    device = target.device.type
+    return use_native(device) and _native.serves(spec, device)
+
+
 def nll(
     likelihood: str | Spec,
     params: Sequence[Param] | torch.Tensor,
@@ -210,7 +216,7 @@ def nll(
     if isinstance(params, torch.Tensor):
         params = [params]
     tensors = check_params(spec, params, target)
-    if use_native(target.device.type):
+    if _is_native(spec, target):
         value = _native.nll(spec, tensors, target, code)
     else:
         value = reference.nll(spec, tensors, target, reduction)
@@ -256,7 +262,7 @@ def elbo(
             f"mu has {reference.samples_of(mu)} (shape {tuple(mu.shape)}): they must be equal"
         )
     beta = check_beta(beta, tensors[0])
-    if use_native(target.device.type):
+    if _is_native(spec, target):
         out = _native.elbo(spec, tensors, target, mu, logvar, beta, code)
     else:
         out = reference.elbo(spec, tensors, target, mu, logvar, beta, reduction)

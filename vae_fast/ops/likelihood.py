@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from vae_fast import reference
+from vae_fast.backend import has_native, library
 from vae_fast.likelihoods import SPECS, Spec
 from vae_fast.ops.autograd import (
     beyond_native,
@@ -54,9 +55,55 @@ def ops_of(name: str) -> Ops:
 
 # --- arguments in the shapes that the kernels read -----------------------------------------------
 
+# The likelihoods that the CUDA library has, and whether each reads half precision.
+_ON_CUDA: dict[str, bool] = library("cuda").likelihoods() if has_native("cuda") else {}
+
+
+def serves(spec: Spec, device_type: str) -> bool:
+    """Whether the device's library has this likelihood: the CPU's has the list, the GPU's no planes."""
+    return device_type != "cuda" or spec.name in _ON_CUDA
+
+
+def in_a_dtype_beside(target: Tensor, dtype: torch.dtype) -> Tensor:
+    """A target as the CUDA kernels read it beside parameters of ``dtype``: in that, float32 beside half
+    precision, uint8 or bool."""
+    if target.dtype in (dtype, torch.uint8, torch.bool):
+        return target
+    return target.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def flat(
+    params: Sequence[Tensor], target: Tensor, count: int, reads_half: bool
+) -> tuple[list[Tensor], Tensor]:
+    """What the CUDA kernels read: ``count`` parameters of the target's shape and layout, in a dtype
+    that they have, beside a target in that dtype, float32, uint8 or bool.
+
+    Takes what ``prepare`` gives. What is shared or stacked is written out, and K sets of samples get K
+    targets; autograd adds the shared parameters' gradients up.
+    """
+    if not reads_half:
+        params = [p.to(compute_dtype(p)) for p in params]
+    target = in_a_dtype_beside(target, params[0].dtype)
+    if len(params) < count:
+        params = params[0].tensor_split(count, 1)
+    rows = max(p.shape[0] for p in params) if target.dim() >= 2 else 0
+    if target.dim() >= 2 and rows > target.shape[0] > 0:
+        target = target.repeat(rows // target.shape[0], *[1] * (target.dim() - 1))
+    if any(p.shape != target.shape or p.stride() != target.stride() for p in params):
+        params, target = [p.expand(target.shape).contiguous() for p in params], target.contiguous()
+    return list(params), target
+
 
 def prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Parameters and target as csrc/torch/likelihood.h wants them; the values are the same."""
+    """Parameters and target as the kernels of their device read them; the values are the same."""
+    params, target = _prepare(spec, params, target)
+    if target.is_cuda:
+        return flat(params, target, len(spec.params), _ON_CUDA[spec.name])
+    return params, target
+
+
+def _prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Parameters and target as csrc/torch/likelihood.h takes them."""
     if spec.planes:
         return [params[0].contiguous()], target.contiguous()
     shape, whole, contiguous = target.shape, True, True

@@ -1,0 +1,2 @@
+#define VF_PART 1
+#include "cuda/likelihood_part.cuh"

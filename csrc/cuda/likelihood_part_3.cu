@@ -1,0 +1,2 @@
+#define VF_PART 3
+#include "cuda/likelihood_part.cuh"

@@ -1,0 +1,47 @@
+// The fields of the structs in args.h, in order, for who has to know their layout from outside of C++:
+// struct by struct, BEGIN(struct), FIELD(struct, field)..., END(struct).
+#pragma once
+
+#include "ops/args.h"
+
+#define VF_ARGS(BEGIN, FIELD, END)                                                               \
+  BEGIN(Upstream)                                                                                \
+  FIELD(Upstream, loss) FIELD(Upstream, part) FIELD(Upstream, weight)                            \
+  FIELD(Upstream, weight_tensor) FIELD(Upstream, scale) FIELD(Upstream, per_row)                 \
+  END(Upstream)                                                                                  \
+  BEGIN(GaussianForward)                                                                         \
+  FIELD(GaussianForward, dtype) FIELD(GaussianForward, rows) FIELD(GaussianForward, cols)        \
+  FIELD(GaussianForward, mu) FIELD(GaussianForward, logvar) FIELD(GaussianForward, prior_mu)     \
+  FIELD(GaussianForward, prior_logvar) FIELD(GaussianForward, key)                               \
+  FIELD(GaussianForward, num_samples) FIELD(GaussianForward, z) FIELD(GaussianForward, slope)    \
+  FIELD(GaussianForward, kl) FIELD(GaussianForward, reduction)                                   \
+  END(GaussianForward)                                                                           \
+  BEGIN(GaussianBackward)                                                                        \
+  FIELD(GaussianBackward, dtype) FIELD(GaussianBackward, rows) FIELD(GaussianBackward, cols)     \
+  FIELD(GaussianBackward, mu) FIELD(GaussianBackward, logvar) FIELD(GaussianBackward, prior_mu)  \
+  FIELD(GaussianBackward, prior_logvar) FIELD(GaussianBackward, key)                             \
+  FIELD(GaussianBackward, num_samples) FIELD(GaussianBackward, grad_z)                           \
+  FIELD(GaussianBackward, slope) FIELD(GaussianBackward, has_kl) FIELD(GaussianBackward, grad_kl) \
+  FIELD(GaussianBackward, grad_mu) FIELD(GaussianBackward, grad_logvar)                          \
+  FIELD(GaussianBackward, grad_prior_mu) FIELD(GaussianBackward, grad_prior_logvar)              \
+  END(GaussianBackward)                                                                          \
+  BEGIN(Operand)                                                                                 \
+  FIELD(Operand, data) FIELD(Operand, row) FIELD(Operand, plane) FIELD(Operand, step)            \
+  END(Operand)                                                                                   \
+  BEGIN(Likelihood)                                                                              \
+  FIELD(Likelihood, id) FIELD(Likelihood, dtype) FIELD(Likelihood, target_dtype)                 \
+  FIELD(Likelihood, rows) FIELD(Likelihood, planes) FIELD(Likelihood, inner)                     \
+  FIELD(Likelihood, target_rows) FIELD(Likelihood, params) FIELD(Likelihood, grads)              \
+  FIELD(Likelihood, target) FIELD(Likelihood, nll) FIELD(Likelihood, reduction)                  \
+  FIELD(Likelihood, grad_nll)                                                                    \
+  END(Likelihood)                                                                                \
+  BEGIN(Elbo)                                                                                    \
+  FIELD(Elbo, recon) FIELD(Elbo, kl_dtype) FIELD(Elbo, kl_cols) FIELD(Elbo, mu)                  \
+  FIELD(Elbo, logvar) FIELD(Elbo, beta) FIELD(Elbo, beta_tensor) FIELD(Elbo, kl)                 \
+  FIELD(Elbo, loss) FIELD(Elbo, grad_mu) FIELD(Elbo, grad_logvar) FIELD(Elbo, grad_kl)           \
+  END(Elbo)                                                                                      \
+  BEGIN(Gather)                                                                                  \
+  FIELD(Gather, dtype) FIELD(Gather, mode) FIELD(Gather, samples) FIELD(Gather, rows)            \
+  FIELD(Gather, cols) FIELD(Gather, data) FIELD(Gather, index) FIELD(Gather, out)                \
+  FIELD(Gather, key) FIELD(Gather, first_row) FIELD(Gather, first_row_tensor)                    \
+  END(Gather)
