@@ -16,7 +16,7 @@ from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
 from vae_fast.data.pack import pack
 from vae_fast.data.shards import ShardData, open_shards
-from vae_fast.data.sources import as_data, holds_images, in_support, load
+from vae_fast.data.sources import as_data, holds_images, in_support, load, of_counts
 from vae_fast.data.sprites import Sprites
 from vae_fast.data.streams import StreamData
 from vae_fast.data_options import DataOptions
@@ -43,6 +43,7 @@ __all__ = [
     "in_support",
     "keep_labels",
     "load",
+    "of_counts",
     "open_shards",
     "pack",
     "read_idx",

@@ -14,6 +14,8 @@ from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, rang
 from vae_fast.functional import gather_batch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (16, 32, 64)}
+_INTEGERS.add(torch.int8)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def from_array(
             and transposed; a torch tensor never is.
         labels: (N,) integers, or strings, of which the sorted ones become the classes.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
-            Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
+            Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes; and other integers, such
+            as counts, become float32.
         files: a name for each sample.
 
     Raises:
@@ -133,6 +136,8 @@ def from_array(
     """
     mapped = isinstance(images, np.memmap)
     tensor = as_tensor(images, name)
+    if not bounded and tensor.dtype in _INTEGERS:
+        tensor, mapped = _as_floats(tensor, name), False
     if tensor.dtype not in (torch.uint8, torch.bool, *FLOATS):
         raise TypeError(
             f"{name}: images must be uint8 (0..255), bool, or floating point in [0, 1], and are "
@@ -159,6 +164,16 @@ def from_array(
     if bounded:
         check_bounded(data)
     return data
+
+
+def _as_floats(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Integers, such as counts, as float32, which holds each of them."""
+    floats = tensor.to(torch.float32)
+    if tensor.numel() and float(floats.abs().max()) > 2**24:
+        raise ValueError(
+            f"{name}: {tensor.dtype} beyond 2^24, which float32 does not hold: scale it"
+        )
+    return floats
 
 
 def check_bounded(data: ArrayData) -> None:

@@ -44,6 +44,18 @@ def check_unit(found: Range, name: str) -> None:
     )
 
 
+def check_counts(found: Range, rows: Iterable[torch.Tensor], name: str) -> None:
+    """Raise ValueError unless values in this range, and all of ``rows``, are counts: 0, 1, 2, ..."""
+    low, high = found
+    wrong = low < 0 or any(not torch.equal(row, row.round()) for row in rows)
+    if wrong:
+        raise ValueError(
+            f"{name}: a likelihood of counts takes 0, 1, 2, ..., and these lie in [{low:g}, {high:g}] or "
+            "have fractions: give the counts as they were counted, neither scaled nor logarithms, or "
+            "take a likelihood of real values (--model-args.likelihood gaussian)"
+        )
+
+
 def check_not_binary(
     samples: Callable[[Iterable[int]], Iterable[torch.Tensor]], count: int, name: str
 ) -> None:

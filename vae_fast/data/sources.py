@@ -31,7 +31,7 @@ from vae_fast.data.files import SUFFIXES, read_file
 from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
 from vae_fast.data.images import SUFFIXES as IMAGE_SUFFIXES
-from vae_fast.data.ranges import check_unit
+from vae_fast.data.ranges import check_counts, check_unit
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.splits import held_out, in_runs, size_of
@@ -193,6 +193,24 @@ def in_support(data: Data, *, unit: bool) -> Data:
             data[0]  # which is where most data that don't fit are found out
     if not isinstance(data, Sprites):
         data.check_binary()
+    return data
+
+
+def of_counts(data: Data) -> Data:
+    """The data, if their values may be counts, 0, 1, 2, ...; uint8 stand for themselves.
+
+    What is read item by item is not looked at.
+
+    Raises:
+        ValueError: a value below 0 or, in data held as one array, a fraction.
+    """
+    if isinstance(data, ShardData):
+        data = data.ranged()
+    if isinstance(data, (ArrayData, ShardData)):
+        images = (
+            data.images if isinstance(data, ArrayData) and data.images.is_floating_point() else ()
+        )
+        check_counts(data.range, images, data.name)
     return data
 
 

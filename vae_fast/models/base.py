@@ -93,13 +93,17 @@ class LatentModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement loss(x)")
 
     def network_input(self, x: Tensor) -> Tensor:
-        """x as the encoder takes it: in the model's dtype, uint8 scaled to [0, 1]."""
+        """x as the encoder takes it, in the model's dtype: uint8 scaled to [0, 1], counts as
+        log(1 + x)."""
         if tuple(x.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but the model was built for "
                 f"(N, {', '.join(map(str, self.input_shape))})"
             )
-        return scaled(x, device_and_dtype(self)[1])
+        dtype = device_and_dtype(self)[1]
+        if getattr(self.likelihood, "target", None) == "count":
+            return torch.log1p(x.to(dtype))
+        return scaled(x, dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for z of shape (..., latent_dim)."""
@@ -138,7 +142,8 @@ class LatentModel(nn.Module):
         return self.likelihood.nll(self.decode(z, *condition), x, reduction="none")
 
     def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """The mean squared error of each sample's reconstruction, (N,), on the scale of [0, 1]."""
+        """The mean squared error of each sample's reconstruction, (N,), on the scale of
+        ``network_input``: of [0, 1], or of counts' logarithms."""
         made = self.as_input(self.reconstruct(x, *condition), x.dtype)
         return (self.network_input(x) - made).flatten(1).square().mean(1)
 

@@ -46,7 +46,7 @@ def gaussian(
         prior_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
-        p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+        p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
         p_z = make_prior(prior, latent_dim, input_shape, **(prior_options or {}))
@@ -111,7 +111,7 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         if prior not in ("standard", "learned", "mixture"):
             raise ValueError(f"prior must be standard, learned or mixture, got {prior!r}")
-        p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+        p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
         y = make_condition(condition, input_shape, network, networks, **(condition_options or {}))
@@ -186,7 +186,7 @@ def recurrent(
     """
     if likelihood is None:
         likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
-    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
     tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
     if len(input_shape) == 3:
         size = input_shape[0] * input_shape[2]
@@ -256,7 +256,7 @@ def hierarchical(
     """
     if network is None:
         network = "mlp" if levels is None or isinstance(levels, int) else "conv"
-    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
     output_shape = p_x.parameters_shape(input_shape)
     if network == "mlp":
         stages = [((1, 1), 1)] * (3 if levels is None else levels)
@@ -300,7 +300,7 @@ def latent_maps(
     prior_options: dict | None = None,
 ) -> nn.Module:
     """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
-    p_x = make_likelihood(likelihood, **(likelihood_options or {}))
+    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
     encoder, decoder, latent_shape = networks_of_maps(
         input_shape,
         p_x.parameters_shape(input_shape)[0],

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
-from vae_fast.models.likelihoods import Bernoulli, Categorical
 from vae_fast.train.config import TrainConfig, data_of
 from vae_fast.train.files import written_beside
 
@@ -55,15 +54,18 @@ def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
 
 def in_support(model: nn.Module, data: Any) -> Any:
     """The data, if their values are what the model's likelihood is of; else ValueError."""
-    if isinstance(getattr(model, "likelihood", None), Categorical):
+    target = getattr(getattr(model, "likelihood", None), "target", None)
+    if target == "category":
         return data  # uint8 are classes there
+    if target == "count":
+        return datasets.of_counts(data)
     return datasets.in_support(data, unit=needs_unit(model))
 
 
 def needs_unit(model: nn.Module) -> bool:
     """Whether the model takes values in [0, 1] alone; one whose likelihood is not known does."""
     likelihood = getattr(model, "likelihood", None)
-    return likelihood is None or isinstance(likelihood, Bernoulli)
+    return likelihood is None or getattr(likelihood, "target", None) in ("unit", "level")
 
 
 def record(folder: Path, train: Any, val: Any) -> None:
