@@ -176,8 +176,10 @@ class Emulator:
         if t is None:
             return None
         copy = self._buffer(tuple(t.shape), t.dtype, writable=False)
+        if t.dtype == torch.bool:  # byte by byte: torch's own copy would make every true a 1
+            copy, t = copy.view(torch.uint8), t.view(torch.uint8)
         copy.copy_(t)
-        return copy
+        return copy  # of which only the address is used
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An output: poisoned, to be written once."""
