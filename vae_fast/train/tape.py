@@ -9,6 +9,7 @@ from torch's generator as they did.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,14 +49,28 @@ Geometry = tuple[Any, ...]
 @dataclass
 class _Call:
     """One op. ``results`` are the names of the tensors it makes, None where it makes no new one;
-    ``acts``: it writes to memory or draws random numbers, and can't be left out."""
+    ``parts``: what it returns as a tuple, the number of tensors of each list in it, and None for a
+    tensor; None if it returns one tensor. ``acts``: it writes to memory or draws random numbers, and
+    can't be left out."""
 
     op: Callable[..., Any]
     arguments: list[str]
     reads: list[str]
     results: list[str | None]
-    is_sequence: bool
+    parts: list[int | None] | None
     acts: bool
+
+    @property
+    def target(self) -> str:
+        """The names as what Python assigns the op's result to."""
+        names = iter([name or "_" for name in self.results])
+        if self.parts is None:
+            return next(names)
+        found = []
+        for length in self.parts:
+            inner = ", ".join(itertools.islice(names, 1 if length is None else length))
+            found.append(inner if length is None else f"[{inner}]")
+        return ", ".join(found) + ","
 
 
 @dataclass
@@ -170,8 +185,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _write_down(self, op, args, kwargs, given, names, result) -> None:
-        is_sequence = isinstance(result, (tuple, list))
-        made = list(result) if is_sequence else [result]
+        returned = list(result) if isinstance(result, (tuple, list)) else [result]
+        made = [t for r in returned for t in (r if isinstance(r, (tuple, list)) else [r])]
         if not all(r is None or isinstance(r, Tensor) for r in made):
             if self._unvarying.issuperset(names):
                 return
@@ -188,7 +203,10 @@ class _Recorder(TorchDispatchMode):
         results = [None if self._has_name(r, storages) else self._make(r) for r in made]
         if op in _MAKERS:
             self._unvarying.update(r for r in results if r)
-        self._tape.calls.append(_Call(op, arguments, names, results, is_sequence, acts))
+        parts = None
+        if isinstance(result, (tuple, list)):
+            parts = [len(r) if isinstance(r, (tuple, list)) else None for r in returned]
+        self._tape.calls.append(_Call(op, arguments, names, results, parts, acts))
 
     def _stays(self, made: Sequence[Tensor | None], given: set[int]) -> bool:
         """Whether all are views of memory from outside."""
@@ -225,7 +243,7 @@ class _Recorder(TorchDispatchMode):
                 raise _NotRecordable(f"a view of {t.dtype} comes from nowhere")
             view = [str(tuple(t.shape)), str(t.stride()), str(t.storage_offset())]
             self._tape.calls.append(
-                _Call(_as_strided, [base, *view], [base], [self._make(t)], False, False)
+                _Call(_as_strided, [base, *view], [base], [self._make(t)], None, False)
             )
         return found[geometry]
 
@@ -292,8 +310,7 @@ def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
     for i, call in enumerate(tape.calls):
         scope[f"op{i}"] = _SHORTER.get(call.op, call.op)
         made = [name for name in call.results if name]
-        target = ", ".join(name or "_" for name in call.results) + "," * call.is_sequence
-        assigned = f"{target} = " if made else ""
+        assigned = f"{call.target} = " if made else ""
         lines.append(f"    {assigned}op{i}({', '.join(call.arguments)})")
         dead = {name for name in call.reads if last_use[name] == i}
         dead.update(name for name in made if name not in last_use)
