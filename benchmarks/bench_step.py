@@ -61,7 +61,7 @@ def native(images: Tensor, hidden: int, batch: int) -> Epoch:
 
 
 def recorded(images: Tensor, hidden: int, batch: int) -> Epoch:
-    config = TrainConfig(batch_size=batch, device="cpu")
+    config = TrainConfig(batch_size=batch, device="cpu", runner="recorded")
     made = Step(model_of(hidden), config, torch.device("cpu"), World(), len(images) // batch)
     number = 0
 

@@ -25,11 +25,10 @@ def trainer(data, out, *, captured=True, **options) -> Trainer:
         model_args={"latent_dim": 4, "network_options": {"hidden": [32]}},
         objective=ObjectiveConfig(schedule="linear", period=9, unit="steps"),
         optimizer=OptimizerConfig(warmup_steps=4, decay="cosine", clip_norm=20.0, skip_above=5.0),
+        runner="graph" if captured else "eager",
         **options,
     )  # fmt: skip
     made = Trainer(config, train_data=data, val_data=data[:200])
-    if not captured:
-        made.step.captured = None
     return made
 
 
@@ -44,7 +43,7 @@ def test_captured_steps_give_the_numbers_of_eager_ones(data, tmp_path, precision
     for captured in (True, False):
         made.append(trainer(data, tmp_path / str(captured), captured=captured, precision=precision))
         made[-1].fit()
-    assert made[0].step.captured._outputs, "no step was captured"
+    assert made[0].step.runner._outputs, "no step was captured"
     assert numbers(made[0]) == numbers(made[1])
     for name, value in made[0].model.state_dict().items():
         assert torch.equal(value, made[1].model.state_dict()[name]), name
@@ -59,14 +58,15 @@ def test_a_run_resumed_under_a_graph_has_the_bits_of_one_never_stopped(data, tmp
     whole = trainer(data, tmp_path / "whole")
     whole.fit()
     cut = trainer(data, tmp_path / "cut")
-    take = cut.step.captured.__call__
+    take = cut.step.runner.__call__
 
     def stopping(share):
         if cut.reached.step == 17:
             raise KeyboardInterrupt
         return take(share)
 
-    cut.step.captured = stopping
+    stopping.name, stopping.why_not = "graph", ""
+    cut.step.runner = stopping
     with pytest.raises(KeyboardInterrupt):
         cut.fit()
     cut = Trainer.resume(cut.folder.path, train_data=data, val_data=data[:200])
@@ -93,7 +93,7 @@ def test_compiled_networks_are_captured(data, tmp_path):
     for compile_ in (True, False):
         made = trainer(data, tmp_path / str(compile_), compile=compile_)
         losses.append(made.fit().loss)
-        assert made.step.captured.is_captured, made.step.captured.why_not
+        assert made.step.runner.is_captured, made.step.runner_is
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
@@ -115,8 +115,8 @@ def test_every_model_is_captured_or_says_why(name, condition, tmp_path):
     given = as_data((images, torch.arange(64) % 10))
     made = Trainer(config, train_data=given, val_data=given)
     assert torch.tensor(made.fit().loss).isfinite()
-    if made.step.captured is not None:
-        assert made.step.captured.is_captured, made.step.captured.why_not
+    if made.step.runner.name == "graph":
+        assert made.step.runner.is_captured, made.step.runner_is
     else:
         assert len(made.step.phases) > 1
 
@@ -139,4 +139,4 @@ def reads(input_shape, **options):
 def test_a_model_that_reads_on_the_host_trains_uncaptured(data, tmp_path):
     made = trainer(data, tmp_path, model="tests.cuda.test_training:reads")
     made.fit()
-    assert "waits for the device" in made.step.captured.why_not
+    assert "waits for the device" in made.step.refused["graph"]

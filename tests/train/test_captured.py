@@ -11,6 +11,7 @@ from vae_fast.models import build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.captured import WARM_UP, CapturedStep
 from vae_fast.train.distributed import World
+from vae_fast.train.runners import Eager
 from vae_fast.train.schedules import Now
 from vae_fast.train.step import Step
 
@@ -31,6 +32,7 @@ def make(captured, on_device=True, model="vae", **options):
         model=model,
         lr=0.01,
         ema=0.9,
+        runner="eager",
         objective=ObjectiveConfig(schedule="linear", period=9, unit="steps", free_bits=0.01),
         optimizer=OptimizerConfig(
             name="adamw", warmup_steps=4, decay="cosine", clip_norm=20.0, skip_above=5.0
@@ -39,12 +41,12 @@ def make(captured, on_device=True, model="vae", **options):
         **options,
     )
     step = Step(build(model, (1, 6, 6), latent_dim=3), config, CPU, World(), 6)
-    step.recorded = None  # the CPU's own
+    step.runner = Eager(step)  # the CPU's own
     if on_device:
         step.now.on_device(CPU)
         step.updates[0].guard.decides_on_device = True
     if captured:
-        step.captured = CapturedStep(step.take, Tape(), step.model)
+        step.runner = CapturedStep(step.take, Tape(), step.model)
     return step
 
 
@@ -64,7 +66,7 @@ def test_a_captured_step_gives_the_numbers_of_an_eager_one(model):
         for step in (eager, captured):
             step.config.objective.free_bits = 0.0
     found = train(captured)
-    assert captured.captured._graph.replays == STEPS - WARM_UP
+    assert captured.runner._graph.replays == STEPS - WARM_UP
     for mine, other in zip(leaves(found), leaves(train(eager)), strict=True):
         if isinstance(mine, torch.Tensor):
             assert torch.equal(mine, other)
@@ -78,8 +80,8 @@ def test_a_model_that_counts_in_python_is_not_captured():
         found = train(captured)
     for mine, other in zip(leaves(found[1]), leaves(train(eager)[1]), strict=True):
         assert torch.equal(mine, other)
-    assert captured.model.count == STEPS and captured.captured._graph.replays == 0
-    assert captured.captured.why_not == "each step changes count, in Python"
+    assert captured.model.count == STEPS and captured.runner.name == "eager"
+    assert captured.refused == {"graph": "each step changes count, in Python"}
 
 
 def test_numbers_in_tensors_are_the_numbers():
@@ -95,7 +97,7 @@ def test_other_shapes_are_taken_eagerly_which_is_said_once():
     eager, captured = make(False), make(True)
     with pytest.warns(UserWarning, match=r"\(5, 1, 6, 6\) is taken step by step.*\(8, 1, 6, 6\)"):
         found = train(captured, sizes)
-    assert captured.captured._graph.replays == 7 - WARM_UP
+    assert captured.runner._graph.replays == 7 - WARM_UP
     for mine, other in zip(leaves(found[1]), leaves(train(eager, sizes)[1]), strict=True):
         assert torch.equal(mine, other)
     with warnings.catch_warnings():
@@ -114,18 +116,18 @@ def test_what_python_remembers_would_be_seen():
             return take(share)
 
         step.take = counting
-    captured.captured = CapturedStep(captured.take, Tape())
+    captured.runner = CapturedStep(captured.take, Tape())
     found, other = train(captured)[1], train(eager)[1]
     assert any(not torch.equal(found[name], other[name]) for name in found)
 
 
 def test_a_step_that_waits_for_the_device_is_not_captured():
     eager, captured = make(False), make(True)
-    captured.captured._graph.waited = True  # as CudaGraph finds in the warm-up
+    captured.runner._graph.waited = True  # as CudaGraph finds in the warm-up
     with pytest.warns(UserWarning, match="not captured in a CUDA graph: each step waits"):
         found = train(captured)
-    assert not captured.captured.is_captured and captured.captured._graph.replays == 0
-    assert "waits for the device" in captured.captured.why_not
+    assert captured.runner.name == "eager"
+    assert "waits for the device" in captured.refused["graph"]
     for mine, other in zip(leaves(found[1]), leaves(train(eager)[1]), strict=True):
         assert torch.equal(mine, other)
 

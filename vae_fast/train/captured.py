@@ -60,6 +60,7 @@ class CapturedStep:
     """
 
     def __init__(self, take: Take, graph: Graph, model: nn.Module | None = None) -> None:
+        self.name = "graph"
         self.why_not = ""  # nothing is captured, and why
         self._take = take
         self._graph = graph

@@ -23,6 +23,7 @@ BINARIZE = ("none", "static", "dynamic")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BETA_SCHEDULES = ("constant", "linear", "cyclical")
 MATMULS = ("auto", "mkl", "onednn")
+RUNNERS = ("auto", "eager", "native", "recorded", "graph")
 UNITS = ("epochs", "steps")
 OPTIMIZERS = ("adam", "adamw")
 DECAYS = ("constant", "cosine")
@@ -174,8 +175,12 @@ class TrainConfig:
             slower than fp32.
         matmul: the library of large float32 products on the CPU, mkl or onednn; auto is the one that
             was measured to be faster on this machine, which the run's config then names.
+        runner: who takes the steps: eager, every step in Python; native, all of it in one call, on the
+            CPU; recorded, from a recording of its ops, on the CPU; graph, a CUDA graph, on a GPU;
+            auto, the fastest that serves, which the run's config then names.
         capture: take a small model's steps as a recording of them, made after the first few: on a
-            GPU a CUDA graph. False for a model whose Python does something else from step to step.
+            GPU a CUDA graph. False for a model whose Python does something else from step to step:
+            all steps are then eager, unless ``runner`` says otherwise.
         compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
         distributed: of several processes, each has the whole model (ddp) or shares of weights,
@@ -208,6 +213,7 @@ class TrainConfig:
     precision: str = "fp32"
     emulate_bf16: bool = False
     matmul: str = "auto"
+    runner: str = "auto"
     capture: bool = True
     compile: bool = False
     device: str = "auto"
@@ -244,6 +250,7 @@ class TrainConfig:
         known("tensorboard", self.tensorboard, TENSORBOARD)
         known("precision", self.precision, PRECISIONS)
         known("matmul", self.matmul, MATMULS)
+        known("runner", self.runner, RUNNERS)
         known("binarize", self.binarize, BINARIZE)
         known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)

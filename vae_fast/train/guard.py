@@ -100,14 +100,20 @@ class Guard:
         value = norm.item()
         if loss is not None and not math.isfinite(loss.item()):
             value = math.nan
-        adaptive = self.config.skip_above > 0
-        limit = self._limit().item() if adaptive else LARGEST
-        skipped = not value <= limit
-        if adaptive:
-            self._learn(norm, torch.tensor(skipped))
+        skipped = not value <= self.limit()
+        self.learn(norm, skipped)
         if not skipped:
             _step(optimizer, None, self._scale(norm, loss_scale), on_device=False)
         return value, skipped
+
+    def limit(self) -> float:
+        """The norm above which this step is skipped, for a step that decides on the host."""
+        return self._limit().item() if self.config.skip_above > 0 else LARGEST
+
+    def learn(self, norm: Tensor | float, skipped: bool) -> None:
+        """Follow the norm of a step that was taken, or skipped, on the host."""
+        if self.config.skip_above > 0:
+            self._learn(torch.as_tensor(norm, dtype=torch.float32), torch.tensor(skipped))
 
     def _scale(self, norm: Tensor, loss_scale: Tensor | None) -> Tensor | None:
         """What gradients are to be divided by, if by anything."""

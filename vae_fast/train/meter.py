@@ -41,9 +41,14 @@ class Meter:
                 if isinstance(skipped, Tensor):
                     values = torch.where(skipped, self._zero, values)
                 self._sums.add_(values, alpha=samples)
-        elif not skipped:
+        else:
+            self.add_numbers([term.item() for term in terms], samples, skipped)
+
+    def add_numbers(self, terms: Sequence[float], samples: int, skipped: bool = False) -> None:
+        """The same for numbers of the host."""
+        if not skipped:
             for i, term in enumerate(terms):
-                self._on_host[i] += term.item() * samples
+                self._on_host[i] += term * samples
             self._on_host[-1] += samples
 
     def read(self) -> tuple[dict[str, float], int]:

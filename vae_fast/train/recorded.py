@@ -81,7 +81,7 @@ class Recorded:
     def _record(
         self, state: _Kind, work: Work, inputs: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
-        before = None if state.tape is None else _State(state.tape.outside())
+        before = None if state.tape is None else Memory(state.tape.outside())
         remembered = Remembered(self._model)
         outputs, tape = record(work, inputs)
         if isinstance(tape, str):
@@ -112,11 +112,11 @@ class Recorded:
 
 
 def _gives_the_same(
-    tape: Tape, inputs: Sequence[Tensor | None], before: _State, outputs: Sequence[Tensor]
+    tape: Tape, inputs: Sequence[Tensor | None], before: Memory, outputs: Sequence[Tensor]
 ) -> bool:
     """Whether playing from the state ``before`` ends with these outputs and in the present state,
     which it leaves as it is."""
-    after = _State(tape.outside())
+    after = Memory(tape.outside())
     before.restore()
     try:
         with torch.inference_mode():
@@ -128,8 +128,8 @@ def _gives_the_same(
         after.restore()
 
 
-class _State:
-    """Memory, and torch's generator, as they are."""
+class Memory:
+    """What tensors of the CPU hold, and torch's generator, as they are; to be put back later."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # Whole storages, as bytes: a tensor may be an expanded part of one.

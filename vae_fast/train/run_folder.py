@@ -170,8 +170,8 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def record_environment(self, config: TrainConfig, device: torch.device) -> None:
-        """Append what this start ran with to environment.json."""
+    def record_environment(self, config: TrainConfig, device: torch.device, runner: str) -> None:
+        """Append what this start ran with to environment.json; ``runner`` says who takes steps."""
         file = self.path / "environment.json"
         starts = self._starts(file) if file.exists() else []
         starts.append(
@@ -179,6 +179,7 @@ class RunFolder:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "command": sys.argv,
                 "device": str(device),
+                "runner": runner,
                 "seed": config.seed,
                 "git": _git_state(),
                 **info(),

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.layers import has_hooks
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
-from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
-from vae_fast.train.recorded import Recorded
+from vae_fast.train.runners import Eager, Runner, choose
 from vae_fast.train.schedules import Now, beta_at, lr_at
 from vae_fast.train.setup import compile_networks, final_beta
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
+
+Differentiate = Callable[[Share, Phase, Update], LossOutput]
 
 
 class Step:
@@ -64,37 +64,43 @@ class Step:
         self._settled = False  # whether schedules have said all they will
         self.meter = Meter(device, world)
         self.now = Now(device)
-        # A small model's step takes a GPU less time than its launches take the host.
-        self.captured: CapturedStep | None = None
-        self.recorded: Recorded | None = None
-        if config.capture and flat is not None and device.type == "cuda":
-            self.captured = CapturedStep(self.take, CudaGraph(device), model)
-        if config.capture and device.type == "cpu" and not config.compile:
-            self.recorded = Recorded(model)
         self.first_of_epoch = True
+        self.refused: dict[str, str] = {}  # runners that did not serve, and why
+        self.runner: Runner
+        self.choose_runner()
+
+    def choose_runner(self) -> None:
+        """Let ``runner`` be the one that serves now; ``runner_is`` says which that is and why."""
+        self.runner, self.runner_is = choose(self, self.refused)
 
     def __call__(self, share: Share, number: int) -> None:
         """Update the model by this rank's share of batch ``number`` of the run, from 0."""
         self.follow_schedules(number)
         self.first_of_epoch = number % self.steps_per_epoch == 0
-        if self.updates[0].flat is None:  # it may turn out so at the first gradients
-            self.captured = None
-        run = self.take if self.captured is None else self.captured
-        outcomes = run(share)
+        if self.updates[0].flat is None and not isinstance(self.runner, Eager):
+            self.choose_runner()  # it may turn out so at the first gradients
+        outcomes = self.runner(share)
         for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
             update.guard.record(*outcome)
         self.meter.samples += share.images.shape[0]
+        if self.runner.why_not:
+            self.refused[self.runner.name] = self.runner.why_not
+            self.choose_runner()
 
-    def take(self, share: Share) -> tuple[Any, ...]:
+    def take(self, share: Share, differentiate: Differentiate | None = None) -> tuple[Any, ...]:
         """All of a step that is done on the device, in the same way at every step.
 
         What differs between steps is in ``now``, and on a GPU in tensors there, so that this can
         be captured in a CUDA graph and replayed. Returns what the guards are to remember: the
         norm, and whether the step was skipped, of each phase in turn.
+
+        Args:
+            differentiate: in place of the method of that name.
         """
+        differentiate = differentiate or self.differentiate
         terms, skipped, outcomes = None, None, []
         for phase, update in self.each():
-            of_phase = self.differentiate(share, phase, update)
+            of_phase = differentiate(share, phase, update)
             norm, skip = update.follow(of_phase.loss)
             terms = of_phase if terms is None else _sum(terms, of_phase)
             skipped = skip if skipped is None else skipped | skip
@@ -106,19 +112,9 @@ class Step:
 
     def differentiate(self, share: Share, phase: Phase, update: Update) -> LossOutput:
         """The loss's terms, of one phase, with its gradients left where ``update`` looks."""
-
-        def work() -> LossOutput:
-            terms = self.objective(share, self.now.beta, phase.name)
-            update.backward(terms.loss, share.weight)
-            return terms
-
-        if self.recorded is None or update.flat is None:
-            return work()
-        if (self.first_of_epoch or self.recorded.played == 0) and has_hooks(self.model):
-            self.recorded = None  # they are to be called
-            return work()
-        kind, check = (self.now.beta, share.weight), self.first_of_epoch
-        return LossOutput(*self.recorded(work, share[:2], kind, check=check))
+        terms = self.objective(share, self.now.beta, phase.name)
+        update.backward(terms.loss, share.weight)
+        return terms
 
     def each(self) -> Iterator[tuple[Phase, Update]]:
         return zip(self.phases, self.updates, strict=True)
@@ -189,9 +185,11 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}
+        refused = {"refused": dict(self.refused)} if self.refused else {}
         return {
             "updates": [update.state_dict() for update in self.updates],
             **average,
+            **refused,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,6 +205,8 @@ class Step:
             self.average.load_state_dict(state["average"])
         elif self.average is not None:  # the run had none so far
             self.average.restart()
+        self.refused = dict(state.get("refused", {}))
+        self.choose_runner()
 
     def follow_arguments(self, names: Iterable[str]) -> None:
         """Let the optimizers' arguments ``names`` be the configuration's, not what was loaded."""

@@ -111,6 +111,7 @@ class Trainer:
         self.val_batches = self.world.batches(val, config.batch_size, shuffle=False, **options)
         check_single(self.model, config, self.batches, self.device)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
+        self.keep_runner(must=folder is None)
         rng.seed_rank(config.seed, self.world.rank)
 
         self.reached = Reached()
@@ -131,7 +132,7 @@ class Trainer:
         if self.world.is_main:
             with self.discarded_if_it_fails():
                 run_data.record(self.folder.path, train, val)
-                self.folder.record_environment(config, self.device)
+                self.folder.record_environment(config, self.device, self.step.runner_is)
 
     @classmethod
     def resume(
@@ -165,6 +166,9 @@ class Trainer:
         if epochs is not None:
             asked["epochs"] = epochs
         lines = changes_to.apply(config, asked, str(run))
+        if config.runner == "auto" and "runner" not in asked:
+            # A run from before configurations named it: it goes on to the same bits by these.
+            config.runner = "recorded" if config.capture else "eager"
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
         if is_main:
@@ -180,6 +184,10 @@ class Trainer:
             before = saved.state.get("config")
             lines += changes_to.compare(before, config, asked, str(run))
             trainer.restore(saved, say)
+            if "runner" in asked:  # whatever has become of it before
+                trainer.step.refused.clear()
+                trainer.step.choose_runner()
+                trainer.keep_runner(must=True)
             trainer.step.follow_arguments(changes_to.changed_arguments(before, config))
             check_steps(trainer.profile, trainer.total_steps - trainer.reached.step)
         elif is_main:
@@ -209,6 +217,7 @@ class Trainer:
             self.open_displays(stack)
             profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
             stack.enter_context(self.stop)
+            self.tell_runner()
             self.interval_began = time.perf_counter() - self.interval_seconds
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
@@ -278,6 +287,7 @@ class Trainer:
         """Write a row for the steps since the last one; this is where the device is waited for."""
         if self.step.meter.samples == 0:
             return
+        self.tell_runner()
         means, samples = self.step.meter.read()
         norms, now = self.step.read_guards(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
@@ -292,6 +302,28 @@ class Trainer:
                 f"(it is {self.config.lr:g}), --optimizer.clip-norm or fp32; checkpoints from "
                 f"before are in {self.folder.checkpoints}"
             )
+
+    def keep_runner(self, must: bool) -> None:
+        """Let the configuration name the runner that was chosen, for a resumed run to repeat it.
+
+        Raises ValueError if another one was asked for and ``must`` be the one.
+        """
+        config, step = self.config, self.step
+        if config.runner == "auto":
+            config.runner = step.runner.name
+        elif must and config.runner != step.runner.name:
+            why = step.runner_is.partition("; ")[2]
+            raise ValueError(
+                f"runner {config.runner} was asked for, and can't take this run's steps ({why}): "
+                f"use --runner {step.runner.name}, or auto"
+            )
+        self.said_of_runner = ""
+
+    def tell_runner(self) -> None:
+        """Say who takes the steps, at the start and when another one has to."""
+        if self.step.runner_is != self.said_of_runner:
+            self.said_of_runner = self.step.runner_is
+            self.progress.say(self.step.runner_is)
 
     def log(
         self, split: str, means: dict[str, float], samples_per_second: float, **more: Any

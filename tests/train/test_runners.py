@@ -1,0 +1,263 @@
+"""Who takes a run's steps: what is chosen and why, and that a run keeps it."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+import vae_fast
+from tests.conftest import NATIVE
+from tests.train import small
+from tests.train.small import batches, counting
+from vae_fast.models import build
+from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig, Trainer, checkpoint
+from vae_fast.train.config import CheckpointConfig
+from vae_fast.train.distributed import World
+from vae_fast.train.native import NativeStep
+from vae_fast.train.step import Step
+
+if not NATIVE:
+    pytest.skip("the CPU library is not built", allow_module_level=True)
+
+CPU = torch.device("cpu")
+PER_EPOCH = 6
+
+
+def make(runner="auto", model="vae", **options):
+    torch.manual_seed(0)
+    sizes = options.pop("model_args", {})
+    config = TrainConfig(model=model, lr=0.01, runner=runner, epochs=3, **options)
+    return Step(build(model, (1, 6, 6), latent_dim=3, **sizes), config, CPU, World(), PER_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "why"),
+    [
+        ({}, "native", "by the native runner"),
+        ({"model": "cvae"}, "native", "native"),
+        ({"runner": "recorded"}, "recorded", "by the recorded runner"),
+        ({"runner": "eager"}, "eager", "by the eager runner"),
+        ({"runner": "graph"}, "native", "not the graph one: it needs a CUDA GPU"),
+        ({"capture": False}, "eager", "capture is false"),
+        ({"capture": False, "runner": "native"}, "native", "native"),
+        ({"compile": True}, "eager", "torch.compile"),
+        ({"model": "iwae"}, "recorded", "IWAE is not a VAE, CVAE or AE"),
+        ({"model": "aae"}, "eager", "several losses in turn"),
+        ({"precision": "bf16", "emulate_bf16": True}, "recorded", "the precision is bf16"),
+        ({"objective": ObjectiveConfig(free_bits=0.1)}, "recorded", "free bits"),
+        ({"model_args": {"likelihood": "categorical"}}, "recorded", "the likelihood"),
+        ({"optimizer": OptimizerConfig(name="torch.optim:SGD")}, "eager", "no fused Adam"),
+    ],
+)
+def test_what_is_chosen_and_why(options, name, why):
+    step = make(**options)
+    assert step.runner.name == name
+    assert why in step.runner_is
+
+
+def test_the_reference_backend_has_no_native_step():
+    with vae_fast.set_backend("reference"):
+        assert "the backend is 'reference'" in make().runner_is
+    step = make()
+    with vae_fast.set_backend("reference"):  # after it was chosen
+        found = small.train(step, [8] * 3)
+        wanted = small.train(make("eager"), [8] * 3)
+    assert step.refused == {"native": "the backend is 'reference'"}
+    assert all(map(torch.equal, found[1].values(), wanted[1].values()))
+
+
+def trained(step, steps=2 * PER_EPOCH):
+    return small.train(step, [8] * steps)[1:]
+
+
+@pytest.mark.parametrize("model", ["vae", "ae", "cvae"])
+def test_native_steps_follow_the_eager_ones(model):
+    """Schedules, clipping, the guard, the moving average, metrics, and the same noise."""
+    options = {
+        "ema": 0.9,
+        "objective": ObjectiveConfig(schedule="linear", period=9, unit="steps"),
+        "optimizer": OptimizerConfig(
+            name="adamw", warmup_steps=4, decay="cosine", clip_norm=2.0, skip_above=5.0,
+            args={"eps": 1e-3},
+        ),
+    }  # fmt: skip
+    native, eager = make("native", model, **options), make("eager", model, **options)
+    found, wanted = trained(native), trained(eager)
+    assert native.runner.taken == 2 * PER_EPOCH and not native.refused
+    for one, other in (
+        (found[0], wanted[0]),
+        (native.average.state_dict(), eager.average.state_dict()),
+    ):
+        for key, value in other.items():
+            assert torch.allclose(one[key], value, rtol=1e-4, atol=2e-5), key
+    assert found[1][0] == pytest.approx(wanted[1][0], rel=1e-5)
+    assert found[1][1] == wanted[1][1]
+    assert found[2] == pytest.approx(wanted[2], rel=1e-4)
+    usual = [step.updates[0].guard._usual for step in (native, eager)]
+    assert torch.allclose(*usual, rtol=1e-4)
+    assert torch.equal(found[3], wanted[3])
+
+
+def test_a_native_step_that_is_not_finite_is_skipped():
+    step = make("native")
+    small.train(step, [8] * 3)
+    with torch.no_grad():
+        step.model.decoder[0].bias[0] = torch.inf
+    before = {k: v.clone() for k, v in step.model.state_dict().items()}
+    for number in (3, PER_EPOCH):  # and where it is compared with the eager step
+        step(batches([8])[0], number)
+    assert not step.refused
+    assert all(torch.equal(v, before[k]) for k, v in step.model.state_dict().items())
+    assert step.read_guards()["skipped"] == 2
+    assert step.not_finite_in_row == 2
+
+
+def _wrong_terms(step, terms, update):
+    return terms._replace(kl=terms.kl + 0.1)
+
+
+def _wrong_gradient(step, terms, update):
+    if not update:
+        step.optimizer.flat._gradients[1].mul_(1.1)
+    return terms
+
+
+def _wrong_update(step, terms, update):
+    if update:
+        step.optimizer._buffers["exp_avg_sq"].mul_(1.01)
+    return terms
+
+
+@pytest.mark.parametrize("wrong", [_wrong_terms, _wrong_gradient, _wrong_update])
+def test_a_native_step_that_differs_is_left_for_the_recorded_one(monkeypatch, wrong):
+    """Found at the next epoch's first step, which the eager step then takes, to its bits."""
+    right, broken = NativeStep.step, [False]
+
+    def step_of(self, *args, update=True, **options):
+        terms = right(self, *args, update=update, **options)
+        return wrong(self, terms, update) if broken[0] else terms
+
+    monkeypatch.setattr(NativeStep, "step", step_of)
+    runs = make("native", ema=0.9), make("native", ema=0.9)
+    for step in runs:
+        small.train(step, [8] * PER_EPOCH)
+    runs[1].refused["native"] = "it is left here"
+    runs[1].choose_runner()
+    broken[0] = True
+    share = batches([8])[0]
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="native step's .* is not the eager step's"):
+        runs[0](share, PER_EPOCH)
+    torch.manual_seed(3)
+    runs[1](share, PER_EPOCH)
+    assert "not the eager step" in runs[0].runner_is and runs[0].runner.name == "recorded"
+    for one, other in zip(
+        *(torch.utils._pytree.tree_leaves([s.model.state_dict(), s.state_dict()["updates"],
+                                           s.average.state_dict()]) for s in runs),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_what_is_done_to_a_model_in_mid_run_is_seen_at_the_next_epoch():
+    hooked, calls, counted = make("native"), [], make("native")
+    small.train(hooked, [8] * 2)
+    small.train(counted, [8] * 2)
+    hooked.model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    counting(counted)
+    for step in (hooked, counted):
+        for number in range(PER_EPOCH, PER_EPOCH + 2):
+            step(batches([8])[0], number)
+    assert len(calls) == 2 and "hooks" in hooked.runner_is
+    assert counted.model.count == 2 and "forward is not its class's" in counted.runner_is
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def started(config, clothes, out, **changes):
+    run = TrainConfig(**{**vars(config), "out": f"{config.out}-{out}", **changes})
+    return Trainer(run, train_data=clothes[0], val_data=clothes[1])
+
+
+def go_on(trainer, clothes, **options):
+    return Trainer.resume(
+        trainer.folder.path, train_data=clothes[0], val_data=clothes[1], **options
+    )
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop(trainer, at):
+    class Stopping(type(trainer.step.runner)):
+        def __call__(self, share):
+            if trainer.reached.step == at:
+                raise Killed
+            return super().__call__(share)
+
+    trainer.step.runner.__class__ = Stopping
+    with pytest.raises(Killed):
+        trainer.fit()
+
+
+def weights(trainer):
+    return checkpoint.load(trainer.folder.checkpoints / "last").weights
+
+
+@pytest.mark.parametrize("runner", ["native", "recorded"])
+def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(config, clothes, runner, capsys):
+    """Stopped in mid-epoch, behind a checkpoint that is in mid-epoch too."""
+    options = {
+        "runner": "auto" if runner == "native" else runner,
+        "checkpoint": CheckpointConfig(every_steps=7),
+        "ema": 0.9,
+    }
+    whole = started(config, clothes, "whole", **options)
+    whole.fit()
+    cut = started(config, clothes, "cut", **options)
+    assert f"Steps are taken by the {runner} runner" in capsys.readouterr().out
+    stop(cut, 16)
+    kept = yaml.safe_load((cut.folder.path / "config.yaml").read_text())
+    assert kept["runner"] == cut.config.runner == runner
+    environment = json.loads((cut.folder.path / "environment.json").read_text())
+    assert environment[0]["runner"] == f"Steps are taken by the {runner} runner"
+    again = go_on(cut, clothes)
+    assert again.reached.step == 14 and again.step.runner.name == runner
+    again.fit()
+    found, wanted = weights(again), weights(whole)
+    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    losses = [[row["loss"] for row in run.folder.metrics()] for run in (again, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_what_did_not_serve_is_kept_by_the_checkpoint_and_may_be_asked_for_again(config, clothes):
+    run = started(config, clothes, "left")
+    run.step.refused["native"] = "its loss was not the eager step's"
+    run.step.choose_runner()
+    run.fit()
+    again = go_on(run, clothes, epochs=3)
+    assert again.step.runner.name == "recorded"
+    assert "its loss was not the eager step's" in again.step.runner_is
+    assert go_on(run, clothes, changes={"runner": "native"}).step.runner.name == "native"
+    with pytest.raises(ValueError, match="runner graph was asked for.*needs a CUDA GPU"):
+        go_on(run, clothes, changes={"runner": "graph"})
+
+
+def test_a_run_from_before_runners_were_kept_goes_on_to_its_bits(config, clothes):
+    run = started(config, clothes, "old", runner="recorded", epochs=1)
+    run.fit()
+    file = run.folder.path / "config.yaml"
+    old = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "runner"}
+    file.write_text(yaml.safe_dump(old))
+    assert go_on(run, clothes, epochs=2).step.runner.name == "recorded"
+
+
+def test_a_runner_that_cannot_serve_is_refused_before_there_is_a_folder(config, clothes, tmp_path):
+    with pytest.raises(ValueError, match=r"runner native was asked for.*IWAE.*--runner recorded"):
+        started(config, clothes, "no", runner="native", model="iwae")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="did you mean 'native'"):
+        started(config, clothes, "no", runner="nativ")

@@ -1,0 +1,210 @@
+"""Steps by the native step, each epoch's first compared with the eager one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vae_fast.backend import get_backend
+from vae_fast.layers import has_hooks
+from vae_fast.train.distributed import Share
+from vae_fast.train.native import _DTYPES, NativeStep, StepTerms, build
+from vae_fast.train.recorded import Memory
+from vae_fast.types import LossOutput
+
+if TYPE_CHECKING:
+    from vae_fast.train.step import Step
+
+# How far the native step may be from the eager one. A ReLU whose input is zero to rounding may be on
+# in one and off in the other: that moves a layer's gradient by a few thousandths of its length.
+OF_TERMS = 1e-5  # of the largest term
+OF_GRADIENT = 1e-2  # of a parameter's gradient's length, with
+OF_ALL_GRADIENTS = 1e-4  # of the length of all gradients
+OF_UPDATE = 1e-3  # of the length of what one step changes, by the same gradient
+ROUNDING = 1e-6  # of a buffer's length
+
+
+class NativeRunner:
+    """Takes steps by ``native``.
+
+    At its start and at each epoch's first step it takes that step twice, from the same state: terms
+    and gradients are compared with the eager step's, then weights, moments and average with what
+    torch's optimizer makes of the same gradients. Where they differ, the eager step counts.
+    """
+
+    name = "native"
+
+    def __init__(self, step: Step, native: NativeStep) -> None:
+        self.why_not = ""
+        self.taken = 0
+        self._step = step
+        self._native = native
+
+    @staticmethod
+    def make(step: Step) -> NativeRunner | str:
+        """The runner, or a sentence that says why ``step`` has none."""
+        config, update = step.config, step.updates[0]
+        if config.precision != "fp32":
+            return f"the precision is {config.precision}, and it is for fp32"
+        if config.objective.free_bits > 0:
+            return "it knows no free bits"
+        if getattr(step.model, "learned_prior", None) is not None:
+            return "the prior is learned"
+        if changed := replaced_in(step.model):
+            return f"{changed} is not its class's"
+        native = build(
+            step.model,
+            update.optimizer,
+            average=step.average,
+            clip_norm=config.optimizer.clip_norm,
+        )
+        return native if isinstance(native, str) else NativeRunner(step, native)
+
+    def __call__(self, share: Share) -> tuple[Any, ...]:
+        share = share._replace(images=share.images.contiguous())
+        if why_not := self._refusal(share):
+            return self._leave(share, why_not)
+        if self._step.first_of_epoch or self.taken == 0:
+            return self._checked(share)
+        return self._kept(self._take(share), share)
+
+    def _refusal(self, share: Share) -> str:
+        if get_backend() == "reference":
+            return "the backend is 'reference'"
+        if share.images.dtype not in _DTYPES:
+            return f"the images are {share.images.dtype}"
+        if self._step.first_of_epoch or self.taken == 0:
+            if has_hooks(self._step.model):
+                return "hooks are to be called in its forward pass"
+            if changed := replaced_in(self._step.model):
+                return f"{changed} is not its class's"
+        return ""
+
+    def _take(self, share: Share, *, update: bool = True) -> StepTerms:
+        now, guard = self._step.now, self._step.updates[0].guard
+        return self._native.step(
+            share.images,
+            share.labels,
+            lr=now.lr,
+            beta=now.beta,
+            limit=guard.limit(),
+            average_weight=now.average_weight,
+            weight=share.weight,
+            update=update,
+        )
+
+    def _kept(self, terms: StepTerms, share: Share) -> tuple[Any, ...]:
+        self._step.updates[0].guard.learn(terms.norm, terms.skipped)
+        self._step.meter.add_numbers(terms[:3], len(share.images), terms.skipped)
+        self.taken += 1
+        return terms.norm, terms.skipped
+
+    def _leave(self, share: Share, why_not: str) -> tuple[Any, ...]:
+        self.why_not = why_not
+        return self._step.take(share)
+
+    # --- the check ---------------------------------------------------------------------------------
+
+    def _checked(self, share: Share) -> tuple[Any, ...]:
+        before = Memory(self._memory())
+        differs, loss = self._gradients_differ(share, before)
+        if not differs:
+            differs, terms = self._update_differs(share, before, loss)
+            if not differs:
+                return self._kept(terms, share)
+        self._go_back(before)
+        warnings.warn(
+            f"the native step's {differs} is not the eager step's: steps are taken otherwise from "
+            "here on. To have all of them so: --runner recorded",
+            stacklevel=4,
+        )
+        return self._leave(share, f"its {differs} was not the eager step's")
+
+    def _gradients_differ(self, share: Share, before: Memory) -> tuple[str, Tensor]:
+        """What differs of terms and gradients, or "", and the eager step's loss; leaves the native
+        step's gradients."""
+        step, update = self._step, self._step.updates[0]
+        terms = step.differentiate(share, step.phases[0], update)
+        wanted = LossOutput(*(t.item() for t in terms))
+        gradient = update.flat.whole.grad.clone()
+        update.optimizer.zero_grad()
+        self._go_back(before)
+        found = self._take(share, update=False)
+        self._go_back(before)
+        scale = max(1.0, *map(abs, wanted))
+        for name, value in wanted._asdict().items():
+            if not _near(getattr(found, name), value, OF_TERMS * scale):
+                return name, terms.loss
+        length = gradient.norm().item()
+        if not (math.isfinite(wanted.loss) and math.isfinite(length)):  # a step that is skipped
+            return "" if found.skipped else "skipping", terms.loss.detach()
+        names = {id(p): name for name, p in step.model.named_parameters()}
+        views = (update.flat.views(update.flat.whole.grad), update.flat.views(gradient))
+        for p, mine, eager in zip(update.flat.parameters, *views, strict=True):
+            bar = OF_GRADIENT * eager.norm().item() + OF_ALL_GRADIENTS * length
+            if not _near((mine - eager).norm().item(), 0.0, bar):
+                return f"gradient of {names[id(p)]}", terms.loss
+        return "", terms.loss.detach()
+
+    def _update_differs(self, share: Share, before: Memory, loss: Tensor) -> tuple[str, StepTerms]:
+        """What differs of weights, moments and average, or ""; the native step has been taken.
+
+        Torch's optimizer takes its step by the native step's gradients, which lie where it looks.
+        """
+        step, update = self._step, self._step.updates[0]
+        old = {name: buffer.clone() for name, buffer in self._buffers().items()}
+        update.follow(loss)
+        if step.average is not None:
+            step.average.update(step.now.average_weight)
+        wanted = {name: buffer.clone() for name, buffer in self._buffers().items()}
+        self._go_back(before)
+        terms = self._take(share)
+        for name, found in self._buffers().items():
+            same = (found == wanted[name]) | (found.isnan() & wanted[name].isnan())
+            distance = (found - wanted[name]).masked_fill(same, 0.0).norm().item()
+            moved, length = (
+                t.nan_to_num(0.0, 0.0, 0.0).norm().item()
+                for t in (wanted[name] - old[name], wanted[name])
+            )
+            if not distance <= OF_UPDATE * moved + ROUNDING * length:
+                return name, terms
+        return "", terms
+
+    def _buffers(self) -> dict[str, Tensor]:
+        optimizer, average = self._step.updates[0].optimizer, self._step.average
+        found = {"weight": optimizer._data, **optimizer._buffers}
+        if average is not None:
+            found["moving average"] = average._averages[-1]
+        return found
+
+    def _memory(self) -> Sequence[Tensor]:
+        """All that a step changes, but for metrics and the guard's list of norms."""
+        step = self._step
+        optimizer, guard = step.updates[0].optimizer, step.updates[0].guard
+        buffers = [b for b in step.model.buffers() if b.numel()]
+        averages = [] if step.average is None else step.average._averages
+        return [*self._buffers().values(), optimizer._steps, guard._usual, *averages, *buffers]
+
+    def _go_back(self, before: Memory) -> None:
+        before.restore()
+        self._native.weights_changed()
+
+
+def replaced_in(model: nn.Module) -> str:
+    """A method that one object of the model has for itself, in place of its class's, or ""."""
+    for name, module in model.named_modules():
+        for key in vars(module):
+            if callable(getattr(type(module), key, None)):
+                return f"{name}.{key}" if name else key
+    return ""
+
+
+def _near(found: float, wanted: float, bar: float) -> bool:
+    """Within ``bar``; where the eager step is not finite, the native one must not be either."""
+    if not math.isfinite(wanted):
+        return not math.isfinite(found)
+    return abs(found - wanted) <= bar
