@@ -238,6 +238,7 @@ def info() -> dict[str, object]:
 
         facts["usable processors"] = native.usable_cpus()
         facts["float32 products"] = "{}, {}".format(*choice())
+        facts["steps on the CPU"] = "native for MLPs in float32, else recorded; a run says which"
         facts["OpenMP's spin"] = os.environ.get("GOMP_SPINCOUNT", "its own default")
         facts.update({f"built with {k}": v for k, v in native.build_info().items()})
     else:

@@ -3,7 +3,7 @@ import torch
 
 import vae_fast
 from vae_fast.train import Trainer
-from vae_fast.train.compare import Comparison, compare_backends
+from vae_fast.train.compare import IN_MEMORY, TUTORIAL, Comparison, compare
 
 native = pytest.mark.skipif(
     vae_fast.info()["native cpu"] != "yes", reason="native kernels are not built"
@@ -11,26 +11,44 @@ native = pytest.mark.skipif(
 
 
 @native
-def test_both_backends_train_alike_and_the_run_is_left_alone(config, clothes):
-    config.epochs = 1
+@pytest.mark.filterwarnings("error")  # such as one of a recording that another's steps got into
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("vae", [TUTORIAL, IN_MEMORY, "vae_fast (native steps)"]),
+        ("iwae", [IN_MEMORY, "vae_fast (recorded steps)"]),
+    ],
+)
+def test_all_train_alike_and_the_run_is_left_alone(config, clothes, model, names):
+    config.epochs, config.model = 1, model
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
     trainer.fit()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     noise = torch.get_rng_state()
-    found = compare_backends(trainer, rounds=2, steps=12)
-    assert found.loss["native"] == pytest.approx(found.loss["reference"], rel=0.02)
-    assert all(speed > 0 for speed in found.samples_per_second.values())
+    found = compare(trainer, rounds=2, steps=12)
+    assert list(found.samples_per_second) == list(found.loss) == names
+    for name in names:
+        assert found.samples_per_second[name] > 0
+        assert found.loss[name] == pytest.approx(found.loss[names[-1]], rel=0.02)
     assert torch.equal(noise, torch.get_rng_state())
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name])
     assert vae_fast.get_backend() == "auto"
+    assert trainer.config.runner == trainer.step.runner.name
 
 
 def test_words():
+    names = (TUTORIAL, IN_MEMORY, "vae_fast (native steps)")
     text = str(
         Comparison(
-            {"native": 3000.0, "reference": 1500.0}, {"native": 1.5, "reference": 1.25}, 40, 7
+            dict(zip(names, (750.0, 1500.0, 3000.0), strict=True)),
+            dict(zip(names, (1.75, 1.5, 1.25), strict=True)),
+            40,
+            7,
         )
     )
-    assert "3,000 samples/s   1.50 nats" in text
-    assert "native is 2.00 times as fast" in text
+    assert "images in memory       1,500 samples/s   1.50 nats" in text
+    assert (
+        "vae_fast (native steps): 4.00 times the tutorial's loop, "
+        "2.00 times plain PyTorch, images in memory"
+    ) in text

@@ -24,7 +24,7 @@ def train(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--compare_reference",
         action="store_true",
-        help="also time the same training in plain PyTorch",
+        help="also time the same training in the loops that people write in plain PyTorch",
     )
     parser.add_argument(
         "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
@@ -180,10 +180,10 @@ def resume(arguments: list[str], program: str) -> int:
     trainer = Trainer.resume(values.run, changes=asked, profile=values.profile, trust=values.trust)
     if trainer.world.is_main:
         print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
-    return _fit(trainer, compare=False)
+    return _fit(trainer, compare_too=False)
 
 
-def _fit(trainer: Any, compare: bool) -> int:
+def _fit(trainer: Any, compare_too: bool) -> int:
     """Train; say where the pictures are, the loss and the speed."""
     from vae_fast.train import Interrupted
 
@@ -208,11 +208,11 @@ def _fit(trainer: Any, compare: bool) -> int:
     for name, value in result.diagnostics.items():
         print(f"Validation {name.replace('_', ' ')} {value:.4f}")
     print(f"Training speed {result.samples_per_second:,.0f} samples per second")
-    if compare:
-        from vae_fast.train.compare import compare_backends
+    if compare_too:
+        from vae_fast.train.compare import compare
 
         try:
-            print(compare_backends(trainer))
+            print(compare(trainer))
         except RuntimeError as error:
             print(error)
     return 0

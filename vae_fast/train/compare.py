@@ -1,95 +1,204 @@
-"""The same training on the native kernels and on plain PyTorch, side by side in one process."""
+"""The run's training beside the loops that people write, in turns, in one process."""
 
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from vae_fast.backend import native_reason, set_backend
+from vae_fast.models.likelihoods import Bernoulli
+from vae_fast.models.vae import VAE
 from vae_fast.train import rng
 from vae_fast.train.distributed import Share, World
+from vae_fast.train.extras import need
+from vae_fast.train.native import plain_layers
 from vae_fast.train.step import Step
 from vae_fast.train.trainer import Trainer
 
-BACKENDS = ("native", "reference")
+TUTORIAL = "the tutorial's loop"
+IN_MEMORY = "plain PyTorch, images in memory"
+
+Round = Callable[[], float]  # trains for a round; returns the mean loss, nats per sample
 
 
 @dataclass
 class Comparison:
-    """Samples per second (median over rounds) and the mean training loss of each backend."""
+    """Samples per second (median over rounds) and the mean training loss of each, ours last."""
 
     samples_per_second: dict[str, float]
     loss: dict[str, float]
     steps: int
     rounds: int
 
-    @property
-    def ratio(self) -> float:
-        return self.samples_per_second["native"] / self.samples_per_second["reference"]
-
     def __str__(self) -> str:
         work = f"{self.rounds} rounds of {self.steps} steps"
-        lines = [f"Both backends in turns, {work}, median speed and mean loss:"]
-        for name in BACKENDS:
-            lines.append(
-                f"  {name:9s}  {self.samples_per_second[name]:10,.0f} samples/s   "
-                f"{self.loss[name]:.2f} nats per sample"
-            )
-        lines.append(f"  native is {self.ratio:.2f} times as fast")
+        lines = [f"The same training on this machine, in turns, {work}, median speed, mean loss:"]
+        *others, ours = self.samples_per_second
+        width = max(map(len, self.samples_per_second))
+        for name, speed in self.samples_per_second.items():
+            loss = f"{self.loss[name]:.2f} nats per sample"
+            lines.append(f"  {name:{width}s}  {speed:10,.0f} samples/s   {loss}")
+        own = self.samples_per_second[ours]
+        times = [f"{own / self.samples_per_second[name]:.2f} times {name}" for name in others]
+        lines.append(f"  {ours}: " + ", ".join(times))
         return "\n".join(lines)
 
 
-def compare_backends(trainer: Trainer, rounds: int = 7, steps: int = 40) -> Comparison:
-    """Train two copies of the run's model from here on, one per backend, in alternating rounds.
+def compare(trainer: Trainer, rounds: int = 5, steps: int = 40) -> Comparison:
+    """Train copies of the run's model from here on, in alternating rounds, each in its own way.
+
+    The tutorial's loop reads images one by one through PIL, and asks for the loss at each step; plain
+    PyTorch with images in memory is the same model and loss without that loader. Where the model is
+    not the tutorial's kind (linear layers, a Bernoulli likelihood, uint8 images), plain PyTorch is
+    the run's own model and loop on the reference backend.
 
     The trainer is left as it is. Raises RuntimeError, with the reason, without native kernels.
     """
     reason = native_reason(trainer.device.type)
     if reason is not None:
-        raise RuntimeError(f"there is no native backend to compare: {reason}")
+        raise RuntimeError(f"there are no native kernels to compare: {reason}")
     every_pass = chain.from_iterable(repeat(trainer.batches))
     batches = list(islice(every_pass, min(steps, len(trainer.batches))))
     work = list(islice(chain.from_iterable(repeat(batches)), steps))
     samples = sum(len(batch.images) for batch in work)
-    copies = {
-        name: Step(
-            copy.deepcopy(trainer.model).train(),
-            trainer.config,
-            trainer.device,
-            World(),
-            len(trainer.batches),
-        )
-        for name in BACKENDS
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in BACKENDS}
+    made = _contenders(trainer, work)
+    speeds: dict[str, list[float]] = {name: [] for name in made}
+    losses: dict[str, list[float]] = {name: [] for name in made}
     with rng.forked(trainer.config.seed):
         for round_number in range(rounds + 1):
-            order = BACKENDS if round_number % 2 else BACKENDS[::-1]
-            for name in order:
-                seconds = _time(copies[name], work, name)
+            for name in list(made)[:: 1 if round_number % 2 else -1]:
+                _wait(trainer.device)
+                began = time.perf_counter()
+                losses[name].append(made[name]())
+                _wait(trainer.device)
                 if round_number > 0:  # the first warms up
-                    speeds[name].append(samples / seconds)
+                    speeds[name].append(samples / (time.perf_counter() - began))
     return Comparison(
         {name: statistics.median(values) for name, values in speeds.items()},
-        {name: step.meter.read()[0]["loss"] for name, step in copies.items()},
+        {name: statistics.mean(values) for name, values in losses.items()},
         steps,
         rounds,
     )
 
 
-def _time(step: Step, work: list, backend: str) -> float:
-    with set_backend(backend):
-        _wait(step.device)
-        began = time.perf_counter()
-        for number, batch in enumerate(work):
-            step(Share(*batch), number)
-        _wait(step.device)
-        return time.perf_counter() - began
+def _contenders(trainer: Trainer, work: list) -> dict[str, Round]:
+    images = torch.cat([batch.images for batch in work]).cpu()
+    size = len(work[0].images)
+    found: dict[str, Round] = {}
+    if _is_the_tutorials(trainer.model, images):
+        loader = DataLoader(OneByOne(images), batch_size=size, shuffle=True)
+        columns, device = math.prod(trainer.model.input_shape), trainer.device
+        in_memory = images.to(device)
+
+        def from_memory() -> Iterable[Tensor]:
+            order = torch.randperm(len(images), device=device)
+            return (in_memory[rows].flatten(1).float() / 255 for rows in order.split(size))
+
+        def one_by_one() -> Iterable[Tensor]:
+            return (x.view(-1, columns).to(device) for x in loader)
+
+        found[TUTORIAL] = _plain(trainer, one_by_one, len(images))
+        found[IN_MEMORY] = _plain(trainer, from_memory, len(images))
+    else:
+        with set_backend("reference"):
+            eager = _step(trainer, "eager")
+
+        def on_reference() -> float:
+            with set_backend("reference"):
+                return _round(eager, work)
+
+        found[IN_MEMORY] = on_reference
+    ours = _step(trainer, trainer.step.runner.name)
+    found[f"vae_fast ({ours.runner.name} steps)"] = lambda: _round(ours, work)
+    return found
+
+
+def _step(trainer: Trainer, runner: str) -> Step:
+    config = replace(trainer.config, runner=runner)
+    model = copy.deepcopy(trainer.model).train()
+    return Step(model, config, trainer.device, World(), len(trainer.batches))
+
+
+def _round(step: Step, work: list) -> float:
+    for number, batch in enumerate(work):
+        step(Share(*batch), number)
+    step.read_guards()
+    return step.meter.read()[0]["loss"]
+
+
+class OneByOne(Dataset):
+    """Images as torchvision's MNIST classes with ToTensor give them: each by itself, through PIL,
+    to floats in [0, 1]."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+        self._from_array = need("PIL.Image", "the tutorial's loop").fromarray
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = self._from_array(self._images[index, 0].numpy())
+        grey = torch.from_numpy(np.array(picture, np.uint8, copy=True)).unsqueeze(-1)
+        return grey.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+
+
+class Plain(nn.Module):
+    """The tutorial's VAE in plain PyTorch, from the run's sizes and weights: x in [0, 1] (N, D) to
+    reconstruction, mu and logvar."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        layers = plain_layers(model)
+        self.encoder, self.decoder = (nn.Sequential(*copy.deepcopy(part)) for part in layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mu, logvar = self.encoder(x).chunk(2, 1)
+        z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        return torch.sigmoid(self.decoder(z)), mu, logvar
+
+
+def _plain(trainer: Trainer, batches: Callable[[], Iterable[Tensor]], count: int) -> Round:
+    """The tutorial's loop: forward, loss, backward, Adam, and the loss asked for."""
+    model = Plain(trainer.model).to(trainer.device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=trainer.config.lr)
+    beta = trainer.step.beta
+
+    def run() -> float:
+        total = 0.0
+        for x in batches():
+            optimizer.zero_grad()
+            made, mu, logvar = model(x)
+            recon = F.binary_cross_entropy(made, x, reduction="sum")
+            loss = recon - 0.5 * beta * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            (loss / len(x)).backward()
+            total += loss.item()
+            optimizer.step()
+        return total / count
+
+    return run
+
+
+def _is_the_tutorials(model: nn.Module, images: Tensor) -> bool:
+    return (
+        type(model) is VAE
+        and type(model.likelihood) is Bernoulli
+        and images.dtype == torch.uint8
+        and images.dim() == 4
+        and images.shape[1] == 1
+        and plain_layers(model) is not None
+    )
 
 
 def _wait(device: torch.device) -> None:

@@ -328,6 +328,20 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
     return layers
 
 
+def plain_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
+    """A VAE's encoder and decoder as torch's linear layers and activations, over (N, features);
+    None if they are more than that."""
+    try:
+        _layers_of(model)
+    except _Refusal:
+        return None
+    parts = map(_flattened, (model.encoder, model.decoder))
+    encoder, decoder = (
+        [m for m in part if not isinstance(m, (nn.Flatten, nn.Unflatten))] for part in parts
+    )
+    return encoder, decoder
+
+
 def _flattened(network: nn.Module) -> list[nn.Module]:
     if type(network) in (nn.Sequential, MLP):
         return list(itertools.chain.from_iterable(map(_flattened, network)))
