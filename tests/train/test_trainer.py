@@ -3,6 +3,7 @@ import math
 import multiprocessing
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,8 @@ def test_same_seed_same_run_and_another_seed_another(config, clothes):
 def test_the_folder_of_a_run(fitted, config):
     trainer, result = fitted
     path = trainer.folder.path
-    assert RunFolder(path).config() == config
+    assert RunFolder(path).config() == trainer.config
+    assert config.runner == "auto" and trainer.config == replace(config, runner="native")
     assert yaml.safe_load((path / "config.yaml").read_text())["batch_size"] == 100
     start = json.loads((path / "environment.json").read_text())[0]
     assert start["torch"] == torch.__version__ and start["seed"] == 0 and start["device"] == "cpu"

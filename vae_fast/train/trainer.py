@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,6 +112,7 @@ class Trainer:
         check_single(self.model, config, self.batches, self.device)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
         self.keep_runner(must=folder is None)
+        config = self.config
         rng.seed_rank(config.seed, self.world.rank)
 
         self.reached = Reached()
@@ -196,7 +197,7 @@ class Trainer:
             for line in lines:
                 say(line)
             if asked:
-                folder.write_config(config)
+                folder.write_config(trainer.config)
         return trainer
 
     # --- the main loop ---------------------------------------------------------------------------
@@ -309,8 +310,8 @@ class Trainer:
         Raises ValueError if another one was asked for and ``must`` be the one.
         """
         config, step = self.config, self.step
-        if config.runner == "auto":
-            config.runner = step.runner.name
+        if config.runner == "auto":  # in a copy: whoever gave it may use it again
+            self.config = step.config = replace(config, runner=step.runner.name)
         elif must and config.runner != step.runner.name:
             why = step.runner_is.partition("; ")[2]
             raise ValueError(
