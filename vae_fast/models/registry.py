@@ -58,7 +58,7 @@ def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module
             a subclass of nn.Module, which is called as ``Class(input_shape=..., **options)``.
         input_shape: the shape of one sample, such as (1, 28, 28).
         options: latent_dim=20, network="mlp" | "conv" | "resnet", network_options={...},
-            likelihood="bernoulli" | "gaussian" | ... (``models.likelihoods.LIKELIHOODS``) or an object,
+            likelihood="bernoulli" | ... (a name in ``likelihoods.LIKELIHOODS``) or an object,
             likelihood_options={...}, prior="standard" | "mixture" | "vamp", prior_options={...},
             and what the model itself takes.
 
