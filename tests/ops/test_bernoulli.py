@@ -445,6 +445,24 @@ def test_probabilities_match_torch(backend, reduction):
     torch.testing.assert_close(grad, want_grad, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("bad", [-0.01, 1.5, -float("inf"), float("inf")])
+def test_probabilities_and_targets_outside_0_to_1_raise_as_torchs_do(backend, dtype, bad):
+    good, off = torch.rand(5, 40).to(dtype), torch.rand(5, 40).to(dtype)
+    off[2, 31] = bad
+    mu = torch.zeros(5, 2)
+    calls = [
+        lambda p, t: bernoulli_nll(p, t, reduction="none", from_logits=False),
+        lambda p, t: bernoulli_nll(p.clone().requires_grad_(), t, from_logits=False),
+        lambda p, t: vae_fast.bce_kl_loss(p, t, mu, mu, from_logits=False),
+        lambda p, t: vae_fast.loss_function(t, p, mu, mu),
+    ]
+    for call_ in calls:
+        with pytest.raises(RuntimeError, match="of probabilities must be between 0 and 1"):
+            call_(off, good)
+        with pytest.raises(RuntimeError, match="of target must be between 0 and 1.*Scale the data"):
+            call_(good, off)
+
+
 @INPUTS
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (0, 3, 4)], ids=str)
 def test_empty(implementation, dtype, shape, from_logits, reduction):

@@ -165,14 +165,22 @@ def _check_planes(spec: Spec, planes: torch.Tensor, target: torch.Tensor) -> lis
 def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> None:
     """Raise, as F.binary_cross_entropy does, where probabilities or targets leave [0, 1].
 
-    The kernel makes the value NaN there, so a value that is none costs nothing more. On a GPU, where
-    the host would have to wait for it, and while a graph is traced, NaN is what is left.
+    The kernel makes the value NaN there, so looking costs nothing else. On a GPU it is the device that
+    asserts, as in torch's, and the host does not wait. While a graph is traced, NaN is what is left.
     """
-    if spec is not BERNOULLI_PROBS or not value.is_cpu or torch.compiler.is_compiling():
+    if spec is not BERNOULLI_PROBS or torch.compiler.is_compiling():
         return
     from vae_fast.ops.autograd import is_plain
 
-    if not is_plain(value) or value.device.type == "meta" or not bool(value.isnan().any()):
+    if not is_plain(value) or value.device.type not in ("cpu", "cuda"):
+        return
+    if value.is_cuda:
+        torch._assert_async(
+            value.isnan().any().logical_not(),
+            "all elements of probabilities and target must be between 0 and 1",
+        )
+        return
+    if not bool(value.isnan().any()):
         return
     for name, t in zip(("probabilities", "target"), data, strict=True):
         if t.is_floating_point() and bool(((t < 0) | (t > 1)).any()):
