@@ -181,6 +181,8 @@ def test_targets_of_every_dtype_that_fits(spec):
     for dtype in (torch.float32, torch.bfloat16):
         params, x = inputs(spec, shape, dtype)
         for of_target in TARGETS[spec.target][0]:
+            if dtype == torch.bfloat16 and of_target not in (dtype, torch.uint8, torch.float32):
+                continue
             if of_target in (torch.uint8, torch.bool) and spec.target in ("unit", "real"):
                 kept = torch.arange(x.numel()).view(x.shape).remainder(256)
                 kept = kept.to(torch.uint8) if of_target == torch.uint8 else kept > 100
@@ -223,7 +225,7 @@ def test_shared_parameters(spec):
             vae_fast.nll(spec.name, torch.zeros(3, 1), torch.zeros(3, 4))
         return
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        params, x = inputs(spec, (4, 3, 41), dtype)
+        params, x = inputs(spec, (4, 3, 41 if dtype == torch.float32 else 5), dtype)
         for which, form in itertools.product(range(len(params)), FORMS):
             if dtype != torch.float32 and form not in ("per channel", "one for all"):
                 continue
