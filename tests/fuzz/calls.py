@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_fast
-from tests.fuzz import pairwise
+from tests.fuzz import likelihoods, pairwise
 from tests.fuzz.draw import FLOATS, REDUCTIONS, Draw
 from vae_fast import reference
 
@@ -258,7 +258,7 @@ def iwae_bound(draw: Draw) -> Call:
 
 def gather_batch(draw: Draw) -> Call:
     samples, shape = draw.random.randint(1, 20), draw.shape(1, 3)
-    data = torch.randint(0, 256, (samples, *shape), generator=draw._torch, dtype=torch.uint8)
+    data = torch.randint(0, 256, (samples, *shape), generator=draw.generator, dtype=torch.uint8)
     mode = draw.one_of(("bytes", "scale", "binarize"))
     arguments = {
         "data": draw.laid_out(data), "index": draw.integers((draw.random.randint(0, 9),), samples),
@@ -277,13 +277,16 @@ def gather_batch(draw: Draw) -> Call:
     return Call(vae_fast.gather_batch, arguments, truth)
 
 
-def _pairwise(make: Callable[[Draw], tuple[Any, ...]]) -> Callable[[Draw], Call]:
-    """Sums over pairs, and logarithms of sums: errors of the whole reach each element."""
+def _of_sums(
+    make: Callable[[Draw], tuple[Any, ...]], epsilons: float = 1e3
+) -> Callable[[Draw], Call]:
+    """Of sums over pairs, logarithms of sums, and parameters that rows share: the errors of a whole
+    reach each element."""
 
     def generator(draw: Draw) -> Call:
         function, arguments, truth, leaves = make(draw)
-        tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
-        coarse = 1e3 * torch.finfo(torch.promote_types(tensors[0].dtype, torch.float32)).eps
+        dtype = next(v.dtype for v in arguments.values() if isinstance(v, Tensor))
+        coarse = epsilons * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
         return Call(function, arguments, truth, leaves, coarse, mixes=True)
 
     return generator
@@ -387,7 +390,9 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "noise.new_key": new_key,
     "reparameterize": reparameterize,
     "sample_and_kl": sample_and_kl,
-    **{name: _pairwise(make) for name, make in pairwise.GENERATORS.items()},
+    # The weights of their gradients are exponentials of log-densities, of thousands of nats here.
+    **{name: _of_sums(make, 1e5) for name, make in pairwise.GENERATORS.items()},
+    **{name: _of_sums(make) for name, make in likelihoods.GENERATORS.items()},
     "set_backend": _no_tensor(lambda name: vae_fast.set_backend(name).__exit__(), name="auto"),
 }
 

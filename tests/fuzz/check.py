@@ -20,8 +20,8 @@ from tests.fuzz.draw import Draw, described
 EPSILONS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 4, torch.float16: 4}
 WRONG = ("text", None, [1.5], torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"))
 MAY_BE_NONE = ("bias", "noise_key")
-# loss_function hands its arguments on to bce_kl_loss, whose errors have its names for them.
-ALSO_KNOWN_AS = {"x": "target", "x_hat": "logits"}
+# A call's arguments may be handed on, under another name that its error has for them.
+ALSO_KNOWN_AS = {"x": ("target",), "x_hat": ("logits", "probs"), "logits": ("probs",)}
 
 
 class Failure(AssertionError):
@@ -187,7 +187,7 @@ def refuse(call: Call, wrong: tuple[str, Any]) -> None:
     try:
         call.function(**{**call.arguments, argument: value})
     except (ValueError, TypeError) as error:
-        if not any(n in str(error) for n in (argument, ALSO_KNOWN_AS.get(argument, argument))):
+        if not any(n in str(error) for n in (argument, *ALSO_KNOWN_AS.get(argument, ()))):
             raise Failure(
                 f"{argument} is wrong, and the error does not name it: {error}"
             ) from error

@@ -18,7 +18,7 @@ class Draw:
 
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed)
-        self._torch = torch.Generator().manual_seed(self.random.getrandbits(62))
+        self.generator = torch.Generator().manual_seed(self.random.getrandbits(62))
 
     def one_of(self, choices: Sequence[Any]) -> Any:
         return self.random.choice(choices)
@@ -43,7 +43,7 @@ class Draw:
 
     def floats(self, shape: Sequence[int], dtype: torch.dtype, scale: float = 1.5) -> Tensor:
         """Of the size networks give, a few far from it, and seldom a NaN; in any layout."""
-        t = torch.randn(shape, generator=self._torch, dtype=torch.float64) * scale
+        t = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
         if t.numel() and self.chance(0.3):
             t.view(-1)[self.random.randrange(t.numel())] *= 8
         if t.numel() and self.chance(0.03):
@@ -52,7 +52,7 @@ class Draw:
 
     def unit(self, shape: Sequence[int], dtype: torch.dtype, edge: float = 0.0) -> Tensor:
         """Numbers in [edge, 1 - edge], seldom the ends themselves."""
-        t = torch.rand(shape, generator=self._torch, dtype=torch.float64)
+        t = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         if self.chance(0.3):
             t = t.round()
         return self.laid_out((t * (1 - 2 * edge) + edge).to(dtype))
@@ -62,11 +62,11 @@ class Draw:
         kind = self.one_of(("same", "float", "uint8", "bool"))
         if kind in ("same", "float"):
             return self.unit(shape, dtype if kind == "same" else self.one_of(FLOATS))
-        bytes_ = torch.randint(0, 256, shape, generator=self._torch, dtype=torch.uint8)
+        bytes_ = torch.randint(0, 256, shape, generator=self.generator, dtype=torch.uint8)
         return self.laid_out(bytes_ if kind == "uint8" else bytes_ > 127)
 
     def integers(self, shape: Sequence[int], below: int) -> Tensor:
-        return self.laid_out(torch.randint(0, below, shape, generator=self._torch))
+        return self.laid_out(torch.randint(0, below, shape, generator=self.generator))
 
     def key(self) -> Tensor:
         return torch.tensor([self.random.getrandbits(64) - 2**63 for _ in range(2)])
