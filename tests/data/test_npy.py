@@ -66,6 +66,7 @@ def _header(contents, text):
         (lambda b: b"PK" + b[2:], "begins with b'PKUMPY'"),
         (lambda b: b.replace(b"(2, 3, 4)", b"(2, 3 4) "), "header can't be read"),
         (lambda b: b.replace(b"'|u1'", b"'|O1'"), "header can't be read"),
+        (lambda b: b.replace(b"'|u1'", b"'|u9'"), r"names the dtype '\|u9', which NumPy has not"),
         (lambda b: b + b"more", "longer than it says"),
         (lambda b: b[:8] + b"\xff\xff" + b[10:], "header says to be 65,535 bytes"),
         (lambda b: b[:6] + b"\x07" + b[7:], "version 07.00"),

@@ -19,7 +19,7 @@ from tests.fuzz.draw import Draw, described
 # in float32 and rounded once.
 EPSILONS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 4, torch.float16: 4}
 WRONG = ("text", None, [1.5], torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"))
-MAY_BE_NONE = ("bias", "noise_key")
+MAY_BE_NONE = ("bias", "noise_key", ("mixture_log_density", "logits"))
 # A call's arguments may be handed on, under another name that its error has for them.
 ALSO_KNOWN_AS = {"x": ("target",), "x_hat": ("logits", "probs"), "logits": ("probs",)}
 
@@ -177,7 +177,8 @@ def _spoilt(draw: Draw, name: str, call: Call) -> tuple[str, Any] | None:
     if not tensors:
         return None
     argument = draw.one_of(tensors)
-    values = [v for v in WRONG if v is not None or argument not in MAY_BE_NONE]
+    optional = argument in MAY_BE_NONE or (name, argument) in MAY_BE_NONE
+    values = [v for v in WRONG if v is not None or not optional]
     return argument, draw.one_of(values)
 
 

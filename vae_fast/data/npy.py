@@ -73,7 +73,11 @@ def read_header(file: IO[bytes]) -> Header:
         raise ValueError("it ends within its header")
     if found := _HEADER.fullmatch(text):
         sizes = tuple(int(n) for n in found[3].split(b",") if n.strip())
-        dtype, fortran = np.dtype(found[1].decode()), found[2] == b"True"
+        name, fortran = found[1].decode(), found[2] == b"True"
+        try:
+            dtype = np.dtype(name)
+        except TypeError:  # as of '|u9'
+            raise ValueError(f"its header names the dtype {name!r}, which NumPy has not") from None
     else:
         dtype, sizes, fortran = _parsed(text.decode("latin1" if width == 2 else "utf8"))
     if dtype.hasobject:
