@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-import vae_fast
 from vae_fast import reference
 from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 from vae_fast.types import REDUCTIONS, LossOutput
@@ -181,9 +180,3 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert reference.gaussian_kl(ones, 0 * ones).item() == 2.0**14
     z = reference.reparameterize(ones, -60 * ones, noise_key=KEY)
     assert z.dtype == dtype and z.eq(1).all()
-
-
-def test_a_code_with_a_nan_is_near_to_none(backend):
-    codes = torch.tensor([[9.0, 9.0], [float("nan"), 0.0], [1.0, 1.0]])
-    index, distance = vae_fast.nearest_code(torch.zeros(1, 2), codes)
-    assert index.tolist() == [2] and distance.tolist() == [2.0]

@@ -778,8 +778,9 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
           }
         }
         for (int r = 0; r < R; ++r) {
-          T least = score[r][0];
-          for (int v = 1; v < vectors; ++v) {
+          // From infinity on: a NaN in the first vector would hide what lies behind it in the others.
+          T least = M::splat(std::numeric_limits<E>::infinity());
+          for (int v = 0; v < vectors; ++v) {
             least = M::select(score[r][v] < least, score[r][v], least);
           }
           if (!M::any(least <= M::splat(limit[i + r]))) continue;

@@ -390,3 +390,15 @@ def test_bad_arguments_are_named(call, words):
         call(torch.zeros(6, 3))
     with pytest.raises(TypeError):
         nearest_code(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3))
+
+
+def test_a_code_with_a_nan_is_near_to_none(implementation):
+    """Wherever it stands among the codes that a vector, or several, hold."""
+    x, codes = normal(7, 3, dtype=torch.float32), normal(70, 3, dtype=torch.float32, seed=1)
+    distances = (x.double()[:, None] - codes.double()[None]).square().sum(2)
+    for place in range(70):
+        wrong, right = codes.clone(), distances.clone()
+        wrong[place, 1], right[:, place] = math.nan, math.inf
+        index, found = nearest_code(x, wrong)
+        assert index.tolist() == right.argmin(1).tolist(), place
+        torch.testing.assert_close(found.double(), right.min(1).values)
