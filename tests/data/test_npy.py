@@ -3,7 +3,7 @@
 import ast
 
 import numpy as np
-import numpy.ma  # noqa: F401 (NumPy imports it where it is used first, with Python's parser)
+import numpy.ma  # NumPy imports it where it is used first, with the parser
 import pytest
 
 from vae_fast.data import Batches, open_shards, pack
