@@ -7,7 +7,7 @@ import torch
 from vae_fast import reference
 from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import check_floating, reduction_code
-from vae_fast.functional.likelihood import check_params, elbo, nll
+from vae_fast.functional.likelihood import check_params, elbo_of, nll_of
 from vae_fast.functional.order import check_order
 from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 from vae_fast.types import LossOutput, Reduction
@@ -41,7 +41,7 @@ def bernoulli_nll(
     """
     spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     check_order("logits", logits, "target", target, "bernoulli_nll(logits, target)")
-    return nll(spec, [logits], target, reduction=reduction)
+    return nll_of(spec, [logits], target, reduction, ("logits",))
 
 
 def bce_kl_loss(
@@ -69,7 +69,7 @@ def bce_kl_loss(
     """
     spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     check_order("logits", logits, "target", target, "bce_kl_loss(logits, target, mu, logvar)")
-    return elbo(spec, [logits], target, mu, logvar, beta=beta, reduction=reduction)
+    return elbo_of(spec, [logits], target, mu, logvar, beta, reduction, ("logits",))
 
 
 def linear_bernoulli_nll(

@@ -57,9 +57,10 @@ def check_target(spec: Spec, target: torch.Tensor) -> None:
         raise TypeError("target must be a dense tensor, neither sparse nor nested")
 
 
-def _tensors(spec: Spec, params: Sequence[Param], like: torch.Tensor) -> list[torch.Tensor]:
+def _tensors(
+    spec: Spec, params: Sequence[Param], like: torch.Tensor, names: Sequence[str]
+) -> list[torch.Tensor]:
     """The parameters as tensors of one floating dtype, numbers included."""
-    names = spec.params
     if len(params) != len(names) and len(params) != 1:
         raise ValueError(
             f"{spec.name} has the parameters {', '.join(names)}, got {len(params)} of them: give "
@@ -115,12 +116,18 @@ def _is_usual(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> bool
     return target.layout is torch.strided and not target.is_nested
 
 
-def check_params(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> list[torch.Tensor]:
-    """Check parameters and target against each other; the parameters as tensors of one dtype."""
+def check_params(
+    spec: Spec, params: Sequence[Param], target: torch.Tensor, names: Sequence[str] = ()
+) -> list[torch.Tensor]:
+    """Check parameters and target against each other; the parameters as tensors of one dtype.
+
+    ``names``: what the caller calls the parameters, if not as the Spec does.
+    """
+    names = names or spec.params
     if _is_usual(spec, params, target):
         return list(params)
     check_target(spec, target)
-    params = _tensors(spec, params, target)
+    params = _tensors(spec, params, target, names)
     if spec.planes:
         return _check_planes(spec, params[0], target)
     shape = target.shape
@@ -134,7 +141,7 @@ def check_params(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> l
                 f"got {tuple(stacked.shape)}"
             )
         return params
-    for name, p in zip(spec.params, params, strict=True):
+    for name, p in zip(names, params, strict=True):
         if p.shape == shape:
             continue
         fits = p.dim() <= len(shape) and all(
@@ -220,10 +227,20 @@ def nll(
             floats, [0, 1] and real data as floats, uint8 (x stands for x / 255) or bool.
         reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (N,).
     """
-    spec, code = spec_of(likelihood), reduction_code(reduction)
-    if isinstance(params, torch.Tensor):
-        params = [params]
-    tensors = check_params(spec, params, target)
+    params = [params] if isinstance(params, torch.Tensor) else params
+    return nll_of(spec_of(likelihood), params, target, reduction)
+
+
+def nll_of(
+    spec: Spec,
+    params: Sequence[Param],
+    target: torch.Tensor,
+    reduction: Reduction,
+    names: Sequence[str] = (),
+) -> torch.Tensor:
+    """``nll`` for a function that has ``names`` of its own for the parameters."""
+    code = reduction_code(reduction)
+    tensors = check_params(spec, params, target, names)
     if _is_native(spec, target):
         value = _native.nll(spec, tensors, target, code)
     else:
@@ -254,19 +271,31 @@ def elbo(
     Returns:
         LossOutput(loss, recon, kl) in nats, recon and kl unweighted.
     """
-    spec, code = spec_of(likelihood), reduction_code(reduction)
-    if isinstance(params, torch.Tensor):
-        params = [params]
-    tensors = check_params(spec, params, target)
+    params = [params] if isinstance(params, torch.Tensor) else params
+    return elbo_of(spec_of(likelihood), params, target, mu, logvar, beta, reduction)
+
+
+def elbo_of(
+    spec: Spec,
+    params: Sequence[Param],
+    target: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    beta: float | torch.Tensor,
+    reduction: Reduction,
+    names: Sequence[str] = (),
+) -> LossOutput:
+    """``elbo`` for a function that has ``names`` of its own for the parameters."""
+    code = reduction_code(reduction)
+    tensors = check_params(spec, params, target, names)
+    first = (names or spec.params)[0]
     mu, logvar = gaussian_pair(mu, logvar)
     if mu.device != target.device:
-        raise ValueError(
-            f"mu is on {mu.device}, {spec.params[0]} on {target.device}: move to one device"
-        )
+        raise ValueError(f"mu is on {mu.device}, {first} on {target.device}: move to one device")
     samples = target.shape[0] if spec.planes else reference.samples_of(target)
     if reference.samples_of(mu) != samples:
         raise ValueError(
-            f"{spec.params[0]} has {samples} samples (shape {tuple(target.shape)}), "
+            f"{first} has {samples} samples (shape {tuple(target.shape)}), "
             f"mu has {reference.samples_of(mu)} (shape {tuple(mu.shape)}): they must be equal"
         )
     beta = check_beta(beta, tensors[0])
