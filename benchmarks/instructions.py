@@ -19,8 +19,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vae_fast.likelihoods import SPECS
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.json"
 LEVELS = ("generic", "avx2", "avx512")
@@ -38,8 +36,7 @@ OPS = (
     *(f"bernoulli_nll/{pass_}/{dtype}"
       for pass_ in ("value", "gradient", "both")
       for dtype in (*_DTYPES, "float32/uint8", "bfloat16/uint8")),
-    *(f"{name}_nll/both/float32" for name, spec in SPECS.items()
-      if name != "bernoulli" and not spec.planes),
+    *(f"{name}_nll/both/float32" for name in ("bernoulli_probs", "gaussian", "laplace")),
     *(f"bernoulli_elbo/both/{dtype}" for dtype in ("float32", "bfloat16", "bfloat16/uint8")),
 )  # fmt: skip
 
@@ -61,7 +58,9 @@ def need() -> None:
 
 def build(folder: Path) -> Path:
     """Compile the drivers and their caller, with setup.py's optimisation, unless it is done."""
-    sources = [ROOT / "benchmarks" / "instructions.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+    folders = ("csrc/cpu", "csrc/step")
+    sources = [ROOT / "benchmarks" / "instructions.cpp"]
+    sources += [source for folder in folders for source in sorted(ROOT.glob(f"{folder}/*.cpp"))]
     headers = [p for pattern in ("*.h", "*.inc") for p in sorted(ROOT.glob(f"csrc/**/{pattern}"))]
     flags = [
         "-std=c++20",
@@ -81,7 +80,7 @@ def build(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     compiler = [os.environ.get("CXX", "g++"), *flags, "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}"]
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        objects = [Path(scratch) / f"{i}.o" for i in range(len(sources))]
         with ThreadPoolExecutor(2) as pool:
             jobs = [
                 pool.submit(_run, [*compiler, "-c", str(source), "-o", str(made)])
