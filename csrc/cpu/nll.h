@@ -58,8 +58,9 @@ class SharedGrads {
     for (int j = 0; wants_grad && j < kMaxParams; ++j) {
       const Operand& o = args.grads[j];
       if (o.data == nullptr) continue;
-      const bool shared = (o.row == 0 && args.rows > 1) || (o.plane == 0 && args.planes > 1) ||
-                          (o.step == 0 && args.inner > 1);
+      // By no rows too: then the gradient is a sum of nothing, 0.
+      const bool shared = (o.row == 0 && args.rows != 1) || (o.plane == 0 && args.planes != 1) ||
+                          (o.step == 0 && args.inner != 1);
       if (!shared) continue;
       sizes_[j] = (o.row == 0 ? 1 : args.rows) * (o.plane == 0 ? 1 : args.planes) *
                   (o.step == 0 ? 1 : args.inner);

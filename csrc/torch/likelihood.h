@@ -117,7 +117,8 @@ inline Likelihood likelihood_args(int id, const Tensors& params, const Tensor& t
     }
     return args;
   }
-  if (alike) {  // K sets of samples against one target
+  // K sets of samples against one target. (One sample against another number of them is shared.)
+  if (alike && (first.size(0) != 1 || args.target_rows == 1)) {
     STD_TORCH_CHECK(whole_sets(first.size(0)), "vae_fast: the parameters' ", first.size(0),
                     " samples are no multiple of the target's ", args.target_rows);
     args.rows = first.size(0);
@@ -130,7 +131,7 @@ inline Likelihood likelihood_args(int id, const Tensors& params, const Tensor& t
   args.planes = target.size(1);
   args.inner = target.size(2);
   for (const Tensor& p : params) {
-    if (p.size(0) > args.rows) args.rows = p.size(0);
+    if (p.size(0) > 1 && p.size(0) > args.rows) args.rows = p.size(0);
   }
   STD_TORCH_CHECK(whole_sets(args.rows), "vae_fast: the parameters' ", args.rows,
                   " samples are no multiple of the target's ", args.target_rows);

@@ -147,6 +147,7 @@ def test_the_suites_have_what_they_are_for():
     assert {s.pass_ for s in sizes} == {"value", "gradient", "both"}
     assert {(s.dtype, s.target) for s in sizes} >= {("float32", "uint8"), ("bfloat16", "uint8")}
     assert {s.op for s in suites.standard()} == {
+        *(f"{name}_nll" for name in suites.LIKELIHOODS),
         *suites.GAUSSIAN, "bernoulli_nll", "bce_kl_loss", "linear_bernoulli_nll", "iwae_bound",
         "gather", "total_correlation", "mixture_log_density", "mmd", "nearest_code",
     }  # fmt: skip

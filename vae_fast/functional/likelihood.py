@@ -148,10 +148,11 @@ def check_params(
             size in (1, full)
             for size, full in zip(reversed(p.shape), reversed(shape), strict=False)
         )
-        if not fits or (len(params) == 1 and p.numel() != target.numel()):
+        strict = spec.family == "bernoulli"  # whose logits were never shared by samples
+        if not fits or (strict and p.numel() != target.numel()):
             raise ValueError(
                 f"{name} has shape {tuple(p.shape)}, target has shape {tuple(shape)}: "
-                + ("they must be equal" if len(params) == 1 else f"{name} must broadcast to target")
+                + ("they must be equal" if strict else f"{name} must broadcast to target")
             )
     return params
 
