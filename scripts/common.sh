@@ -96,7 +96,7 @@ test_installed() {
 import sys, vae_fast
 if not vae_fast.__file__.startswith(sys.prefix + "/"):
     sys.exit(f"not the installed package: {vae_fast.__file__}")')
-    (cd "$run" && "$folder/bin/python" -m pytest -q -n "$(nproc)" --dist loadfile \
+    (cd "$run" && "$folder/bin/python" -m pytest -q -n "$(nproc 2>/dev/null || echo 2)" --dist loadfile \
         -m "not slow and not cuda" ${TESTS:-"$@"})
 }
 
