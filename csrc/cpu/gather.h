@@ -67,6 +67,7 @@ template <class M>
 void gather_driver(const Gather& args, const Threads& threads) {
   const uint8_t* data = static_cast<const uint8_t*>(args.data);
   const int64_t cols = args.cols;
+  if (cols == 0) return;  // there may be no memory, and memcpy takes no null pointer
   if (args.mode == GatherMode::bytes) {
     uint8_t* out = static_cast<uint8_t*>(args.out);
     parallel(threads, args.rows, cols / 16, [&](int64_t row) {
