@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import vae_fast
+from vae_fast.backend import native_reason
 from vae_fast.layers import MLP
 from vae_fast.ops import matmul
 from vae_fast.ops.places import Places, using
@@ -262,6 +263,8 @@ class Patch(contextlib.ExitStack):
 def test_what_replaces_a_layer_is_heeded(replace):
     """LoRA, offloading, pruning and profilers do one of these; each has to change the result as it
     changes torch's."""
+    if replace is compiled_alone and native_reason("cpu") is not None:
+        pytest.skip("without kernels the layers are torch's own, compiled or not")
     ours, plain, _ = networks()
     x = torch.rand(4, 5, 6)
     before, found = ours(x), []

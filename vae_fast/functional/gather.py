@@ -77,7 +77,7 @@ def gather_batch(
                 f"first_row is on {first_row.device}, data on {data.device}: move them to one device"
             )
     else:
-        if not hasattr(first_row, "__index__"):
+        if not torch.compiler.is_compiling() and not hasattr(first_row, "__index__"):
             raise TypeError(
                 "first_row must be a whole number or an int64 tensor of one element, got "
                 f"{type(first_row).__name__}"
