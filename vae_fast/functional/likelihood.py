@@ -222,7 +222,7 @@ def nll(
     Args:
         likelihood: its name.
         params: its parameters in their order, each a tensor that broadcasts to the target (what rows
-            share, such as a gene's dispersion or a channel's scale, is not repeated) or a number; or
+            share, such as a gene's dispersion, is not repeated on a CPU) or a number; or
             one tensor with all of them stacked in dim 1, (N, params * C, ...).
         target: (N, ...), in a dtype that fits the likelihood: counts and levels as any integers or
             floats, [0, 1] and real data as floats, uint8 (x stands for x / 255) or bool.
