@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from benchmarks.bench_training import HIDDEN, LATENT, LEARNING_RATE, plain_update, tutorial
 from benchmarks.case import OURS, Absence, Case, Contender, Outputs
 from benchmarks.check import close
+from benchmarks.scratch import scratch
 from vae_fast.data import ArrayData, ShardData, open_shards, pack
 from vae_fast.data.sprites import COUNT, SIDE, Sprites
 from vae_fast.train import TrainConfig, Trainer
@@ -36,12 +36,7 @@ VALIDATION = 128  # images, which the trainer wants and nothing here reads
 @cache
 def shards(count: int) -> ShardData:
     """``count`` sprites as shards in a folder that lives as long as the process."""
-    folder = tempfile.TemporaryDirectory(prefix="vae-fast-shards-")
-    _FOLDERS.append(folder)
-    return pack(sprites(count), Path(folder.name) / "sprites")
-
-
-_FOLDERS: list[tempfile.TemporaryDirectory] = []
+    return pack(sprites(count), scratch() / "sprites")
 
 
 def sprites(count: int) -> Sprites:
@@ -49,7 +44,7 @@ def sprites(count: int) -> Sprites:
     return Sprites(torch.arange(count) * COUNT // count)
 
 
-def trainer_of(data: Any, batch: int, dtype: str, device: torch.device, folder: str) -> Trainer:
+def trainer_of(data: Any, batch: int, dtype: str, device: torch.device, folder: Path) -> Trainer:
     config = TrainConfig(
         model_args={"latent_dim": LATENT, "network_options": {"hidden": [HIDDEN]}},
         batch_size=batch,
@@ -57,7 +52,7 @@ def trainer_of(data: Any, batch: int, dtype: str, device: torch.device, folder: 
         precision={"float32": "fp32", "bfloat16": "bf16"}[dtype],
         emulate_bf16=True,
         device=str(device),
-        out=str(Path(folder) / "run"),
+        out=str(folder / "run"),
     )
     trainer = Trainer(config, train_data=data, val_data=sprites(VALIDATION))
     trainer.model.train()
@@ -68,8 +63,7 @@ class Stream:
     """Steps on one epoch after another, as `Trainer.fit` takes them, metrics read at its interval."""
 
     def __init__(self, data: Any, batch: int, dtype: str, device: torch.device) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="vae-fast-benchmark-")
-        self.trainer = trainer_of(data, batch, dtype, device, self.folder.name)
+        self.trainer = trainer_of(data, batch, dtype, device, scratch(self))
         self.shares = self._shares()
 
     def _shares(self) -> Iterator[Any]:

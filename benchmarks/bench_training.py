@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 import vae_fast.nn
 from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
 from benchmarks.check import close
+from benchmarks.scratch import scratch
 from vae_fast.data import Batch, DataUnavailableError, load
 from vae_fast.train import TrainConfig, Trainer
 
@@ -118,8 +118,6 @@ class Engine:
     checkpoints and pictures."""
 
     def __init__(self, data: Tensor, batch: int, dtype: str, device: torch.device) -> None:
-        # The trainer wants a folder for its run, for as long as it lives.
-        self.folder = tempfile.TemporaryDirectory(prefix="vae-fast-benchmark-")
         config = TrainConfig(
             model="vae",
             model_args={"latent_dim": LATENT, "network_options": {"hidden": [HIDDEN]}},
@@ -128,7 +126,7 @@ class Engine:
             precision={"float32": "fp32", "bfloat16": "bf16"}[dtype],
             emulate_bf16=True,
             device=str(device),
-            out=str(Path(self.folder.name) / "run"),
+            out=str(scratch(self) / "run"),
         )
         self.trainer = Trainer(config, train_data=data, val_data=data[:batch])
         self.trainer.model.train()

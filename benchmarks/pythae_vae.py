@@ -6,13 +6,13 @@ import contextlib
 import importlib.util
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from types import ModuleType
 
 from torch import Tensor
 
 from benchmarks.case import Absence
+from benchmarks.scratch import scratch
 
 
 def contender(
@@ -58,12 +58,11 @@ def contender(
     model = VAE(config, encoder=Encoder(), decoder=Decoder())
     pixels = images.reshape(-1, 1, 28, 28)
     dataset = BaseDataset(pixels, torch.zeros(len(pixels)))
-    folder = tempfile.TemporaryDirectory(prefix="pythae-")
     trainer = BaseTrainer(
         model,
         dataset,
         training_config=BaseTrainerConfig(
-            output_dir=folder.name,
+            output_dir=str(scratch(model)),
             num_epochs=1,
             per_device_train_batch_size=batch,
             learning_rate=1e-3,
@@ -74,7 +73,5 @@ def contender(
     def run(_: None) -> float:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its bars
             return float(trainer.train_step(epoch=1))
-
-    run.folder = folder  # it is there for as long as the trainer is
 
     return run

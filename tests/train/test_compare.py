@@ -11,7 +11,9 @@ native = pytest.mark.skipif(
 
 
 @native
-@pytest.mark.filterwarnings("error")  # such as one of a recording that another's steps got into
+@pytest.mark.filterwarnings(
+    "error::UserWarning"
+)  # such as one of a recording that another's steps got into
 @pytest.mark.parametrize(
     ("model", "names"),
     [
