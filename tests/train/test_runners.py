@@ -1,5 +1,6 @@
 """Who takes a run's steps: what is chosen and why, and that a run keeps it."""
 
+import copy
 import json
 
 import pytest
@@ -129,35 +130,86 @@ def _wrong_update(step, terms, update):
     return terms
 
 
-@pytest.mark.parametrize("wrong", [_wrong_terms, _wrong_gradient, _wrong_update])
-def test_a_native_step_that_differs_is_left_for_the_recorded_one(monkeypatch, wrong):
-    """Found at the next epoch's first step, which the eager step then takes, to its bits."""
-    right, broken = NativeStep.step, [False]
+def _breakable(monkeypatch, wrong):
+    """What a test sets to the object whose native step is to be wrong."""
+    right, broken = NativeStep.step, [None]
 
     def step_of(self, *args, update=True, **options):
         terms = right(self, *args, update=update, **options)
-        return wrong(self, terms, update) if broken[0] else terms
+        return wrong(self, terms, update) if broken[0] == self else terms
 
     monkeypatch.setattr(NativeStep, "step", step_of)
+    return broken
+
+
+def _same(*steps):
+    states = [
+        torch.utils._pytree.tree_leaves(
+            [s.model.state_dict(), s.state_dict()["updates"], s.average.state_dict()]
+        )
+        for s in steps
+    ]
+    return all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(*states, strict=True)
+    )
+
+
+def _take(step, number):
+    torch.manual_seed(number)
+    step(batches([8])[0], number)
+
+
+@pytest.mark.parametrize("wrong", [_wrong_terms, _wrong_gradient, _wrong_update])
+def test_a_native_step_that_goes_on_differing_is_left_for_the_recorded_one(monkeypatch, wrong):
+    """Found at the next epoch's first step. It and the next two are the eager step's, to its bits."""
+    broken = _breakable(monkeypatch, wrong)
     runs = make("native", ema=0.9), make("native", ema=0.9)
     for step in runs:
         small.train(step, [8] * PER_EPOCH)
     runs[1].refused["native"] = "it is left here"
     runs[1].choose_runner()
-    broken[0] = True
-    share = batches([8])[0]
-    torch.manual_seed(3)
-    with pytest.warns(UserWarning, match="native step's .* is not the eager step's"):
-        runs[0](share, PER_EPOCH)
-    torch.manual_seed(3)
-    runs[1](share, PER_EPOCH)
+    broken[0] = runs[0].runner._native
+    for number in range(PER_EPOCH, PER_EPOCH + 2):
+        for step in runs:
+            _take(step, number)
+        assert runs[0].runner.name == "native" and _same(*runs)
+    with pytest.warns(UserWarning, match="3 steps in a row the native step's .* not the eager"):
+        _take(runs[0], PER_EPOCH + 2)
+    _take(runs[1], PER_EPOCH + 2)
     assert "not the eager step" in runs[0].runner_is and runs[0].runner.name == "recorded"
-    for one, other in zip(
-        *(torch.utils._pytree.tree_leaves([s.model.state_dict(), s.state_dict()["updates"],
-                                           s.average.state_dict()]) for s in runs),
-        strict=True,
-    ):  # fmt: skip
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    assert _same(*runs)
+
+
+def test_a_native_step_that_differs_once_or_twice_is_kept(monkeypatch):
+    """As where one ReLU's input is zero to rounding. A run that is resumed in between has the same
+    bits: it compares the steps that it would have compared."""
+    broken = _breakable(monkeypatch, _wrong_gradient)
+    run, again = make("native", ema=0.9), make("native", ema=0.9)
+    small.train(run, [8] * PER_EPOCH)
+    native = run.runner._native
+    for number, is_wrong in enumerate((True, True, False, False, True, False), PER_EPOCH):
+        taken, broken[0] = run.runner.taken, native if is_wrong else None
+        _take(run, number)
+        # The fifth is not compared.
+        assert run.runner.taken == taken + (not is_wrong or number == PER_EPOCH + 4)
+        assert run.runner is not None and not run.refused
+        if number == PER_EPOCH:  # resumed, with one that differed
+            again.load_state_dict(copy.deepcopy(run.state_dict()))
+            again.model.load_state_dict(run.model.state_dict())
+    assert run.checks["differed"] == 0
+
+    native = again.runner._native
+    for number, is_wrong in enumerate((True, False, False, True, False), PER_EPOCH + 1):
+        broken[0] = native if is_wrong else None
+        if number == PER_EPOCH + 4:  # and where no step is compared
+            third = make("native", ema=0.9)
+            third.load_state_dict(copy.deepcopy(again.state_dict()))
+            third.model.load_state_dict(again.model.state_dict())
+            again, native = third, third.runner._native
+            broken[0] = native
+        _take(again, number)
+    assert _same(run, again)
 
 
 def test_what_is_done_to_a_model_in_mid_run_is_seen_at_the_next_epoch():

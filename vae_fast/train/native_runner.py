@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from vae_fast.backend import get_backend
+from vae_fast import __version__
+from vae_fast.backend import get_backend, library
 from vae_fast.layers import has_hooks
 from vae_fast.train.distributed import Share
 from vae_fast.train.native import _DTYPES, NativeStep, StepTerms, build
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
     from vae_fast.train.step import Step
 
 # How far the native step may be from the eager one. A ReLU whose input is zero to rounding may be on
-# in one and off in the other: that moves a layer's gradient by a few thousandths of its length.
+# in one and off in the other: that moves a layer's gradient by a few thousandths of its length, and
+# now and then by more. So one check that differs decides nothing.
 OF_TERMS = 1e-5  # of the largest term
 OF_GRADIENT = 1e-2  # of a parameter's gradient's length, with
 OF_ALL_GRADIENTS = 1e-4  # of the length of all gradients
 OF_UPDATE = 1e-3  # of the length of what one step changes, by the same gradient
 ROUNDING = 1e-6  # of a buffer's length
+IN_A_ROW = 3  # checks that differ, one step after another, before the native step is left
 
 
 class NativeRunner:
@@ -33,7 +37,11 @@ class NativeRunner:
 
     At its start and at each epoch's first step it takes that step twice, from the same state: terms
     and gradients are compared with the eager step's, then weights, moments and average with what
-    torch's optimizer makes of the same gradients. Where they differ, the eager step counts.
+    torch's optimizer makes of the same gradients. Where they differ, the eager step counts, and the
+    next step is compared too; after ``IN_A_ROW`` such steps the native step is left.
+
+    What the checks have found is in ``Step.checks`` and so in checkpoints: a resumed run compares
+    the steps that the run without a stop compares, and has its bits.
     """
 
     name = "native"
@@ -43,6 +51,10 @@ class NativeRunner:
         self.taken = 0
         self._step = step
         self._native = native
+        # Made by other code, or at another level, it is to be compared first.
+        self._made_by = (
+            f"vae_fast {__version__}, torch {torch.__version__}, {library().cpu_capability()}"
+        )
 
     @staticmethod
     def make(step: Step) -> NativeRunner | str:
@@ -68,9 +80,16 @@ class NativeRunner:
         share = share._replace(images=share.images.contiguous())
         if why_not := self._refusal(share):
             return self._leave(share, why_not)
-        if self._step.first_of_epoch or self.taken == 0:
+        if self._is_to_be_checked():
             return self._checked(share)
         return self._kept(self._take(share), share)
+
+    def _is_to_be_checked(self) -> bool:
+        checks = self._step.checks
+        if checks.get("made_by") != self._made_by:
+            checks.update(made_by=self._made_by, differed=0)
+            return True
+        return self._step.first_of_epoch or checks["differed"] > 0
 
     def _refusal(self, share: Share) -> str:
         if get_backend() == "reference":
@@ -115,11 +134,15 @@ class NativeRunner:
         if not differs:
             differs, terms = self._update_differs(share, before, loss)
             if not differs:
+                self._step.checks["differed"] = 0
                 return self._kept(terms, share)
         self._go_back(before)
+        self._step.checks["differed"] += 1
+        if self._step.checks["differed"] < IN_A_ROW:
+            return self._step.take(share)
         warnings.warn(
-            f"the native step's {differs} is not the eager step's: steps are taken otherwise from "
-            "here on. To have all of them so: --runner recorded",
+            f"in {IN_A_ROW} steps in a row the native step's {differs} was not the eager step's: "
+            "steps are taken otherwise from here on. To have all of them so: --runner recorded",
             stacklevel=4,
         )
         return self._leave(share, f"its {differs} was not the eager step's")

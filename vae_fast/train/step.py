@@ -66,6 +66,7 @@ class Step:
         self.now = Now(device)
         self.first_of_epoch = True
         self.refused: dict[str, str] = {}  # runners that did not serve, and why
+        self.checks: dict[str, Any] = {}  # what a runner's checks have found; its own to write
         self.runner: Runner
         self.choose_runner()
 
@@ -190,6 +191,7 @@ class Step:
             "updates": [update.state_dict() for update in self.updates],
             **average,
             **refused,
+            **({"checks": dict(self.checks)} if self.checks else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,6 +208,7 @@ class Step:
         elif self.average is not None:  # the run had none so far
             self.average.restart()
         self.refused = dict(state.get("refused", {}))
+        self.checks = dict(state.get("checks", {}))
         self.choose_runner()
 
     def follow_arguments(self, names: Iterable[str]) -> None:
