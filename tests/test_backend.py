@@ -11,6 +11,7 @@ import vae_fast
 import vae_fast.models
 from tests.fresh import python
 from vae_fast import backend as backend_module
+from vae_fast import built
 from vae_fast.backend import library, native_reason, use_native
 
 NATIVE = native_reason("cpu") is None
@@ -144,6 +145,47 @@ def test_why_a_library_is_missing(monkeypatch, tmp_path, file, torch_version, me
     monkeypatch.setattr(torch, "__version__", torch_version)
     sentence = backend_module._why_missing("_C", ImportError("undefined symbol: x"))
     assert re.search(message, sentence), sentence
+
+
+def test_a_library_of_other_sources_is_set_aside_with_the_command_that_rebuilds():
+    """One that lacks what this package calls: computed in plain PyTorch, or refused, not a crash."""
+    result = python(
+        "import sys, types, warnings\n"
+        "sys.modules['vae_fast._C'] = old = types.ModuleType('vae_fast._C')\n"
+        "old.__file__, old.build_info = '/somewhere/_C.so', dict\n"
+        "import torch, vae_fast\n"
+        "one = torch.ones(2, 3)\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(vae_fast.gaussian_kl(one, 0 * one).item(), vae_fast.mmd(one, one).item())\n"
+        "(warning,) = seen\n"
+        "print(warning.message)\n"
+        "print(vae_fast.info()['native cpu'])\n"
+        "with vae_fast.set_backend('native'):\n"
+        "    vae_fast.gaussian_kl(one, one)\n"
+    )
+    values, *said = result.stdout.splitlines()
+    assert values.split()[0] == "3.0", result.stderr
+    for sentence in (*said, result.stderr.splitlines()[-1]):
+        assert "vae_fast._C (_C.so) was compiled from other sources" in sentence
+        assert "no Step" in sentence and "more such differences; rebuild it: " in sentence
+        assert "python setup.py build_ext --inplace" in sentence
+
+
+@needs_native
+def test_what_the_library_must_have_is_what_it_has(monkeypatch):
+    """The list of ops that a library is held to is that of the registered ones."""
+    registered = {
+        schema.name.removeprefix("vae_fast::"): len(schema.arguments)
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("vae_fast::")
+    }
+    assert built.expected_ops() == registered
+    assert built.why_stale(library()) is None
+    monkeypatch.setitem(built.OPS, "mmd", 6)
+    monkeypatch.setitem(built.OPS, "mmd_of_three", 6)
+    said = "an op mmd of 5 arguments in place of 6, no op mmd_of_three"
+    assert built.why_stale(library()) == said
 
 
 # --- info ----------------------------------------------------------------------------------------

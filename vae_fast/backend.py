@@ -63,8 +63,30 @@ def _load(name: str, device: str) -> None:
         _reasons[device] = _why_missing(name, error)
 
 
+def _set_aside_if_stale() -> None:
+    """A library of other sources would fail at its first call, or compute something else."""
+    from vae_fast.built import why_stale
+
+    lacks = why_stale(_libraries["cpu"])
+    if lacks is not None:
+        file = Path(_libraries.pop("cpu").__file__).name
+        _reasons["cpu"] = (
+            f"vae_fast._C ({file}) was compiled from other sources than the Python files beside it, "
+            f"in {_PACKAGE}: it has {lacks}; rebuild it: {_rebuild()}"
+        )
+
+
+def _rebuild() -> str:
+    """The command that compiles the library of this package anew."""
+    if (_PACKAGE.parent / "setup.py").is_file():
+        return f"cd {_PACKAGE.parent} && VAE_FAST_BUILD=auto python setup.py build_ext --inplace"
+    return "pip install --force-reinstall --no-deps vae_fast"
+
+
 def _load_libraries() -> None:
     _load("_C", "cpu")
+    if "cpu" in _libraries:
+        _set_aside_if_stale()
     if "cpu" in _libraries:
         _libraries["cpu"].cpu_capability()  # raises if VAE_FAST_CPU_CAPABILITY names no level
     if torch.version.cuda is None:

@@ -19,6 +19,19 @@ from tests.fuzz.draw import Draw, described
 # in float32 and rounded once.
 EPSILONS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 4, torch.float16: 4}
 WRONG = ("text", None, [1.5], torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"))
+# What is no tensor, by name: values that it can't have.
+_NOT_ONE_NUMBER = (torch.ones(2), 1j, torch.tensor(1j), torch.ones((), device="meta"))
+WRONG_OF = {
+    "beta": ("text", None, [1.5], 10**400, torch.ones(1).to_sparse(), *_NOT_ONE_NUMBER),
+    "reduction": ("mean", None, 1, ["sum"]),
+    "num_samples": (0, -1, 1.5, "2", True),
+    "mode": ("float", None, 2, ["scale"]),
+    "first_row": (-1, 1.5, "0", None, 2**63, torch.tensor(-1), torch.tensor(0.0), *_NOT_ONE_NUMBER),
+    "dataset_size": (0, -1, 1e300, "10", None, float("nan"), *_NOT_ONE_NUMBER),
+    "sampling": ("strata", None, 1, ["weighted"]),
+    "kernel": ("gauss", None, 0, ["rbf"]),
+    "bandwidths": ("text", None, (), (0.0,), (-1.0,), (float("nan"),), 1j, ("1",)),
+}  # fmt: skip
 MAY_BE_NONE = ("bias", "noise_key", ("mixture_log_density", "logits"))
 # A call's arguments may be handed on, under another name that its error has for them.
 ALSO_KNOWN_AS = {"x": ("target",), "x_hat": ("logits", "probs"), "logits": ("probs",)}
@@ -173,10 +186,12 @@ def _spoilt(draw: Draw, name: str, call: Call) -> tuple[str, Any] | None:
     """One argument and a value that it can't have."""
     if not inspect.isfunction(getattr(vae_fast, name, None)):
         return None
-    tensors = [k for k, v in call.arguments.items() if isinstance(v, Tensor) and k != "beta"]
-    if not tensors:
+    names = [k for k, v in call.arguments.items() if isinstance(v, Tensor) or k in WRONG_OF]
+    if not names:
         return None
-    argument = draw.one_of(tensors)
+    argument = draw.one_of(names)
+    if argument in WRONG_OF:
+        return argument, draw.one_of(WRONG_OF[argument])
     optional = argument in MAY_BE_NONE or (name, argument) in MAY_BE_NONE
     values = [v for v in WRONG if v is not None or not optional]
     return argument, draw.one_of(values)

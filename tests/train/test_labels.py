@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
-from vae_fast.data import from_array
+from vae_fast.data import as_data, from_array
 from vae_fast.train import TrainConfig, Trainer
 from vae_fast.train.config import LabelsConfig, from_dict
 
@@ -56,3 +57,74 @@ def test_more_labels_than_there_are_is_told_before_any_work(tmp_path):
     with pytest.raises(ValueError, match="31 labels were to be kept, and array has 30"):
         Trainer(config, train_data=patterns(30, 1), val_data=patterns(9, 2))
     assert not (tmp_path / "run").exists()
+
+
+class Listed(Dataset):
+    """Images with a list of their labels, as torchvision's data sets have one."""
+
+    def __init__(self, images, targets, change=int):
+        self.images, self.targets, self.change = images, targets, change
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index > 0:
+            assert self.change is not int or self.targets[index] > 2, "an image too many was read"
+        return self.images[index], self.change(self.targets[index])
+
+
+class Stream(IterableDataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __iter__(self):
+        return iter(zip(self.images, self.labels.tolist(), strict=True))
+
+
+IMAGES = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+WRONG = torch.arange(24) % 3
+WRONG[17] = 5
+KNOWN = {
+    "targets": Listed(IMAGES, WRONG.tolist()),
+    "tensors": TensorDataset(IMAGES, WRONG),
+    "joined and chosen": ConcatDataset(
+        [TensorDataset(IMAGES[:9], WRONG[:9]), Subset(TensorDataset(IMAGES, WRONG), range(9, 24))]
+    ),
+}
+SENTENCE = (
+    "the label 5, and cvae with num_classes=3 takes 0 to 2: --model-args.condition_options.num_cl"
+)
+
+
+def trainer(tmp_path, train, val=None):
+    config = TrainConfig(
+        model="cvae", epochs=1, batch_size=8, device="cpu", tensorboard="off",
+        out=str(tmp_path / "run"), model_args={"latent_dim": 2, "hidden": 8,
+                    "condition_options": {"num_classes": 3}},
+    )  # fmt: skip
+    return Trainer(config, train_data=train, val_data=val or from_array(IMAGES, WRONG.clamp(max=2)))
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("validation", [False, True])
+def test_a_datasets_label_out_of_range_is_seen_before_there_is_a_folder(tmp_path, kind, validation):
+    right = from_array(IMAGES, WRONG.clamp(max=2))
+    parts = (right, KNOWN[kind]) if validation else (KNOWN[kind], right)
+    with pytest.raises(ValueError, match=SENTENCE):
+        trainer(tmp_path, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_a_transform_changes_are_those_of_the_items(tmp_path):
+    trainer(tmp_path, Listed(IMAGES, (WRONG + 10).tolist(), lambda y: min(y - 10, 2))).fit()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_streams_first_label_out_of_range_ends_the_run_with_the_flag(tmp_path, workers):
+    """Also on a GPU, where the model itself would wait to look: it is seen as it is read."""
+    run = trainer(tmp_path, as_data(Stream(IMAGES, WRONG), samples=24))
+    run.batches._workers = workers
+    with pytest.raises(ValueError, match=f"Stream, item 17, has {SENTENCE}"):
+        run.fit()
+    assert run.reached.step <= 2

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from vae_fast.data.arrays import FLOATS, ArrayData, as_tensor, is_channels_last
 from vae_fast.data.images import flat
-from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, range_of
+from vae_fast.data.ranges import UNIT, LabelRange, Range, check_not_binary, check_unit, range_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class DatasetData:
         classes: the names of labels 0, 1, ..., or None.
         files: the name of each sample, such as its file's; or None.
         rows: where in its source each sample is, (N,) int64, if samples were chosen.
+        takes: the labels that are looked for; each is checked as it is read.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class DatasetData:
     classes: tuple[str, ...] | None = None
     files: Sequence[str] | None = None
     rows: torch.Tensor | None = None
+    takes: LabelRange | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,6 +96,8 @@ def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | 
         return image, None
     if (value := _whole(label)) is None:
         raise ValueError(f"{like.name}: the label of item {index} is {label!r}, not an integer")
+    if like.takes is not None:
+        like.takes.check(value, f"{like.name}, item {index},")
     return image, value
 
 
@@ -158,11 +162,34 @@ def known_labels(data: DatasetData) -> Any:
     return _list_of(data.dataset, ("labels", "targets")) if data.labelled else None
 
 
+def check_known_labels(data: DatasetData, takes: LabelRange) -> None:
+    """Raise ValueError for a label that is seen to be another without reading all items.
+
+    What a list says of an item is believed once that item was read: a transform may change labels.
+    """
+    known = known_labels(data)
+    if known is None:
+        return
+    try:
+        labels = torch.as_tensor(np.asarray(known))
+    except (TypeError, ValueError):
+        return
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        return
+    for row in takes.wrong(labels)[:1].tolist():
+        replace(data, takes=takes)[row]
+
+
 def _list_of(dataset: Any, names: tuple[str, ...]) -> Any:
-    """A Dataset's attribute that has an entry for every item, also of a Subset of it."""
+    """A Dataset's attribute that has an entry for every item, also of Subsets and joined ones."""
     if isinstance(dataset, Subset):
         whole = _list_of(dataset.dataset, names)
         return None if whole is None else [whole[int(i)] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_list_of(part, names) for part in dataset.datasets]
+        return None if any(p is None for p in parts) else [v for part in parts for v in part]
+    if isinstance(dataset, TensorDataset) and "labels" in names and len(dataset.tensors) == 2:
+        return dataset.tensors[1]
     for name in names:
         found = getattr(dataset, name, None)
         if isinstance(found, (list, tuple, np.ndarray, torch.Tensor)) and len(found) == len(

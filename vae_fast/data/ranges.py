@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
 Range = tuple[float, float]
 UNIT: Range = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LabelRange:
+    """Which labels a model of so many classes takes: from ``least``, 0 or -1, below ``classes``."""
+
+    model: str
+    classes: int
+    least: int
+
+    def wrong(self, labels: torch.Tensor) -> torch.Tensor:
+        """The places of the labels (N,) that are others."""
+        return ((labels < self.least) | (labels >= self.classes)).nonzero()[:, 0]
+
+    def check(self, label: int, whose: str) -> None:
+        """Raise ValueError, with the flag that helps, if the label is another."""
+        if self.least <= label < self.classes:
+            return
+        known = f"0 to {self.classes - 1}" + (", and -1 for unknown" if self.least < 0 else "")
+        way = f"--model-args.condition_options.num_classes {label + 1} makes room for it"
+        if label < 0:
+            unknown = "; -1, a label that is unknown, is for --model ssvae" if label == -1 else ""
+            way = f"mend the data{unknown}"
+        raise ValueError(
+            f"{whose} has the label {label}, and {self.model} with num_classes={self.classes} takes "
+            f"{known}: {way}"
+        )
 
 
 def range_of(tensor: torch.Tensor, name: str) -> Range:

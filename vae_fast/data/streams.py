@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vae_fast.data.arrays import FLOATS, ArrayData
 from vae_fast.data.datasets import checked_item, collate, first_item
 from vae_fast.data.order import Cuts
-from vae_fast.data.ranges import UNIT, Range, check_not_binary, range_of
+from vae_fast.data.ranges import UNIT, LabelRange, Range, check_not_binary, range_of
 
 _CHUNK = 32  # items that a worker sends at once
 _LOOKED_AT = 256  # items that are looked at before uint8 is taken for binary
@@ -38,6 +38,7 @@ class StreamData:
         samples: in an epoch, over all ranks; what the stream has beyond them is not read. None:
             as many as there are, which are counted by reading them once.
         splits: whether iterating it gives every rank and every worker process samples of its own.
+        takes: the labels that are looked for; each is checked as it is read.
     """
 
     dataset: Any
@@ -52,6 +53,7 @@ class StreamData:
     classes: tuple[str, ...] | None = None
     files: None = None
     rows: None = None
+    takes: LabelRange | None = None
 
     @property
     def range(self) -> Range | None:

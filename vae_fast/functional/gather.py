@@ -76,14 +76,17 @@ def gather_batch(
             raise ValueError(
                 f"first_row is on {first_row.device}, data on {data.device}: move them to one device"
             )
+        _check_place(first_row)
     else:
         if not torch.compiler.is_compiling() and not hasattr(first_row, "__index__"):
             raise TypeError(
                 "first_row must be a whole number or an int64 tensor of one element, got "
                 f"{type(first_row).__name__}"
             )
-        if first_row < 0:
-            raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
+        if not 0 <= first_row < 2**63:
+            raise ValueError(
+                f"first_row is a place in a sequence, from 0 on and below 2^63; got {first_row}"
+            )
         if torch.compiler.is_compiling():  # the op would be compiled for each number by itself
             first_row = torch.full((), first_row, dtype=torch.int64, device=data.device)
     if data.dtype == torch.bool and mode == "binarize":
@@ -106,6 +109,18 @@ def gather_batch(
     if data.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(index):
         _check_index(index, len(data))
     return reference.gather_batch(data, index, mode, noise_key, first_row)
+
+
+def _check_place(first_row: torch.Tensor) -> None:
+    """Where that waits for no device and breaks no graph; by an op, which can be recorded."""
+    if first_row.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(first_row):
+        return
+    try:
+        torch._assert_async((first_row >= 0).all(), "first_row is negative")
+    except RuntimeError:
+        raise ValueError(
+            f"first_row is a place in a sequence, from 0 on; got {first_row.item()}"
+        ) from None
 
 
 def _check_index(index: torch.Tensor, samples: int) -> None:

@@ -39,7 +39,8 @@ def reparameterize(
         ValueError, TypeError: shapes, devices or dtypes that don't fit.
     """
     mu, logvar = gaussian_pair(mu, logvar)
-    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+    whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
+    if num_samples is not None and (not whole or num_samples < 1):
         raise ValueError(f"num_samples must be a positive integer or None, got {num_samples!r}")
     if noise_key is not None:
         noise_key = check_key(noise_key, mu.device)

@@ -310,8 +310,14 @@ def elbo_of(
 
 def check_beta(beta: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
     if isinstance(beta, torch.Tensor):
-        if beta.numel() != 1:
-            raise ValueError(f"beta must be one number, got a tensor of {tuple(beta.shape)}")
+        if beta.numel() != 1 or beta.is_complex() or beta.layout is not torch.strided:
+            found = f"{tuple(beta.shape)}, {beta.dtype}, {beta.layout}"
+            raise ValueError(f"beta must be one number, got a tensor of {found}")
+        if beta.device != like.device and beta.device.type != "cpu":
+            raise ValueError(
+                f"beta is on {beta.device}, the likelihood's parameters on {like.device}: move them "
+                "to one device"
+            )
         return beta.detach().reshape(())
     if not isinstance(beta, Real):
         raise TypeError(f"beta must be a number or a 0-d tensor, got {type(beta).__name__}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,9 +18,7 @@ from vae_fast import reference_pairwise as reference
 from vae_fast.backend import _libraries, use_native
 from vae_fast.functional.checks import check_floating, gaussian_pair
 
-# A library that was built from older sources lacks these ops; what it has stays usable.
-_BUILT = "cpu" in _libraries and hasattr(torch.ops.vae_fast, "pair_density")
-if _BUILT:
+if "cpu" in _libraries:
     from vae_fast.ops import pairwise as _pairwise
 
 Sampling = Literal["weighted", "stratified"]
@@ -40,7 +39,7 @@ class LatentDecomposition(NamedTuple):
 
 
 def _ops_for(t: Tensor):
-    return _pairwise if _BUILT and t.is_cpu and use_native("cpu") else reference
+    return _pairwise if t.is_cpu and use_native("cpu") else reference
 
 
 def _matrices(**named: Tensor) -> list[Tensor]:
@@ -141,6 +140,8 @@ def aggregate_log_densities(
         raise ValueError(f"z has {len(z)} rows, mu has {rows}: z_i is a draw from row i of mu")
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
+    if not isinstance(dataset_size, (Integral, torch.SymInt)):
+        raise TypeError(f"dataset_size must be a whole number, got {dataset_size!r}")
     if dataset_size < max(1, rows):
         raise ValueError(
             f"dataset_size is {dataset_size}, and the batch has {rows} rows: it is the number of "
@@ -228,7 +229,10 @@ def mmd(
         _positive_rows(name, t, 2 if unbiased else 1)
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    scales = tuple(float(h) for h in bandwidths)
+    try:
+        scales = tuple(float(h) for h in bandwidths if not isinstance(h, str))
+    except TypeError:
+        raise TypeError(f"bandwidths must be numbers, one or several; got {bandwidths!r}") from None
     if not scales or not all(math.isfinite(h) and h > 0 for h in scales):
         raise ValueError(f"bandwidths must be positive and finite, got {list(bandwidths)}")
     return _ops_for(x).mmd(x, y, scales, KERNELS.index(kernel), unbiased)

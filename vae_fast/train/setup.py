@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torch import nn
 from vae_fast import data as datasets
 from vae_fast import models
 from vae_fast.data.arrays import ArrayData
+from vae_fast.data.datasets import DatasetData, check_known_labels
 from vae_fast.data.npy import map_npy
+from vae_fast.data.ranges import LabelRange
 from vae_fast.data.shards import ShardData
+from vae_fast.data.streams import StreamData
 from vae_fast.import_paths import imported
 from vae_fast.models.conditions import Labels
 from vae_fast.models.phases import phases_of
@@ -81,14 +85,15 @@ def tell_dataset_size(model: nn.Module, train: Any) -> None:
         model.dataset_size = len(train)
 
 
-def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> None:
-    """Raise ValueError if the model is conditioned on labels and the data have none, or others.
+def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[Any, ...]:
+    """The parts, training and validation data; ValueError if the model is conditioned on labels and
+    they have none, or others.
 
-    Labels that are in memory or in shards are looked at; those of a torch Dataset are seen as they
-    come.
+    Labels that can be had without reading the images are looked at. Others, of a stream and of
+    some torch Datasets, are as they are read.
     """
     if not getattr(model, "uses_labels", False):
-        return
+        return parts
     infers = hasattr(model, "predict")  # and takes what labels there are
     if not infers and not all(part.labelled for part in parts):
         raise ValueError(
@@ -97,29 +102,27 @@ def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> None:
         )
     condition = getattr(model, "condition", None)
     if not isinstance(condition, Labels):
-        return
-    classes, least = condition.features, -1 if infers or config.labels.keep > 0 else 0
-    for part in parts:
-        for labels in _labels_of(part):
-            wrong = labels[(labels < least) | (labels >= classes)]
-            if len(wrong) == 0:
-                continue
-            known = f"0 to {classes - 1}" + (", and -1 for unknown" if least < 0 else "")
+        return parts
+    least = -1 if infers or config.labels.keep > 0 else 0
+    takes = LabelRange(config.model, condition.features, least)
+    return tuple(_with_labels_in(takes, part) for part in parts)
+
+
+def _with_labels_in(takes: LabelRange, data: Any) -> Any:
+    if isinstance(data, (DatasetData, StreamData)):
+        if isinstance(data, DatasetData):
+            check_known_labels(data, takes)
+        return replace(data, takes=takes)
+    for labels in _labels_of(data):
+        wrong = labels[takes.wrong(labels)]
+        if len(wrong):
             high = int(wrong.max())
-            way = f"--model-args.condition_options.num_classes {high + 1} makes room for it"
-            if high < classes:
-                high = int(wrong.min())
-                way = "mend the data" + (
-                    "; -1, a label that is unknown, is for --model ssvae" if high == -1 else ""
-                )
-            raise ValueError(
-                f"{part.name} has the label {high}, and {config.model} with num_classes={classes} "
-                f"takes {known}: {way}"
-            )
+            takes.check(high if high >= takes.classes else int(wrong.min()), data.name)
+    return data
 
 
 def _labels_of(data: Any) -> Iterator[torch.Tensor]:
-    """The labels that can be looked at without reading the images."""
+    """The labels of an array or of shards."""
     if isinstance(data, ArrayData) and data.labels is not None:
         yield data.labels
     if isinstance(data, ShardData) and data.labelled:

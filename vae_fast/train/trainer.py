@@ -93,7 +93,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape, self.device).to(self.device)
-        check_labels(self.model, config, train, val)
+        train, val = check_labels(self.model, config, train, val)
         train, val = (run_data.in_support(self.model, data) for data in (train, val))
         begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
         if config.init_from is not None and begins:
