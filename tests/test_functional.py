@@ -339,5 +339,6 @@ def test_linear_bernoulli_nll_under_autocast_and_elsewhere(backend):
 
 def test_places_before_a_sequence_are_refused(backend):
     data, index = torch.zeros(3, 4, dtype=torch.uint8), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="from 0 on; got -3"):
-        gather_batch(data, index, mode="binarize", first_row=-3)
+    for place in (-3, 2**63, torch.tensor(-3)):
+        with pytest.raises(ValueError, match=f"from 0 on; got {int(place)}"):
+            gather_batch(data, index, mode="binarize", first_row=place)

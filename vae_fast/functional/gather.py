@@ -84,9 +84,7 @@ def gather_batch(
                 f"{type(first_row).__name__}"
             )
         if not 0 <= first_row < 2**63:
-            raise ValueError(
-                f"first_row is a place in a sequence, from 0 on and below 2^63; got {first_row}"
-            )
+            raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
         if torch.compiler.is_compiling():  # the op would be compiled for each number by itself
             first_row = torch.full((), first_row, dtype=torch.int64, device=data.device)
     if data.dtype == torch.bool and mode == "binarize":
