@@ -242,3 +242,16 @@ def test_pack_writes_shards_that_train_takes(workplace, capsys):
     assert "300 samples in shards" in capsys.readouterr().out
     assert run("train", "--data", "shards", *SMALL[2:], "--out", "out") == 0
     assert config_of(workplace / "out")["data"] == "shards"
+
+
+def test_a_vq_vae_is_trained_evaluated_and_sampled(workplace, capsys):
+    quantizer = ["--model-args.quantizer", "fsq", "--model-args.network_options.channels", "4"]
+    shared = ["--model-args.network_options.multipliers", "[1,2]", "--model", "vq-vae"]
+    assert run("train", *SMALL[:-2], *shared, *quantizer, "--out", "out") == 0
+    assert run("evaluate", "out") == 0
+    report = json.loads((workplace / "out" / "evaluation.json").read_text())
+    assert 1 < report["code_perplexity"] <= 1000 and 0 < report["codes_used"] <= 1
+    last = json.loads((workplace / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["code_perplexity"] > 1
+    assert run("sample", "out", "--n", 7, "--out", "s.npy") == 0
+    assert np.load("s.npy").shape == (7, 1, 8, 8)

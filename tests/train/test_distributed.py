@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast.models.base import batch_joined_by, floored_kl
+from vae_fast.models.base import floored_kl
+from vae_fast.models.joined import batch_joined_by
 from vae_fast.train import rng
 from vae_fast.train.distributed import RankFailed, World
 from vae_fast.train.stop import StopSignals

@@ -63,6 +63,11 @@ def evaluate(
             report["reconstruction_mse"] = _mean(
                 reconstruction_error(model, x, y, batch_size=batch_size)
             )
+        if hasattr(model, "code_report"):
+            codes = in_batches(
+                model, lambda part, *_: model.codes(part), x, y, batch_size=batch_size
+            )
+            report |= model.code_report(codes)
         known = None if classes is None else classes >= 0
         if hasattr(model, "predict") and classes is not None and known.any():
 

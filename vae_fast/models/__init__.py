@@ -12,10 +12,12 @@ from vae_fast.models.infovae import WAE, InfoVAE
 from vae_fast.models.iwae import IWAE, ImportanceWeighted
 from vae_fast.models.likelihoods import Bernoulli, Categorical, Gaussian, Laplace, Likelihood
 from vae_fast.models.priors import MixturePrior, VampPrior
+from vae_fast.models.quantize import QUANTIZERS, make_quantizer
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import VAE
+from vae_fast.models.vqvae import VQVAE
 from vae_fast.models.vrae import VRAE
 
 __all__ = [
@@ -26,8 +28,10 @@ __all__ = [
     "IWAE",
     "MODELS",
     "OBJECTIVES",
+    "QUANTIZERS",
     "SSVAE",
     "VAE",
+    "VQVAE",
     "VRAE",
     "WAE",
     "AutoencoderKL",
@@ -45,4 +49,5 @@ __all__ = [
     "Posterior",
     "VampPrior",
     "build",
+    "make_quantizer",
 ]

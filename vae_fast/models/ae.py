@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.base import LatentModel, Posterior, joined_mean
+from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.joined import WideBuffers, joined_mean
 from vae_fast.types import LossOutput, Reduction
 
 
-class AE(LatentModel):
+class AE(WideBuffers, LatentModel):
     """z = encoder(x), with latent_dim features, and p(x | z) as for the others.
 
     A point is a Gaussian of no width, so ``encode`` gives logvar = -inf. There is no prior: for
@@ -30,19 +29,6 @@ class AE(LatentModel):
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]
         self.register_buffer("batches_seen", torch.zeros(()))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AE:
-        """The running statistics stay float32 in a half-precision model, which would round their
-        small updates to nothing."""
-        before = {
-            name: getattr(self, name) for name in ("code_mean", "code_square", "batches_seen")
-        }
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if torch.finfo(moved.dtype).bits < 32:
-                setattr(self, name, buffer.to(moved.device))
-        return self
 
     def encode(self, x: Tensor) -> Posterior:
         z = self.encoder(self.network_input(x))

@@ -217,6 +217,7 @@ def networks_of_maps(
     z_channels: int,
     attention: Sequence[int],
     checkpointing: str,
+    features_per_latent: int = 2,
     **options: float,
 ) -> tuple[Encoder, Decoder, tuple[int, int, int]]:
     """Encoder, decoder and the latent maps' shape for images of ``input_shape``.
@@ -227,6 +228,7 @@ def networks_of_maps(
         blocks: residual blocks per level of the encoder; the decoder has one more.
         attention: heights of the maps at which blocks have attention, as well as in the middle.
         checkpointing: "none", "norms" or "blocks" (``vae_fast.models.blocks``).
+        features_per_latent: what the encoder gives for each latent value.
         options: groups, head_channels, dropout.
     """
     in_channels, height, width = image_shape(input_shape)
@@ -252,7 +254,8 @@ def networks_of_maps(
         )
     widths = [channels * m for m in multipliers]
     attends = [side in attention for side in heights]
-    encoder = Encoder(in_channels, 2 * z_channels, widths, attends, blocks=blocks, **options)
+    features = features_per_latent * z_channels
+    encoder = Encoder(in_channels, features, widths, attends, blocks=blocks, **options)
     decoder = Decoder(z_channels, out_channels, widths, attends, blocks=blocks, **options)
     for network in (encoder, decoder):
         set_checkpointing(network, checkpointing)

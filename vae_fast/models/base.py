@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
 from vae_fast.models.importance import log_density
+from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.priors import MixturePrior
@@ -268,29 +268,6 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
         own = torch.where(joined >= free_bits, mean_kl, mean_kl.detach())
         kl = (own + (joined.clamp_min(free_bits) - own.detach())).sum()
     return kl if reduction == "batchmean" else kl * n
-
-
-_mean_over_ranks: Callable[[Tensor], Tensor] | None = None
-
-
-def joined_mean(mean: Tensor) -> Tensor | None:
-    """A batch's mean over all processes' parts of the batch; None if this is all of it."""
-    return None if _mean_over_ranks is None else _mean_over_ranks(mean)
-
-
-@contextmanager
-def batch_joined_by(mean_over_ranks: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Within, what is defined on a batch's mean takes it over all processes' parts of the batch.
-
-    Args:
-        mean_over_ranks: from this process's mean to that of the joined batch; None for one process.
-    """
-    global _mean_over_ranks
-    before, _mean_over_ranks = _mean_over_ranks, mean_over_ranks
-    try:
-        yield
-    finally:
-        _mean_over_ranks = before
 
 
 def streams_of(noise_key: Tensor, i: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import bce_kl_loss, bernoulli_nll_samples, elbo, gaussian_kl, nll
 from vae_fast.likelihoods import SPECS, Spec
+from vae_fast.models.joined import joined_mean
 from vae_fast.reference import as_probability, compute_dtype
 from vae_fast.types import LossOutput, Reduction
 
@@ -243,8 +244,6 @@ class Gaussian(OfSpec):
 
         This waits for the device, once. A batch that is not finite is not started from.
         """
-        from vae_fast.models.base import joined_mean
-
         mean = square.mean()
         joined = joined_mean(mean)
         best = (mean if joined is None else joined).to(self.logvar.dtype)

@@ -15,6 +15,7 @@ from vae_fast.models.builders import (
     hierarchical,
     importance_weighted,
     latent_maps,
+    quantized,
     recurrent,
     semi_supervised,
 )
@@ -38,6 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vrae": recurrent,
     "hvae": hierarchical,
     "autoencoder-kl": latent_maps,
+    "vq-vae": quantized,
     "cvae": conditional(CVAE),
     "ssvae": semi_supervised,
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_fast.data import Batches
-from vae_fast.models.base import batch_joined_by
+from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
 
@@ -135,13 +135,25 @@ class World:
         """What a model defines on a batch's mean is of all ranks' shares together within."""
         if not self.is_distributed:
             return nullcontext()
-        return batch_joined_by(lambda mean: self.sum(mean * share.weight) / self.size)
+        return batch_joined_by(
+            Ranks(
+                mean=lambda mean: self.sum(mean * share.weight) / self.size,
+                sum=self.sum,
+                first=self.first,
+            )
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks; every rank has to ask."""
         if self.is_distributed:
             dist.all_reduce(values)
         return values
+
+    def first(self, value: Tensor) -> Tensor:
+        """The first rank's value, in place. Collective: call on every rank."""
+        if self.is_distributed:
+            dist.broadcast(value, 0)
+        return value
 
     def most(self, *values: float) -> list[float]:
         """The largest of the ranks' values, each; every rank has to ask. No device is waited for."""

@@ -1,0 +1,137 @@
+"""Models of sequences, hierarchies, and K-sample bounds of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from vae_fast.models.builders.vectors import conditional, gaussian
+from vae_fast.models.conditions import Condition, make_condition
+from vae_fast.models.cvae import ConditionalIWAE
+from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
+from vae_fast.models.hvae import HVAE, HierarchicalIWAE
+from vae_fast.models.iwae import IWAE
+from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
+from vae_fast.models.networks import image_shape, mlp, pyramid
+from vae_fast.models.priors import make_prior
+from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
+from vae_fast.models.vrae import VRAE, RecurrentIWAE
+
+
+def recurrent(
+    input_shape: Sequence[int],
+    *,
+    model: Callable[..., VRAE] = VRAE,
+    latent_dim: int = 20,
+    hidden: int = 128,
+    layers: int = 1,
+    embedding: int = 64,
+    likelihood: str | Likelihood | None = None,
+    likelihood_options: dict | None = None,
+    condition: str | Condition | None = None,
+    condition_options: dict | None = None,
+    prior: str = "standard",
+    prior_options: dict | None = None,
+    **options: object,
+) -> nn.Module:
+    """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
+    for images; tokens need likelihood_options={"num_classes": ...}. Under any other likelihood,
+    sequences of shape (T,) are real values, one a step.
+    """
+    if likelihood is None:
+        likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
+    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
+    tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
+    if len(input_shape) == 3:
+        size = input_shape[0] * input_shape[2]
+    else:
+        size = input_shape[1] if len(input_shape) == 2 else 1
+    y = condition
+    if condition is not None:
+        y = make_condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
+        if y.derive is not None:
+            raise ValueError(
+                f"a vrae is conditioned on labels, attributes or images given with x, not on "
+                f"{condition!r}; a cvae is on either"
+            )
+    if prior == "vamp" and (y is not None or tokens is not None):
+        raise ValueError(
+            "a vamp prior's pseudo-inputs are sequences of numbers without a condition; a mixture "
+            "serves tokens and conditions as well"
+        )
+    c = 0 if y is None else y.features
+    outputs = p_x.parameters_per_element * size
+    reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
+    return model(
+        RecurrentEncoder(reads, hidden, layers),
+        RecurrentDecoder(writes, latent_dim + c, hidden, outputs, layers),
+        mlp([hidden + c, hidden, 2 * latent_dim]),
+        input_shape=input_shape,
+        latent_dim=latent_dim,
+        likelihood=p_x,
+        learned_prior=make_prior(prior, latent_dim, input_shape, **(prior_options or {})),
+        condition=y,
+        **options,
+    )
+
+
+def importance_weighted(
+    input_shape: Sequence[int], *, of: str = "vae", **options: object
+) -> nn.Module:
+    """The K-sample bound ``of`` a vae, cvae, hvae or vrae, with that model's options; a vae with a
+    ``condition`` among them is a cvae.
+    """
+    builders = {
+        "vae": conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE),
+        "cvae": conditional(ConditionalIWAE),
+        "hvae": partial(hierarchical, model=HierarchicalIWAE),
+        "vrae": partial(recurrent, model=RecurrentIWAE),
+    }
+    if of not in builders:
+        raise ValueError(f"the K-sample bound is of {', '.join(builders)}, not of {of!r}")
+    return builders[of](input_shape, **options)
+
+
+def hierarchical(
+    input_shape: Sequence[int],
+    *,
+    model: Callable[..., HVAE] = HVAE,
+    network: str | None = None,
+    levels: Sequence[Sequence[int]] | int | None = None,
+    width: int = 64,
+    z_channels: int = 10,
+    hidden: Sequence[int] = (400,),
+    likelihood: str | Likelihood = "bernoulli",
+    likelihood_options: dict | None = None,
+    **options: object,
+) -> nn.Module:
+    """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
+    levels), coarse to fine, VDVAE's shape on a small image by default.
+    """
+    if network is None:
+        network = "mlp" if levels is None or isinstance(levels, int) else "conv"
+    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
+    output_shape = p_x.parameters_shape(input_shape)
+    if network == "mlp":
+        stages = [((1, 1), 1)] * (3 if levels is None else levels)
+        ends = mlp_ends(input_shape, output_shape, width, hidden)
+    elif network == "conv":
+        if levels is None:
+            sides = pyramid(*image_shape(input_shape)[1:], 16)
+            coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
+            levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
+        stages = stages_of(levels, input_shape)
+        ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
+    else:
+        raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
+    return model(
+        *ends,
+        stages,
+        width=width,
+        z_channels=z_channels,
+        input_shape=input_shape,
+        likelihood=p_x,
+        **options,
+    )

@@ -1,0 +1,47 @@
+"""Quantisers by name: vectors to codes of a finite set, and back."""
+
+from __future__ import annotations
+
+from vae_fast.models.quantize.codebook import VQ
+from vae_fast.models.quantize.common import Quantized, Quantizer, perplexity
+from vae_fast.models.quantize.composed import Grouped, Residual
+from vae_fast.models.quantize.scalar import FSQ, LFQ
+
+QUANTIZERS = ("vq", "rvq", "fsq", "lfq")
+
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "QUANTIZERS",
+    "VQ",
+    "Grouped",
+    "Quantized",
+    "Quantizer",
+    "Residual",
+    "make_quantizer",
+    "perplexity",
+]
+
+
+def make_quantizer(name: str, dim: int, *, groups: int = 1, **options: object) -> Quantizer:
+    """A quantiser by name.
+
+    Args:
+        name: "vq"; "rvq", of ``layers`` (4) codebooks, each for what the ones before left; "fsq";
+            "lfq".
+        dim: of the vectors.
+        groups: parts of a vector, each with a quantiser of its own.
+        options: of the quantiser.
+    """
+    if name not in QUANTIZERS:
+        raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {name!r}")
+    if groups > 1:
+        if dim % groups:
+            raise ValueError(f"groups must divide the vectors' {dim} dimensions, got {groups}")
+        return Grouped(make_quantizer(name, dim // groups, **options) for _ in range(groups))
+    if name == "rvq":
+        layers = options.pop("layers", 4)
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, got {layers}")
+        return Residual(VQ(dim, **options) for _ in range(layers))
+    return {"vq": VQ, "fsq": FSQ, "lfq": LFQ}[name](dim, **options)

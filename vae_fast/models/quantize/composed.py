@@ -1,0 +1,57 @@
+"""Quantisers of quantisers: one after another, or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.quantize.common import Quantized, Quantizer, straight_through
+
+
+class Residual(Quantizer):
+    """Each layer quantises what the ones before left; z is their sum (Zeghidour et al. 2021).
+
+    The gradient goes straight through the sum once, however many layers there are.
+    """
+
+    def __init__(self, layers: Iterable[Quantizer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.dim = self.layers[0].dim
+        self.sizes = tuple(n for layer in self.layers for n in layer.sizes)
+
+    def forward(self, z: Tensor) -> Quantized:
+        rest, total, codes, loss = z, 0.0, [], 0.0
+        for layer in self.layers:
+            found = layer(rest)
+            rest, total = rest - found.z.detach(), total + found.z.detach()
+            codes.append(found.codes)
+            loss = loss + found.loss
+        return Quantized(straight_through(z, total), torch.cat(codes, 1), loss)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        parts = codes.split([len(layer.sizes) for layer in self.layers], 1)
+        return sum(layer.lookup(c) for layer, c in zip(self.layers, parts, strict=True))
+
+
+class Grouped(Quantizer):
+    """Parts of a vector, each with its own quantiser (Yang et al. 2023, HiFi-Codec)."""
+
+    def __init__(self, parts: Iterable[Quantizer]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.dim = sum(part.dim for part in self.parts)
+        self.sizes = tuple(n for part in self.parts for n in part.sizes)
+
+    def forward(self, z: Tensor) -> Quantized:
+        pieces = z.split([part.dim for part in self.parts], 1)
+        found = [part(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        z, codes, loss = zip(*found, strict=True)
+        return Quantized(torch.cat(z, 1), torch.cat(codes, 1), sum(loss))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        pieces = codes.split([len(part.sizes) for part in self.parts], 1)
+        found = [part.lookup(c) for part, c in zip(self.parts, pieces, strict=True)]
+        return torch.cat(found, 1)

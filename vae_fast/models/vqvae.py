@@ -1,0 +1,185 @@
+"""The VQ-VAE (van den Oord et al. 2017), with any quantiser: a latent of codes from a finite set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.joined import WideBuffers, joined_mean
+from vae_fast.models.likelihoods import Likelihood
+from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.quantize import Quantized, Quantizer, perplexity
+from vae_fast.models.quantize.common import count
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+MOST_COUNTED = 1 << 20  # values of a code whose frequencies are kept
+
+
+class VQVAE(WideBuffers, LatentModel):
+    """z = quantise(encoder(x)): at each of P places a vector that C codes name.
+
+    A z outside is flat, (N, D P), with dimension d P + p for element d of the vector at place p, as
+    maps (D, H, W) lie in memory. ``encode`` has logvar = -inf, as for any point. Until a prior over
+    codes is fitted (``vae-fast sample --sampler pixelcnn``), ``sample`` draws each code by itself, as
+    often as it came up at its place in training.
+
+    Args:
+        encoder: (N, C, ...) to D P values a sample.
+        decoder: (N, D P) to the likelihood's parameters.
+        quantizer: of vectors of D.
+        latent_shape: (D, *places).
+        momentum: of the latest batch in the codes' running frequencies.
+    """
+
+    is_probabilistic = False
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        quantizer: Quantizer,
+        *,
+        input_shape: Sequence[int],
+        latent_shape: Sequence[int],
+        likelihood: Likelihood | None = None,
+        momentum: float = 0.01,
+    ) -> None:
+        super().__init__(
+            encoder,
+            decoder,
+            input_shape=input_shape,
+            latent_dim=math.prod(latent_shape),
+            likelihood=likelihood,
+        )
+        self.quantizer, self.latent_shape, self.momentum = quantizer, tuple(latent_shape), momentum
+        self.places = math.prod(self.latent_shape[1:])
+        for c, size in enumerate(quantizer.sizes):
+            if size * self.places <= MOST_COUNTED:
+                even = torch.full((self.places, size), 1 / size)
+                self.register_buffer(f"frequency_{c}", even)
+        self.register_buffer("batches_seen", torch.zeros(()))
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of one sample's codes: (*places, C)."""
+        return (*self.latent_shape[1:], len(self.quantizer.sizes))
+
+    def quantized(self, x: Tensor) -> Quantized:
+        """Vectors, codes and loss at each place of each sample; rows are samples' places in order."""
+        h = self.encoder(self.network_input(x)).flatten(1)
+        return self.quantizer(self._as_vectors(h))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The codes of x, (N, *places, C), int64."""
+        return self.quantized(x).codes.view(x.shape[0], *self.code_shape)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """The likelihood's parameters for codes (N, *places, C)."""
+        return self.decode(self.latent_of(codes))
+
+    def latent_of(self, codes: Tensor) -> Tensor:
+        """The z, (N, latent_dim), that codes (N, *places, C) stand for."""
+        vectors = self.quantizer.lookup(codes.reshape(-1, codes.shape[-1]))
+        return self._as_latent(vectors.to(device_and_dtype(self)[1]), codes.shape[0])
+
+    def encode(self, x: Tensor) -> Posterior:
+        z = self._as_latent(self.quantized(x).z, x.shape[0])
+        return Posterior(z, torch.full_like(z, -torch.inf))
+
+    def loss(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        """-log p(x | z) + beta * the quantiser's loss, summed over places (equation 3).
+
+        recon in nats; the quantiser's loss stands where the KL does.
+        """
+        if free_bits > 0:
+            raise ValueError("free_bits bounds a KL, and codes have none: leave it 0")
+        found = self.quantized(x)
+        if self.training and torch.is_grad_enabled():
+            self._follow(found.codes)
+        recon = self.likelihood.nll(
+            self.decode(self._as_latent(found.z, x.shape[0])), x, reduction="none"
+        )
+        recon = reduce(recon.unsqueeze(1), reduction)
+        off = reduce(found.loss.view(x.shape[0], self.places).sum(1, keepdim=True), reduction)
+        return LossOutput(recon + beta * off, recon, off)
+
+    def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The batch's perplexity of codes: as if so many were in even use, the mean over C."""
+        codes = self.quantized(x).codes
+        return {"code_perplexity": _perplexities(codes, self.quantizer.sizes).mean(0, keepdim=True)}
+
+    def code_report(self, codes: Tensor) -> dict[str, float]:
+        """Of all codes of a data set, (..., C): perplexity, and the part of the values in use; means
+        over C."""
+        codes, sizes = codes.flatten(0, -2), self.quantizer.sizes
+        used = [len(column.unique()) / n for column, n in zip(codes.t(), sizes, strict=True)]
+        return {
+            "code_perplexity": float(_perplexities(codes, sizes).mean()),
+            "codes_used": sum(used) / len(used),
+        }
+
+    def sample_prior(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z of codes drawn one by one from their frequencies to the power of 1 / temperature."""
+        if n < 0 or temperature < 0:
+            raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
+        device, drawn = device_and_dtype(self)[0], []
+        for c, size in enumerate(self.quantizer.sizes):
+            frequency = getattr(self, f"frequency_{c}", None)
+            if frequency is None or n == 0:
+                shape = (n, self.places)
+                drawn.append(torch.randint(size, shape, generator=generator, device=device))
+                continue
+            scores = frequency.log() / max(temperature, 1e-6)
+            p = scores.softmax(-1)
+            found = torch.multinomial(p, n, replacement=True, generator=generator)
+            drawn.append(found.t())
+        return self.latent_of(torch.stack(drawn, -1).view(n, *self.code_shape))
+
+    def _as_vectors(self, h: Tensor) -> Tensor:
+        """(N, D P) to (N P, D)."""
+        return h.unflatten(1, (self.latent_shape[0], self.places)).transpose(1, 2).flatten(0, 1)
+
+    def _as_latent(self, vectors: Tensor, n: int) -> Tensor:
+        return vectors.view(n, self.places, self.latent_shape[0]).transpose(1, 2).flatten(1)
+
+    @torch.no_grad()
+    def _follow(self, codes: Tensor) -> None:
+        self.batches_seen.add_(1)
+        weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
+        place = torch.arange(len(codes), device=codes.device) % self.places
+        for c, size in enumerate(self.quantizer.sizes):
+            buffer = getattr(self, f"frequency_{c}", None)
+            if buffer is None or len(codes) == 0:
+                continue
+            counts = count(place * size + codes[:, c], self.places * size, buffer.dtype)
+            mean = counts.view(self.places, size) * (self.places / len(codes))
+            joined = joined_mean(mean)
+            buffer.lerp_(mean if joined is None else joined, weight.to(buffer.dtype))
+
+
+def _perplexities(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Of the columns of codes (M, C), (C,)."""
+    if len(codes) == 0:
+        return torch.ones(len(sizes))
+    each = zip(codes.t(), sizes, strict=True)
+    dense = MOST_COUNTED
+    return torch.stack(
+        [
+            perplexity(count(c, n) if n <= dense else c.unique(return_counts=True)[1].float())
+            for c, n in each
+        ]
+    )
