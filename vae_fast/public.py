@@ -22,6 +22,7 @@ from vae_fast.functional import (
     sample_and_kl,
     total_correlation,
 )
+from vae_fast.loader import DataLoader
 from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
 from vae_fast.types import LossOutput
 
@@ -34,6 +35,7 @@ if "cpu" in _libraries:
 __all__ = [
     "VAE",
     "BCEKLLoss",
+    "DataLoader",
     "Decoder",
     "Encoder",
     "LossOutput",

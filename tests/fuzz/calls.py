@@ -369,9 +369,25 @@ def new_key(draw: Draw) -> Call:
     return Call(again, {}, lambda: (torch.ones(2, dtype=torch.float64),))
 
 
+def data_loader(draw: Draw) -> Call:
+    """An epoch of it beside torch's own."""
+    rows = draw.floats((draw.random.randint(1, 40), draw.random.randint(1, 9)), draw.one_of(FLOATS))
+    seed, shuffle = draw.random.getrandbits(60), draw.chance(0.5)
+    size = draw.random.randint(1, len(rows))
+    data = torch.utils.data.TensorDataset(rows)
+
+    def epoch(cls: type, drop_last: bool = draw.chance(0.5)) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        loader = cls(data, size, shuffle, drop_last=drop_last, generator=generator)
+        return tuple(batch.double() for (batch,) in loader)
+
+    return Call(lambda: epoch(vae_fast.DataLoader), {}, lambda: epoch(torch.utils.data.DataLoader))
+
+
 GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "VAE": vae,
     "BCEKLLoss": bce_kl_module,
+    "DataLoader": data_loader,
     "Decoder": decoder,
     "Encoder": encoder,
     "LossOutput": loss_output,

@@ -1,0 +1,169 @@
+"""``DataLoader``: torch's own, except that batches of what lies in memory are taken at once."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch.utils.data
+from torch.utils.data import default_collate
+
+from vae_fast.loader.elementwise import same
+from vae_fast.loader.sources import Source, checked, numbers, source_of
+
+logger = logging.getLogger("vae_fast")
+
+
+class _Served:
+    """What there is to know of a data set at one moment: its source, or why it has none."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.source: Source | None = None
+        self.why_not, self.mark = "", None
+        try:
+            found = source_of(dataset)
+        except Exception as error:  # noqa: BLE001 - what a transform raises is its batch's
+            found = f"trying it raised {type(error).__name__}: {error}"
+        if isinstance(found, str):
+            self.why_not = found
+        else:
+            self.source, self.mark = found, found.mark()
+
+    def holds(self, dataset: Any) -> bool:
+        """Whether the source stands for the loader's data set as that is now."""
+        return (
+            self.source is not None
+            and self.dataset is dataset
+            and same(self.source.mark(), self.mark)
+        )
+
+    def agrees(self) -> bool:
+        """Whether the source gives some samples as the data set does."""
+        try:
+            return self.source is not None and not checked(self.source, self.dataset)
+        except Exception:  # noqa: BLE001 - as above
+            return False
+
+
+class DataLoader(torch.utils.data.DataLoader):
+    """``torch.utils.data.DataLoader``, which serves data sets in memory without going through samples.
+
+    It *is* torch's loader: its arguments, attributes, samplers and random draws. Where a batch of
+    ``dataset`` can be had at once, with the bits that torch gives, it is taken so, in the calling
+    process, whatever ``num_workers`` is:
+
+    - torchvision's MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR and SVHN under ToTensor (or
+      PILToTensor, v2's ToImage and ToDtype), then Normalize, ConvertImageDtype and Lambdas that do
+      nothing but calculate and reshape, by their bytecode and by trial;
+    - ``TensorDataset``, tensors and arrays;
+    - ``Subset`` of these.
+
+    Everything else, and everything random, is torch's. What is written into the data or replaced
+    between two batches (``dataset.transform = ...``) is followed at the next batch; with workers, torch
+    would show it at the next epoch.
+
+    Attributes:
+        served: a sentence: how batches are made, and why. It is logged once, as INFO of the logger
+            "vae_fast".
+    """
+
+    @property
+    def served(self) -> str:
+        why_not = self._why_torch()
+        if not why_not:
+            state = self._state()
+            if state.source is not None:
+                return f"from memory: {state.source.what}"
+            why_not = state.why_not
+        return f"by torch.utils.data.DataLoader: {why_not}"
+
+    def _why_torch(self) -> str:
+        """Why the loader's own arguments leave it to torch, or nothing."""
+        if isinstance(self.dataset, torch.utils.data.IterableDataset):
+            return "an IterableDataset has no samples by number"
+        if self.batch_sampler is None:
+            return "without a batch size, samples are asked for by themselves"
+        if self.collate_fn is not default_collate:
+            return "it has a collate_fn"
+        if self.worker_init_fn is not None and self.num_workers > 0:
+            return "it has a worker_init_fn"
+        return ""
+
+    def _state(self) -> _Served:
+        """The data set as it is, looked at again only where something has changed."""
+        state = self.__dict__.get("_served")
+        if state is None or not state.holds(self.dataset):
+            state = self.__dict__["_served"] = _Served(self.dataset)
+        return state
+
+    def __iter__(self) -> Any:
+        why_not = self._why_torch()
+        if not why_not:
+            state = self._state()
+            if state.source is not None and not state.agrees():
+                state = self.__dict__["_served"] = _Served(self.dataset)
+            why_not = state.why_not
+        if not self.__dict__.get("_has_said"):
+            self.__dict__["_has_said"] = True
+            logger.info("Batches are made %s", self.served)
+        return super().__iter__() if why_not else self._from_memory()
+
+    def _from_memory(self) -> Any:
+        kept = self._iterator if self.persistent_workers else None
+        if kept is not None and not hasattr(kept, "_dataset_fetcher"):
+            return super().__iter__()  # it has workers that have begun
+        if kept is not None:
+            iterator = kept
+            iterator._reset(self)
+        elif self.num_workers == 0:
+            iterator = super().__iter__()
+        else:
+            # torch's iterator without workers: the same draws of the same generators in the same order.
+            alone = copy.copy(self)
+            alone.num_workers, alone.timeout = 0, 0
+            iterator = torch.utils.data.DataLoader.__iter__(alone)
+            if self.persistent_workers:
+                self._iterator = iterator
+        if not isinstance(iterator._dataset_fetcher, _Fetcher):
+            iterator._dataset_fetcher = _Fetcher(self, iterator._dataset_fetcher)
+        if self.num_workers > 0:
+            ahead = self.num_workers * self.prefetch_factor
+            iterator._sampler_iter = _ahead(iterator._sampler_iter, ahead)
+        return iterator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_served"}
+
+
+class _Fetcher:
+    """In the place of torch's fetcher of samples; that one takes what this one can't."""
+
+    def __init__(self, loader: DataLoader, fetcher: Any) -> None:
+        self._loader, self._fetcher = loader, fetcher
+
+    def fetch(self, index: Any) -> Any:
+        source = self._loader._state().source
+        if source is not None:
+            try:
+                return source.batch(numbers(index))
+            except (LookupError, RuntimeError):
+                pass  # odd numbers, or ones outside the data: torch does, or says, what is to be
+        return self._fetcher.fetch(index)
+
+
+def _ahead(sampler: Iterator[Any], count: int) -> Iterator[Any]:
+    """The sampler's batches, asked for as early as workers would have them."""
+    waiting = deque(islice(sampler, count))
+
+    def batches() -> Iterator[Any]:
+        while waiting:
+            first = waiting.popleft()
+            waiting.extend(islice(sampler, 1))
+            yield first
+
+    return batches()
