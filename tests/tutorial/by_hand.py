@@ -1,5 +1,5 @@
-"""The tutorial's training script, everything spelt out. `imported.py` is this script with its four
-definitions imported instead; tests/test_tutorial_script.py compares the two.
+"""The tutorial's training script, everything spelt out. `imported.py` is this script with its
+definitions and its loader imported instead; tests/test_tutorial_script.py compares the two.
 """
 
 import torch

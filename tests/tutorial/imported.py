@@ -1,9 +1,9 @@
-"""`by_hand.py` with nothing changed but that the model's four names are imported."""
+"""`by_hand.py` with nothing changed but that the model's names and the loader are imported."""
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from vae_fast import VAE, loss_function
+from vae_fast import VAE, DataLoader, loss_function
 from vae_fast.data.embedded import read_fashion10k
 
 
