@@ -20,6 +20,7 @@ from vae_fast.functional import (
     nll,
     reparameterize,
     sample_and_kl,
+    split_moments,
     total_correlation,
 )
 from vae_fast.loader import DataLoader
@@ -62,6 +63,7 @@ __all__ = [
     "reparameterize",
     "sample_and_kl",
     "set_backend",
+    "split_moments",
     "total_correlation",
 ]
 __all__ += FUNCTIONS  # noqa: PLE0605

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 
 Reduction = Literal["none", "sum", "batchmean"]
+# Where every element's term may be asked for: plain PyTorch computes it.
+TermsReduction = Literal["none", "sum", "batchmean", "elementwise"]
 GatherMode = Literal["bytes", "scale", "binarize"]
 
 # The order is the native kernels' numbering (csrc/ops/args.h).

@@ -13,7 +13,12 @@ from vae_fast.functional.bernoulli import (
     linear_bernoulli_nll,
 )
 from vae_fast.functional.gather import gather_batch
-from vae_fast.functional.gaussian import gaussian_kl, reparameterize, sample_and_kl
+from vae_fast.functional.gaussian import (
+    gaussian_kl,
+    reparameterize,
+    sample_and_kl,
+    split_moments,
+)
 from vae_fast.functional.importance import iwae_bound
 from vae_fast.functional.likelihood import FUNCTIONS, elbo, nll
 from vae_fast.functional.pairwise import (
@@ -44,6 +49,7 @@ __all__ = [
     "nll",
     "reparameterize",
     "sample_and_kl",
+    "split_moments",
     "total_correlation",
 ]
 __all__ += FUNCTIONS  # noqa: PLE0605

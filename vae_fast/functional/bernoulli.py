@@ -7,7 +7,7 @@ import torch
 from vae_fast import reference
 from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import check_floating, reduction_code
-from vae_fast.functional.likelihood import check_params, elbo_of, nll_of
+from vae_fast.functional.likelihood import check_params, check_unit_range, elbo_of, nll_of
 from vae_fast.functional.order import check_order
 from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 from vae_fast.types import LossOutput, Reduction
@@ -145,27 +145,50 @@ def _casts(t: torch.Tensor) -> bool:
     )
 
 
-def bernoulli_nll_samples(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-log p(target | logits_k) in nats for K sample sets, without repeating the target.
+def bernoulli_nll_samples(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    from_logits: bool = True,
+    samples_dim: int = 0,
+) -> torch.Tensor:
+    """-log p(target | logits_k) in nats for K sample sets.
 
-    What importance weighting needs of a Bernoulli decoder (Burda et al. 2015).
+    What importance weighting needs of a Bernoulli decoder (Burda et al. 2015). With the sets in
+    front the target is read K times where it lies; behind the samples it is repeated.
 
     Args:
-        logits: (K, B, ...).
+        logits: (K, B, ...), or (B, K, ...) with ``samples_dim=1``; probabilities in [0, 1] with
+            ``from_logits=False``.
         target: (B, ...); floating in [0, 1], uint8 (x / 255) or bool.
 
     Returns:
-        (K, B), float32 or better.
+        (K, B), or (B, K) with ``samples_dim=1``, float32 or better.
+
+    Raises:
+        RuntimeError: on a CPU, where probabilities or their targets leave [0, 1].
     """
+    if samples_dim not in (0, 1):
+        raise ValueError(f"samples_dim must be 0 (K, B, ...) or 1 (B, K, ...), got {samples_dim!r}")
     if not isinstance(target, torch.Tensor) or target.dim() < 2:
         raise ValueError("target must be a tensor (B, ...) with its features behind B")
     check_floating("logits", logits)
-    if logits.dim() != target.dim() + 1 or logits.shape[1:] != target.shape:
+    spec = BERNOULLI if from_logits else BERNOULLI_PROBS
+    shape = list(logits.shape)
+    del shape[samples_dim : samples_dim + 1]
+    if logits.dim() != target.dim() + 1 or tuple(shape) != tuple(target.shape):
         raise ValueError(
-            f"logits must be (K, B, ...) and target (B, ...), got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}"
+            f"logits must be {'(B, K, ...)' if samples_dim else '(K, B, ...)'} and target (B, ...), "
+            f"got {tuple(logits.shape)} and {tuple(target.shape)}"
         )
-    check_params(BERNOULLI, [logits[0]] if len(logits) else [logits.sum(0)], target)
+    if samples_dim == 1:
+        repeated = target.unsqueeze(1).expand(logits.shape).flatten(0, 1)
+        value = nll_of(spec, [logits.flatten(0, 1)], repeated, "none", ("logits",))
+        return value.view(logits.shape[:2])
+    check_params(spec, [logits[0]] if len(logits) else [logits.sum(0)], target)
     if not use_native(logits.device.type) or target.requires_grad:
-        return reference.nll(BERNOULLI, [logits], target)
-    return _likelihood.nll(BERNOULLI, [logits], target, 0)
+        value = reference.nll(spec, [logits], target)
+    else:
+        value = _likelihood.nll(spec, [logits], target, 0)
+    check_unit_range(spec, value, logits, target)
+    return value

@@ -10,7 +10,10 @@ FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float1
 _REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 
 
-def reduction_code(reduction: str) -> int:
+def reduction_code(reduction: str, elementwise: bool = False) -> int | None:
+    """The kernels' number of a reduction; None for "elementwise", where that is allowed."""
+    if elementwise and isinstance(reduction, str) and reduction == "elementwise":
+        return None
     code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         hint = (
@@ -18,8 +21,9 @@ def reduction_code(reduction: str) -> int:
             if reduction == "mean"
             else ""
         )
+        allowed = (*REDUCTIONS, "elementwise") if elementwise else REDUCTIONS
         raise ValueError(
-            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}{hint}"
+            f"reduction must be one of {', '.join(map(repr, allowed))}, got {reduction!r}{hint}"
         )
     return code
 
@@ -46,19 +50,47 @@ def check_like(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor)
         )
 
 
+def _expanded(name: str, t: torch.Tensor, like_name: str, like: torch.Tensor) -> torch.Tensor:
+    try:
+        return t.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{like_name} has shape {tuple(like.shape)}, {name} has shape {tuple(t.shape)}: "
+            f"they must be equal, or {name} must broadcast to {like_name}"
+        ) from None
+
+
 def gaussian_pair(
     mu: torch.Tensor, logvar: torch.Tensor, mu_name: str = "mu", logvar_name: str = "logvar"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check a Gaussian's parameters and bring them to one dtype."""
+    """Check a Gaussian's parameters, broadcast logvar to mu, and bring them to one dtype."""
     if logvar is None:
         raise TypeError(f"{logvar_name} is missing: a Gaussian needs {mu_name} and {logvar_name}")
     check_floating(mu_name, mu)
     check_floating(logvar_name, logvar)
+    if logvar.shape != mu.shape:
+        logvar = _expanded(logvar_name, logvar, mu_name, mu)
     check_like(mu_name, mu, logvar_name, logvar)
     if mu.dtype != logvar.dtype:
         dtype = torch.promote_types(mu.dtype, logvar.dtype)
         mu, logvar = mu.to(dtype), logvar.to(dtype)
     return mu, logvar
+
+
+def logvar_of(
+    logvar: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    name: str = "logvar",
+    scale_name: str = "scale",
+) -> torch.Tensor | None:
+    """log sigma^2 from whichever of logvar and scale is given; None if neither is."""
+    if scale is None:
+        return logvar
+    if logvar is not None:
+        raise TypeError(f"{name} and {scale_name} are both given: a Gaussian needs one of them")
+    check_floating(scale_name, scale)
+    wide = torch.float64 if scale.dtype == torch.float64 else torch.float32
+    return 2.0 * torch.log(scale.to(wide))
 
 
 def with_prior(

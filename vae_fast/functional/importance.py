@@ -18,6 +18,8 @@ def iwae_bound(
     logvar: torch.Tensor,
     *,
     dreg: bool = False,
+    from_logits: bool = True,
+    samples_dim: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The K-sample bound of a Bernoulli VAE with a standard-normal prior.
 
@@ -26,26 +28,31 @@ def iwae_bound(
     (equation 14). Beyond the logits' gradient nothing of the logits' size is made.
 
     Args:
-        logits: (K, B, ...), the decoder's output for z.
+        logits: (K, B, ...), the decoder's output for z; probabilities with ``from_logits=False``.
         target: (B, ...); floating in [0, 1], uint8 (x / 255) or bool.
         z: (K, B, D), the samples that logits were decoded from (``reparameterize`` with
             ``num_samples=K``).
         mu, logvar: (B, D), the posterior that z was drawn from.
         dreg: doubly reparameterised gradients for the encoder (Tucker et al. 2018, equation 8);
             the decoder's are the same. Hooks z, so give each z to one bound only.
+        samples_dim: 1 if logits are (B, K, ...) and z (B, K, D); the target is then repeated.
 
     Returns:
-        (bound, log_weight): (B,) and (K, B) in nats; the loss is ``-bound``.
+        (bound, log_weight): (B,) and (K, B), or (B, K) with ``samples_dim=1``, in nats; the loss is
+        ``-bound``.
     """
     mu, logvar = gaussian_pair(mu, logvar)
     check_floating("logits", logits)
     check_floating("z", z)
-    if z.dim() != 3 or z.shape[1:] != mu.shape or z.shape[:2] != logits.shape[:2]:
+    nll = bernoulli_nll_samples(logits, target, from_logits=from_logits, samples_dim=samples_dim)
+    rows = nll.shape[1 - samples_dim]
+    if mu.dim() != 2 or len(mu) != rows or tuple(z.shape) != (*nll.shape, mu.shape[1]):
+        order = "B, K" if samples_dim else "K, B"
         raise ValueError(
-            f"z must be (K, B, D) for logits (K, B, ...) and mu (B, D), got {tuple(z.shape)}, "
-            f"{tuple(logits.shape)} and {tuple(mu.shape)}"
+            f"z must be ({order}, D) for logits ({order}, ...) and mu (B, D), got "
+            f"{tuple(z.shape)}, {tuple(logits.shape)} and {tuple(mu.shape)}"
         )
-    nll = bernoulli_nll_samples(logits, target)
+    mu, logvar = mu.unsqueeze(samples_dim), logvar.unsqueeze(samples_dim)
     dtype = nll.dtype
     q_mu, q_logvar = (mu.detach(), logvar.detach()) if dreg else (mu, logvar)
     wide = z.to(dtype)
@@ -56,10 +63,10 @@ def iwae_bound(
     scaled = difference * torch.exp(-0.5 * q_logvar)
     log_ratio = 0.5 * (scaled * scaled + q_logvar - wide * wide).sum(-1)
     log_weight = log_ratio - nll
-    bound = torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
+    bound = torch.logsumexp(log_weight, samples_dim) - math.log(log_weight.shape[samples_dim])
     if dreg and z.requires_grad and torch.is_grad_enabled():
         # d bound / d z_k carries one normalised weight; the estimator needs its square for the
         # encoder, and the encoder is all that z's gradient reaches.
-        weight = log_weight.detach().softmax(0).unsqueeze(-1).to(z.dtype)
+        weight = log_weight.detach().softmax(samples_dim).unsqueeze(-1).to(z.dtype)
         z.register_hook(lambda grad: grad * weight)
     return bound, log_weight

@@ -17,7 +17,7 @@ from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import FLOATING, gaussian_pair, reduction_code
 from vae_fast.likelihoods import SPECS, Spec
 from vae_fast.likelihoods.bernoulli import BERNOULLI_PROBS
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput, Reduction, TermsReduction
 
 if has_native("cpu"):
     from vae_fast.ops import likelihood as _native
@@ -215,7 +215,7 @@ def nll(
     params: Sequence[Param] | torch.Tensor,
     target: torch.Tensor,
     *,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> torch.Tensor:
     """-log p(target | params) in nats, of any likelihood in ``vae_fast.likelihoods.SPECS``.
 
@@ -226,7 +226,8 @@ def nll(
             one tensor with all of them stacked in dim 1, (N, params * C, ...).
         target: (N, ...), in a dtype that fits the likelihood: counts and levels as any integers or
             floats, [0, 1] and real data as floats, uint8 (x stands for x / 255) or bool.
-        reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (N,).
+        reduction: "sum", "batchmean" (sum over features, mean over samples), "none" (N,), or
+            "elementwise", a term for each of the target's elements, in plain PyTorch.
     """
     params = [params] if isinstance(params, torch.Tensor) else params
     return nll_of(spec_of(likelihood), params, target, reduction)
@@ -236,13 +237,15 @@ def nll_of(
     spec: Spec,
     params: Sequence[Param],
     target: torch.Tensor,
-    reduction: Reduction,
+    reduction: TermsReduction,
     names: Sequence[str] = (),
 ) -> torch.Tensor:
     """``nll`` for a function that has ``names`` of its own for the parameters."""
-    code = reduction_code(reduction)
+    code = reduction_code(reduction, elementwise=True)
     tensors = check_params(spec, params, target, names)
-    if _is_native(spec, target):
+    if code is None:
+        value = reference.nll_terms(spec, tensors, target)
+    elif _is_native(spec, target):
         value = _native.nll(spec, tensors, target, code)
     else:
         value = reference.nll(spec, tensors, target, reduction)
