@@ -40,8 +40,8 @@ reducing_ops = pytest.mark.parametrize(
 def test_shapes_that_differ(backend, op):
     with pytest.raises(ValueError, match=r"mu has shape \(4, 3\), logvar has shape \(4, 5\)"):
         op(A, torch.zeros(4, 5))
-    with pytest.raises(ValueError, match=r"\(4, 3\).*\(3,\)"):  # no silent broadcasting
-        op(A, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4, 3\)"):  # logvar broadcasts, mu does not
+        op(torch.zeros(3), A)
 
 
 @gaussian_ops
@@ -77,8 +77,8 @@ def test_priors_that_do_not_fit(backend, op):
         op(A, B, A)
     with pytest.raises(TypeError, match="prior_mu is missing"):
         op(A, B, prior_logvar=A)
-    with pytest.raises(ValueError, match=r"prior_mu has shape \(4, 3\), prior_logvar.*\(3,\)"):
-        op(A, B, A, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"prior_mu has shape \(4, 3\), prior_logvar.*\(5,\)"):
+        op(A, B, A, torch.zeros(5))
     with pytest.raises(ValueError, match=r"prior_mu has shape \(5, 3\), .*mu's shape \(4, 3\)"):
         op(A, B, torch.zeros(5, 3), torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"\(2, 4, 3\)"):  # the posterior is not broadcast
@@ -91,7 +91,7 @@ def test_priors_that_do_not_fit(backend, op):
 
 @reducing_ops
 def test_reduction_misspelt(backend, op):
-    with pytest.raises(ValueError, match="one of 'none', 'sum', 'batchmean', got 'summ'"):
+    with pytest.raises(ValueError, match="one of 'none', 'sum', 'batchmean'.*got 'summ'"):
         op(reduction="summ")
     with pytest.raises(ValueError, match="got 'mean'.*silently change beta; use 'batchmean'"):
         op(reduction="mean")

@@ -1,6 +1,6 @@
 """The names of the package, ``vae_fast.NAME``; importing it registers every op."""
 
-from vae_fast import noise
+from vae_fast import distributions, noise
 from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
 from vae_fast.functional import (
     FUNCTIONS,
@@ -25,6 +25,7 @@ from vae_fast.functional import (
 )
 from vae_fast.loader import DataLoader
 from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
+from vae_fast.patches import Patch, patch
 from vae_fast.types import LossOutput
 
 globals().update(FUNCTIONS)  # gaussian_nll, laplace_nll, ...: one for each family of likelihoods
@@ -40,12 +41,14 @@ __all__ = [
     "Decoder",
     "Encoder",
     "LossOutput",
+    "Patch",
     "Reparameterize",
     "aggregate_log_densities",
     "bce_kl_loss",
     "bernoulli_nll",
     "bernoulli_nll_samples",
     "decomposed_kl",
+    "distributions",
     "elbo",
     "empty_cache",
     "gather_batch",
@@ -60,6 +63,7 @@ __all__ = [
     "nearest_code",
     "nll",
     "noise",
+    "patch",
     "reparameterize",
     "sample_and_kl",
     "set_backend",

@@ -1,0 +1,85 @@
+"""vae_fast.patch("diffusers"): the posterior's draws, KL and NLL are the library's own."""
+
+import pytest
+import torch
+
+import vae_fast
+from tests.patches.counting import Counting
+
+pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
+
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Posterior
+
+CALLS = {
+    "kl": lambda p, other, x: p.kl(),
+    "kl to another": lambda p, other, x: p.kl(other),
+    "nll": lambda p, other, x: p.nll(x),
+}
+FUSED = {"kl": "gaussian_kl", "kl to another": "gaussian_kl", "nll": "gaussian_nll"}
+
+
+def parameters(layout, scale=3.0):
+    torch.manual_seed(1)
+    packed = [scale * torch.randn(3, 8, 5, 5) for _ in range(2)]
+    packed[0].view(-1)[::31] *= 20  # beyond the bounds of logvar
+    return [t.contiguous(memory_format=layout).requires_grad_() for t in packed]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("call", CALLS)
+def test_values_and_gradients(layout, call):
+    x = torch.randn(3, 4, 5, 5)
+    upstream = torch.tensor([1.0, -2.0, 0.5])
+
+    def value():
+        packed = parameters(layout, 1.0 if call == "kl to another" else 3.0)
+        found = CALLS[call](*map(Posterior, packed), x)
+        found.backward(upstream)
+        return [found.detach(), *(t.grad for t in packed if t.grad is not None)]
+
+    expected = value()
+    with vae_fast.patch("diffusers", noise="torch") as patch, Counting() as count:
+        found = value()
+    assert all(o.replaced for o in patch.report), str(patch)
+    assert count[FUSED[call]] == 1, count
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_native_draws():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        posterior = Posterior(parameters(layout)[0])
+        with vae_fast.patch("diffusers"), Counting() as count:
+            z = posterior.sample(torch.Generator().manual_seed(3))
+            again = posterior.sample(torch.Generator().manual_seed(3))
+            other = posterior.sample()
+        assert count["reparameterize_keeping"] + count["reparameterize"] == 3, count
+        assert z.is_contiguous(memory_format=layout)
+        assert torch.equal(z, again)
+        assert not torch.equal(z, other)
+        z.sum().backward()
+    eps = torch.zeros(1, 8, 200, 200)
+    with vae_fast.patch("diffusers"):
+        z = Posterior(eps).sample()
+    assert abs(z.std() - 1) < 0.01
+
+
+def test_what_has_no_noise_and_several_generators_are_the_originals():
+    packed = parameters(torch.contiguous_format)[0]
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    expected = Posterior(packed).sample(generators)
+    with vae_fast.patch("diffusers"):
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        assert torch.equal(Posterior(packed).sample(generators), expected)
+        still = Posterior(packed, deterministic=True)
+        assert torch.equal(still.sample(), still.mean)
+        assert still.kl().tolist() == [0.0]
+        assert Posterior(packed).nll(torch.zeros(3, 4, 5, 5), dims=[1, 2]).shape == (3, 5)
+
+
+def test_undo():
+    before = Posterior.kl, Posterior.nll, Posterior.sample
+    patch = vae_fast.patch("diffusers")
+    assert Posterior.kl is not before[0]
+    patch.undo()
+    assert before == (Posterior.kl, Posterior.nll, Posterior.sample)

@@ -1,0 +1,55 @@
+"""Terms that are made when it is known whether anybody wants each of them, or only their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+_SUMS = (torch.sum, Tensor.sum)
+_SHAPE = Tensor.shape.__get__
+
+
+class Deferred(torch.Tensor):
+    """A tensor of terms (..., D) of which most callers take ``.sum(-1)``.
+
+    That sum is one fused op. Anything else makes the terms as they always were, and goes on with
+    those.
+    """
+
+    @staticmethod
+    def __new__(cls, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]):
+        return Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
+
+    def __init__(
+        self, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]
+    ) -> None:
+        self._terms, self._sums, self._made = terms, sums, None
+
+    def made(self) -> Tensor:
+        """The terms themselves."""
+        if self._made is None:
+            self._made = self._terms()
+        return self._made
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func == _SHAPE:  # a new object at each access, which "is" would not find
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
+        if func in _SUMS and args and isinstance(args[0], cls):
+            dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            others = set(kwargs) - {"dim"}
+            if len(args) <= 2 and not others and dims in (-1, len(args[0].shape) - 1, (-1,), [-1]):
+                return args[0]._sums()
+        args, kwargs = tree_map_only(cls, cls.made, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise TypeError(
+            f"{func} was given terms that are not made yet, past torch's functions: add 0 to them first"
+        )

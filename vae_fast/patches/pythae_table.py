@@ -1,0 +1,246 @@
+"""pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE.
+
+RHVAE, HVAE, SVAE and PoincareVAE, whose latent spaces are not plain Gaussians, stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_fast.functional import bce_kl_loss, bernoulli_nll, gaussian_kl, reparameterize
+from vae_fast.functional.pairwise import _ops_for
+from vae_fast.patches.core import Noise, Table, Target
+
+Losses = tuple[Tensor, ...]
+
+
+def _sample_gauss(noise: Noise, original: Callable) -> Callable:
+    def sample(self, mu: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        if noise == "torch":
+            eps = torch.randn_like(std)
+            return torch.addcmul(mu, eps, std), eps
+        return reparameterize(mu, scale=std, return_eps=True)
+
+    return sample
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _recon(self, recon_x: Tensor, x: Tensor) -> Tensor:
+    """-log p(x | z) of each sample as the model counts it, (B,)."""
+    made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+    if self.model_config.reconstruction_loss == "bce":
+        return bernoulli_nll(made, data, from_logits=False, reduction="none")
+    return 0.5 * F.mse_loss(made, data, reduction="none").sum(-1)
+
+
+def _recon_of_samples(self, recon_x: Tensor, x: Tensor) -> Tensor:
+    """The same of the K samples of each x, (B, K) or (B, M, K)."""
+    data = x.reshape(len(x), *[1] * (recon_x.dim() - 2), -1).expand_as(recon_x)
+    if self.model_config.reconstruction_loss == "bce":
+        made, data = recon_x.reshape(-1, recon_x.shape[-1]), data.reshape(-1, recon_x.shape[-1])
+        nll = bernoulli_nll(made, data, from_logits=False, reduction="none")
+        return nll.view(recon_x.shape[:-1])
+    return 0.5 * F.mse_loss(recon_x, data, reduction="none").sum(-1)
+
+
+def _kl_of_samples(mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
+    """log q(z | x) - log p(z); log 2 pi cancels."""
+    scaled = (z - mu) * torch.exp(-0.5 * log_var)
+    return 0.5 * (z * z - log_var - scaled * scaled).sum(-1)
+
+
+def _weighed(log_w: Tensor) -> Tensor:
+    """Minus the sum of log-weights, each times its normalised weight, over dim 1."""
+    return -(torch.softmax(log_w, 1).detach() * log_w).sum(1)
+
+
+def _usual(method: Callable) -> Callable[[Callable], Callable]:
+    """Makes a loss_function that leaves losses that it doesn't know to the original."""
+
+    def replace(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def loss_function(self, recon_x, x, *args):
+            if self.model_config.reconstruction_loss not in ("bce", "mse"):
+                return original(self, recon_x, x, *args)
+            return method(self, recon_x, x, *args)
+
+        return loss_function
+
+    return replace
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def _elbo(self, recon_x, x, mu, log_var, beta: float) -> Losses:
+    if self.model_config.reconstruction_loss == "bce":
+        made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+        return tuple(
+            bce_kl_loss(
+                made, data, mu, log_var, beta=beta, from_logits=False, reduction="batchmean"
+            )
+        )
+    made = F.mse_loss(recon_x.reshape(x.shape), x, reduction="sum")
+    recon = made * (0.5 / x.shape[0])
+    kl = gaussian_kl(mu, log_var, reduction="batchmean")
+    return recon + beta * kl, recon, kl
+
+
+def _vae(self, recon_x, x, mu, log_var, z) -> Losses:
+    return _elbo(self, recon_x, x, mu, log_var, 1.0)
+
+
+def _beta_vae(self, recon_x, x, mu, log_var, z) -> Losses:
+    return _elbo(self, recon_x, x, mu, log_var, self.beta)
+
+
+def _disentangled(self, recon_x, x, mu, log_var, z, epoch) -> Losses:
+    recon = _recon(self, recon_x, x)
+    kl = gaussian_kl(mu, log_var, reduction="none")
+    capacity = self.C * min(epoch / (self.warmup_epoch + 1), 1)
+    loss = recon + self.beta * torch.abs(kl - capacity)
+    return loss.mean(0), recon.mean(0), kl.mean(0)
+
+
+def _flow(self, recon_x, x, mu, log_var, z0, zk, log_abs_det_jac) -> Losses:
+    recon = _recon(self, recon_x, x)
+    scaled = (z0 - mu) * torch.exp(-0.5 * log_var)
+    kl = 0.5 * (zk * zk - log_var - scaled * scaled).sum(1) - log_abs_det_jac
+    return (recon + kl).mean(0), recon.mean(0), kl.mean(0)
+
+
+def _iwae(self, recon_x, x, mu, log_var, z) -> Losses:
+    recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
+    return _weighed(-(recon + kl)).mean(), recon.mean(), kl.mean()
+
+
+def _ciwae(self, recon_x, x, mu, log_var, z) -> Losses:
+    recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
+    log_w = -(recon + kl)
+    loss = self.beta * -log_w.mean(-1) + (1 - self.beta) * _weighed(log_w)
+    return loss.mean(0), recon.mean(0), kl.mean(0)
+
+
+def _miwae(self, recon_x, x, mu, log_var, z) -> Losses:
+    recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
+    return _weighed(-(recon + kl)).mean(-1).mean(0), recon.mean(0), kl.mean(0)
+
+
+def _piwae(self, recon_x, x, mu, log_var, z) -> Losses:
+    recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
+    log_w = -(recon + kl)
+    both = _weighed(log_w).mean(-1).mean(0), _weighed(log_w.reshape(len(x), -1)).mean(0)
+    return *both, recon.mean(0), kl.mean(0)
+
+
+# --- beta-TCVAE ----------------------------------------------------------------------------------
+
+
+def _densities(self, z, mu, log_var, dataset_size: int) -> tuple[Tensor, Tensor]:
+    """log q(z_i), (B,), and log q(z_id), (B, D), by the weights that pythae gives the pairs."""
+    n, rows = dataset_size, len(z)
+    density = _ops_for(z).pair_density
+    if not self.use_mss:
+        return density(z, mu, log_var, None, 1.0, 1.0, -math.log(rows * n), True)
+    # Its stratified weights stand in columns: 1/N in the first, but for the last row but one, then
+    # (N - M) / (N M), and 1/M in the rest, with M = B - 1.
+    m = rows - 1
+    strat = math.log((n - m) / (n * m))
+    first = z.new_full((rows, 1), -math.log(n))
+    first[m - 1] = strat
+    whole, parts = density(z, mu[2:], log_var[2:], None, 1.0, 1.0, -math.log(m), True)
+    scaled = (z.unsqueeze(1) - mu[:2]) * torch.exp(-0.5 * log_var[:2])
+    columns = -0.5 * (scaled * scaled + log_var[:2] + math.log(2 * math.pi))  # (B, 2, D)
+    one, two = columns.unbind(1)
+    parts = torch.logsumexp(torch.stack([parts, one + first, two + strat]), 0)
+    sums = [whole, one.sum(1) + first.squeeze(1), two.sum(1) + strat]
+    return torch.logsumexp(torch.stack(sums), 0), parts
+
+
+def _beta_tc(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def loss_function(self, recon_x, x, mu, log_var, z, dataset_size):
+        usual = self.model_config.reconstruction_loss in ("bce", "mse") and z.dim() == 2
+        known = original.__globals__["BetaTCVAE"]
+        for method in ("_log_importance_weight_matrix", "_compute_log_gauss_density"):
+            usual = usual and getattr(type(self), method) is getattr(known, method)
+        # With fewer rows the weights are something else; with no data beyond the batch, log 0.
+        if not usual or len(z) < 3 or (self.use_mss and dataset_size < len(z)):
+            return original(self, recon_x, x, mu, log_var, z, dataset_size)
+        recon = _recon(self, recon_x, x)
+        log_q, parts = _densities(self, z, mu, log_var, dataset_size)
+        log_prod_q = parts.sum(1)
+        scaled = (z - mu) * torch.exp(-0.5 * log_var)
+        # log q(z | x) and log p(z), each without its D log(2 pi) / 2.
+        own = -0.5 * (scaled * scaled + log_var).sum(1)
+        prior = -0.5 * (z * z).sum(1)
+        constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
+        kl = (
+            self.alpha * (own - constant - log_q)
+            + self.beta * (log_q - log_prod_q)
+            + self.gamma * (log_prod_q - (prior - constant))
+        )
+        return (recon + kl).mean(0), recon.mean(0), kl.mean(0)
+
+    return loss_function
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+_MODELS = "pythae.models."
+_SAMPLERS = (
+    "vae.vae_model.VAE",
+    "beta_vae.beta_vae_model.BetaVAE",
+    "disentangled_beta_vae.disentangled_beta_vae_model.DisentangledBetaVAE",
+    "beta_tc_vae.beta_tc_vae_model.BetaTCVAE",
+    "factor_vae.factor_vae_model.FactorVAE",
+    "info_vae.info_vae_model.INFOVAE_MMD",
+    "iwae.iwae_model.IWAE",
+    "ciwae.ciwae_model.CIWAE",
+    "miwae.miwae_model.MIWAE",
+    "piwae.piwae_model.PIWAE",
+    "msssim_vae.msssim_vae_model.MSSSIM_VAE",
+    "vae_iaf.vae_iaf_model.VAE_IAF",
+    "vae_lin_nf.vae_lin_nf_model.VAE_LinNF",
+    "vamp.vamp_model.VAMP",
+)
+_LOSSES = (
+    ("vae.vae_model.VAE", "805a7f82b413a1f6", _usual(_vae)),
+    ("beta_vae.beta_vae_model.BetaVAE", "4ce879c878fd5a47", _usual(_beta_vae)),
+    (
+        "disentangled_beta_vae.disentangled_beta_vae_model.DisentangledBetaVAE",
+        "b73bcb3eae073ebe",
+        _usual(_disentangled),
+    ),
+    ("beta_tc_vae.beta_tc_vae_model.BetaTCVAE", "3de6b90cbcdd1a23", _beta_tc),
+    ("iwae.iwae_model.IWAE", "81e4f8f49c6954ec", _usual(_iwae)),
+    ("ciwae.ciwae_model.CIWAE", "b2f8b0b9cc878df1", _usual(_ciwae)),
+    ("miwae.miwae_model.MIWAE", "7b7c4c9bc003ff56", _usual(_miwae)),
+    ("piwae.piwae_model.PIWAE", "8672281411768343", _usual(_piwae)),
+    ("vae_iaf.vae_iaf_model.VAE_IAF", "a6543dcc90508f4c", _usual(_flow)),
+    ("vae_lin_nf.vae_lin_nf_model.VAE_LinNF", "a6543dcc90508f4c", _usual(_flow)),
+)
+
+
+def _targets(noise: Noise) -> list[Target]:
+    sample = functools.partial(_sample_gauss, noise)
+    found = [
+        Target(f"{_MODELS}{name}._sample_gauss", ("4068c485169fa284",), sample)
+        for name in _SAMPLERS
+    ]
+    found += [
+        Target(f"{_MODELS}{name}.loss_function", (known,), replace)
+        for name, known, replace in _LOSSES
+    ]
+    return found
+
+
+TABLE = Table("pythae", ("0.1.2", "0.2"), _targets)
