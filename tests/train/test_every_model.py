@@ -22,13 +22,38 @@ def data(count, seed):
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_goes_on_to_the_same_bits(name, precision, tmp_path):
+    goes_on(name, OPTIONS[name], precision, tmp_path)
+
+
+PARTS = {
+    "capacity": {"objective": "capacity", "objective_options": {"rise": 12}},
+    "factor": {"objective": "factor", "objective_options": {"hidden": [8]}},
+    "vq": {
+        "network": "mlp",
+        "code_dim": 3,
+        "quantizer_options": {"size": 8, "update": "gradient", "rotation": True, "heads": 3},
+    },
+    "rvq": {"network": "mlp", "code_dim": 2, "quantizer": "rvq", "quantizer_options": {"size": 4}},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_run_of_parts_goes_on_to_the_same_bits(name, tmp_path):
+    """What counts steps, trains in phases, or follows running means."""
+    small = {"network_options": {"hidden": [16]}, "latent_dim": 3}
+    if "vq" in name:
+        small = {"network_options": {"hidden": [16]}}
+    goes_on("vq-vae" if "vq" in name else "vae", {**small, **PARTS[name]}, "fp32", tmp_path)
+
+
+def goes_on(name, model_args, precision, tmp_path):
     """Stopped in the second of two epochs, where steps are played already."""
     given = {"train_data": data(64, 1), "val_data": data(8, 2)}
 
     def make(folder, **options):
         config = TrainConfig(
             model=name,
-            model_args=OPTIONS[name],
+            model_args=model_args,
             precision=precision,
             emulate_bf16=True,
             epochs=2,

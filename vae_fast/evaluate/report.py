@@ -99,8 +99,9 @@ def _add_likelihoods(
     density_of_bytes = not model.likelihood.discrete and x.dtype == torch.uint8
     levels = 256 if density_of_bytes else None
     report["bits_per_dimension"] = bits_per_dimension(_mean(bound), dimensions, levels=levels)
-    kl = kl_per_dimension(model, x, y, batch_size=batch_size)
-    report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
+    if getattr(model, "divides_kl", True):
+        kl = kl_per_dimension(model, x, y, batch_size=batch_size)
+        report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
     if len(x) > 1:
         report["active_units"] = active_units(features(model, x, y, batch_size=batch_size))
 

@@ -22,6 +22,7 @@ class AE(WideBuffers, LatentModel):
     """
 
     is_probabilistic = False
+    takes_objective = True
 
     def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options) -> None:
         super().__init__(*networks, **options)
@@ -41,13 +42,25 @@ class AE(WideBuffers, LatentModel):
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """-log p(x | z), in nats. kl is 0, and so beta and free_bits have nothing to weigh."""
+        """-log p(x | z), in nats. kl is 0, and so beta and free_bits have nothing to weigh.
+
+        With an ``objective``, its loss.
+        """
+        if self.objective is not None:
+            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
+            return self.objective(self, x, noise_key=noise_key, **given)
+        z = self.followed(x)
+        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
+        return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
+
+    def followed(self, x: Tensor) -> Tensor:
+        """The codes of x, (N, latent_dim), which in training the running statistics follow."""
         z = self.features(x)
         if self.training:
             self._follow(z.detach())
-        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
-        return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
+        return z
 
     @torch.no_grad()
     def _follow(self, z: Tensor) -> None:

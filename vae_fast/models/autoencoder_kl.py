@@ -26,7 +26,6 @@ from vae_fast.models.blocks import (
 )
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype, image_shape
-from vae_fast.models.priors import MixturePrior
 from vae_fast.models.vae import VAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
@@ -57,7 +56,7 @@ class AutoencoderKL(VAE):
         latent_shape: Sequence[int],
         likelihood: Likelihood | None = None,
         channels_last: bool | None = None,
-        learned_prior: MixturePrior | None = None,
+        **options: object,
     ) -> None:
         super().__init__(
             encoder,
@@ -65,7 +64,7 @@ class AutoencoderKL(VAE):
             input_shape=input_shape,
             latent_dim=math.prod(latent_shape),
             likelihood=likelihood,
-            learned_prior=learned_prior,
+            **options,
         )
         self.latent_shape = tuple(latent_shape)
         self.channels_last = channels_last
@@ -109,8 +108,12 @@ class AutoencoderKL(VAE):
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
+        **options: object,
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
+        if self.objective is not None or self.posterior is not None:
+            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
+            return super().loss(x, noise_key=noise_key, **given, **options)
         q = self.posterior_maps(x)
         if self.learned_prior is not None:
             z = reparameterize(*q, noise_key=noise_key)

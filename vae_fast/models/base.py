@@ -50,12 +50,16 @@ class LatentModel(nn.Module):
         latent_dim: the size of z.
         likelihood: p(x | z); Bernoulli if left out.
         learned_prior: p(z) in place of N(0, 1), for models whose z has a density.
+        objective: the loss, in place of the model's own (``vae_fast.models.objectives``).
     """
 
     # Whether loss, reconstruct and sample want labels y after x; the trainer then passes them on.
     uses_labels = False
     # Whether z has a density, so that there is a KL, an ELBO and a log-likelihood to speak of.
     is_probabilistic = True
+    takes_objective = False
+    # Whether the KL is a sum over latent dimensions.
+    divides_kl = True
 
     def __init__(
         self,
@@ -66,8 +70,16 @@ class LatentModel(nn.Module):
         latent_dim: int,
         likelihood: Likelihood | None = None,
         learned_prior: MixturePrior | None = None,
+        objective: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if objective is not None:
+            fits = self.takes_objective and objective.deterministic != self.is_probabilistic
+            if not fits:
+                raise ValueError(
+                    f"{type(self).__name__} has a loss of its own and takes no {objective.name}: an "
+                    "objective is for vae, cvae and autoencoder-kl, rae-l2 and rae-gp for ae"
+                )
         if learned_prior is not None and not self.is_probabilistic:
             raise ValueError(f"{type(self).__name__} has no density of z, and so no prior to learn")
         if latent_dim < 1:
@@ -78,6 +90,7 @@ class LatentModel(nn.Module):
         self.latent_dim = latent_dim
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self.learned_prior = learned_prior
+        self.objective = objective
 
     def encode(self, x: Tensor) -> Posterior:
         raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")

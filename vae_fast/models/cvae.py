@@ -78,9 +78,6 @@ class CVAE(VAE):
             (y,) = self.condition_from(x, y)
         return super().loss(x, y, **options)
 
-    def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.encode(x, y).mu
-
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         if y is None:
             (y,) = self.condition_from(x, y)

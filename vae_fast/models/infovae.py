@@ -59,6 +59,8 @@ class InfoVAE(PriorMMD, VAE):
         mmd_weight: the paper's lambda.
     """
 
+    takes_objective = takes_posterior = False
+
     def __init__(
         self, *networks: object, alpha: float = 0.5, mmd_weight: float = 100.0, **options: object
     ) -> None:

@@ -23,6 +23,8 @@ class ImportanceWeighted:
             signal-to-noise ratio does not fall with K.
     """
 
+    takes_objective = False
+
     def __init__(
         self, *networks: object, num_samples: int = 5, dreg: bool = False, **options: object
     ) -> None:

@@ -26,4 +26,7 @@ def phases_of(model: nn.Module) -> list[Phase]:
     """The model's phases; for most, one without a name, over all parameters."""
     if hasattr(model, "phases"):
         return model.phases()
+    objective = getattr(model, "objective", None)
+    if hasattr(objective, "phases"):
+        return objective.phases(model)
     return [Phase(None, list(model.parameters()))]

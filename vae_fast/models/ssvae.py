@@ -31,6 +31,8 @@ class SSVAE(CVAE):
             0.1 times the number of training samples over the number of labelled ones).
     """
 
+    takes_objective = takes_posterior = False
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -23,6 +23,8 @@ class BetaTCVAE(VAE):
         sampling: "stratified" or "weighted" (``vae_fast.aggregate_log_densities``).
     """
 
+    takes_objective = takes_posterior = False
+
     def __init__(
         self,
         *networks: object,

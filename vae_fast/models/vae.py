@@ -5,7 +5,9 @@ beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the objective.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import NamedTuple
+
+from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
@@ -23,15 +25,71 @@ from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
+class Draw(NamedTuple):
+    """One z ~ q(z | x) of each sample: ``q``; ``z``, (N, latent_dim); ``kl``, (N,), KL(q || p) in closed
+    form where there is one, else log q(z | x) - log p(z)."""
+
+    q: Posterior
+    z: Tensor
+    kl: Tensor
+
+
 class VAE(LatentModel):
     """q(z | x) = N(mu(x), exp(logvar(x))), p(x | z) any likelihood, p(z) = N(0, 1) or learned.
 
     The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty here;
     conditional models put what they are conditioned on there.
+
+    Args:
+        posterior: another q(z | x), made of these features (``vae_fast.models.posteriors``); None:
+            the Gaussian.
     """
+
+    takes_objective = takes_posterior = True
+
+    def __init__(
+        self, *networks: nn.Module, posterior: nn.Module | None = None, **options: object
+    ) -> None:
+        super().__init__(*networks, **options)
+        if posterior is not None and not self.takes_posterior:
+            raise ValueError(f"{type(self).__name__}'s loss is that of a Gaussian posterior")
+        if posterior is not None and self.learned_prior is not None and posterior.has_own_space:
+            raise ValueError(
+                f"a {posterior.name} posterior has a space and a prior of its own: leave the prior "
+                "standard"
+            )
+        self.posterior = posterior
+        self.divides_kl = posterior is None
 
     def encode(self, x: Tensor) -> Posterior:
         return split_gaussian(self.encoder(self.network_input(x)))
+
+    def features(self, x: Tensor, *condition: Tensor) -> Tensor:
+        q = self.encode(x, *condition)
+        return q.mu if self.posterior is None else self.posterior.center(q)
+
+    def sample_posterior(self, x: Tensor, *condition: Tensor) -> Tensor:
+        return self.draw(x, *condition).z
+
+    def draw(self, x: Tensor, *condition: Tensor, noise_key: Tensor | None = None) -> Draw:
+        """z and its KL, of each sample: what losses are made of."""
+        q, p = self.encode(x, *condition), self.prior(*condition)
+        if self.posterior is not None:
+            z, log_q = self.posterior.sample(q, noise_key=noise_key)
+            kl = self.posterior.kl(q)
+            return Draw(q, z, log_q - self.log_prior(z, p) if kl is None else kl)
+        z = reparameterize(*q, noise_key=noise_key)
+        if self.learned_prior is not None:
+            return Draw(q, z, sampled_kl(self, q, z))
+        return Draw(q, z, gaussian_kl(*q, *(p or ()), reduction="none"))
+
+    def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
+        """log p(z) in nats, (...,) for z (..., latent_dim); p is what ``prior`` gives."""
+        if self.learned_prior is not None:
+            return self.learned_prior.log_density(z, self.encode)
+        if self.posterior is not None and self.posterior.has_own_space:
+            return self.posterior.log_prior(z)
+        return importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
 
     def prior(self) -> Posterior | None:
         """p(z) where it is a Gaussian; None stands for N(0, 1), or for ``learned_prior``."""
@@ -45,12 +103,25 @@ class VAE(LatentModel):
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
+        **options: object,
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, one z per sample.
 
         The negative ELBO for beta = 1 (equation 10). Under a learned prior the KL is
-        log q(z | x) - log p(z) at that z.
+        log q(z | x) - log p(z) at that z. With an ``objective``, its loss.
         """
+        given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
+        if self.objective is not None:
+            return self.objective(self, x, *condition, noise_key=noise_key, **given, **options)
+        if options:
+            raise TypeError(f"the loss takes no {', '.join(options)}")
+        if self.posterior is not None:
+            if free_bits > 0:
+                raise ValueError(f"free_bits bounds a Gaussian's KL, not a {self.posterior.name}'s")
+            drawn = self.draw(x, *condition, noise_key=noise_key)
+            recon = self.nll_at(x, drawn.z, *condition)
+            terms = (recon + beta * drawn.kl, recon, drawn.kl)
+            return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
         q, p = self.encode(x, *condition), self.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         params = self.decode(z, *condition)
@@ -83,6 +154,13 @@ class VAE(LatentModel):
         of z's: what doubly reparameterised gradients need.
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
+        if self.posterior is not None:
+            z, log_q = self.posterior.sample(
+                q, num_samples=num_samples, noise_key=noise_key, constant=constant_posterior
+            )
+            nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
+            log_p = self.log_prior(z, p)
+            return WeightedSamples(beta * (log_p - log_q) - nll, nll, (log_q - log_p).mean(0), z)
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
         nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
@@ -96,6 +174,12 @@ class VAE(LatentModel):
                 log_p = importance.log_density(z, *p)
             kl = gaussian_kl(*q, *(p or ()), reduction="none")
         return WeightedSamples(beta * (log_p - log_q) - nll, nll, kl, z)
+
+    def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """What the objective has to say about z; nothing, of most."""
+        if not hasattr(self.objective, "diagnostics"):
+            return {}
+        return self.objective.diagnostics(self.sample_posterior(x, *self.condition_from(x, y)))
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The batch's mean KL in each latent dimension, (latent_dim,), in nats.

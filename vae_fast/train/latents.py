@@ -27,6 +27,8 @@ def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) 
     """
     if not (getattr(model, "is_probabilistic", False) and hasattr(model, "kl_per_dimension")):
         return {}
+    if not getattr(model, "divides_kl", True):
+        return {}
     means, kl, seen = [], 0.0, 0
     for images, labels in batches:
         found, of_batch = _codes_and_kl(model, images, labels)

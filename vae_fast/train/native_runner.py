@@ -66,6 +66,9 @@ class NativeRunner:
             return "it knows no free bits"
         if getattr(step.model, "learned_prior", None) is not None:
             return "the prior is learned"
+        for part in ("objective", "posterior"):
+            if getattr(step.model, part, None) is not None:
+                return f"it does not know the model's {part}"
         if changed := replaced_in(step.model):
             return f"{changed} is not its class's"
         native = build(

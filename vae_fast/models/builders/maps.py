@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vae_fast.models.autoencoder_kl import AutoencoderKL, networks_of_maps
-from vae_fast.models.builders.vectors import decoder_like
+from vae_fast.models.builders.vectors import decoder_like, parts
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
 from vae_fast.models.networks import make_encoder
 from vae_fast.models.priors import make_prior
@@ -33,6 +33,8 @@ def latent_maps(
     likelihood_options: dict | None = None,
     prior: str = "standard",
     prior_options: dict | None = None,
+    objective: str = "elbo",
+    objective_options: dict | None = None,
 ) -> nn.Module:
     """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
     p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
@@ -59,6 +61,7 @@ def latent_maps(
         learned_prior=make_prior(
             prior, math.prod(latent_shape), input_shape, **(prior_options or {})
         ),
+        **parts(math.prod(latent_shape), objective, objective_options),
     )
 
 

@@ -12,6 +12,7 @@ from vae_fast.models.conditions import Condition, Labels, make_condition
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
 from vae_fast.models.networks import make_decoder, make_encoder, mlp
+from vae_fast.models.objectives import make_objective
 from vae_fast.models.priors import make_prior
 from vae_fast.models.ssvae import SSVAE
 
@@ -33,8 +34,11 @@ def gaussian(
         likelihood_options: dict | None = None,
         prior: str = default_prior,
         prior_options: dict | None = None,
+        objective: str = "elbo",
+        objective_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
+        options |= parts(latent_dim, objective, objective_options)
         p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
@@ -50,6 +54,12 @@ def gaussian(
         )
 
     return build_model
+
+
+def parts(latent_dim: int, objective: str, objective_options: dict | None) -> dict[str, nn.Module]:
+    """The arguments of a model's constructor that these names make."""
+    made = {"objective": make_objective(objective, latent_dim, **(objective_options or {}))}
+    return {name: part for name, part in made.items() if part is not None}
 
 
 def decoder_like(
@@ -96,8 +106,11 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         hidden: int = 256,
         prior: str = "standard",
         prior_options: dict | None = None,
+        objective: str = "elbo",
+        objective_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
+        options |= parts(latent_dim, objective, objective_options)
         if prior not in ("standard", "learned", "mixture"):
             raise ValueError(f"prior must be standard, learned or mixture, got {prior!r}")
         p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))

@@ -1,0 +1,215 @@
+"""Objectives that any VAE takes: the papers' formulas in float64, and pythae's numbers where they hold."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.models.gradients import check_gradients
+from vae_fast import noise, reference
+from vae_fast.functional.images import ms_ssim, psnr, ssim
+from vae_fast.models import build, importance
+from vae_fast.models.phases import phases_of
+
+SHAPE, D = (1, 2, 3), 2
+NETWORK = {"hidden": [5], "activation": "tanh"}
+
+
+def made(objective, name="vae", shape=SHAPE, **options):
+    torch.manual_seed(0)
+    given = {"network_options": NETWORK, "latent_dim": D, "objective_options": options}
+    return build(name, shape, objective=objective, **given).double()
+
+
+def images(n=6, shape=SHAPE, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, *shape, dtype=torch.float64, generator=generator)
+
+
+def by_hand(model, x, key):
+    """mu, logvar, z, and recon and KL of each sample, by plain formulas."""
+    mu, logvar = model.encoder(x).chunk(2, 1)
+    z = mu + torch.exp(0.5 * logvar) * reference.normal(key, mu.shape, torch.float64)
+    bce = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="none")
+    kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)
+    return mu, logvar, z, bce.flatten(1).sum(1), kl
+
+
+def test_capacity_rises():
+    model, x, key = made("capacity", capacity=8.0, gamma=3.0, rise=4), images(), noise.new_key()
+    *_, recon, kl = by_hand(model, x, key)
+    for step in range(6):
+        out = model.loss(x, noise_key=key, beta=2.0)
+        wanted = recon + 2.0 * 3.0 * (kl - 8.0 * min(step / 4, 1)).abs()
+        torch.testing.assert_close(out.loss, wanted.mean())
+    model.eval()  # looked at, it stays
+    model.loss(x, noise_key=key)
+    assert model.objective.steps == 6
+
+
+def test_factor_by_hand():
+    model, x, key = made("factor", gamma=5.0, hidden=(4,)), images(), noise.new_key()
+    *_, z, recon, kl = by_hand(model, x, key)
+    p = model.objective.discriminator(z).softmax(1)
+    tc = p[:, 0].log() - p[:, 1].log()
+    of_model = model.loss(x, noise_key=key, phase="model")
+    torch.testing.assert_close(of_model.loss, (recon + kl + 5.0 * tc).mean())
+    torch.manual_seed(3)
+    of_judge = model.loss(x, noise_key=key, phase="discriminator").loss
+    both = model.loss(x, noise_key=key).loss
+    torch.testing.assert_close(both, of_model.loss + of_judge)
+    # Shuffled within a dimension: the sets stay. Of two halves of three.
+    torch.testing.assert_close(
+        model.objective.of_discriminator(z[:1].expand(6, D)), _cross(model, z[:1])
+    )
+    model_phase, judge = phases_of(model)
+    for value, phase, other in (
+        (of_model.loss, model_phase, judge),
+        (of_judge, judge, model_phase),
+    ):
+        found = torch.autograd.grad(value, phase.parameters + other.parameters, allow_unused=True)
+        k = len(phase.parameters)
+        assert all(g is not None and g.any() for g in found[:k])
+        assert all(g is None or not g.any() for g in found[k:])
+    told = model.diagnostics(x)["total_correlation"]
+    assert told.shape == (6,)
+
+
+def _cross(model, row):
+    p = model.objective.discriminator(row).softmax(1)[0]
+    return (-0.5 * (p[0].log() + p[1].log())).expand(6)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_dip_by_hand(kind):
+    model, x, key = (
+        made("dip-i" if kind == 1 else "dip-ii", off=2.0, own=3.0),
+        images(),
+        noise.new_key(),
+    )
+    mu, logvar, _, recon, kl = by_hand(model, x, key)
+    covariance = torch.cov(mu.t(), correction=0)
+    if kind == 2:
+        covariance = covariance + torch.diag(logvar.exp().mean(0))
+    outside = 2 * covariance[0, 1] ** 2
+    wanted = (recon + kl).mean() + 2.0 * outside + 3.0 * (covariance.diagonal() - 1).square().sum()
+    torch.testing.assert_close(model.loss(x, noise_key=key).loss, wanted)
+    with pytest.raises(ValueError, match="defined on a batch"):
+        model.loss(x, reduction="none")
+
+
+def test_bounds_of_many_samples_by_hand():
+    """Values, and PIWAE's two gradients: the decoder's of one bound, the encoder's of the other."""
+    x, key, k, m = images(), noise.new_key(), 3, 2
+
+    def log_w(model):
+        return model.weighted_samples(x, num_samples=k * m, noise_key=key).log_weight
+
+    miwae = made("miwae", samples=k, estimates=m)
+    parts = log_w(miwae).view(m, k, -1)
+    mean = -(torch.logsumexp(parts, 1) - math.log(k)).mean()
+    torch.testing.assert_close(miwae.loss(x, noise_key=key).loss, mean)
+    piwae = made("piwae", samples=k, estimates=m)
+    piwae.load_state_dict(miwae.state_dict())
+    whole = -(torch.logsumexp(log_w(piwae), 0) - math.log(k * m)).mean()
+    out = piwae.loss(x, noise_key=key).loss
+    torch.testing.assert_close(out, whole)
+    for module, value, of in (("encoder", mean, miwae), ("decoder", whole, piwae)):
+        wanted = torch.autograd.grad(
+            value, list(getattr(of, module).parameters()), retain_graph=True
+        )
+        found = list(getattr(piwae, module).parameters())
+        found = torch.autograd.grad(out, found, retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+    ciwae = made("ciwae", samples=k, mix=0.3)
+    w = ciwae.weighted_samples(x, num_samples=k, noise_key=key).log_weight
+    wanted = -0.3 * w.mean(0) - 0.7 * importance.bound(w)
+    torch.testing.assert_close(ciwae.loss(x, noise_key=key).loss, wanted.mean())
+
+
+@pytest.mark.parametrize("penalty", ["l2", "gp"])
+def test_rae_by_hand(penalty):
+    model, x = made(f"rae-{penalty}", "ae", embedding=0.3, decoder=0.7), images()
+    z = model.encoder(x)
+    recon = (
+        F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="none").flatten(1).sum(1)
+    )
+    if penalty == "l2":
+        smooth = sum(p.square().sum() for p in model.decoder.parameters()).expand(6)
+    else:
+
+        def decoded(row):
+            return torch.sigmoid(model.decoder(row[None]))[0].flatten()
+
+        jacobians = torch.stack([torch.autograd.functional.jacobian(decoded, row) for row in z])
+        smooth = jacobians.square().sum((1, 2))
+    wanted = recon + 2.0 * (0.15 * z.square().sum(1) + 0.7 * smooth)
+    draws = 1 if penalty == "l2" else 4000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = torch.stack(
+            [model.loss(x, beta=2.0, reduction="none").loss.detach() for _ in range(draws)]
+        )
+    error = found.std(0, correction=0) / draws**0.5
+    assert ((found.mean(0) - wanted).abs() <= 4 * error + 1e-9).all()
+    assert model.batches_seen > 0
+
+
+def test_ssim_is_the_papers():
+    """Against a loop over windows, and what is known: 1 for equal images, symmetry."""
+    a, b = images(2, (3, 12, 13)), images(2, (3, 12, 13), seed=2)
+    w = torch.exp(-((torch.arange(11) - 5.0).double() ** 2) / 4.5)
+    w = (w / w.sum()).outer(w / w.sum())
+    maps = []
+    for i in range(2):
+        for j in range(3):
+            p, q = a[..., i : i + 11, j : j + 11], b[..., i : i + 11, j : j + 11]
+            mp, mq = (w * p).sum((2, 3)), (w * q).sum((2, 3))
+            vp, vq = (w * p * p).sum((2, 3)) - mp**2, (w * q * q).sum((2, 3)) - mq**2
+            c = (w * p * q).sum((2, 3)) - mp * mq
+            maps.append(
+                (2 * mp * mq + 1e-4) * (2 * c + 9e-4) / (mp**2 + mq**2 + 1e-4) / (vp + vq + 9e-4)
+            )
+    torch.testing.assert_close(ssim(a, b), torch.stack(maps).mean(0).mean(1))
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(2).double())
+    torch.testing.assert_close(ms_ssim(a, b), ms_ssim(b, a))
+    torch.testing.assert_close(psnr(a, a + 0.1), torch.full((2,), 20.0).double())
+    with pytest.raises(ValueError, match="both alike"):
+        ssim(a, b[:1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["capacity", "factor", "dip-i", "dip-ii", "ms-ssim", "miwae", "ciwae", "rae-l2", "rae-gp"],
+)
+def test_gradients_of_objectives(name):
+    small = {"hidden": (4,)} if name == "factor" else {}
+    of = "ae" if name.startswith("rae") else "vae"
+    shape = (1, 12, 12) if name == "ms-ssim" else SHAPE
+    model, x, key = made(name, of, shape, **small).eval(), images(5, shape), noise.new_key()
+    for phase, parameters, _ in phases_of(model):
+        given = {} if phase is None else {"phase": phase}
+        check_gradients(
+            model, lambda given=given: model(x, noise_key=key, **given).loss, parameters
+        )
+
+
+def test_objectives_of_other_models():
+    torch.manual_seed(0)
+    x, y = images(4, (1, 8, 8)).float(), torch.arange(4)
+    small = {"network_options": NETWORK, "latent_dim": D}
+    cvae = build("cvae", (1, 8, 8), objective="capacity", **small)
+    assert cvae.loss(x, y).loss.isfinite()
+    maps = build(
+        "autoencoder-kl", (1, 8, 8), channels=4, multipliers=[1, 2], groups=2, objective="dip-i"
+    )
+    assert maps.loss(x).loss.isfinite()
+    with pytest.raises(ValueError, match="InfoVAE has a loss of its own"):
+        build("infovae", SHAPE, objective="capacity", **small)
+    with pytest.raises(ValueError, match="takes no RAE"):
+        build("vae", SHAPE, objective="rae-l2", **small)
+    with pytest.raises(ValueError, match="objective must be one of elbo, capacity"):
+        build("vae", SHAPE, objective="free-energy")
+    with pytest.raises(ValueError, match="free_bits"):
+        made("capacity").loss(images(), free_bits=1.0)

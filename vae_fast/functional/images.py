@@ -1,0 +1,84 @@
+"""How alike images are: PSNR, SSIM and MS-SSIM, with gradients."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Of the scales, finest first (Wang, Simoncelli & Bovik 2003, section 3.2).
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW, SIGMA = 11, 1.5
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio of each image in decibels, (N,), for values in [0, 1]."""
+    _check(a, b)
+    return -10 * (a - b).flatten(1).square().mean(1).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """The structural similarity of each image, (N,): the mean over places and channels.
+
+    Wang et al. 2004, equation 13, by a Gaussian window of 11 x 11 (less in images that are smaller)
+    and standard deviation 1.5, where it lies within the image.
+
+    Args:
+        a, b: (N, C, H, W) in [0, 1].
+    """
+    _check(a, b)
+    whole, _ = _similarity(a, b)
+    return whole
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """The structural similarity over scales of each image, (N,), in [0, 1].
+
+    Wang et al. 2003, equation 7: the product of contrast and structure at five scales, each half of
+    the one before, and of luminance at the coarsest, to the powers of ``SCALES``. Images too small for
+    five scales of 2 pixels or more have fewer, whose powers sum to 1. Negative values count as 0.
+    """
+    _check(a, b)
+    scales = max(1, min(len(SCALES), min(a.shape[2:]).bit_length() - 1))
+    total = sum(SCALES[:scales])
+    product = torch.ones_like(a[:, 0, 0, 0])
+    for i, power in enumerate(SCALES[:scales]):
+        if i > 0:
+            a, b = (F.avg_pool2d(t, 2) for t in (a, b))
+        whole, structure = _similarity(a, b)
+        # The floor keeps the power's slope finite.
+        value = (whole if i == scales - 1 else structure).clamp_min(1e-6)
+        product = product * value ** (power / total)
+    return product
+
+
+def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM, and its contrast and structure without luminance, (N,) each."""
+    channels = a.shape[1]
+    window = [_window(min(WINDOW, side), a) for side in a.shape[2:]]
+
+    def blurred(t: Tensor) -> Tensor:
+        tall = window[0].view(1, 1, -1, 1).expand(channels, -1, -1, -1)
+        wide = window[1].view(1, 1, 1, -1).expand(channels, -1, -1, -1)
+        return F.conv2d(F.conv2d(t, tall, groups=channels), wide, groups=channels)
+
+    mean_a, mean_b = blurred(a), blurred(b)
+    var_a, var_b = blurred(a * a) - mean_a * mean_a, blurred(b * b) - mean_b * mean_b
+    covariance = blurred(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
+    return (luminance * structure).flatten(1).mean(1), structure.flatten(1).mean(1)
+
+
+def _window(size: int, like: Tensor) -> Tensor:
+    at = torch.arange(size, device=like.device, dtype=like.dtype) - (size - 1) / 2
+    weight = torch.exp(-at * at / (2 * SIGMA * SIGMA))
+    return weight / weight.sum()
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.dim() != 4 or a.shape != b.shape:
+        raise ValueError(
+            f"images must be (N, C, H, W), both alike, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )

@@ -1,0 +1,44 @@
+"""Objectives by name: what ``objective=NAME`` puts in place of a model's own loss."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from vae_fast.models.objectives.common import Objective
+from vae_fast.models.objectives.disentangle import DIP, Factor
+from vae_fast.models.objectives.elbo import MSSSIM, Capacity
+from vae_fast.models.objectives.importance import CIWAE, MIWAE, PIWAE
+from vae_fast.models.objectives.regularized import RAE
+
+_MAKERS = {
+    "capacity": Capacity,
+    "factor": Factor,
+    "dip-i": partial(DIP, kind=1),
+    "dip-ii": partial(DIP, kind=2),
+    "ms-ssim": MSSSIM,
+    "miwae": MIWAE,
+    "piwae": PIWAE,
+    "ciwae": CIWAE,
+    "rae-l2": partial(RAE, penalty="l2"),
+    "rae-gp": partial(RAE, penalty="gp"),
+}
+OBJECTIVE_NAMES = ("elbo", *_MAKERS)
+
+
+def make_objective(name: str, latent_dim: int, **options: object) -> Objective | None:
+    """An objective by name; None for "elbo", the model's own loss.
+
+    Args:
+        name: one of ``OBJECTIVE_NAMES``.
+        latent_dim: the size of z.
+        options: of the objective.
+    """
+    if name not in OBJECTIVE_NAMES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVE_NAMES)}, got {name!r}")
+    if name == "elbo":
+        if options:
+            raise ValueError(f"the elbo has no options, got {sorted(options)}")
+        return None
+    if name == "factor":
+        options["latent_dim"] = latent_dim
+    return _MAKERS[name](**options)

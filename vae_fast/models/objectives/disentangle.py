@@ -1,0 +1,122 @@
+"""Objectives that hold latent dimensions apart: FactorVAE, DIP-VAE I and II."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.models.base import streams_of
+from vae_fast.models.networks import mlp
+from vae_fast.models.objectives.common import Objective, fixed
+from vae_fast.models.phases import Phase
+
+
+class Factor(Objective):
+    """-log p(x | z) + beta KL + gamma TC, the total correlation told by a discriminator (Kim & Mnih
+    2018, equation 2 and algorithm 2).
+
+    Two phases: the model, by TC = log D(z) - log(1 - D(z)), and the discriminator, which tells z of
+    one half of the batch from z of the other half with each dimension shuffled by itself.
+
+    Args:
+        latent_dim: the size of z.
+        gamma: the total correlation's weight.
+        hidden: of the discriminator.
+        discriminator_lr: its learning rate, as a part of the run's.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        gamma: float = 35.0,
+        hidden: tuple[int, ...] = (1000,) * 5,
+        discriminator_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.gamma, self.discriminator_lr = gamma, discriminator_lr
+        self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")
+
+    def phases(self, model: nn.Module) -> list[Phase]:
+        own = {id(p) for p in self.parameters()}
+        others = [p for p in model.parameters() if id(p) not in own]
+        return [
+            Phase("model", others),
+            Phase("discriminator", list(self.parameters()), self.discriminator_lr),
+        ]
+
+    def terms(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *condition: Tensor,
+        beta,
+        noise_key,
+        phase: str | None = None,
+    ):
+        if phase not in (None, "model", "discriminator"):
+            raise ValueError(f"unknown phase {phase!r}; known: model, discriminator")
+        drawn = model.draw(x, *condition, noise_key=noise_key)
+        zero = torch.zeros_like(drawn.kl)
+        loss = recon = kl = zero
+        if phase != "discriminator":
+            logits = fixed(self.discriminator, drawn.z)
+            recon, kl = model.nll_at(x, drawn.z, *condition), drawn.kl
+            loss = recon + beta * kl + self.gamma * (logits[:, 0] - logits[:, 1])
+        if phase != "model":
+            key = None if noise_key is None else streams_of(noise_key, 1)
+            loss = loss + self.of_discriminator(drawn.z.detach(), key)
+        return loss, recon, kl
+
+    def of_discriminator(self, z: Tensor, noise_key: Tensor | None = None) -> Tensor:
+        """Half the cross-entropies of joint and shuffled z, spread over the batch's samples, (N,)."""
+        n = z.shape[0]
+        half = n // 2 if n > 1 else n
+        joint, other = z[:half], z[n - half :]
+        generator = None
+        if noise_key is not None:  # the same shuffle for the same key
+            generator = torch.Generator(z.device).manual_seed(int(noise_key.sum()) & (1 << 62) - 1)
+        order = torch.rand(other.shape, device=z.device, generator=generator).argsort(0)
+        shuffled = other.gather(0, order)
+        real, fake = self.discriminator(joint), self.discriminator(shuffled)
+        each = 0.5 * (F.softplus(real[:, 1] - real[:, 0]) + F.softplus(fake[:, 0] - fake[:, 1]))
+        return each.mean().expand(n) if n > 0 else each
+
+    def diagnostics(self, z: Tensor) -> dict[str, Tensor]:
+        """The total correlation by the discriminator, of each sample in nats."""
+        logits = self.discriminator(z)
+        return {"total_correlation": logits[:, 0] - logits[:, 1]}
+
+
+class DIP(Objective):
+    """The ELBO plus off |Cov|^2 outside and own |Cov - 1|^2 on the diagonal (Kumar et al. 2018).
+
+    kind 1 is of the covariance of the posterior's means (equation 6), kind 2 of z's own, to which
+    the posterior's variances belong (equation 7). Over several processes, each takes its own part of
+    the batch.
+    """
+
+    of_batches = True
+
+    def __init__(self, *, kind: int = 1, off: float = 10.0, own: float | None = None) -> None:
+        super().__init__()
+        if kind not in (1, 2):
+            raise ValueError(f"a DIP-VAE is of kind 1 or 2, got {kind}")
+        # Kumar et al. 2018, section 4: lambda_d is 10 lambda_od in DIP-VAE-I, equal to it in II.
+        self.kind, self.off = kind, off
+        self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
+
+    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+        drawn = model.draw(x, *condition, noise_key=noise_key)
+        recon = model.nll_at(x, drawn.z, *condition)
+        mu = drawn.q.mu.to(recon.dtype)
+        centred = mu - mu.mean(0)
+        with torch.autocast(mu.device.type, enabled=False):
+            covariance = centred.t() @ centred / max(mu.shape[0], 1)
+        diagonal = covariance.diagonal()
+        outside = covariance.square().sum() - diagonal.square().sum()
+        if self.kind == 2:
+            diagonal = diagonal + torch.exp(drawn.q.logvar.to(recon.dtype)).mean(0)
+        penalty = self.off * outside + self.own * (diagonal - 1).square().sum()
+        return recon + beta * drawn.kl + penalty, recon, drawn.kl
