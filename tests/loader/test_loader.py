@@ -21,6 +21,7 @@ from torch.utils.data import (
     DataLoader as TorchLoader,
 )
 
+from tests.fresh import python
 from vae_fast import DataLoader
 
 
@@ -229,3 +230,30 @@ def test_what_changes_is_followed():
     dataset.tensors = (torch.full((8, 1), 5.0, requires_grad=True),)
     loader = DataLoader(dataset, batch_size=4)
     assert "not all plain numbers" in loader.served
+
+
+MEMORY = """
+import platform, resource, torch
+from torch.utils.data import TensorDataset
+from tests.fresh import python
+from vae_fast import DataLoader
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(400, 784) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+next(iter(DataLoader(TensorDataset(torch.rand(8, 2)))))
+faults()
+print(platform.libc_ver()[0], before, faults())
+"""
+
+
+def test_memory_of_a_step_is_kept_for_the_next():
+    libc, before, after = python(MEMORY).stdout.split()
+    if libc != "glibc" or int(before) < 1000:
+        pytest.skip("this malloc keeps freed memory as it is")
+    assert int(after) < 100, (before, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections import deque
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ class DataLoader(torch.utils.data.DataLoader):
         return super().__iter__() if why_not else self._from_memory()
 
     def _from_memory(self) -> Any:
+        _keep_freed_memory()
         kept = self._iterator if self.persistent_workers else None
         if kept is not None and not hasattr(kept, "_dataset_fetcher"):
             return super().__iter__()  # it has workers that have begun
@@ -138,6 +140,18 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_served"}
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, at most 64 MiB.
+
+    It gives the heap's end back to the system once some hundred KiB of it are free, and every step
+    then pays for its gradients and the optimizer's temporaries in page faults, a tenth of the
+    tutorial's step. When a mapped block is freed, both thresholds rise to its size (mallopt(3),
+    M_MMAP_THRESHOLD), to 32 MiB at most. Nothing writes to this one.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 class _Fetcher:

@@ -142,7 +142,7 @@ class Tensors:
         return (type(self._dataset).__getitem__, *tensors)
 
     def batch(self, index: Index) -> list[Tensor]:
-        rows = torch.tensor(index)
+        rows = _tensor(index)
         return [_rows(tensor, rows) for tensor in self._dataset.tensors]
 
 
@@ -172,7 +172,7 @@ class Array:
 
     def batch(self, index: Index) -> Tensor:
         if isinstance(self._array, Tensor):
-            return _rows(self._array, torch.tensor(index))
+            return _rows(self._array, _tensor(index))
         return torch.from_numpy(self._array[index])
 
 
@@ -323,9 +323,9 @@ class Pictures:
         return ""
 
     def batch(self, index: Index) -> list[Tensor]:
-        labels, rows = getattr(self._dataset, self._labels), torch.tensor(index)
+        labels, rows = getattr(self._dataset, self._labels), _tensor(index)
         if self._channel is None:
-            found = labels[rows].to(torch.int64)
+            found = _rows(labels, rows).to(torch.int64)
         elif isinstance(labels, np.ndarray):
             found = torch.from_numpy(labels[index].astype(np.int64))
         else:
@@ -348,6 +348,12 @@ class Pictures:
 
 def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).view(np.uint8)
+
+
+def _tensor(index: Index) -> Tensor:
+    return torch.from_numpy(
+        np.fromiter(index, np.int64, len(index))
+    )  # torch.tensor takes 7 times as long
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
