@@ -2,8 +2,8 @@
 
 Epochs: the tutorial's own loop (images converted one by one, a DataLoader, loss.item() at each
 step), the same with the images in memory as one tensor, that with torch.compile, JAX's jitted scan
-(in benchmarks/jax_vae.py), pythae where it is installed, the tutorial with its four names imported
-from here, and our engine.
+(in benchmarks/jax_vae.py), pythae where it is installed, the tutorial with VAE, loss_function and
+DataLoader imported from here, and our engine. In rows "beside N", N single-threaded processes keep the machine busy.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import vae_fast.nn
+from benchmarks.busy import Busy, beside
 from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
 from benchmarks.check import close
 from benchmarks.scratch import scratch
@@ -255,6 +256,19 @@ class OneByOne(Dataset):
         return grey.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
 
 
+def one_by_one_set(data: Tensor) -> Dataset:
+    """torchvision's MNIST class around ``data``, as the tutorial has it, or a stand-in without labels
+    where torchvision does not import."""
+    try:
+        from torchvision import datasets, transforms
+    except (ImportError, RuntimeError, OSError):
+        return OneByOne(data)
+    made = datasets.MNIST.__new__(datasets.MNIST)  # its constructor looks for files
+    made.data, made.targets = data, torch.zeros(len(data), dtype=torch.int64)
+    made.transform, made.target_transform = transforms.ToTensor(), None
+    return made
+
+
 def in_memory(data: Tensor, batch: int) -> Iterable[Tensor]:
     order = torch.randperm(len(data), device=data.device)
     for begin in range(0, len(data), batch):
@@ -263,14 +277,15 @@ def in_memory(data: Tensor, batch: int) -> Iterable[Tensor]:
 
 def one_by_one(loader: DataLoader, device: torch.device) -> Iterable[Tensor]:
     for x in loader:
-        yield x.view(-1, PIXELS).to(device)
+        images = x[0] if isinstance(x, list) else x
+        yield images.view(-1, PIXELS).to(device)
 
 
 def setup_epoch(
     shape: Sequence[int], pass_: str, dtype: str, device: torch.device, modes: Sequence[str]
 ) -> Case:
-    batch, count = shape
-    data = images(count)
+    batch, count, *beside_how_many = shape
+    data, busy = images(count), Busy(sum(beside_how_many))
 
     def loop(name: str, update: Update, batches: Callable[[], Iterable[Tensor]]) -> Contender:
         """The tutorial's loop, which asks for the loss at each step."""
@@ -289,8 +304,8 @@ def setup_epoch(
             outputs=lambda loss: Outputs((torch.tensor(loss, dtype=torch.float64),), ()),
         )  # fmt: skip
 
-    def loader() -> Callable[[], Iterable[Tensor]]:
-        made = DataLoader(OneByOne(data), batch_size=batch, shuffle=True)
+    def loader(cls: type[DataLoader]) -> Callable[[], Iterable[Tensor]]:
+        made = cls(one_by_one_set(data), batch_size=batch, shuffle=True)
         return lambda: one_by_one(made, device)
 
     def contenders() -> list[Contender | Absence]:
@@ -303,8 +318,8 @@ def setup_epoch(
             found.append(Absence("tutorial", "pillow is not installed"))
         else:
             found += [
-                loop(DROP_IN, plain_update(vae_fast.nn, device), loader()),
-                loop("tutorial", plain_update(tutorial(), device), loader()),
+                loop(DROP_IN, plain_update(vae_fast.nn, device), loader(vae_fast.DataLoader)),
+                loop("tutorial", plain_update(tutorial(), device), loader(DataLoader)),
             ]
         found += [
             loop("in memory", plain_update(tutorial(), device), lambda: in_memory(floats, batch)),
@@ -321,6 +336,16 @@ def setup_epoch(
         )
         return found
 
+    def contenders_beside() -> list[Contender | Absence]:
+        from benchmarks import jax_vae
+
+        jax_epoch = jax_vae.contender(data.numpy(), batch, dtype, device)
+        found: list[Contender | Absence] = [
+            epoch(OURS, Engine(data, batch, dtype, device).epoch),
+            jax_epoch if isinstance(jax_epoch, Absence) else epoch("jax", jax_epoch),
+        ]
+        return [c if isinstance(c, Absence) else beside(busy, c) for c in found]
+
     @cache
     def truth() -> float:
         update = plain_update(tutorial(), torch.device("cpu"), torch.float64)
@@ -335,9 +360,13 @@ def setup_epoch(
     # Where the row is bfloat16 only we, and JAX, are: F.binary_cross_entropy refuses autocast, and
     # the tutorial's loop is what it is in float32.
     note = "" if dtype == "float32" else "the torch peers are float32"
+    sizes, made = f"{batch}x{count}", contenders
+    if beside_how_many:
+        sizes, note = f"{sizes} beside {sum(beside_how_many)}", "busy processes beside it"
+        made = contenders_beside
     return Case(
-        "epoch", pass_, f"{batch}x{count}", dtype, count * PIXELS, 0, device, lambda _: [],
-        contenders, check, samples=count, sets=1, memory=False, note=note,
+        "epoch", pass_, sizes, dtype, count * PIXELS, 0, device, lambda _: [],
+        made, check, samples=count, sets=1, memory=False, note=note,
     )  # fmt: skip
 
 

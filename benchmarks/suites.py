@@ -80,12 +80,14 @@ _DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16",
 
 
 def training(count: int = 10_000) -> list[Spec]:
-    """The tutorial's VAE: one step of 128 images, one epoch of ``count``, and steps from shards."""
+    """The tutorial's VAE: one step of 128 images, one epoch of ``count``, alone and beside busy
+    processes, and steps from shards."""
     return [
         Spec("step", (128,), "both"),
         Spec("overhead", (128,), "both"),
         Spec("epoch", (128, count), "both"),
         Spec("epoch", (128, count), "both", "bfloat16"),
+        *(Spec("epoch", (128, count, busy), "both") for busy in (2, 4, 16)),
         Spec("shards", (128, 1 << 16), "both"),
     ]
 

@@ -1,10 +1,15 @@
 """The training rows: every loop trains, and one that doesn't is refused."""
 
+import gc
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import bench_training
 from benchmarks.bench_training import DROP_IN, setup_epoch, setup_step
+from benchmarks.busy import Busy, beside
 from benchmarks.case import OURS, Absence, Absent, Contender, WrongResult
 from benchmarks.measure import check
 from vae_fast.data import load
@@ -57,3 +62,25 @@ def test_pythae_is_named_absent_where_it_is_not_installed(monkeypatch):
     absent = pythae_vae.contender(bench_training.tutorial(), torch.zeros(4, 784), 2)
     assert isinstance(absent, Absence)
     assert absent.why == "pythae is not installed"
+
+
+def test_busy_processes_run_only_while_something_is_timed():
+    busy = Busy(1)
+    busy.go()
+    (pid,) = busy._pids
+
+    def state():
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+    def settled(wanted):
+        end = time.monotonic() + 10
+        while state() not in wanted and time.monotonic() < end:
+            time.sleep(0.01)
+        return state() in wanted
+
+    made = beside(busy, Contender("it", lambda _: settled("RS")))
+    for _ in range(2):
+        assert made.run(made.prepare(None)) and settled("T")
+    del made, busy
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()

@@ -3,7 +3,7 @@ import torch
 
 import vae_fast
 from vae_fast.train import Trainer
-from vae_fast.train.compare import IN_MEMORY, TUTORIAL, Comparison, compare
+from vae_fast.train.compare import COMPILED, IN_MEMORY, TUTORIAL, Comparison, compare
 
 native = pytest.mark.skipif(
     vae_fast.info()["native cpu"] != "yes", reason="native kernels are not built"
@@ -27,7 +27,7 @@ def test_all_train_alike_and_the_run_is_left_alone(config, clothes, model, names
     trainer.fit()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     noise = torch.get_rng_state()
-    found = compare(trainer, rounds=2, steps=12)
+    found = compare(trainer, rounds=2, steps=12, compiled=False)
     assert list(found.samples_per_second) == list(found.loss) == names
     for name in names:
         assert found.samples_per_second[name] > 0
@@ -54,3 +54,31 @@ def test_words():
         "vae_fast (native steps): 4.00 times the tutorial's loop, "
         "2.00 times plain PyTorch, images in memory"
     ) in text
+
+
+@native
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_takes_part(config, clothes):
+    config.epochs = 1
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    found = compare(trainer, rounds=1, steps=12)
+    names = [TUTORIAL, IN_MEMORY, COMPILED, "vae_fast (native steps)"]
+    assert list(found.loss) == names and not found.absent
+    assert found.loss[COMPILED] == pytest.approx(found.loss[names[-1]], rel=0.02)
+
+
+@native
+def test_where_nothing_compiles_the_reason_is_said(config, clothes, monkeypatch):
+    def no_compiler(function):
+        def call(*_):
+            raise RuntimeError("No working C++ compiler found\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
+    found = compare(trainer, rounds=1, steps=3)
+    assert COMPILED not in found.loss
+    reason = "left out, torch.compile does not work here: No working C++ compiler found"
+    assert f"  {COMPILED}: {reason}\n" in str(found)

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -28,18 +28,23 @@ from vae_fast.train.trainer import Trainer
 
 TUTORIAL = "the tutorial's loop"
 IN_MEMORY = "plain PyTorch, images in memory"
+COMPILED = "the same under torch.compile"
 
 Round = Callable[[], float]  # trains for a round; returns the mean loss, nats per sample
 
 
 @dataclass
 class Comparison:
-    """Samples per second (median over rounds) and the mean training loss of each, ours last."""
+    """Samples per second (median over rounds) and the mean training loss of each, ours last.
+
+    ``absent`` says why a contender is missing.
+    """
 
     samples_per_second: dict[str, float]
     loss: dict[str, float]
     steps: int
     rounds: int
+    absent: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         work = f"{self.rounds} rounds of {self.steps} steps"
@@ -49,19 +54,26 @@ class Comparison:
         for name, speed in self.samples_per_second.items():
             loss = f"{self.loss[name]:.2f} nats per sample"
             lines.append(f"  {name:{width}s}  {speed:10,.0f} samples/s   {loss}")
+        lines += [f"  {name}: left out, {why}" for name, why in self.absent.items()]
         own = self.samples_per_second[ours]
         times = [f"{own / self.samples_per_second[name]:.2f} times {name}" for name in others]
         lines.append(f"  {ours}: " + ", ".join(times))
         return "\n".join(lines)
 
 
-def compare(trainer: Trainer, rounds: int = 5, steps: int = 40) -> Comparison:
+def compare(
+    trainer: Trainer, rounds: int = 5, steps: int = 40, compiled: bool = True
+) -> Comparison:
     """Train copies of the run's model from here on, in alternating rounds, each in its own way.
 
     The tutorial's loop reads images one by one through PIL, and asks for the loss at each step; plain
-    PyTorch with images in memory is the same model and loss without that loader. Where the model is
+    PyTorch with images in memory is the same model and loss without that loader, and once more under
+    torch.compile, which takes some 20 s before its first step. Where the model is
     not the tutorial's kind (linear layers, a Bernoulli likelihood, uint8 images), plain PyTorch is
     the run's own model and loop on the reference backend.
+
+    Args:
+        compiled: let torch.compile take part.
 
     The trainer is left as it is. Raises RuntimeError, with the reason, without native kernels.
     """
@@ -72,7 +84,7 @@ def compare(trainer: Trainer, rounds: int = 5, steps: int = 40) -> Comparison:
     batches = list(islice(every_pass, min(steps, len(trainer.batches))))
     work = list(islice(chain.from_iterable(repeat(batches)), steps))
     samples = sum(len(batch.images) for batch in work)
-    made = _contenders(trainer, work)
+    made, absent = _contenders(trainer, work, compiled)
     speeds: dict[str, list[float]] = {name: [] for name in made}
     losses: dict[str, list[float]] = {name: [] for name in made}
     with rng.forked(trainer.config.seed):
@@ -89,13 +101,18 @@ def compare(trainer: Trainer, rounds: int = 5, steps: int = 40) -> Comparison:
         {name: statistics.mean(values) for name, values in losses.items()},
         steps,
         rounds,
+        absent,
     )
 
 
-def _contenders(trainer: Trainer, work: list) -> dict[str, Round]:
+def _contenders(
+    trainer: Trainer, work: list, compiled: bool
+) -> tuple[dict[str, Round], dict[str, str]]:
+    """Those that take part, and why another does not."""
     images = torch.cat([batch.images for batch in work]).cpu()
     size = len(work[0].images)
     found: dict[str, Round] = {}
+    absent: dict[str, str] = {}
     if _is_the_tutorials(trainer.model, images):
         loader = DataLoader(OneByOne(images), batch_size=size, shuffle=True)
         columns, device = math.prod(trainer.model.input_shape), trainer.device
@@ -110,6 +127,13 @@ def _contenders(trainer: Trainer, work: list) -> dict[str, Round]:
 
         found[TUTORIAL] = _plain(trainer, one_by_one, len(images))
         found[IN_MEMORY] = _plain(trainer, from_memory, len(images))
+        if compiled:
+            try:
+                with rng.forked(trainer.config.seed):
+                    found[COMPILED] = _plain(trainer, from_memory, len(images), compiled=True)
+            except Exception as error:  # noqa: BLE001 - a compiler and much else lie behind this call
+                text = str(error).strip() or type(error).__name__
+                absent[COMPILED] = f"torch.compile does not work here: {text.splitlines()[0]}"
     else:
         with set_backend("reference"):
             eager = _step(trainer, "eager")
@@ -121,7 +145,7 @@ def _contenders(trainer: Trainer, work: list) -> dict[str, Round]:
         found[IN_MEMORY] = on_reference
     ours = _step(trainer, trainer.step.runner.name)
     found[f"vae_fast ({ours.runner.name} steps)"] = lambda: _round(ours, work)
-    return found
+    return found, absent
 
 
 def _step(trainer: Trainer, runner: str) -> Step:
@@ -169,19 +193,28 @@ class Plain(nn.Module):
         return torch.sigmoid(self.decoder(z)), mu, logvar
 
 
-def _plain(trainer: Trainer, batches: Callable[[], Iterable[Tensor]], count: int) -> Round:
+def _plain(
+    trainer: Trainer, batches: Callable[[], Iterable[Tensor]], count: int, compiled: bool = False
+) -> Round:
     """The tutorial's loop: forward, loss, backward, Adam, and the loss asked for."""
     model = Plain(trainer.model).to(trainer.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=trainer.config.lr)
     beta = trainer.step.beta
 
+    def objective(x: Tensor) -> Tensor:
+        made, mu, logvar = model(x)
+        recon = F.binary_cross_entropy(made, x, reduction="sum")
+        return recon - 0.5 * beta * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+    loss_of = torch.compile(objective) if compiled else objective
+    if compiled:  # now, when it may fail
+        loss_of(next(iter(batches()))).backward()
+
     def run() -> float:
         total = 0.0
         for x in batches():
             optimizer.zero_grad()
-            made, mu, logvar = model(x)
-            recon = F.binary_cross_entropy(made, x, reduction="sum")
-            loss = recon - 0.5 * beta * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            loss = loss_of(x)
             (loss / len(x)).backward()
             total += loss.item()
             optimizer.step()
