@@ -5,13 +5,14 @@ import os
 import pickle
 import struct
 import time
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from vae_fast.data import as_data, load
+from vae_fast.data import Batches, as_data, load
 
 IMAGES = np.random.RandomState(3).randint(0, 256, (20, 6, 5), dtype=np.uint8)
 
@@ -244,3 +245,34 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(ValueError, match=f"{path.name}.*a pipe or a device"):
         as_data(path.parent if name.startswith("shards") else path)
+
+
+def test_a_mapped_file_that_changes_while_it_is_read_is_told(tmp_path):
+    """One cut within a page would read as zeros, one cut before it ends the process."""
+    images = np.random.default_rng(0).integers(1, 256, (64, 8, 8), dtype=np.uint8)
+    path, moved = tmp_path / "images.npy", tmp_path / "moved.npy"
+    np.save(path, images)
+    data = load(path, split="train+val")
+    path.rename(
+        moved
+    )  # a file that is replaced is no matter: the map is of the one that was opened
+    np.save(path, images[:3])
+    rows = torch.arange(64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(data.gather(rows)[0][:, 0], torch.from_numpy(images))
+    moved.rename(path)
+
+    with open(path, "r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
+    os.utime(path, ns=(1, 1))  # a clock that has moved, however coarse it is
+    with pytest.warns(UserWarning, match="images.npy was written to while it is read"):
+        assert int(data.gather(rows)[0][-1].max()) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        data.gather(rows)
+    os.truncate(path, path.stat().st_size - 100)
+    for part in (data, data.slice(0, 50)):
+        with pytest.raises(OSError, match="was cut from 4,224 to 4,124 bytes while it was read"):
+            list(Batches(part, 8, shuffle=False))

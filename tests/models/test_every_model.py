@@ -10,6 +10,7 @@ from tests.models.gradients import check_gradients
 from vae_fast import noise
 from vae_fast.models import MODELS, build
 from vae_fast.models.phases import phases_of
+from vae_fast.models.scripting import NotScriptable
 
 SHAPE = (1, 8, 6)
 SMALL = {"network_options": {"hidden": [16]}, "latent_dim": 3}
@@ -217,6 +218,18 @@ def test_function_transforms_and_second_derivatives(name):
         scale = gradient.abs().max().item() + 1e-6
         torch.testing.assert_close(gradients_.mean(0), gradient, rtol=1e-3, atol=1e-4 * scale)
 
+    def loss_of_one(weights, *one):
+        rows = tuple(t[None] for t in one)
+        return torch.func.functional_call(model, weights, rows, options).loss
+
+    each = torch.func.vmap(torch.func.grad(loss_of_one), (None, *[0] * len(x)))(weights, *x)
+    alone = gradients(model, model.loss(*(t[3:4] for t in x), **options).loss)
+    for parameter, gradient in alone.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(
+            each[parameter][3], gradient, rtol=1e-3, atol=1e-4 * scale, msg=parameter
+        )
+
     penalties = []
     for backend in ("auto", "reference"):
         with vae_fast.set_backend(backend):
@@ -239,6 +252,35 @@ def test_layers_are_torchs_and_can_be_quantised(name):
     assert not any(type(m) is torch.nn.Linear for m in quantised.modules())
     x = batch(model)
     torch.testing.assert_close(quantised.reconstruct(*x), model.reconstruct(*x), rtol=0, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_can_be_scripted_or_say_what_can(name):
+    model = made(name)
+    with pytest.raises(
+        TypeError, match="given up: use torch.export.export.* its encoder and its dec"
+    ):
+        torch.jit.script(model)
+    for network in (model.encoder, model.decoder, getattr(model, "condition", None)):
+        if network is None:
+            continue
+        if any(isinstance(module, NotScriptable) for module in network.modules()):
+            with pytest.raises(TypeError, match="torch.export.export"):
+                torch.jit.script(network)
+        else:
+            torch.jit.script(network)
+    if name in ("vae", "hvae", "autoencoder-kl"):
+        x = batch(model)[0] / 255
+        exported = torch.export.export(model.encoder, (x,)).module()
+        torch.testing.assert_close(exported(x), model.encoder(x))
+
+
+def test_transforms_of_what_follows_its_codes_in_training_are_refused():
+    model = made("ae").train()
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match="call model.eval"):
+        torch.func.grad(lambda w: torch.func.functional_call(model, w, batch(model)).loss)(weights)
 
 
 @pytest.mark.parametrize("name", NAMES)

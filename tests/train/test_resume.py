@@ -403,7 +403,7 @@ sys.exit(main(sys.argv[4:]))
     )  # fmt: skip
     assert found.returncode == 1, found.stderr
     words = {
-        "data": "was cut from 784,128 to 1,000 bytes under the run",
+        "data": "was cut from 784,128 to 1,000 bytes while it was read",
         "folder": "can't be written",
         "lock": ".lock is a link, which is not followed: remove it",
     }[what]

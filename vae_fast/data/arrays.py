@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vae_fast.data.mapped import MappedFile
 from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, range_of
 from vae_fast.functional import gather_batch
 
@@ -34,6 +35,7 @@ class ArrayData:
         classes: the names of labels 0, 1, ..., or None.
         files: the name of each sample, such as its file's; or None.
         rows: where in its source each sample is, (N,) int64, if samples were chosen.
+        file: what mapped images lie in, which is looked at before and after rows are gathered.
     """
 
     images: torch.Tensor
@@ -45,6 +47,7 @@ class ArrayData:
     classes: tuple[str, ...] | None = None
     files: Sequence[str] | None = None
     rows: torch.Tensor | None = None
+    file: MappedFile | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,13 +73,25 @@ class ArrayData:
         return replace(self, images=self.images.to(device), labels=labels)
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images and labels of the given samples, (B,) int64 on the data's device: copies."""
+        """Images and labels of the given samples, (B,) int64 on the data's device: copies.
+
+        Raises:
+            OSError: the file that they are mapped from was cut short (`MappedFile`).
+        """
         labels = None if self.labels is None else self.labels.index_select(0, samples)
+        if self.file is None:
+            return self._gathered(samples), labels
+        self.file.check()
+        images = self._gathered(samples)
+        self.file.check()
+        return images, labels
+
+    def _gathered(self, samples: torch.Tensor) -> torch.Tensor:
         if self.mapped and self.dtype == torch.bool:  # a file's bytes may be others than 0 and 1
-            return gather_batch(self.images.view(torch.uint8), samples).ne(0), labels
+            return gather_batch(self.images.view(torch.uint8), samples).ne(0)
         if self.dtype in (torch.uint8, torch.bool):
-            return gather_batch(self.images, samples), labels
-        return self.images.index_select(0, samples), labels
+            return gather_batch(self.images, samples)
+        return self.images.index_select(0, samples)
 
     def slice(self, start: int, stop: int) -> ArrayData:
         """Samples start to stop, as views."""
@@ -102,7 +117,9 @@ class ArrayData:
         images, labels = self.gather(rows)
         files = None if self.files is None else [self.files[row] for row in rows.tolist()]
         own = rows if self.rows is None else self.rows[rows]
-        return replace(self, images=images, labels=labels, files=files, rows=own, mapped=False)
+        return replace(
+            self, images=images, labels=labels, files=files, rows=own, mapped=False, file=None
+        )
 
 
 def from_array(
@@ -160,7 +177,8 @@ def from_array(
     labels, classes = _labels(labels, len(tensor), name)
     if files is not None and len(files) != len(tensor):
         raise ValueError(f"{name}: {len(tensor)} images and {len(files)} names of files")
-    data = ArrayData(tensor, labels, name, provenance, mapped, found, classes, files)
+    file = MappedFile.of(images) if mapped else None
+    data = ArrayData(tensor, labels, name, provenance, mapped, found, classes, files, file=file)
     if bounded:
         check_bounded(data)
     return data

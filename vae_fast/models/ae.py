@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vae_fast.backend import is_transforming
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.joined import WideBuffers, joined_mean
 from vae_fast.types import LossOutput, Reduction
@@ -59,6 +60,11 @@ class AE(WideBuffers, LatentModel):
         """The codes of x, (N, latent_dim), which in training the running statistics follow."""
         z = self.features(x)
         if self.training:
+            if is_transforming():
+                raise RuntimeError(
+                    "AE follows its codes' mean and covariance in training, which torch.func's "
+                    "transforms can't: call model.eval() first"
+                )
             self._follow(z.detach())
         return z
 

@@ -28,6 +28,7 @@ from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.priors import MixturePrior
+from vae_fast.models.scripting import NotScriptable
 from vae_fast.reference import as_probability
 from vae_fast.types import LossOutput, Reduction
 
@@ -39,7 +40,7 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
-class LatentModel(nn.Module):
+class LatentModel(NotScriptable, nn.Module):
     """x to z to x: an encoder, a decoder and a likelihood, for subclasses to give a loss.
 
     Args:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vae_fast.backend import is_transforming
+from vae_fast.models.scripting import NotScriptable
 
 CHECKPOINTING = ("none", "norms", "blocks")
 
 
-class Recomputable(nn.Module):
+class Recomputable(NotScriptable, nn.Module):
     """A module whose ``compute(h)`` may be run again in backward instead of being remembered."""
 
     level = "blocks"

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.models.networks import make_encoder
+from vae_fast.models.scripting import NotScriptable
 from vae_fast.ops.autograd import is_batched
 from vae_fast.reference import as_probability
 
 
-class Condition(nn.Module):
+class Condition(NotScriptable, nn.Module):
     """y to (N, features). ``derive``, if there is one, makes y from x."""
 
     features: int

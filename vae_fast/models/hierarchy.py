@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vae_fast.models.base import Posterior
 from vae_fast.models.networks import image_shape, pyramid, upsampling
+from vae_fast.models.scripting import NotScriptable
 
 Stage = tuple[tuple[int, int], int]  # (height, width) and how many levels have it
 
@@ -40,7 +41,7 @@ def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0)
     return nn.Sequential(*layers)
 
 
-class BottomUp(nn.Module):
+class BottomUp(NotScriptable, nn.Module):
     """x to one activation per stage, the coarsest first."""
 
     def __init__(self, stem: nn.Module, stages: Sequence[Stage], width: int) -> None:

@@ -5,7 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vae_fast.backend import is_transforming
 from vae_fast.reference import as_probability
+
+
+def run_gru(gru: nn.GRU, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``gru(x, state)``, within function transforms step by step: torch's has no rule for ``vmap``.
+
+    Args:
+        x: (N, T, features).
+        state: (layers, N, hidden); None for zeros.
+
+    Returns:
+        (N, T, hidden), and the last state (layers, N, hidden).
+    """
+    if not is_transforming():
+        return gru(x, state)
+    found = []
+    for layer in range(gru.num_layers):
+        of_x, of_h, bias_x, bias_h = (
+            getattr(gru, f"{name}_l{layer}")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        h = x.new_zeros(len(x), gru.hidden_size) if state is None else state[layer]
+        outputs = []
+        for given in (x @ of_x.t() + bias_x).unbind(1):
+            reset, update, new = given.chunk(3, 1)
+            of_reset, of_update, of_new = (h @ of_h.t() + bias_h).chunk(3, 1)
+            keep = torch.sigmoid(update + of_update)
+            new = torch.tanh(new + torch.sigmoid(reset + of_reset) * of_new)
+            h = (1 - keep) * new + keep * h
+            outputs.append(h)
+        x = torch.stack(outputs, 1)
+        found.append(h)
+    return x, torch.stack(found)
 
 
 class StepInput(nn.Module):
@@ -35,7 +68,11 @@ class RecurrentEncoder(nn.Module):
         self.gru = nn.GRU(step_input.features, hidden, layers, batch_first=True)
 
     def forward(self, x: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
-        states, _ = self.gru(self.step_input(x, dtype))
+        steps = self.step_input(x, dtype)
+        if torch.jit.is_scripting():  # which does not compile the other branch
+            states, _ = self.gru(steps)
+        else:
+            states, _ = run_gru(self.gru, steps)
         last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, states.shape[2])
         return states.gather(1, last).squeeze(1) * (lengths > 0).unsqueeze(1)
 
@@ -69,5 +106,8 @@ class RecurrentDecoder(nn.Module):
     def forward(self, z: Tensor, previous: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``previous``: (N, T, features), the step before each of T; gives (N, T, outputs)."""
         inputs = torch.cat([previous, z.unsqueeze(1).expand(-1, previous.shape[1], -1)], dim=2)
-        states, state = self.gru(inputs, state)
+        if torch.jit.is_scripting():
+            states, state = self.gru(inputs, state)
+        else:
+            states, state = run_gru(self.gru, inputs, state)
         return self.output(states), state

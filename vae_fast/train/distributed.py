@@ -115,13 +115,8 @@ class World:
         size = batch_size // self.size
         return Batches(data, size, rank=self.rank, world_size=self.size, **options)
 
-    def shares(self, batches: Batches, check: Callable[[], None] = lambda: None) -> Iterator[Share]:
-        """A pass over ``batches``, each with the weight of this rank's part of it.
-
-        Args:
-            check: is called before each batch is read.
-        """
-        check()
+    def shares(self, batches: Batches) -> Iterator[Share]:
+        """A pass over ``batches``, each with the weight of this rank's part of it."""
         for images, labels in batches:
             weight = 1.0
             if self.is_distributed:
@@ -129,7 +124,6 @@ class World:
                 start, stop = batches.cuts.global_bounds(number)
                 weight = len(images) * self.size / (stop - start)
             yield Share(images, labels, weight)
-            check()
 
     def joined(self, share: Share) -> AbstractContextManager:
         """What a model defines on a batch's mean is of all ranks' shares together within."""

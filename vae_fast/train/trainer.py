@@ -45,7 +45,6 @@ from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
-from vae_fast.train.watch import watch
 from vae_fast.train.weights import take_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
@@ -84,7 +83,6 @@ class Trainer:
             RunFolder.check_free(config)
         self.config = config
         train, val = load_data(config, train_data, val_data)
-        self.watch = watch(train, config.data if train_data is None else train_data)
         self.device = self.world.join(resolve_device(config.device))
         if self.device.type == "cpu":  # the same for all ranks, and when the run is resumed
             is_main = self.world.is_main
@@ -223,7 +221,7 @@ class Trainer:
             for epoch in range(reached.epoch, config.epochs):
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                for share in self.world.shares(self.batches, self.watch):
+                for share in self.world.shares(self.batches):
                     self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
@@ -252,7 +250,7 @@ class Trainer:
         self.model.eval()
         with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
             meter = Meter(self.device, self.world)
-            for share in self.world.shares(self.val_batches, self.watch):
+            for share in self.world.shares(self.val_batches):
                 meter.add(step.objective(share), len(share.images))
                 meter.samples += len(share.images)
             means, samples = meter.read()
