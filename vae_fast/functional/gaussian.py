@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
+
 import torch
 
 from vae_fast import reference
@@ -34,6 +37,12 @@ def split_moments(
         (mu, logvar), each (B, C, ...); views, but for a clamped logvar.
     """
     check_floating("parameters", parameters)
+    if not isinstance(dim, int):
+        raise TypeError(f"dim must be a whole number, got {dim!r}")
+    if bounds is not None:
+        real = isinstance(bounds, Sequence) and all(isinstance(b, Real) for b in bounds)
+        if not real or len(bounds) != 2 or not bounds[0] <= bounds[1]:
+            raise ValueError(f"bounds must be the least and the greatest logvar, got {bounds!r}")
     if not -parameters.dim() <= dim < parameters.dim() or parameters.shape[dim] % 2:
         raise ValueError(
             f"parameters must have an even size in dim {dim}, which holds mu and logvar; got "
