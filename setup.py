@@ -1,11 +1,12 @@
-"""Build of the native kernels: vae_fast._C (CPU) and vae_fast._C_cuda.
+"""Build of the native kernels, vae_fast._C (CPU) and vae_fast._C_cuda, and vae_fast._C_autograd.
 
 Everything about the package that is not compiled stands in pyproject.toml. This file decides what
 to compile (VAE_FAST_BUILD), with which tools, and says in one sentence why something is left out.
 
-Both libraries use LibTorch's stable ABI with 2.11 as the oldest torch, so a binary built against
-one torch runs under any other from 2.11 on. That is why a plain `pip install .`, which builds
+The kernels' libraries use LibTorch's stable ABI with 2.11 as the oldest torch, so a binary built
+against one torch runs under any other from 2.11 on. That is why a plain `pip install .`, which builds
 against whatever torch pip put in its isolated environment, is right for the user's torch as well.
+_C_autograd makes small calls shorter, serves the torch that it was built with, and is not needed.
 
 Environment:
     VAE_FAST_BUILD        auto (default) | cpu | cuda | off
@@ -325,6 +326,22 @@ def cpu_extension() -> Extension:
     )
 
 
+def autograd_extension() -> Extension:
+    """Autograd nodes in C++, which are outside the stable ABI: vae_fast/backend.py loads them under
+    the torch that they were built with alone, and does without them elsewhere."""
+    flags = [flag for flag in cxx_flags() if flag != TORCH_TARGET]
+    flags[flags.index("-O3")] = "-O2"
+    return Extension(
+        "vae_fast._C_autograd",
+        sources("csrc/autograd/*.cpp"),
+        include_dirs=include_dirs(),
+        extra_compile_args={"cxx": flags},
+        extra_link_args=link_args("torch_python", "torch", "torch_cpu", "c10"),
+        language="c++",
+        optional=True,
+    )
+
+
 def cuda_extension(toolkit: CudaToolkit, archs: str) -> Extension:
     # USE_CUDA shows torch's declarations for CUDA streams; no header of torch needs more of it.
     host_flags = [*cxx_flags(), "-DUSE_CUDA", f'-DVAE_FAST_CUDA_ARCHS="{archs}"']
@@ -395,7 +412,8 @@ def plan() -> list[Extension]:
         return [cpu_extension()]
     cuda = plan_cuda(choice, torch) if choice != "cpu" else None
     say(f"building CPU kernels against torch {torch.__version__}.")
-    return [cpu_extension(), *([cuda] if cuda else [])]
+    autograd = [autograd_extension()] if sources("csrc/autograd/*.cpp") else []
+    return [cpu_extension(), *autograd, *([cuda] if cuda else [])]
 
 
 def build_command() -> type:
@@ -409,6 +427,14 @@ def build_command() -> type:
                 self.build_lib = str(ROOT / "build" / "sanitize" / name)
                 self.build_temp = f"{self.build_lib}/objects"
             super().finalize_options()
+
+        def build_extension(self, ext: Extension) -> None:
+            try:
+                super().build_extension(ext)
+            except RuntimeError as error:
+                if not ext.optional or "compiling objects" not in str(error):
+                    raise
+                say(f"building without {ext.name}, which does not compile with this torch.")
 
         def build_extensions(self) -> None:
             try:

@@ -83,6 +83,23 @@ def _rebuild() -> str:
     return "pip install --force-reinstall --no-deps vae_fast"
 
 
+def _load_node() -> object | None:
+    """The autograd nodes in C++, if they are built: they need the very torch that they were built with.
+
+    Without them the same is done in Python, at some microseconds a call.
+    """
+    if "cpu" not in _libraries or _libraries["cpu"].build_info()["torch"] != torch.__version__:
+        return None
+    from vae_fast.built import NODE_INTERFACE
+
+    try:
+        found = importlib.import_module("vae_fast._C_autograd")
+    except ImportError:
+        return None
+    is_ours = (found.torch, found.interface) == (torch.__version__, NODE_INTERFACE)
+    return found if is_ours else None
+
+
 def _load_libraries() -> None:
     _load("_C", "cpu")
     if "cpu" in _libraries:
@@ -262,6 +279,11 @@ def info() -> dict[str, object]:
         facts["float32 products"] = "{}, {}".format(*choice())
         facts["steps on the CPU"] = "native for MLPs in float32, else recorded; a run says which"
         facts["OpenMP's spin"] = os.environ.get("GOMP_SPINCOUNT", "its own default")
+        facts["autograd nodes"] = (
+            "in C++"
+            if node is not None
+            else "in Python: those in C++ are not built, or for another torch"
+        )
         facts.update({f"built with {k}": v for k, v in native.build_info().items()})
     else:
         facts["native cpu"] = "no: " + _reasons["cpu"]
@@ -281,6 +303,7 @@ def info() -> dict[str, object]:
 
 
 _load_libraries()
+node = _load_node()
 try:
     set_backend(os.environ.get("VAE_FAST_BACKEND") or "auto")
 except ValueError as error:

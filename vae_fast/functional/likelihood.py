@@ -13,7 +13,7 @@ from numbers import Real
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import has_native, use_native
+from vae_fast.backend import get_backend, has_native, use_native
 from vae_fast.functional.checks import FLOATING, gaussian_pair, reduction_code
 from vae_fast.likelihoods import SPECS, Spec
 from vae_fast.likelihoods.bernoulli import BERNOULLI_PROBS
@@ -55,6 +55,11 @@ def check_target(spec: Spec, target: torch.Tensor) -> None:
         )
     if target.layout is not torch.strided or target.is_nested:
         raise TypeError("target must be a dense tensor, neither sparse nor nested")
+
+
+if has_native("cpu"):
+    for _spec in SPECS.values():
+        _native.add_to_node(_spec, TARGETS[_spec.target][0])
 
 
 def _tensors(
@@ -210,6 +215,10 @@ def _is_native(spec: Spec, target: torch.Tensor) -> bool:
     return use_native(device) and _native.serves(spec, device)
 
 
+def _takes_small_calls() -> bool:
+    return has_native("cpu") and get_backend() != "reference"
+
+
 def nll(
     likelihood: str | Spec,
     params: Sequence[Param] | torch.Tensor,
@@ -242,6 +251,11 @@ def nll_of(
 ) -> torch.Tensor:
     """``nll`` for a function that has ``names`` of its own for the parameters."""
     code = reduction_code(reduction, elementwise=True)
+    if code and _takes_small_calls():
+        value = _native.small_nll(spec, params, target, code)
+        if value is not None:
+            check_unit_range(spec, value, params[0], target)
+            return value
     tensors = check_params(spec, params, target, names)
     if code is None:
         value = reference.nll_terms(spec, tensors, target)
@@ -291,6 +305,11 @@ def elbo_of(
 ) -> LossOutput:
     """``elbo`` for a function that has ``names`` of its own for the parameters."""
     code = reduction_code(reduction)
+    if code and _takes_small_calls():
+        out = _native.small_elbo(spec, params, target, mu, logvar, beta, code)
+        if out is not None:
+            check_unit_range(spec, out.recon, params[0], target)
+            return out
     tensors = check_params(spec, params, target, names)
     first = (names or spec.params)[0]
     mu, logvar = gaussian_pair(mu, logvar)
@@ -352,6 +371,9 @@ def _function(family: str, specs: list[Spec]) -> Callable[..., torch.Tensor]:
     positional = [*usual.params, "target"]
 
     def function(*args, reduction: Reduction = "sum", **named):
+        if len(args) == len(positional) and not named and not any(a is None for a in args):
+            *params, target = args
+            return nll_of(usual, params, target, reduction)
         if len(args) > len(positional):
             raise TypeError(f"{family}_nll takes {len(positional)} arguments, got {len(args)}")
         given = dict(zip(positional, args, strict=False))

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import has_native, library
+from vae_fast.backend import has_native, library, node
 from vae_fast.likelihoods import SPECS, Spec
 from vae_fast.ops.autograd import (
     beyond_native,
@@ -228,28 +228,38 @@ class _NLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_nll: Tensor):
-        target, *params = ctx.saved_tensors
-        name, reduction = ctx.options
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
-        if beyond_native(grad_nll):
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_nll_grads(*ctx.options, ctx.saved_tensors, grad_nll, needs, grads)
 
-            def value(t: Tensor, *p: Tensor) -> Tensor:
-                return _reference_nll(name, reduction, t, p)
 
-            needs = ctx.needs_input_grad[2:]
-            again = differentiable_again(value, ctx.saved_tensors, (grad_nll,), needs)
-            return None, None, *again
-        needs = ctx.needs_input_grad[3:]
-        wanted = _mask(needs)
-        if wanted and (grads is None or not rescaled(grads, grad_nll)):
-            grads = ops_of(name).nll_backward(
-                grad_nll.contiguous(), params, target, reduction, wanted
-            )
-        grad_target = None
-        if ctx.needs_input_grad[2]:
-            grad_target = _target_grad(name, reduction, target, params, grad_nll)
-        return None, None, grad_target, *_spread(grads or (), needs)
+def _nll_grads(
+    name: str,
+    reduction: int,
+    saved: Sequence[Tensor],
+    grad_nll: Tensor,
+    needs: Sequence[bool],
+    grads: Sequence[Tensor] | None = None,
+) -> Sequence[Maybe]:
+    """The gradients of the target and the parameters, which are ``saved``.
+
+    ``grads``: the parameters', for an upstream gradient of 1, if they were made in forward.
+    """
+    if beyond_native(grad_nll):
+
+        def value(t: Tensor, *p: Tensor) -> Tensor:
+            return _reference_nll(name, reduction, t, p)
+
+        return differentiable_again(value, saved, (grad_nll,), needs)
+    target, *params = saved
+    wanted = _mask(needs[1:])
+    if wanted and (grads is None or not rescaled(grads, grad_nll)):
+        grads = ops_of(name).nll_backward(grad_nll.contiguous(), params, target, reduction, wanted)
+    grad_target = None
+    if needs[0]:
+        grad_target = _target_grad(name, reduction, target, params, grad_nll)
+    return grad_target, *_spread(grads or (), needs[1:])
 
 
 def _reference_nll(name: str, reduction: int, target: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -329,43 +339,62 @@ class _Elbo(torch.autograd.Function):
         return ops.elbo(*arguments)
 
     @staticmethod
-    def backward(ctx, grad_loss: Maybe, grad_recon: Maybe, grad_kl: Maybe):
+    def backward(ctx, *upstream: Maybe):
         beta_tensor, *inputs = ctx.saved_tensors  # which says if beta was changed since
-        target, mu, logvar, *params = inputs
         name, beta, reduction = ctx.options
         grads, ctx.grads = ctx.grads, None
-        upstream = grad_loss, grad_recon, grad_kl
-        if all(grad is None for grad in upstream):
-            return (None,) * (7 + len(params))
-        if beyond_native(*upstream):
-            weight = beta if beta_tensor is None else beta * beta_tensor
+        made = _elbo_grads(
+            name, beta, beta_tensor, reduction, inputs, upstream, ctx.needs_input_grad[4:], grads
+        )
+        return None, None, None, None, *made
 
-            def loss(t: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> LossOutput:
-                return reference.elbo(SPECS[name], p, t, m, v, weight, REDUCTIONS[reduction])
 
-            needs = ctx.needs_input_grad[4:]
-            return *[None] * 4, *differentiable_again(loss, inputs, upstream, needs)
-        needs = ctx.needs_input_grad[7:]
-        only_loss = grad_recon is None and grad_kl is None
-        if grads is None or not only_loss or not rescaled(grads, grad_loss):
-            made, *rest = ops_of(name).elbo_backward(
-                *map(_dense, upstream), params, target, mu, logvar, beta, beta_tensor, reduction,
-                _mask(needs),
-            )  # fmt: skip
-            grads = *rest, *made
-        grad_mu, grad_logvar, *of_params = grads
-        of_params = _spread(of_params, needs)
-        # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
-        # that an optimizer keeps momentum for.
-        if grad_loss is None and grad_recon is None:
-            of_params = [None] * len(params)
-        if grad_loss is None and grad_kl is None:
-            grad_mu = grad_logvar = None
-        grad_target = None
-        parts = [g for g in (grad_loss, grad_recon) if g is not None]
-        if ctx.needs_input_grad[4] and parts:
-            grad_target = _target_grad(name, reduction, target, params, sum(parts))
-        return None, None, None, None, grad_target, grad_mu, grad_logvar, *of_params
+def _elbo_grads(
+    name: str,
+    beta: float,
+    beta_tensor: Maybe,
+    reduction: int,
+    saved: Sequence[Tensor],
+    upstream: Sequence[Maybe],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor] | None = None,
+) -> Sequence[Maybe]:
+    """The gradients of the target, mu, logvar and the parameters, which are ``saved``.
+
+    ``upstream``: those of loss, recon and kl. ``grads``: those of all but the target for a loss's
+    gradient of 1, if they were made in forward.
+    """
+    target, mu, logvar, *params = saved
+    grad_loss, grad_recon, grad_kl = upstream
+    if all(grad is None for grad in upstream):
+        return (None,) * len(saved)
+    if beyond_native(*upstream):
+        weight = beta if beta_tensor is None else beta * beta_tensor
+
+        def loss(t: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> LossOutput:
+            return reference.elbo(SPECS[name], p, t, m, v, weight, REDUCTIONS[reduction])
+
+        return differentiable_again(loss, saved, upstream, needs)
+    only_loss = grad_recon is None and grad_kl is None
+    if grads is None or not only_loss or not rescaled(grads, grad_loss):
+        made, *rest = ops_of(name).elbo_backward(
+            *map(_dense, upstream), params, target, mu, logvar, beta, beta_tensor, reduction,
+            _mask(needs[3:]),
+        )  # fmt: skip
+        grads = *rest, *made
+    grad_mu, grad_logvar, *of_params = grads
+    of_params = _spread(of_params, needs[3:])
+    # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
+    # that an optimizer keeps momentum for.
+    if grad_loss is None and grad_recon is None:
+        of_params = [None] * len(params)
+    if grad_loss is None and grad_kl is None:
+        grad_mu = grad_logvar = None
+    grad_target = None
+    parts = [g for g in (grad_loss, grad_recon) if g is not None]
+    if needs[0] and parts:
+        grad_target = _target_grad(name, reduction, target, params, sum(parts))
+    return grad_target, grad_mu, grad_logvar, *of_params
 
 
 class _ElboTraced(torch.autograd.Function):
@@ -424,6 +453,63 @@ def elbo(
     if is_sample and terms[0].dim():
         terms = [term.reshape(()) for term in terms]
     return LossOutput(*terms)
+
+
+# --- nodes in C++, for small calls ----------------------------------------------------------------
+
+_NUMBERS: dict[
+    str, int
+] = {}  # the likelihoods that C++ nodes serve, and what they are called there
+
+
+def add_to_node(spec: Spec, dtypes: Collection[torch.dtype]) -> None:
+    """Let C++ nodes serve a likelihood whose target has one of ``dtypes``."""
+    if node is not None and not spec.planes:
+        _NUMBERS[spec.name] = node.add(spec.name, len(spec.params), tuple(dtypes))
+
+
+def _grads_again(
+    name: str,
+    latent: bool,
+    beta: float,
+    reduction: int,
+    saved: Sequence[Tensor],
+    upstream: Sequence[Maybe],
+    needs: Sequence[bool],
+) -> Sequence[Maybe]:
+    """The gradients of what a C++ node has saved, where it can't hand out those made in forward."""
+    if latent:
+        return _elbo_grads(name, beta, None, reduction, saved, upstream, needs)
+    return _nll_grads(name, reduction, saved, *upstream, needs)
+
+
+if node is not None:
+    node.set_again(_grads_again)
+
+
+def small_nll(spec: Spec, params: Sequence[object], target: object, reduction: int) -> Maybe:
+    """``nll`` by a C++ node, with all checks in it; None where a call is in any way unusual."""
+    number = _NUMBERS.get(spec.name)
+    if number is None or torch.compiler.is_compiling():
+        return None
+    return node.nll(number, params, target, reduction)
+
+
+def small_elbo(
+    spec: Spec,
+    params: Sequence[object],
+    target: object,
+    mu: object,
+    logvar: object,
+    beta: object,
+    reduction: int,
+) -> LossOutput | None:
+    """``elbo`` by a C++ node, as ``small_nll``."""
+    number = _NUMBERS.get(spec.name)
+    if number is None or torch.compiler.is_compiling():
+        return None
+    losses = node.elbo(number, params, target, mu, logvar, beta, reduction)
+    return None if losses is None else LossOutput(*losses)
 
 
 # --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
