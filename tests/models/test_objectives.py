@@ -167,7 +167,7 @@ def test_a_learned_prior_is_the_density_that_losses_use(name, prior):
 def test_priors_that_do_not_fit_say_so():
     for name, prior, words in (
         ("vae", "flow", "prior must be one of standard"),
-        ("cvae", "vamp", "prior must be standard, learned or mixture"),
+        ("cvae", "vamp", "prior must be one of standard, learned, gaussian"),
         ("ae", "mixture", "no density"),
         ("wae-mmd", "vamp", "no density"),
         ("beta-tcvae", "mixture", "leave the prior standard"),

@@ -92,6 +92,7 @@ class LatentModel(NotScriptable, nn.Module):
         self.likelihood = Bernoulli() if likelihood is None else likelihood
         self.learned_prior = learned_prior
         self.objective = objective
+        self.divides_kl = getattr(learned_prior, "has_marginals", True)
 
     def encode(self, x: Tensor) -> Posterior:
         raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")

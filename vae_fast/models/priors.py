@@ -1,7 +1,7 @@
-"""Priors with parameters of their own, for any model with q(z | x) = N(mu(x), exp(logvar(x))).
+"""Priors with parameters of their own, for any model whose z has a density.
 
-Each is a mixture of K Gaussians, whose density is one native call without the (N, K, D) tensor. A
-mixture has no KL in closed form: log q(z | x) - log p(z) at the sampled z stands for it.
+Mixtures of K Gaussians, whose density is one native call without the (N, K, D) tensor, and flows. None
+has a KL in closed form: log q(z | x) - log p(z) at the sampled z stands for it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import mixture_log_density
+from vae_fast.models.flows import make_flow
+from vae_fast.models.importance import standard_log_density
 
-PRIORS = ("standard", "mixture", "vamp")
+PRIORS = ("standard", "gaussian", "mixture", "vamp", "maf", "iaf", "realnvp")
 
 
 class Components(NamedTuple):
@@ -28,18 +30,21 @@ class Components(NamedTuple):
 class MixturePrior(nn.Module):
     """p(z) = sum_k w_k N(mu_k, exp(logvar_k)), all of it learned.
 
-    With one component, a learned Gaussian.
+    With one component, a learned Gaussian, which starts as N(0, 1).
 
     Args:
         latent_dim: the size of z.
         components: K. Means start as draws from N(0, 1), variances at 1, weights equal.
     """
 
+    has_marginals = True
+
     def __init__(self, latent_dim: int, *, components: int = 100) -> None:
         super().__init__()
         if components < 1:
             raise ValueError(f"a prior's components must be at least 1, got {components}")
-        self.mu = nn.Parameter(torch.randn(components, latent_dim))
+        mu = torch.randn(components, latent_dim)
+        self.mu = nn.Parameter(mu if components > 1 else torch.zeros_like(mu))
         self.logvar = nn.Parameter(torch.zeros(components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(components))
 
@@ -96,14 +101,42 @@ class VampPrior(MixturePrior):
         return Components(*encode(torch.sigmoid(u) if self.bounded else u), None)
 
 
+class FlowPrior(nn.Module):
+    """p(z) = N(f(z); 0, 1) |det df / dz|: a flow between z and noise.
+
+    Args:
+        kind: "maf" is quick to ask for densities, and takes latent_dim passes for a sample; "iaf"
+            the other way round; "realnvp" is quick both ways.
+        options: ``steps``, ``hidden``.
+    """
+
+    has_marginals = False
+
+    def __init__(self, latent_dim: int, kind: str = "realnvp", **options: object) -> None:
+        super().__init__()
+        self.flow, self.from_noise = make_flow(kind, latent_dim, **options), kind == "iaf"
+
+    def log_density(self, z: Tensor, encode: object = None) -> Tensor:
+        """log p(z) in nats, (...,) for z (..., D)."""
+        flat = z.reshape(-1, z.shape[-1])
+        noise, log_det = (self.flow.inverse if self.from_noise else self.flow)(flat)
+        return (standard_log_density(noise) + log_det).view(z.shape[:-1])
+
+    def sample(
+        self, eps: Tensor, encode: object = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """One z for each row of eps (n, D), draws from N(0, 1), or less for less variety."""
+        return (self.flow if self.from_noise else self.flow.inverse)(eps)[0]
+
+
 def make_prior(
     name: str, latent_dim: int, input_shape: Sequence[int], **options: object
-) -> MixturePrior | None:
+) -> MixturePrior | FlowPrior | None:
     """A prior by name; None for "standard", N(0, 1).
 
     Args:
         name: one of ``PRIORS``.
-        options: components=100, and of vamp bounded=True.
+        options: components=100, and of vamp bounded=True; of flows steps=4 and hidden=(64, 64).
     """
     if name not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {name!r}")
@@ -113,4 +146,8 @@ def make_prior(
         return None
     if name == "vamp":
         return VampPrior(input_shape, **options)
+    if name in ("maf", "iaf", "realnvp"):
+        return FlowPrior(latent_dim, name, **options)
+    if name == "gaussian":
+        options["components"] = 1
     return MixturePrior(latent_dim, **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
@@ -59,7 +60,7 @@ class VAE(LatentModel):
                 "standard"
             )
         self.posterior = posterior
-        self.divides_kl = posterior is None
+        self.divides_kl = self.divides_kl and posterior is None
 
     def encode(self, x: Tensor) -> Posterior:
         return split_gaussian(self.encoder(self.network_input(x)))
@@ -82,6 +83,13 @@ class VAE(LatentModel):
         if self.learned_prior is not None:
             return Draw(q, z, sampled_kl(self, q, z))
         return Draw(q, z, gaussian_kl(*q, *(p or ()), reduction="none"))
+
+    def sample_prior(
+        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        z = super().sample_prior(n, temperature, generator)
+        own = self.posterior is not None and self.posterior.has_own_space
+        return self.posterior.sample_prior(z) if own else z
 
     def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
         """log p(z) in nats, (...,) for z (..., latent_dim); p is what ``prior`` gives."""

@@ -71,6 +71,11 @@ def _prior(
             "codes are coded one by one under a Gaussian prior, and this model's prior is a "
             f"{type(model.learned_prior).__name__}: compress with a model whose prior is standard"
         )
+    if getattr(model, "posterior", None) is not None:
+        raise ValueError(
+            "codes are coded one by one under a Gaussian prior, and this model's posterior is "
+            f"{model.posterior.name}: compress with a model whose posterior is gaussian"
+        )
 
     def of_condition(part: Tensor, *condition: Tensor) -> Tensor:
         p = model.prior(*condition)

@@ -35,9 +35,12 @@ def latent_maps(
     prior_options: dict | None = None,
     objective: str = "elbo",
     objective_options: dict | None = None,
+    posterior: str = "gaussian",
+    posterior_options: dict | None = None,
 ) -> nn.Module:
     """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
     p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
+    chosen = (objective, objective_options, posterior, posterior_options)
     encoder, decoder, latent_shape = networks_of_maps(
         input_shape,
         p_x.parameters_shape(input_shape)[0],
@@ -61,7 +64,7 @@ def latent_maps(
         learned_prior=make_prior(
             prior, math.prod(latent_shape), input_shape, **(prior_options or {})
         ),
-        **parts(math.prod(latent_shape), objective, objective_options),
+        **parts(math.prod(latent_shape), *chosen),
     )
 
 

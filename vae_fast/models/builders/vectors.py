@@ -13,7 +13,8 @@ from vae_fast.models.cvae import CVAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
 from vae_fast.models.networks import make_decoder, make_encoder, mlp
 from vae_fast.models.objectives import make_objective
-from vae_fast.models.priors import make_prior
+from vae_fast.models.posteriors import make_posterior
+from vae_fast.models.priors import PRIORS, make_prior
 from vae_fast.models.ssvae import SSVAE
 
 
@@ -36,9 +37,12 @@ def gaussian(
         prior_options: dict | None = None,
         objective: str = "elbo",
         objective_options: dict | None = None,
+        posterior: str = "gaussian",
+        posterior_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
-        options |= parts(latent_dim, objective, objective_options)
+        chosen = (objective, objective_options, posterior, posterior_options)
+        options |= parts(latent_dim, *chosen)
         p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
@@ -56,9 +60,18 @@ def gaussian(
     return build_model
 
 
-def parts(latent_dim: int, objective: str, objective_options: dict | None) -> dict[str, nn.Module]:
+def parts(
+    latent_dim: int,
+    objective: str,
+    objective_options: dict | None,
+    posterior: str,
+    posterior_options: dict | None,
+) -> dict[str, nn.Module]:
     """The arguments of a model's constructor that these names make."""
-    made = {"objective": make_objective(objective, latent_dim, **(objective_options or {}))}
+    made = {
+        "objective": make_objective(objective, latent_dim, **(objective_options or {})),
+        "posterior": make_posterior(posterior, latent_dim, **(posterior_options or {})),
+    }
     return {name: part for name, part in made.items() if part is not None}
 
 
@@ -108,17 +121,22 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         prior_options: dict | None = None,
         objective: str = "elbo",
         objective_options: dict | None = None,
+        posterior: str = "gaussian",
+        posterior_options: dict | None = None,
         **options: object,
     ) -> nn.Module:
-        options |= parts(latent_dim, objective, objective_options)
-        if prior not in ("standard", "learned", "mixture"):
-            raise ValueError(f"prior must be standard, learned or mixture, got {prior!r}")
+        chosen = (objective, objective_options, posterior, posterior_options)
+        options |= parts(latent_dim, *chosen)
+        of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
+        if prior not in ("standard", "learned", *of_z):
+            known = ", ".join(["standard", "learned", *of_z])
+            raise ValueError(f"prior must be one of {known}, got {prior!r}")
         p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
         y = make_condition(condition, input_shape, network, networks, **(condition_options or {}))
         joined = latent_dim + y.features
-        if prior == "mixture":
+        if prior in of_z:
             options["learned_prior"] = make_prior(
                 prior, latent_dim, input_shape, **(prior_options or {})
             )

@@ -1,0 +1,55 @@
+"""Normalizing flows by name: several steps, with dimensions turned about between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.flows.autoregressive import Autoregressive, Coupling, Flow
+from vae_fast.models.flows.residual import Planar, Radial
+
+FLOWS = ("planar", "radial", "maf", "iaf", "realnvp")
+
+
+class Steps(Flow):
+    """Flows one after another; between them, dimensions are in reverse order."""
+
+    def __init__(self, steps: Sequence[Flow], *, turned: bool = True) -> None:
+        super().__init__()
+        self.steps, self.turned = nn.ModuleList(steps), turned
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(z[..., 0])
+        for i, step in enumerate(self.steps):
+            z, log_det = step(z.flip(-1) if i > 0 and self.turned else z)
+            total = total + log_det
+        return z, total
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(y[..., 0])
+        for i, step in reversed(list(enumerate(self.steps))):
+            y, log_det = step.inverse(y)
+            y = y.flip(-1) if i > 0 and self.turned else y
+            total = total + log_det
+        return y, total
+
+
+def make_flow(name: str, dim: int, *, steps: int = 4, hidden: Sequence[int] = (64, 64)) -> Steps:
+    """A flow by name, over vectors of ``dim``.
+
+    Args:
+        name: one of ``FLOWS``. maf (Papamakarios et al. 2017) and iaf (Kingma et al. 2016) are the
+            same map; who uses it runs the one from data to noise, the other from noise to data.
+        steps: how many. hidden: of each step's network, but planar and radial ones have none.
+    """
+    if name not in FLOWS:
+        raise ValueError(f"a flow must be one of {', '.join(FLOWS)}, got {name!r}")
+    if steps < 1:
+        raise ValueError(f"a flow's steps must be at least 1, got {steps}")
+    if name in ("planar", "radial"):
+        kind = Planar if name == "planar" else Radial
+        return Steps([kind(dim) for _ in range(steps)], turned=False)
+    kind = Coupling if name == "realnvp" else Autoregressive
+    return Steps([kind(dim, hidden) for _ in range(steps)])

@@ -1,0 +1,29 @@
+"""Posteriors by name: what ``posterior=NAME`` makes of an encoder's mu and logvar."""
+
+from __future__ import annotations
+
+from vae_fast.models.posteriors.ball import PoincareNormal
+from vae_fast.models.posteriors.common import FlowPosterior, PosteriorPart
+from vae_fast.models.posteriors.sphere import VonMisesFisher
+
+POSTERIORS = ("gaussian", "planar", "radial", "iaf", "realnvp", "vmf", "poincare")
+
+
+def make_posterior(name: str, latent_dim: int, **options: object) -> PosteriorPart | None:
+    """A posterior by name; None for "gaussian".
+
+    Args:
+        name: one of ``POSTERIORS``.
+        options: of flows ``steps`` (4) and ``hidden`` ((64, 64)); of poincare ``curvature`` (1).
+    """
+    if name not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {name!r}")
+    if name == "gaussian":
+        if options:
+            raise ValueError(f"the gaussian posterior has no options, got {sorted(options)}")
+        return None
+    if name == "vmf":
+        return VonMisesFisher(latent_dim, **options)
+    if name == "poincare":
+        return PoincareNormal(latent_dim, **options)
+    return FlowPosterior(latent_dim, name, **options)

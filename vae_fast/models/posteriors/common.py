@@ -1,0 +1,78 @@
+"""What posteriors are: q(z | x) made of an encoder's mu and logvar, in place of the Gaussian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import reparameterize
+from vae_fast.models.flows import make_flow
+from vae_fast.models.importance import log_density
+
+
+class PosteriorPart(nn.Module):
+    """``has_own_space``: z lies in a space with a prior of its own (``log_prior``, ``sample_prior``)."""
+
+    name = ""
+    has_own_space = False
+
+    def sample(
+        self,
+        q: tuple[Tensor, Tensor],
+        *,
+        num_samples: int | None = None,
+        noise_key: Tensor | None = None,
+        constant: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """z (N, D) and log q(z | x) in nats (N,); with ``num_samples`` (K,) in front."""
+        raise NotImplementedError(f"{type(self).__name__} must implement sample(q)")
+
+    def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
+        """The code of x, (N, D)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement center(q)")
+
+    def kl(self, q: tuple[Tensor, Tensor]) -> Tensor | None:
+        """KL(q || the space's prior), (N,), in closed form; None where there is none."""
+        return None
+
+    def refuse(self, constant: bool) -> None:
+        if constant:
+            raise ValueError(
+                f"dreg is for Gaussian posteriors, not for {self.name}: leave it false"
+            )
+
+
+class FlowPosterior(PosteriorPart):
+    """A Gaussian, then a flow: log q(z) = log q(z_0) - log |det df / dz_0| (Rezende & Mohamed 2015).
+
+    The flow's parameters are the same for all x. Its code is where it takes the Gaussian's mean.
+
+    Args:
+        name: planar, radial, iaf, maf or realnvp. options: ``steps``, ``hidden``.
+    """
+
+    def __init__(self, latent_dim: int, name: str, **options: object) -> None:
+        super().__init__()
+        self.name, self.flow = name, make_flow(name, latent_dim, **options)
+
+    def sample(self, q, *, num_samples=None, noise_key=None, constant=False):
+        self.refuse(constant)
+        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
+        log_q = log_density(z, *q)
+        moved, log_det = self.flow(z)
+        return moved, log_q - log_det
+
+    def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
+        return self.flow(q[0])[0]
+
+
+def normals(
+    shape: tuple[int, ...], like: Tensor, num_samples: int | None, noise_key: Tensor | None
+) -> Tensor:
+    """Draws from N(0, 1), (N, *shape) or (K, N, *shape), by the same noise as a Gaussian's."""
+    zeros = like.new_zeros((like.shape[0], *shape))
+    return reparameterize(zeros, zeros, num_samples=num_samples, noise_key=noise_key)
+
+
+def wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
