@@ -124,7 +124,7 @@ def test_image_conditions_are_remembered_for_sampling():
     [
         (lambda: tiny(condition="label"), "unknown condition 'label'; known: labels"),
         (lambda: tiny(condition="attributes"), "condition_options={'size'"),
-        (lambda: tiny(prior="flat"), "standard, learned or mixture"),
+        (lambda: tiny(prior="flat"), "standard, learned, gaussian, mixture"),
         (lambda: tiny().loss(images()), "conditional"),
         (lambda: tiny().loss(images(), torch.tensor([0, 1, 2, 3, 10])), "label 10.*num_classes=10"),
         (lambda: tiny().loss(images(), torch.zeros(5, 1, dtype=torch.int64)), r"\(N,\).*\(5, 1\)"),
