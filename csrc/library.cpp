@@ -106,7 +106,9 @@ struct Cpu {
 }  // namespace
 }  // namespace vae_fast
 
-const vae_fast::cpu::Threads& vae_fast::cpu::torch_threads() { return kThreads; }
+void vae_fast::cpu::torch_rounds(const Rounds& rounds) {
+  run_rounds(rounds, int(torch::stable::get_num_threads()));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   using vae_fast::Cpu;

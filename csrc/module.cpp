@@ -86,6 +86,25 @@ void run_pieces(int64_t count, int64_t grain, int threads, const py::function& b
   cpu::run_pieces(0, count, grain, call, const_cast<py::function*>(&body), threads);
 }
 
+// piece(round, i) for each of a round's pieces, then after(round): to test the pool by.
+void run_rounds(const std::vector<int64_t>& pieces, int threads, const py::function& piece,
+                const py::function& after) {
+  const py::function* calls[] = {&piece, &after};
+  const cpu::Rounds rounds{
+      int(pieces.size()), pieces.data(),
+      [](int round, int64_t i, void* context) {
+        const py::gil_scoped_acquire held;
+        (*static_cast<const py::function**>(context)[0])(round, i);
+      },
+      [](int round, void* context) {
+        const py::gil_scoped_acquire held;
+        (*static_cast<const py::function**>(context)[1])(round);
+      },
+      calls};
+  const py::gil_scoped_release released;
+  cpu::run_rounds(rounds, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -102,6 +121,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("pretend_cpus", &cpu::pretend_cpus, py::arg("count"));
   m.def("run_pieces", &run_pieces, py::arg("count"), py::arg("grain"), py::arg("threads"),
         py::arg("body"));
+  m.def("run_rounds", &run_rounds, py::arg("pieces"), py::arg("threads"), py::arg("piece"),
+        py::arg("after"));
   vae_fast::step::bind(m);
   m.def("kept_bytes", &cpu::kept_bytes, "Bytes of dead outputs that are kept for the next ones.");
   m.def("release_kept", &cpu::release_kept, "Give those bytes to the system.");

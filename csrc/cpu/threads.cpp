@@ -36,9 +36,8 @@ constexpr auto kSpin = std::chrono::microseconds(5);
 constexpr auto kAwake = std::chrono::microseconds(2000);
 constexpr auto kElsewhere = std::chrono::microseconds(50);  // giving way took so long: somebody ran
 constexpr auto kCallerSpin = std::chrono::microseconds(20);  // the rest of a helper's last piece
-// A helper that is taken off its processor within a piece is waited for, between pieces it is not. So
-// it gives way between two pieces more often than the scheduler would take its turn to end.
-constexpr auto kTurn = std::chrono::microseconds(500);
+// Nobody gives way between two pieces: Linux (6.18) takes the rest of a turn from whoever does, and
+// beside two busy processes that cost two fifths of a training step's speed.
 constexpr int64_t kWorthWaking = 4;  // pieces; fewer are done before somebody has woken up
 
 void pause() {
@@ -129,12 +128,12 @@ struct Affinity {
 struct Job {
   std::atomic<bool> taken{false};
   std::atomic<int> threads{0};  // of the latest call
-  std::atomic<uint32_t> done{0};
-  std::atomic<bool> waiting{false}, failed{false};
-  // Written by the caller before there is a piece to take.
-  Threads::Body body;
-  void* context;
-  int64_t begin, end, grain;
+  std::atomic<uint32_t> done{0};    // pieces of the round
+  std::atomic<uint32_t> opened{0};  // changes with every round, and at the end
+  std::atomic<bool> finished{false}, waiting{false}, failed{false};
+  // Written by whoever opens a round, before there is a piece to take.
+  const Rounds* rounds;
+  int round;
   uint32_t pieces, float_mode;
   Affinity affinity;
   std::exception_ptr error;  // of the first that failed
@@ -154,23 +153,65 @@ std::mutex& making_helpers() {
   return *mutex;
 }
 
-void do_piece(Job& job, int64_t piece) {
-  const uint32_t pieces = job.pieces;
-  if (!job.failed.load(std::memory_order_relaxed)) {
-    try {
-      const int64_t begin = job.begin + piece * job.grain;
-      job.body(begin, std::min(begin + job.grain, job.end), job.context);
-    } catch (...) {
-      if (!job.failed.exchange(true)) job.error = std::current_exception();
+// The next round's pieces are there to be taken. Nobody else has to do with the job's fields now.
+void open(Job& job) {
+  const int threads = job.threads.load(std::memory_order_relaxed);
+  const int64_t pieces = job.rounds->pieces[job.round];
+  job.done = 0;
+  job.pieces = uint32_t(pieces);
+  for (int i = 0; i < threads; ++i) {
+    const uint64_t share = Share::word(threads, pieces * i / threads, pieces * (i + 1) / threads);
+    job.shares[i].left.store(share, std::memory_order_release);
+  }
+  calls.fetch_add(1);
+  job.opened.fetch_add(1);
+  if (pieces >= kWorthWaking && sleeping.load() > 0) {
+    const uint32_t who = threads > 32 ? ~0u : (1u << (threads - 1)) - 1;
+    futex_wake(calls, threads - 1, who);
+  }
+  if (job.waiting.load()) futex_wake(job.opened, 1);
+}
+
+template <class Body>
+void unless_failed(Job& job, const Body& body) {
+  if (job.failed.load(std::memory_order_relaxed)) return;
+  try {
+    body();
+  } catch (...) {
+    if (!job.failed.exchange(true)) job.error = std::current_exception();
+  }
+}
+
+// Opens the first round from job.round on that has pieces, or ends the job.
+void open_next(Job& job) {
+  const Rounds& rounds = *job.rounds;
+  for (; job.round < rounds.count && !job.failed; ++job.round) {
+    if (rounds.pieces[job.round] > 0) return open(job);
+    if (rounds.after != nullptr) {
+      unless_failed(job, [&] { rounds.after(job.round, rounds.context); });
     }
   }
-  if (job.done.fetch_add(1) + 1 == pieces && job.waiting.load()) futex_wake(job.done, 1);
+  job.finished = true;  // from here on the place may be another call's
+  job.opened.fetch_add(1);
+  if (job.waiting.load()) futex_wake(job.opened, 1);
+}
+
+void do_piece(Job& job, int64_t piece) {
+  const uint32_t pieces = job.pieces;
+  const Rounds& rounds = *job.rounds;
+  unless_failed(job, [&] { rounds.piece(job.round, piece, rounds.context); });
+  if (job.done.fetch_add(1) + 1 < pieces) return;
+  if (rounds.after != nullptr) {
+    unless_failed(job, [&] { rounds.after(job.round, rounds.context); });
+  }
+  ++job.round;
+  open_next(job);
 }
 
 // Does pieces until there are none that nobody has begun; returns whether there were any. `before` is
-// called ahead of each, for the next piece may be another call's in the same place, `between` after it.
-template <class Before, class Between>
-bool work(Job& job, int own, int threads, const Before& before, const Between& between) {
+// called ahead of each, for the next piece may be another call's in the same place.
+template <class Before>
+bool work(Job& job, int own, int threads, const Before& before) {
   bool any = false;
   int64_t piece;
   for (int i = 0; i < threads; ++i) {
@@ -179,7 +220,6 @@ bool work(Job& job, int own, int threads, const Before& before, const Between& b
       any = true;
       before(job);
       do_piece(job, piece);
-      between();
     }
   }
   return any;
@@ -188,12 +228,6 @@ bool work(Job& job, int own, int threads, const Before& before, const Between& b
 void help(int number) {
   within = true;
   Affinity own{};
-  auto turn = std::chrono::steady_clock::now();
-  const auto give_way = [&] {
-    if (std::chrono::steady_clock::now() - turn < kTurn) return;
-    sched_yield();
-    turn = std::chrono::steady_clock::now();
-  };
   for (;;) {
     const uint32_t seen = calls.load();
     bool any = false;
@@ -206,7 +240,7 @@ void help(int number) {
           own = begun.affinity;
           own.known = sched_setaffinity(0, sizeof own.cpus, &own.cpus) == 0;
         }
-      }, give_way);
+      });
     }
     const auto called = [&] { return calls.load(std::memory_order_relaxed) != seen; };
     if (any || wait_awake(kSpin, kAwake, called)) continue;
@@ -337,12 +371,10 @@ int usable_cpus() { return usable(affinity_of_caller()); }
 
 void pretend_cpus(int count) { pretended = count; }
 
-void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
-                int threads) {
-  if (end <= begin) return;
-  grain = std::max({grain, int64_t{1}, (end - begin + kMostPieces - 1) / kMostPieces});
-  const int64_t pieces = (end - begin + grain - 1) / grain;
-  threads = int(std::min<int64_t>({threads, pieces, kMostThreads}));
+void run_rounds(const Rounds& rounds, int threads) {
+  int64_t most = 0;
+  for (int i = 0; i < rounds.count; ++i) most = std::max(most, rounds.pieces[i]);
+  threads = int(std::min<int64_t>({threads, most, kMostThreads}));
   if (within) threads = 1;
   Affinity own{};
   if (threads > 1) {
@@ -351,46 +383,57 @@ void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, v
   }
   Job* const job = threads > 1 ? take_job() : nullptr;
   if (job == nullptr) {
-    for (int64_t b = begin; b < end; b += grain) body(b, std::min(b + grain, end), context);
+    for (int i = 0; i < rounds.count; ++i) {
+      for (int64_t piece = 0; piece < rounds.pieces[i]; ++piece) {
+        rounds.piece(i, piece, rounds.context);
+      }
+      if (rounds.after != nullptr) rounds.after(i, rounds.context);
+    }
     return;
   }
   make_helpers(threads - 1);
-  job->body = body;
-  job->context = context;
-  job->begin = begin;
-  job->end = end;
-  job->grain = grain;
-  job->pieces = uint32_t(pieces);
+  job->rounds = &rounds;
+  job->round = 0;
   job->float_mode = float_mode();
   job->affinity = own;
-  job->done = 0;
+  job->finished = false;
   job->failed = false;
   job->threads.store(threads, std::memory_order_relaxed);
-  for (int i = 0; i < threads; ++i) {
-    const uint64_t share = Share::word(threads, pieces * i / threads, pieces * (i + 1) / threads);
-    job->shares[i].left.store(share, std::memory_order_release);
-  }
-  calls.fetch_add(1);
-  if (pieces >= kWorthWaking && sleeping.load() > 0) {
-    const uint32_t who = threads > 32 ? ~0u : (1u << (threads - 1)) - 1;
-    futex_wake(calls, threads - 1, who);
-  }
+  open_next(*job);
 
-  within = true;
-  work(*job, 0, threads, [](const Job&) {}, [] {});
-  within = false;
-  const auto all_done = [&] { return job->done.load(std::memory_order_acquire) == job->pieces; };
-  if (!wait_awake(kCallerSpin, kCallerSpin, all_done)) {
+  while (!job->finished) {
+    const uint32_t seen = job->opened.load();
+    within = true;
+    work(*job, 0, threads, [](const Job&) {});
+    within = false;
+    const auto goes_on = [&] { return job->finished || job->opened.load() != seen; };
+    if (wait_awake(kCallerSpin, kCallerSpin, goes_on)) continue;
     job->waiting = true;
-    for (uint32_t now = job->done.load(); now != job->pieces; now = job->done.load()) {
-      futex_wait(job->done, now);
-    }
+    if (!goes_on()) futex_wait(job->opened, seen);
     job->waiting = false;
   }
   std::exception_ptr error;
   std::swap(error, job->error);
   job->taken.store(false, std::memory_order_release);
   if (error) std::rethrow_exception(error);
+}
+
+void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
+                int threads) {
+  if (end <= begin) return;
+  struct Range {
+    int64_t begin, end, grain;
+    Threads::Body body;
+    void* context;
+  } range{begin, end, grain, body, context};
+  range.grain = std::max({grain, int64_t{1}, (end - begin + kMostPieces - 1) / kMostPieces});
+  const int64_t pieces = (end - begin + range.grain - 1) / range.grain;
+  const auto run = [](int, int64_t piece, void* of) {
+    const Range& range = *static_cast<const Range*>(of);
+    const int64_t first = range.begin + piece * range.grain;
+    range.body(first, std::min(first + range.grain, range.end), range.context);
+  };
+  run_rounds({1, &pieces, run, nullptr, &range}, threads);
 }
 
 }  // namespace vae_fast::cpu

@@ -2,14 +2,16 @@
 //
 // A problem is cut into pieces by its size alone. The caller takes part: it does whatever piece
 // nobody has begun, so a helper that the scheduler has put aside holds up at most the one piece
-// that it is in. Which thread does a piece changes no result. Idle helpers spin for a moment, then
-// sleep until they are woken.
+// that it is in. Which thread does a piece changes no result. Where one round of pieces follows on
+// another, whoever does a round's last piece opens the next, so helpers go on while the caller is off
+// its processor. Idle helpers spin for a moment, then sleep until they are woken.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "cpu/drivers.h"
+#include "cpu/rounds.h"
 
 namespace vae_fast::cpu {
 
@@ -20,8 +22,12 @@ namespace vae_fast::cpu {
 void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
                 int threads);
 
-// The pool with as many threads as torch has (library.cpp).
-const Threads& torch_threads();
+// As run_pieces, round after round; pieces are as they are given.
+void run_rounds(const Rounds& rounds, int threads);
+
+// run_rounds with as many threads as torch has (library.cpp).
+void torch_rounds(const Rounds& rounds);
+
 
 // Processors that the calling thread may use: by its affinity, and by the quotas of the process's
 // control groups, of which half a processor counts as one.

@@ -35,10 +35,21 @@ inline Plan plan_of(const pybind11::dict& spec) {
   plan.columns = spec["columns"].cast<int64_t>();
   plan.condition = spec["condition"].cast<int64_t>();
   plan.likelihood = spec["likelihood"].cast<int>();
-  plan.network_params = spec["network_params"].cast<int>();
-  const auto fixed = spec["fixed_params"].cast<std::vector<float>>();
-  if (fixed.size() > size_t(kMostParams)) throw std::invalid_argument("too many parameters");
-  std::copy(fixed.begin(), fixed.end(), plan.fixed_params);
+  plan.bf16 = spec["bf16"].cast<bool>();
+  const auto params = spec["params"].cast<std::vector<pybind11::dict>>();
+  if (params.size() > size_t(kMostParams)) throw std::invalid_argument("too many parameters");
+  for (const pybind11::dict& given : params) {
+    Param& param = plan.params[plan.param_count++];
+    param.source = Source(given["source"].cast<int>());
+    param.transform = Transform(given["transform"].cast<int>());
+    param.factor = given["factor"].cast<float>();
+    param.least = given["least"].cast<float>();
+    param.value = given["value"].cast<float>();
+    param.plane = given["plane"].cast<int64_t>();
+    param.place = given["place"].cast<int64_t>();
+    param.count = given["count"].cast<int64_t>();
+    plan.network_params += param.source == Source::network;
+  }
   return plan;
 }
 
@@ -76,7 +87,7 @@ inline pybind11::tuple take(Native& native, const pybind11::dict& given) {
   Result result;
   {
     const pybind11::gil_scoped_release released;
-    result = native.take(call, cpu::torch_threads());
+    result = native.take(call, cpu::torch_rounds);
   }
   return pybind11::make_tuple(result.loss, result.recon, result.kl, result.norm, result.skipped);
 }

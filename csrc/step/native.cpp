@@ -1,10 +1,12 @@
 #include "step/native.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
 #include "cpu/pool.h"
+#include "likelihoods/list.h"
 
 namespace vae_fast::step {
 namespace {
@@ -44,7 +46,7 @@ void lay_out(Plan& plan, Arena& arena) {
     layer.padded_bias = arena.take(rounded(layer.out, kWidestPanel));
     const bool padded = layer.in % kLine != 0;
     layer.row_stride = padded ? stride_of(layer.in) : layer.in;
-    layer.rows = padded && i > 0 ? arena.take(layer.out * layer.row_stride) : nullptr;
+    layer.rows = (padded || plan.bf16) && i > 0 ? arena.take(layer.out * layer.row_stride) : nullptr;
     layer.input = arena.matrix(rows, layer.in);
     layer.grad = arena.matrix(rows, layer.out);
     if (layer.after == Activation::silu) layer.before = arena.matrix(rows, layer.out);
@@ -59,6 +61,14 @@ void lay_out(Plan& plan, Arena& arena) {
       output = plan.layers[i + 1].input;
     }
   }
+  if (plan.counts || plan.bf16) plan.target = arena.matrix(rows, plan.columns);
+  for (int j = 0; j < plan.param_count; ++j) {
+    Param& param = plan.params[j];
+    if (param.source != Source::learned) continue;
+    param.values = arena.take(rounded(plan.columns, kLine));
+    param.slopes = arena.take(rounded(plan.columns, kLine));
+    param.grad = arena.matrix(rows, plan.columns);
+  }
   if (plan.sampled) {
     plan.slope = arena.matrix(rows, plan.latent);
     plan.grad_z = arena.matrix(rows, plan.latent);
@@ -68,11 +78,18 @@ void lay_out(Plan& plan, Arena& arena) {
 }  // namespace
 
 const std::vector<std::string>& likelihood_names() {
-  static const std::vector<std::string> names{"bernoulli", "gaussian", "laplace"};
+#define VF_ONE(name, L) #name,
+  static const std::vector<std::string> names{VF_LIKELIHOODS(VF_ONE)};
+#undef VF_ONE
   return names;
 }
 
-Native::Native(const Plan& plan) : plan_(plan) {}
+Native::Native(const Plan& plan) : plan_(plan) {
+#define VF_ONE(name, L) likelihoods::L::target,
+  constexpr likelihoods::Target targets[] = {VF_LIKELIHOODS(VF_ONE)};
+#undef VF_ONE
+  plan_.counts = targets[plan.likelihood] == likelihoods::Target::count;
+}
 
 void Native::make_room(int64_t samples) {
   if (samples <= plan_.capacity) return;
@@ -88,7 +105,7 @@ void Native::make_room(int64_t samples) {
   lay_out(plan_, handed);
   packed_for_ = nullptr;
 
-  int64_t widest = 0, squares = 0;
+  int64_t widest = 0, squares = kMostParams;
   for (int i = 0; i < plan_.layer_count; ++i) {
     const Layer& layer = plan_.layers[i];
     widest = std::max(widest, layer.out);
@@ -102,16 +119,16 @@ void Native::make_room(int64_t samples) {
   plan_.squares = plan_.kl + blocks;
 }
 
-Result Native::take(const Call& call, const cpu::Threads& threads) {
+Result Native::take(const Call& call, cpu::RunRounds rounds) {
   if (call.samples < 1) throw std::invalid_argument("a step needs at least one sample");
   make_room(call.samples);
   const cpu::Level& level = cpu::level();
   if (packed_for_ != &level) {
-    level.step->pack(plan_, call, threads);
+    level.step->pack(plan_, call, rounds);
     packed_for_ = &level;
   }
   Result result{};
-  level.step->take(plan_, call, result, threads);
+  level.step->take(plan_, call, result, rounds);
   return result;
 }
 

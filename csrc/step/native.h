@@ -11,7 +11,7 @@
 
 namespace vae_fast::step {
 
-// Names of the likelihoods, in the order of with_likelihood in step.h.
+// Names of the likelihoods, in the order of VF_LIKELIHOODS.
 const std::vector<std::string>& likelihood_names();
 
 class Native {
@@ -19,7 +19,7 @@ class Native {
   // `plan` without its buffers: layers' sizes, places and activations, and what x and z are.
   explicit Native(const Plan& plan);
 
-  Result take(const Call& call, const cpu::Threads& threads);
+  Result take(const Call& call, cpu::RunRounds rounds);
   // The weights were changed by somebody else: what is made of them has to be made again.
   void weights_changed() { packed_for_ = nullptr; }
   // z of the latest step, as it was handed to the decoder.

@@ -8,11 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/rounds.h"
 #include "ops/args.h"
-
-namespace vae_fast::cpu {
-struct Threads;
-}
 
 namespace vae_fast::step {
 
@@ -28,6 +25,23 @@ enum class Activation : int { none, relu, silu };
 struct Matrix {
   float* data = nullptr;
   int64_t stride = 0;
+};
+
+// A parameter of the likelihood: where it comes from, and what is made of it: with a factor, v itself,
+// exp(v), or least + softplus(v - least).
+enum class Source : int { network, fixed, learned };
+enum class Transform : int { none, exp, floor };
+
+struct Param {
+  Source source = Source::fixed;
+  Transform transform = Transform::none;
+  float factor = 1.0f, least = 0.0f;
+  int64_t plane = 0;  // of what the network gives: planes of `columns` features
+  float value = 0.0f;  // fixed, made already
+  // Learned: `count` values in the flat buffers, each for columns / count features.
+  int64_t place = 0, count = 0;
+  float *values = nullptr, *slopes = nullptr;  // of each feature: made, and their derivatives
+  Matrix grad;                                 // of the loss by each sample's
 };
 
 struct Layer {
@@ -51,9 +65,13 @@ struct Plan {
   bool sampled = true;     // the encoder gives mu and logvar; false: z itself
   int64_t columns = 0;     // of a sample x
   int64_t condition = 0;   // features
-  int likelihood = 0;      // a place in the list of step.h
-  int network_params = 1;  // of the likelihood's, those that the network gives: planes of columns
-  float fixed_params[kMostParams] = {};  // the rest
+  int likelihood = 0;      // a place in VF_LIKELIHOODS
+  int param_count = 0, network_params = 0;  // of the likelihood, and of those the network's
+  Param params[kMostParams];
+  bool counts = false;     // x are counts: the encoder takes log(1 + x)
+  // Operands of products are rounded to bfloat16, as autocast has them; sums are not.
+  bool bf16 = false;
+  Matrix target;           // x, where the first layer's input is not the same; else without data
   int64_t capacity = 0;    // samples that there is room for, a multiple of kTileRows
   Matrix slope;            // dz / dlogvar
   Matrix grad_z;
@@ -66,7 +84,7 @@ struct Call {
   int64_t samples;
   // x: rows `index` of data, or rows 0, 1, ... where index is null.
   const void* data;
-  DType dtype;  // f32, u8 (x / 255) or boolean
+  DType dtype;  // f32, u8 (x / 255) or boolean; counts may be of any
   const int64_t* index = nullptr;
   const int64_t* binary_key = nullptr;  // pixels are drawn, as gather_batch does
   int64_t first_row = 0;
@@ -96,9 +114,9 @@ struct Result {
 // The step of one SIMD level.
 struct Kernels {
   int64_t panel;  // features of a panel
-  void (*take)(Plan&, const Call&, Result&, const cpu::Threads&);
+  void (*take)(Plan&, const Call&, Result&, cpu::RunRounds);
   // Makes what is made of the weights, after something else has changed them.
-  void (*pack)(Plan&, const Call&, const cpu::Threads&);
+  void (*pack)(Plan&, const Call&, cpu::RunRounds);
 };
 extern const Kernels kGeneric;
 #if defined(__x86_64__)

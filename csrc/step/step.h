@@ -9,37 +9,14 @@
 #pragma once
 
 #include "cpu/gather.h"
+#include "cpu/likelihood.h"
 #include "cpu/normal.h"
-#include "likelihoods/list.h"
 #include "ops/gather.h"
 #include "ops/gaussian.h"
 #include "step/plan.h"
 #include "step/product.h"
 
 namespace vae_fast::step {
-
-using cpu::Threads;
-
-// The likelihoods that a step may have, in the order of names in native.cpp.
-template <class Body>
-void with_likelihood(int which, const Body& body) {
-  switch (which) {
-    case 0: return body(likelihoods::Bernoulli{});
-    case 1: return body(likelihoods::Gaussian{});
-    default: return body(likelihoods::Laplace{});
-  }
-}
-
-// body(piece) for each piece of a round.
-template <class Body>
-void round(const Threads& threads, int64_t pieces, const Body& body) {
-  threads.run(
-      0, pieces, 1,
-      [](int64_t begin, int64_t end, void* context) {
-        for (int64_t i = begin; i < end; ++i) (*static_cast<const Body*>(context))(i);
-      },
-      const_cast<void*>(static_cast<const void*>(&body)));
-}
 
 VF_FN int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 VF_FN int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -50,90 +27,156 @@ class Step {
   using T = typename M::T;
   static constexpr int64_t W = M::width, P = kPanel<M>, R = kTile<M>;
 
-  VF_FN Step(Plan& plan, const Call& call, const Threads& threads)
-      : plan_(plan), call_(call), threads_(threads), blocks_(parts(call.samples, kRowBlock)) {}
+  VF_FN Step(Plan& plan, const Call& call)
+      : plan_(plan), call_(call), blocks_(parts(call.samples, kRowBlock)) {
+    for (int i = 0; i < plan_.layer_count; ++i) {
+      const Layer& l = layer(i);
+      panel_starts_[i + 1] = panel_starts_[i] + panels(l);
+      grad_starts_[i + 1] = grad_starts_[i] + parts(l.in, P) * parts(l.out, kGradRows) + 1;
+    }
+  }
 
-  void run(Result& result) {
-    forward_and_backward();
-    const int64_t count = weight_gradients();
+  void run(Result& result, cpu::RunRounds rounds) {
+    result_ = &result;
+    for (int j = 0; j < plan_.param_count; ++j) {
+      if (plan_.params[j].source != Source::learned) continue;
+      make_learned(plan_.params[j]);
+      learned_[learned_count_++] = j;
+    }
+    plan_forward_and_backward();
+    add_round(Kind::gradients, grad_starts_[plan_.layer_count] + learned_count_);
+    if (call_.update) add_round(Kind::update, panel_starts_[plan_.layer_count] + learned_count_);
+    run_rounds(rounds);
+  }
+
+  // Writes what is made of the weights, after something else has changed them.
+  void pack(cpu::RunRounds rounds) {
+    add_round(Kind::pack, panel_starts_[plan_.layer_count]);
+    run_rounds(rounds);
+  }
+
+ private:
+  Plan& plan_;
+  const Call& call_;
+  int64_t blocks_;
+  Result* result_ = nullptr;
+  float multiplier_ = 1.0f;  // of gradients: what clipping leaves of them
+  int learned_[kMostParams], learned_count_ = 0;  // of the likelihood's parameters
+  // Pieces of the layers before each: panels of weights, and parts of their gradients.
+  int64_t panel_starts_[kMostLayers + 1] = {}, grad_starts_[kMostLayers + 1] = {};
+
+  static VF_FN bool small(const Layer& layer) { return layer.in * layer.out <= kSmall; }
+  static VF_FN int64_t panels(const Layer& layer) { return parts(layer.out, P); }
+  VF_FN Layer& layer(int i) { return plan_.layers[i]; }
+  VF_FN int layer_of(const int64_t (&starts)[kMostLayers + 1], int64_t piece) const {
+    int i = 0;
+    while (piece >= starts[i + 1]) ++i;
+    return i;
+  }
+  VF_FN bool loss_with_layer() const { return plan_.network_params == 1; }
+  VF_FN int64_t recon_parts() {
+    return blocks_ * (loss_with_layer() ? panels(layer(plan_.layer_count - 1)) : 1);
+  }
+
+  // --- rounds ------------------------------------------------------------------------------------
+
+  // What is done to a block of samples, and to parts of weights.
+  enum class Kind { input, forward, sample, loss, backward, latent, gradients, update, pack };
+  struct Work {
+    Kind kind;
+    int layer;
+  };
+  // Works [begin, end), one after another: those of blocks of samples, or a single one.
+  struct Round {
+    int begin, end;
+  };
+  static constexpr int kMostWorks = 2 * kMostLayers + 8;
+  Work works_[kMostWorks];
+  Round rounds_[kMostWorks];
+  int64_t pieces_[kMostWorks];
+  int work_count_ = 0, round_count_ = 0;
+
+  void add_round(Kind kind, int64_t pieces, int layer = 0) {
+    works_[work_count_] = {kind, layer};
+    rounds_[round_count_] = {work_count_, work_count_ + 1};
+    pieces_[round_count_++] = pieces;
+    ++work_count_;
+  }
+
+  // Works of blocks of samples that follow one another are one round.
+  void add(Kind kind, int l = 0) {
+    if ((kind == Kind::forward || kind == Kind::backward) && !small(layer(l))) {
+      const int64_t across =
+          kind == Kind::forward ? panels(layer(l)) : parts(made_inputs(l), P);
+      return add_round(kind, parts(call_.samples, kTileRows) * across, l);
+    }
+    if (round_count_ > 0 && is_of_blocks(rounds_[round_count_ - 1])) {
+      works_[work_count_++] = {kind, l};
+      rounds_[round_count_ - 1].end = work_count_;
+      return;
+    }
+    add_round(kind, blocks_, l);
+  }
+  VF_FN bool is_of_blocks(const Round& round) {
+    const Work& work = works_[round.begin];
+    if (work.kind == Kind::forward || work.kind == Kind::backward) return small(layer(work.layer));
+    return work.kind < Kind::gradients;
+  }
+
+  void plan_forward_and_backward() {
+    const int layers = plan_.layer_count, encoder = plan_.encoder_layers;
+    add(Kind::input);
+    for (int i = 0; i < layers; ++i) {
+      if (i == encoder && plan_.sampled) add(Kind::sample);
+      add(Kind::forward, i);
+    }
+    if (!loss_with_layer()) add(Kind::loss);
+    for (int i = layers - 1; i > 0; --i) {
+      add(Kind::backward, i);
+      if (i == encoder && plan_.sampled) add(Kind::latent);
+    }
+  }
+
+  void run_rounds(cpu::RunRounds run) {
+    run({round_count_, pieces_,
+         [](int round, int64_t piece, void* step) {
+           static_cast<Step*>(step)->do_piece(round, piece);
+         },
+         [](int round, void* step) { static_cast<Step*>(step)->after(round); }, this});
+  }
+
+  void do_piece(int number, int64_t piece) {
+    const Round& round = rounds_[number];
+    const Work& work = works_[round.begin];
+    if (work.kind == Kind::gradients) return gradient_piece(piece);
+    if (work.kind == Kind::update) return update_piece(piece);
+    if (work.kind == Kind::pack) return pack_piece(piece);
+    if (!is_of_blocks(round)) return large_piece(work, piece);
+    const int64_t from = piece * kRowBlock, to = least(from + kRowBlock, call_.samples);
+    for (int w = round.begin; w < round.end; ++w) take(works_[w], from, to);
+  }
+
+  void after(int number) {
+    if (works_[rounds_[number].begin].kind != Kind::gradients) return;
     const double samples = double(call_.samples);
     double recon = 0.0, kl = 0.0, squares = 0.0;
     for (int64_t i = 0; i < recon_parts(); ++i) recon += plan_.recon[i];
     for (int64_t i = 0; i < blocks_ && plan_.sampled; ++i) kl += plan_.kl[i];
-    for (int64_t i = 0; i < count; ++i) squares += plan_.squares[i];
+    const int64_t parts = grad_starts_[plan_.layer_count] + learned_count_;
+    for (int64_t i = 0; i < parts; ++i) squares += plan_.squares[i];
+    Result& result = *result_;
     result.recon = recon / samples;
     result.kl = kl / samples;
     result.loss = (recon + call_.beta * kl) * call_.scale;
     const bool finite = std::isfinite(float(result.loss));
     result.norm = finite ? std::sqrt(squares) : std::numeric_limits<double>::quiet_NaN();
     result.skipped = !(result.norm <= call_.limit);
-    if (!call_.update) return;
     double divisor = 1.0;
     if (call_.clip > 0 && result.norm > call_.clip) divisor = result.norm / call_.clip;
-    if (!result.skipped || call_.average != nullptr) update(result.skipped, float(1.0 / divisor));
-  }
-
-  // Writes what is made of the weights, after something else has changed them.
-  void pack() {
-    each_panel([&](Layer& layer, int64_t panel) { pack_panel(layer, panel); });
-  }
-
- private:
-  Plan& plan_;
-  const Call& call_;
-  const Threads& threads_;
-  int64_t blocks_;
-
-  static VF_FN bool small(const Layer& layer) { return layer.in * layer.out <= kSmall; }
-  static VF_FN int64_t panels(const Layer& layer) { return parts(layer.out, P); }
-  VF_FN Layer& layer(int i) { return plan_.layers[i]; }
-  VF_FN bool loss_with_layer() const { return plan_.network_params == 1; }
-  VF_FN int64_t recon_parts() {
-    return blocks_ * (loss_with_layer() ? panels(layer(plan_.layer_count - 1)) : 1);
+    multiplier_ = float(1.0 / divisor);
   }
 
   // --- forward and backward ----------------------------------------------------------------------
-
-  // What a piece of samples goes through, in order: the place of x, a layer forward, and so on.
-  enum class Kind { input, forward, sample, loss, backward, latent };
-  struct Work {
-    Kind kind;
-    int layer;
-  };
-
-  void forward_and_backward() {
-    Work works[4 * kMostLayers];
-    int count = 0;
-    const int layers = plan_.layer_count, encoder = plan_.encoder_layers;
-    works[count++] = {Kind::input, 0};
-    for (int i = 0; i < layers; ++i) {
-      if (i == encoder && plan_.sampled) works[count++] = {Kind::sample, 0};
-      works[count++] = {Kind::forward, i};
-    }
-    if (!loss_with_layer()) works[count++] = {Kind::loss, 0};
-    for (int i = layers - 1; i > 0; --i) {
-      works[count++] = {Kind::backward, i};
-      if (i == encoder && plan_.sampled) works[count++] = {Kind::latent, 0};
-    }
-    for (int begin = 0; begin < count;) {
-      if (is_large(works[begin])) {
-        large_round(works[begin++]);
-        continue;
-      }
-      int end = begin;
-      while (end < count && !is_large(works[end])) ++end;
-      round(threads_, blocks_, [&](int64_t block) {
-        const int64_t from = block * kRowBlock, to = least(from + kRowBlock, call_.samples);
-        for (int w = begin; w < end; ++w) take(works[w], from, to);
-      });
-      begin = end;
-    }
-  }
-
-  VF_FN bool is_large(const Work& work) {
-    return (work.kind == Kind::forward || work.kind == Kind::backward) &&
-           !small(layer(work.layer));
-  }
 
   void take(const Work& work, int64_t from, int64_t to) {
     switch (work.kind) {
@@ -148,54 +191,44 @@ class Step {
           backward(work.layer, p, from, to);
         }
         return;
-      case Kind::latent: return latent(from, to);
+      default: return latent(from, to);
     }
   }
 
-  void large_round(const Work& work) {
-    const bool is_forward = work.kind == Kind::forward;
+  // One panel's groups of samples follow one another: its weights are in the cache by then.
+  void large_piece(const Work& work, int64_t piece) {
     const int64_t groups = parts(call_.samples, kTileRows);
-    const int64_t across =
-        is_forward ? panels(layer(work.layer)) : parts(made_inputs(work.layer), P);
-    // One panel's groups of samples follow one another: its weights are in the cache by then.
-    round(threads_, groups * across, [&](int64_t piece) {
-      const int64_t panel = piece / groups, from = piece % groups * kTileRows;
-      const int64_t to = least(from + kTileRows, call_.samples);
-      if (is_forward) {
-        forward(work.layer, panel, from, to);
-      } else {
-        backward(work.layer, panel, from, to);
-      }
-    });
+    const int64_t panel = piece / groups, from = piece % groups * kTileRows;
+    const int64_t to = least(from + kTileRows, call_.samples);
+    if (work.kind == Kind::forward) {
+      forward(work.layer, panel, from, to);
+    } else {
+      backward(work.layer, panel, from, to);
+    }
   }
 
   // The inputs of a layer that another layer, or the sampling, has made.
   VF_FN int64_t made_inputs(int i) { return layer(i).in - layer(i).condition; }
 
+  VF_FN T rounded(T x) const {
+    if (!plan_.bf16) return x;
+    const auto bits = M::bits(x);
+    const auto nearest = (bits + (0x7fffu + ((bits >> 16) & 1u))) & 0xffff0000u;
+    return M::select(x == x, M::from_bits(nearest), x);
+  }
+
   void input(int64_t from, int64_t to) {
     const int64_t columns = plan_.columns;
-    const Matrix& x = layer(0).input;
+    const bool is_input = plan_.target.data == nullptr;
+    const Matrix& x = is_input ? layer(0).input : plan_.target;
     for (int64_t r = from; r < to; ++r) {
-      const int64_t row = call_.index == nullptr ? r : call_.index[r];
       float* out = x.data + r * x.stride;
-      if (call_.dtype == DType::f32) {
-        std::memcpy(out, static_cast<const float*>(call_.data) + row * columns,
-                    size_t(columns) * sizeof(float));
-        continue;
-      }
-      const uint8_t* bytes = static_cast<const uint8_t*>(call_.data) + row * columns;
-      if (call_.binary_key == nullptr) {
-        cpu::scale_bytes<M>(bytes, out, columns, call_.dtype == DType::boolean);
-        continue;
-      }
-      constexpr int64_t kRun = 1024;
-      uint8_t drawn[kRun];
-      const cpu::Philox<M> philox(call_.binary_key);
-      for (int64_t begin = 0; begin < columns; begin += kRun) {
-        const int64_t run = least(kRun, columns - begin);
-        cpu::binarize<M>(philox, (call_.first_row + r) * columns + begin, bytes + begin, drawn,
-                         run);
-        cpu::scale_bytes<M>(drawn, out + begin, run, true);
+      read_sample(r, out);
+      if (is_input) continue;
+      float* const input = layer(0).input.data + r * layer(0).input.stride;
+      for (int64_t i = 0; i < columns; i += W) {
+        const T v = load_some<M>(out + i, columns - i);
+        store_some<M>(rounded(plan_.counts ? M::log1p(v) : v), input + i, columns - i);
       }
     }
     if (plan_.condition == 0) return;
@@ -205,6 +238,28 @@ class Step {
         std::memcpy(l.input.data + r * l.input.stride + l.in - l.condition,
                     call_.condition + r * l.condition, size_t(l.condition) * sizeof(float));
       }
+    }
+  }
+
+  void read_sample(int64_t r, float* out) {
+    const int64_t columns = plan_.columns;
+    const int64_t begin = (call_.index == nullptr ? r : call_.index[r]) * columns;
+    const DType dtype = call_.dtype;
+    const bool is_bytes = dtype == DType::u8 || dtype == DType::boolean;
+    if (plan_.counts || !is_bytes) {
+      return cpu::read<M>(dtype, call_.data, begin, columns, !plan_.counts, out);
+    }
+    const uint8_t* bytes = static_cast<const uint8_t*>(call_.data) + begin;
+    if (call_.binary_key == nullptr) {
+      return cpu::scale_bytes<M>(bytes, out, columns, dtype == DType::boolean);
+    }
+    constexpr int64_t kRun = 1024;
+    uint8_t drawn[kRun];
+    const cpu::Philox<M> philox(call_.binary_key);
+    for (int64_t at = 0; at < columns; at += kRun) {
+      const int64_t run = least(kRun, columns - at);
+      cpu::binarize<M>(philox, (call_.first_row + r) * columns + at, bytes + at, drawn, run);
+      cpu::scale_bytes<M>(drawn, out + at, run, true);
     }
   }
 
@@ -246,11 +301,12 @@ class Step {
 
   VF_FN void finish_forward(const Layer& l, bool last, int64_t row, int64_t at, int64_t left, T v) {
     const Matrix& to = last ? l.grad : l.output;
+    v = rounded(v);
     if (l.after == Activation::relu) {
       v = M::at_least(v, 0.0f);
     } else if (l.after == Activation::silu) {
       store_some<M>(v, l.before.data + row * l.before.stride + at, left);
-      v = v * sigmoid(v);
+      v = rounded(v * sigmoid(v));
     }
     store_some<M>(v, to.data + row * to.stride + at, left);
   }
@@ -282,7 +338,7 @@ class Step {
 
   VF_FN void finish_backward(const Layer& below, bool to_z, int64_t row, int64_t at, int64_t left,
                              T g) {
-    if (to_z) return store_some<M>(g, plan_.grad_z.data + row * plan_.grad_z.stride + at, left);
+    if (to_z) return store_some<M>(rounded(g), plan_.grad_z.data + row * plan_.grad_z.stride + at, left);
     if (below.after == Activation::relu) {
       const T h = load_some<M>(below.output.data + row * below.output.stride + at, left);
       g = M::select(h <= 0.0f, T{}, g);
@@ -291,45 +347,159 @@ class Step {
       const T s = sigmoid(v);
       g = g * (s * (1.0f + v * (1.0f - s)));
     }
-    store_some<M>(g, below.grad.data + row * below.grad.stride + at, left);
+    store_some<M>(rounded(g), below.grad.data + row * below.grad.stride + at, left);
   }
+
+  // --- likelihood --------------------------------------------------------------------------------
 
   // The likelihood of columns [begin, end) of x; the parameters' gradients take their place.
   void loss(int64_t from, int64_t to, int64_t begin, int64_t end, int64_t part) {
-    with_likelihood(plan_.likelihood, [&](auto likelihood) {
-      loss_of<decltype(likelihood)>(from, to, begin, end, part);
-    });
+    using Span = void (Step::*)(int64_t, int64_t, int64_t, int64_t, int64_t);
+#define VF_ONE(name, L) &Step::template loss_of<likelihoods::L>,
+    static constexpr Span spans[] = {VF_LIKELIHOODS(VF_ONE)};
+#undef VF_ONE
+    (this->*spans[plan_.likelihood])(from, to, begin, end, part);
   }
 
   template <class L>
   void loss_of(int64_t from, int64_t to, int64_t begin, int64_t end, int64_t part) {
     constexpr int count = L::params;
-    const Matrix& params = layer(plan_.layer_count - 1).grad;
-    const Matrix& x = layer(0).input;
-    const float scale = float(call_.scale);
-    const int given = plan_.network_params;
-    typename M::Sum sum;
-    for (int64_t r = from; r < to; ++r) {
-      float* const row = params.data + r * params.stride;
-      const float* const target = x.data + r * x.stride;
-      const auto at = [&](int64_t i, int64_t left) __attribute__((always_inline)) {
-        T p[count], grad[count], nll;
-        for (int j = 0; j < count; ++j) {
-          p[j] = j < given ? load_some<M>(row + j * plan_.columns + i, left)
-                           : M::splat(plan_.fixed_params[j]);
+    const Matrix& x = plan_.target.data == nullptr ? layer(0).input : plan_.target;
+    const T scale = M::splat(float(call_.scale));
+    if constexpr (cpu::kHasNonzeroPart<L>) {
+      constexpr int64_t kRun = 256;
+      float values[count][kRun] = {}, slopes[count][kRun] = {}, grads[count][kRun] = {};
+      const float* p[kMaxParams] = {};
+      float* g[kMaxParams] = {};
+      for (int j = 0; j < count; ++j) {
+        p[j] = values[j];
+        g[j] = grads[j];
+      }
+      cpu::Sums<L, M, true> sums;
+      for (int64_t r = from; r < to; ++r) {
+        for (int64_t first = begin; first < end; first += kRun) {
+          const int64_t n = least(kRun, end - first);
+          for (int j = 0; j < count; ++j) {
+            for (int64_t i = 0; i < n; i += W) {
+              T slope;
+              M::store(param(j, r, first + i, n - i, slope), values[j] + i);
+              M::store(slope, slopes[j] + i);
+            }
+          }
+          sums.begin_block();
+          cpu::block<L, M, true, true, false>(p, x.data + r * x.stride + first, g, n, scale, sums);
+          for (int j = 0; j < count; ++j) {
+            for (int64_t i = 0; i < n; i += W) {
+              keep(j, r, first + i, n - i, M::load(grads[j] + i) * M::load(slopes[j] + i));
+            }
+          }
         }
-        L::template term<M, true, true>(p, load_some<M>(target + i, left), nll, grad);
-        for (int j = 0; j < count; ++j) {
-          if (j < given) store_some<M>(scale * grad[j], row + j * plan_.columns + i, left);
-        }
-        sum.add(left < W ? M::first(left, nll) : nll);
-      };
-      int64_t i = begin;
-      for (; i + W <= end; i += W) at(i, W);
-      if (i < end) at(i, end - i);
+      }
+      plan_.recon[part] = sums.total();
+    } else {
+      typename M::Sum sum;
+      for (int64_t r = from; r < to; ++r) {
+        const float* const target = x.data + r * x.stride;
+        const auto at = [&](int64_t i, int64_t left) __attribute__((always_inline)) {
+          T p[count], slopes[count], grad[count], nll;
+          for (int j = 0; j < count; ++j) p[j] = param(j, r, i, left, slopes[j]);
+          T t = load_some<M>(target + i, left);
+          if constexpr (L::target == likelihoods::Target::level) t = nearest_level(t);
+          L::template term<M, true, true>(p, t, nll, grad);
+          for (int j = 0; j < count; ++j) keep(j, r, i, left, scale * grad[j] * slopes[j]);
+          sum.add(left < W ? M::first(left, nll) : nll);
+        };
+        int64_t i = begin;
+        for (; i + W <= end; i += W) at(i, W);
+        if (i < end) at(i, end - i);
+      }
+      plan_.recon[part] = sum.total();
     }
-    plan_.recon[part] = sum.total();
   }
+
+  // 255 x to the nearest integer; halves to even.
+  static VF_FN T nearest_level(T x) {
+    const float shift = 0x1.8p23f;
+    return (255.0f * x + shift) - shift;
+  }
+
+  // Parameter j of elements i, ... of sample r, and its derivative by what it is made of.
+  VF_FN T param(int j, int64_t r, int64_t i, int64_t left, T& slope) {
+    const Param& of = plan_.params[j];
+    slope = M::splat(1.0f);
+    if (of.source == Source::fixed) return M::splat(of.value);
+    if (of.source == Source::learned) {
+      slope = load_some<M>(of.slopes + i, left);
+      return load_some<M>(of.values + i, left);
+    }
+    const Matrix& made = layer(plan_.layer_count - 1).grad;
+    return transformed(
+        of, load_some<M>(made.data + r * made.stride + of.plane * plan_.columns + i, left), slope);
+  }
+
+  static VF_FN T transformed(const Param& of, T v, T& slope) {
+    slope = M::splat(of.factor);
+    if (of.transform == Transform::none) return of.factor * v;
+    if (of.transform == Transform::exp) return slope = of.factor * M::exp(v);
+    const T above = v - of.least;
+    const T e = M::exp_nonpositive(-M::abs(above));
+    slope = of.factor * (M::select(above >= 0.0f, M::splat(1.0f), e) / (1.0f + e));
+    return of.factor * (of.least + (M::at_least(above, 0.0f) + M::log1p_unit(e)));
+  }
+
+  // The loss's gradient by what parameter j is made of.
+  VF_FN void keep(int j, int64_t r, int64_t i, int64_t left, T grad) {
+    const Param& of = plan_.params[j];
+    if (of.source == Source::network) {
+      const Matrix& to = layer(plan_.layer_count - 1).grad;
+      float* const at = to.data + r * to.stride + of.plane * plan_.columns + i;
+      store_some<M>(rounded(grad), at, left);
+    } else if (of.source == Source::learned) {
+      store_some<M>(grad, of.grad.data + r * of.grad.stride + i, left);
+    }
+  }
+
+  void make_learned(const Param& of) {
+    const int64_t each = plan_.columns / of.count;  // features that share a value
+    const float* const weights = call_.weights + of.place;
+    for (int64_t i = 0; i < plan_.columns; i += W) {
+      float v[W];
+      const int64_t last = plan_.columns - 1;
+      for (int64_t k = 0; k < W; ++k) v[k] = weights[least(i + k, last) / each];
+      T slope;
+      M::store(transformed(of, M::load(v), slope), of.values + i);
+      M::store(slope, of.slopes + i);
+    }
+  }
+
+  // Returns the sum of its squares.
+  double learned_gradient(const Param& of) {
+    const int64_t each = plan_.columns / of.count;
+    double squares = 0.0;
+    for (int64_t k = 0; k < of.count; k += each == 1 ? W : 1) {
+      float* const out = call_.gradients + of.place + k;
+      const int64_t begin = k * each, end = each == 1 ? least(k + W, of.count) : begin + each;
+      typename M::Sum total;
+      for (int64_t i = begin; i < end; i += W) {
+        T sum = {};
+        for (int64_t r = 0; r < call_.samples; ++r) {
+          sum += load_some<M>(of.grad.data + r * of.grad.stride + i, end - i);
+        }
+        if (end - i < W) sum = M::first(end - i, sum);
+        if (each == 1) store_some<M>(sum, out, end - i);
+        total.add(each == 1 ? sum * sum : sum);
+      }
+      if (each == 1) {
+        squares += total.total();
+      } else {
+        *out = float(total.total());
+        squares += double(*out) * double(*out);
+      }
+    }
+    return squares;
+  }
+
+  // --- the latent --------------------------------------------------------------------------------
 
   void sample(int64_t from, int64_t to) {
     const int64_t L = plan_.latent;
@@ -349,7 +519,7 @@ class Step {
           const int64_t left = begin + run - i;
           const T m = load_some<M>(mu + i, left), lv = load_some<M>(logvar + i, left);
           const T sigma = gaussian::standard_deviation<M>(lv), e = load_some<M>(eps + i, left);
-          store_some<M>(gaussian::sample<M>(m, sigma, e), z.data + r * z.stride + i, left);
+          store_some<M>(rounded(gaussian::sample<M>(m, sigma, e)), z.data + r * z.stride + i, left);
           store_some<M>(gaussian::sample_grad_logvar<M>(sigma, e),
                         plan_.slope.data + r * plan_.slope.stride + i, left);
           const T term = gaussian::kl_standard<M>(m, lv, M::exp(lv));
@@ -373,8 +543,8 @@ class Step {
         const int64_t left = L - i;
         const T g = load_some<M>(grad_z + i, left), s = load_some<M>(slope + i, left);
         const T variance = M::exp(load_some<M>(mu + L + i, left));
-        store_some<M>(g + weight * load_some<M>(mu + i, left), grad + i, left);
-        store_some<M>(g * s + weight * gaussian::kl_standard_grad_logvar<M>(variance),
+        store_some<M>(rounded(g + weight * load_some<M>(mu + i, left)), grad + i, left);
+        store_some<M>(rounded(g * s + weight * gaussian::kl_standard_grad_logvar<M>(variance)),
                       grad + L + i, left);
       }
     }
@@ -384,26 +554,20 @@ class Step {
 
   static constexpr int64_t kGradRows = 64;
 
-  // Returns how many partial sums of squares there are.
-  int64_t weight_gradients() {
-    int64_t starts[kMostLayers + 1], count = 0;
-    for (int i = 0; i < plan_.layer_count; ++i) {
-      starts[i] = count;
-      count += parts(layer(i).in, P) * parts(layer(i).out, kGradRows) + 1;
+  void gradient_piece(int64_t piece) {
+    const int64_t beyond = piece - grad_starts_[plan_.layer_count];
+    if (beyond >= 0) {
+      plan_.squares[piece] = learned_gradient(plan_.params[learned_[beyond]]);
+      return;
     }
-    starts[plan_.layer_count] = count;
-    round(threads_, count, [&](int64_t piece) {
-      int i = 0;
-      while (piece >= starts[i + 1]) ++i;
-      const int64_t within = piece - starts[i], down = parts(layer(i).out, kGradRows);
-      const Layer& l = layer(i);
-      if (piece == starts[i + 1] - 1) {
-        plan_.squares[piece] = l.bias < 0 ? 0.0 : bias_gradient(l);
-      } else {
-        plan_.squares[piece] = weight_gradient(l, within / down, within % down);
-      }
-    });
-    return count;
+    const int i = layer_of(grad_starts_, piece);
+    const int64_t within = piece - grad_starts_[i], down = parts(layer(i).out, kGradRows);
+    const Layer& l = layer(i);
+    if (piece == grad_starts_[i + 1] - 1) {
+      plan_.squares[piece] = l.bias < 0 ? 0.0 : bias_gradient(l);
+    } else {
+      plan_.squares[piece] = weight_gradient(l, within / down, within % down);
+    }
   }
 
   double weight_gradient(const Layer& l, int64_t panel, int64_t chunk) {
@@ -461,32 +625,31 @@ class Step {
 
   // --- Adam --------------------------------------------------------------------------------------
 
-  template <class Body>
-  void each_panel(const Body& body) {
-    int64_t starts[kMostLayers + 1], count = 0;
-    for (int i = 0; i < plan_.layer_count; ++i) {
-      starts[i] = count;
-      count += panels(layer(i));
+  void update_piece(int64_t piece) {
+    const bool skipped = result_->skipped;
+    if (skipped && call_.average == nullptr) return;
+    const int64_t beyond = piece - panel_starts_[plan_.layer_count];
+    if (beyond >= 0) {
+      const Param& of = plan_.params[learned_[beyond]];
+      return update_part(of.place, of.count, skipped);
     }
-    starts[plan_.layer_count] = count;
-    round(threads_, count, [&](int64_t piece) {
-      int i = 0;
-      while (piece >= starts[i + 1]) ++i;
-      body(layer(i), piece - starts[i]);
-    });
+    const int i = layer_of(panel_starts_, piece);
+    Layer& l = layer(i);
+    const int64_t panel = piece - panel_starts_[i];
+    const int64_t row = panel * P, rows = least(P, l.out - row);
+    update_part(l.weight + row * l.in, rows * l.in, skipped);
+    if (l.bias >= 0) update_part(l.bias + row, rows, skipped);
+    if (!skipped) pack_panel(l, panel);
   }
 
-  void update(bool skipped, float multiplier) {
-    each_panel([&](Layer& l, int64_t panel) {
-      const int64_t row = panel * P, rows = least(P, l.out - row);
-      const int64_t places[2] = {l.weight + row * l.in, l.bias + row};
-      const int64_t counts[2] = {rows * l.in, l.bias < 0 ? 0 : rows};
-      for (int part = 0; part < 2; ++part) {
-        if (!skipped) adam(places[part], counts[part], multiplier);
-        if (call_.average != nullptr) average(places[part], counts[part]);
-      }
-      if (!skipped) pack_panel(l, panel);
-    });
+  VF_FN void update_part(int64_t place, int64_t count, bool skipped) {
+    if (!skipped) adam(place, count, multiplier_);
+    if (call_.average != nullptr) average(place, count);
+  }
+
+  void pack_piece(int64_t piece) {
+    const int i = layer_of(panel_starts_, piece);
+    pack_panel(layer(i), piece - panel_starts_[i]);
   }
 
   // Kingma & Ba 2015; decoupled: Loshchilov & Hutter 2019.
@@ -553,13 +716,17 @@ class Step {
         }
         transpose(block);
         const int64_t left = least(W, l.in - k);
-        for (int64_t r = 0; r < left; ++r) M::store(block[r], out + (k + r) * P + group * W);
+        for (int64_t r = 0; r < left; ++r) {
+          M::store(rounded(block[r]), out + (k + r) * P + group * W);
+        }
       }
     }
     for (int64_t r = panel * P; r < least((panel + 1) * P, l.out); ++r) {
-      if (l.bias >= 0) l.padded_bias[r] = call_.weights[l.bias + r];
-      if (l.rows != nullptr) {
-        std::memcpy(l.rows + r * l.row_stride, weight + r * l.in, size_t(l.in) * sizeof(float));
+      if (l.bias >= 0) l.padded_bias[r] = rounded(M::splat(call_.weights[l.bias + r]))[0];
+      for (int64_t k = 0; k < l.in && l.rows != nullptr; k += W) {
+        const int64_t left = l.in - k;
+        store_some<M>(rounded(load_some<M>(weight + r * l.in + k, left)),
+                      l.rows + r * l.row_stride + k, left);
       }
     }
   }
@@ -583,11 +750,11 @@ class Step {
 template <class M>
 constexpr Kernels kernels() {
   return {kPanel<M>,
-          [](Plan& plan, const Call& call, Result& result, const Threads& threads) {
-            Step<M>(plan, call, threads).run(result);
+          [](Plan& plan, const Call& call, Result& result, cpu::RunRounds rounds) {
+            Step<M>(plan, call).run(result, rounds);
           },
-          [](Plan& plan, const Call& call, const Threads& threads) {
-            Step<M>(plan, call, threads).pack();
+          [](Plan& plan, const Call& call, cpu::RunRounds rounds) {
+            Step<M>(plan, call).pack(rounds);
           }};
 }
 

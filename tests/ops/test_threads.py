@@ -54,6 +54,65 @@ def test_no_more_threads_than_asked_for_and_the_caller_is_one_of_them():
         assert threading.get_ident() in seen
 
 
+def test_rounds_follow_one_another_and_whoever_ends_one_opens_the_next():
+    pieces = [5, 0, 1, 40, 3, 0]
+    for threads in (1, 4):
+        for held_up in (False, True):
+            seen, caller, opened = [], threading.get_ident(), set()
+
+            def piece(number, i, held_up=held_up, seen=seen, caller=caller):
+                if held_up and threading.get_ident() == caller and number == 3:
+                    time.sleep(0.001)
+                seen.append((number, i))
+
+            def after(number, seen=seen, opened=opened):
+                opened.add(threading.get_ident())
+                seen.append((number, None))
+
+            native.run_rounds(pieces, threads, piece, after)
+            found = iter(seen)
+            for number, count in enumerate(pieces):
+                each = {next(found) for _ in range(count)}
+                assert each == {(number, i) for i in range(count)}
+                assert next(found) == (number, None)
+            assert next(found, None) is None
+            assert threads > 1 or opened == {caller}
+
+
+def test_helpers_go_through_rounds_while_the_caller_is_in_its_piece():
+    """Not beyond that piece's round; but then without it."""
+    caller, go_on, done = threading.get_ident(), threading.Event(), []
+
+    def piece(number, i):
+        if threading.get_ident() == caller and number == 0:
+            go_on.wait(timeout=30)
+        elif number == 0:
+            go_on.set()
+        done.append((number, threading.get_ident()))
+
+    native.run_rounds([2, 8, 8, 8], 4, piece, lambda number: None)
+    assert [number for number, _ in done] == sorted(number for number, _ in done)
+    assert len(done) == 26
+
+
+def test_an_exception_in_a_round_ends_the_rounds():
+    for bad in ("piece", "after"):
+        seen = []
+
+        def fail(number, seen=seen):
+            seen.append(number)
+            if number == 1:
+                raise KeyError("it")
+
+        piece, after = (lambda number, i: fail(number)), (lambda number: None)
+        if bad == "after":
+            piece, after = (lambda number, i: None), fail
+        with pytest.raises(KeyError, match="it"):
+            native.run_rounds([3, 3, 3], 4, piece, after)
+        assert set(seen) == {0, 1}
+        assert len(pieces_of(100, 1, 4)) == 100  # the pool is as it was
+
+
 def test_a_helper_that_is_held_up_holds_up_its_piece_alone():
     caller, done, held = threading.get_ident(), [], threading.Event()
 

@@ -1,8 +1,9 @@
 """The native step: forward, backward, guard, optimizer and moving average in one call.
 
-For models that are MLPs around a Gaussian latent, with an elementwise likelihood, in float32 on a
-CPU. It computes what the eager step does, with the eager step's noise, and rounds differently in the
-last places. Its bits are the same for any number of threads.
+For models that are MLPs around a Gaussian latent, with an elementwise likelihood, on a CPU: in
+float32, or with the operands of products rounded to bfloat16, as autocast has them. It computes what
+the eager step does, with the eager step's noise, and rounds differently in the last places. Its bits
+are the same for any number of threads.
 
 The truth about weights and moments is in torch's own tensors at all times: parameters, optimizer
 state and moving average may be read, saved and compared between any two steps. What the step makes
@@ -15,8 +16,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from vae_fast.backend import get_backend, library, native_reason
 from vae_fast.layers import MLP, has_hooks
+from vae_fast.models import likelihoods
 from vae_fast.models.ae import AE
 from vae_fast.models.conditions import Attributes, Labels
 from vae_fast.models.cvae import CVAE
-from vae_fast.models.likelihoods import Bernoulli, Gaussian, Laplace
 from vae_fast.models.vae import VAE
 from vae_fast.noise import new_key
 from vae_fast.train.average import WeightAverage
@@ -36,7 +36,17 @@ from vae_fast.train.guard import LARGEST
 
 MOST_LAYERS = 16
 _ACTIVATIONS = {nn.ReLU: 1, nn.SiLU: 2}  # csrc/step/plan.h, Activation
-_DTYPES = {torch.float32: 0, torch.uint8: 4, torch.bool: 5}  # csrc/ops/args.h, DType
+# csrc/ops/args.h, DType
+_DTYPES = {torch.float32: 0, torch.uint8: 4, torch.bool: 5}
+_COUNTS = _DTYPES | {
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.int8: 6,
+    torch.int16: 7,
+    torch.int32: 8,
+    torch.int64: 9,
+}
 
 
 class StepTerms(NamedTuple):
@@ -56,6 +66,20 @@ class _Layer:
     condition: int = 0
 
 
+@dataclass
+class _Param:
+    """A parameter of the likelihood: what it is made of, and how (csrc/step/plan.h, Param)."""
+
+    source: int = 0  # the network, a fixed number, a parameter that is learned once
+    transform: int = 0  # v, exp(v) or least + softplus(v - least), times factor
+    factor: float = 1.0
+    least: float = 0.0
+    plane: int = 0
+    value: float = 0.0
+    place: int = 0
+    count: int = 0
+
+
 class _Refusal(Exception):
     """Why a model has no native step."""
 
@@ -66,6 +90,7 @@ def build(
     *,
     average: WeightAverage | None = None,
     clip_norm: float = 0.0,
+    bf16: bool = False,
 ) -> NativeStep | str:
     """The native step of ``model``, or a sentence that says why it has none.
 
@@ -73,9 +98,10 @@ def build(
         optimizer: a ``FlatAdam`` over all of the model's parameters.
         average: follows each step, skipped ones included, as the eager step's does.
         clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
+        bf16: operands of products are rounded to bfloat16.
     """
     try:
-        return NativeStep(model, optimizer, average, clip_norm)
+        return NativeStep(model, optimizer, average, clip_norm, bf16)
     except _Refusal as why_not:
         return str(why_not)
 
@@ -84,7 +110,12 @@ class NativeStep:
     """Made by ``build``; calling ``step`` trains the model by one batch."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Any, average: WeightAverage | None, clip_norm: float
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        average: WeightAverage | None,
+        clip_norm: float,
+        bf16: bool = False,
     ) -> None:
         if (reason := native_reason("cpu")) is not None:
             raise _Refusal(reason)
@@ -100,17 +131,19 @@ class NativeStep:
         kind = type(model)
         _need(kind in (VAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
         self.model, self.optimizer, self.average = model, optimizer, average
-        self.clip_norm = clip_norm
+        self.clip_norm, self.bf16 = clip_norm, bf16
         self.condition = getattr(model, "condition", None)
         layers, encoder_layers = _layers_of(model)
-        likelihood, network_params, fixed = _likelihood_of(model)
         places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
+        params, learned = _params_of(model.likelihood, places)
+        spec = model.likelihood.spec
+        self._dtypes = _COUNTS if spec.target == "count" else _DTYPES
         used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
-        used = [p for p in used if p is not None]
+        used = [*(p for p in used if p is not None), *learned]
         _need(len(set(map(id, used))) == len(used), "two of its layers share a weight")
         _need(
             {id(p) for p in used} == set(places) and all(p.is_contiguous() for p in used),
-            "some of its parameters are frozen or outside its linear layers",
+            "some of its parameters are frozen, or not its linear layers' or its likelihood's",
         )
         _need(len(layers) <= MOST_LAYERS, f"it has more than {MOST_LAYERS} linear layers")
         self._native = library().Step(
@@ -131,9 +164,9 @@ class NativeStep:
                 "sampled": kind is not AE,
                 "columns": math.prod(model.input_shape),
                 "condition": 0 if self.condition is None else self.condition.features,
-                "likelihood": library().step_likelihoods().index(likelihood),
-                "network_params": network_params,
-                "fixed_params": fixed,
+                "likelihood": library().step_likelihoods().index(spec.name),
+                "params": [asdict(p) for p in params],
+                "bf16": bf16,
             }
         )
         self._watched = [*used, flat.whole, optimizer._data]
@@ -159,7 +192,7 @@ class NativeStep:
 
         Args:
             images: a batch (B, *input_shape), or, with ``index``, all of the data: contiguous
-                float32, uint8 (x / 255) or bool.
+                float32, uint8 (x / 255) or bool; counts also of other dtypes.
             labels: of the batch's samples (``index`` is not applied to them).
             index: (B,) int64, rows of ``images``.
             binary_key: draw each pixel from Bernoulli(x / 255), as ``gather_batch`` does with this
@@ -187,7 +220,7 @@ class NativeStep:
             {
                 "samples": samples,
                 "data": images.data_ptr(),
-                "dtype": _DTYPES[images.dtype],
+                "dtype": self._dtypes[images.dtype],
                 "index": None if index is None else index.data_ptr(),
                 "binary_key": None if binary_key is None else binary_key.data_ptr(),
                 "first_row": first_row,
@@ -222,6 +255,10 @@ class NativeStep:
             self.model._follow(self._z(samples))
         return terms._replace(loss=terms.recon + beta * terms.kl)
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether images may be of ``dtype``."""
+        return dtype in self._dtypes
+
     def weights_changed(self) -> None:
         """Say that the weights were written to in a way that torch's version counters don't show."""
         self._native.weights_changed()
@@ -240,7 +277,7 @@ class NativeStep:
                 f"x has shape {tuple(images.shape)}, but the model was built for "
                 f"(N, {', '.join(map(str, self.model.input_shape))})"
             )
-        if images.dtype not in _DTYPES or not images.is_cpu or not images.is_contiguous():
+        if images.dtype not in self._dtypes or not images.is_cpu or not images.is_contiguous():
             raise TypeError(
                 "the native step takes contiguous float32, uint8 or bool images on the CPU, got "
                 f"{images.dtype} on {images.device}, strides {images.stride()}"
@@ -269,7 +306,8 @@ class NativeStep:
             raise ValueError("this model is conditional: give it labels or attributes y after x")
         if len(labels) != samples:
             raise ValueError(f"there are {samples} samples, but {len(labels)} labels")
-        return self.model.seen(labels).contiguous()
+        seen = self.model.seen(labels)
+        return (seen.bfloat16().float() if self.bf16 else seen).contiguous()
 
     def _z(self, samples: int) -> Tensor:
         """The codes of the latest step, (samples, latent_dim)."""
@@ -348,13 +386,61 @@ def _flattened(network: nn.Module) -> list[nn.Module]:
     return [network]
 
 
-def _likelihood_of(model: nn.Module) -> tuple[str, int, Sequence[float]]:
-    """Its name, how many of its parameters the network gives, and all of them (0 for those)."""
-    p_x = model.likelihood
-    if type(p_x) is Bernoulli:
-        return "bernoulli", 1, [0.0]
-    if type(p_x) is Gaussian and p_x.variance == "fixed":
-        return "gaussian", 1, [0.0, 0.5 * float(p_x.logvar)]
-    if type(p_x) is Laplace:
-        return "laplace", 1, [0.0, math.log(p_x.scale)]
-    raise _Refusal(f"the likelihood {type(p_x).__name__} has no native step")
+def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], list[nn.Parameter]]:
+    """What each of the likelihood's parameters is made of, as its ``given`` makes them, and those
+    that are learned once. ``places`` are the parameters' in the flat buffers, by id."""
+    kind = type(p_x)
+    learned: list[nn.Parameter] = []
+
+    def network(plane: int, **options: Any) -> _Param:
+        return _Param(source=0, plane=plane, **options)
+
+    def once(parameter: nn.Parameter, **options: Any) -> _Param:
+        _need(id(parameter) in places, "a parameter of its likelihood is frozen")
+        learned.append(parameter)
+        place, count = places[id(parameter)], parameter.numel()
+        return _Param(source=2, place=place, count=count, **options)
+
+    def above(least: float) -> dict[str, Any]:
+        return {"transform": 2, "least": least}
+
+    def refused() -> _Refusal:
+        return _Refusal(f"the likelihood {kind.__name__} has no native step")
+
+    if kind is likelihoods.Gaussian:
+        _need(not p_x._waits, "its likelihood's scale begins with the first batch")
+        floor = {"factor": 0.5, **above(p_x.min_logvar)}
+        log_scale = {
+            "fixed": lambda: _Param(source=1, value=0.5 * float(p_x.logvar)),
+            "shared": lambda: once(p_x.logvar, **floor),
+            "learned": lambda: network(1, **floor),
+        }[p_x.variance]()
+        params = [network(0), log_scale]
+    elif kind is likelihoods.Laplace:
+        params = [network(0), _Param(source=1, value=math.log(p_x.scale))]
+    elif kind is likelihoods.StudentT:
+        floor = above(p_x.min_log_scale)
+        params = [network(0), network(1, **floor), _Param(source=1, value=p_x.df)]
+    elif kind in (likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial):
+        if p_x.dispersion == "per_element":
+            params = [network(0), network(1, transform=1)]
+        else:
+            params = [network(0), once(p_x.log_dispersion, transform=1)]
+        if len(p_x.spec.params) > 2:
+            params.append(network(p_x.parameters_per_element - 1))
+    elif kind in _AS_GIVEN and not p_x.spec.planes:
+        params = [network(plane) for plane in range(len(p_x.spec.params))]
+    else:
+        raise refused()
+    if p_x.spec.name not in library().step_likelihoods():
+        raise refused()
+    return params, learned
+
+
+_AS_GIVEN = (
+    likelihoods.Bernoulli,
+    likelihoods.ContinuousBernoulli,
+    likelihoods.DiscretizedLogistic,
+    likelihoods.Poisson,
+    likelihoods.OfSpec,
+)

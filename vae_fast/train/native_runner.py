@@ -14,7 +14,7 @@ from vae_fast import __version__
 from vae_fast.backend import get_backend, library
 from vae_fast.layers import has_hooks
 from vae_fast.train.distributed import Share
-from vae_fast.train.native import _DTYPES, NativeStep, StepTerms, build
+from vae_fast.train.native import NativeStep, StepTerms, build
 from vae_fast.train.recorded import Memory
 from vae_fast.types import LossOutput
 
@@ -97,7 +97,7 @@ class NativeRunner:
     def _refusal(self, share: Share) -> str:
         if get_backend() == "reference":
             return "the backend is 'reference'"
-        if share.images.dtype not in _DTYPES:
+        if not self._native.takes(share.images.dtype):
             return f"the images are {share.images.dtype}"
         if self._step.first_of_epoch or self.taken == 0:
             if has_hooks(self._step.model):
