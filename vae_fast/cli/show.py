@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from vae_fast.cli.flags import parse
+from vae_fast.cli.flags import one_of, parse
 from vae_fast.cli.output import need_images, write, write_text
 from vae_fast.cli.runs import (
     add_samples,
@@ -15,6 +16,7 @@ from vae_fast.cli.runs import (
     run_parser,
 )
 
+SAMPLERS = ("prior", "normal", "gmm", "flow", "second-stage", "pixelcnn")
 OUT = ".png picture or .npy array"
 
 
@@ -39,7 +41,18 @@ def sample(arguments: list[str], program: str) -> int:
         action="store_true",
         help="draw each step of a sequence, as with text, instead of following the likeliest",
     )
-    values = parse(parser, arguments)
+    parser.add_argument(
+        "--sampler",
+        type=str,
+        default="prior",
+        help=f"where codes come from: {', '.join(SAMPLERS)}; all but prior and normal are first "
+        "fitted to the run's training data",
+    )
+    parser.add_argument("--sampler_data", type=int, default=0, help="how many samples; 0 for all")
+    parser.add_argument(
+        "--sampler_steps", type=int, default=0, help="of a trained sampler; 0 for its own number"
+    )
+    values = parse(parser, arguments, one_of("sampler", *SAMPLERS))
     import torch
 
     from vae_fast.tasks import generate
@@ -58,6 +71,7 @@ def sample(arguments: list[str], program: str) -> int:
             )
         y = torch.full((values.n,), label_of(values.label, class_names(restored.config)))
     options = {"temperature": values.temperature, "seed": values.seed, "draw": values.draw}
+    options["sampler"] = _fitted(restored, values)
     images = generate(restored.model, values.n, y, **options)
     out = out_path(values, "samples.png")
     if out.suffix == ".txt":
@@ -67,6 +81,22 @@ def sample(arguments: list[str], program: str) -> int:
         need_images(images)
     write(out, lambda path: pictures.draw_samples(path, images, caption(restored)), images)
     return 0
+
+
+def _fitted(restored: Any, values: Any) -> Any:
+    """The sampler that is asked for, fitted to the run's training data; None for the prior."""
+    if values.sampler == "prior":
+        return None
+    from vae_fast.evaluate.run import gather
+    from vae_fast.tasks import fit_sampler
+    from vae_fast.train import run_data
+
+    config, model = restored.config, restored.model
+    data = run_data.in_support(model, run_data.load_split(config, "train"))
+    binarized = {"binarize": config.binarize != "none", "seed": config.seed}
+    x, labels = gather(data, values.sampler_data or None, **binarized)
+    options = {"steps": values.sampler_steps} if values.sampler_steps else {}
+    return fit_sampler(values.sampler, model, x, labels, seed=values.seed, **options)
 
 
 def reconstruct(arguments: list[str], program: str) -> int:

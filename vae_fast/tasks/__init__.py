@@ -16,8 +16,10 @@ from vae_fast.tasks.latent import (
     traverse,
 )
 from vae_fast.tasks.restore import Restored, load_model
+from vae_fast.tasks.samplers import SAMPLERS, fit_sampler
 
 __all__ = [
+    "SAMPLERS",
     "Compressed",
     "Imputed",
     "LinearProbe",
@@ -31,6 +33,7 @@ __all__ = [
     "decompress",
     "denoise",
     "encode",
+    "fit_sampler",
     "generate",
     "impute",
     "interpolate",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vae_fast.models.batched import evaluating, in_batches
 from vae_fast.models.networks import device_and_dtype
+from vae_fast.tasks.samplers import Sampler, draw_from
 
 
 def generate(
@@ -18,6 +19,7 @@ def generate(
     seed: int | None = None,
     draw: bool = False,
     batch_size: int = 256,
+    sampler: Sampler | None = None,
 ) -> Tensor:
     """E[x | z] for n draws of z from the prior, (n, *input_shape), on the CPU.
 
@@ -27,6 +29,7 @@ def generate(
         seed: makes the same samples again; None draws from torch's generator.
         draw: of a sequence model, draw each step from its distribution, as one would with text,
             instead of following its most probable course.
+        sampler: where z comes from in place of the prior (``fit_sampler``).
     """
     if y is not None and len(y) != n:
         raise ValueError(f"n is {n}, but y has {len(y)} entries")
@@ -43,7 +46,10 @@ def generate(
         for start in range(0, max(n, 1), batch_size):
             count = min(batch_size, n - start)
             given = () if y is None else (y[start : start + count].to(device),)
-            made.append(model.sample(count, *given, **options).cpu())
+            if sampler is not None:
+                made.append(draw_from(sampler, model, count, temperature, *given).cpu())
+            else:
+                made.append(model.sample(count, *given, **options).cpu())
     return torch.cat(made)
 
 

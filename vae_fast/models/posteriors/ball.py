@@ -63,13 +63,13 @@ class PoincareNormal(PosteriorPart):
     def _expmap0(self, v: Tensor) -> Tensor:
         length = _norm(v)
         scale = torch.tanh(self.root * length) / (self.root * length)
-        return self._within(v * scale.unsqueeze(-1))
+        return self.within(v * scale.unsqueeze(-1))
 
     def _expmap(self, x: Tensor, v: Tensor) -> Tensor:
         """exp_x(v / lambda_x), which goes the distance |v|."""
         length = _norm(v)
         step = v * (torch.tanh(self.root * length / 2) / (self.root * length)).unsqueeze(-1)
-        return self._within(self._added(x, step))
+        return self.within(self._added(x, step))
 
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
         """Moebius addition."""
@@ -79,7 +79,7 @@ class PoincareNormal(PosteriorPart):
         top = (1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y
         return top / (1 + 2 * c * xy + c * c * xx * yy)
 
-    def _within(self, z: Tensor) -> Tensor:
+    def within(self, z: Tensor) -> Tensor:
         most = (1 - EDGE) / self.root
         return z * (most / _norm(z)).clamp(max=1.0).unsqueeze(-1)
 

@@ -31,6 +31,10 @@ class PosteriorPart(nn.Module):
         """The code of x, (N, D)."""
         raise NotImplementedError(f"{type(self).__name__} must implement center(q)")
 
+    def within(self, z: Tensor) -> Tensor:
+        """z, brought into the posterior's space."""
+        return z
+
     def kl(self, q: tuple[Tensor, Tensor]) -> Tensor | None:
         """KL(q || the space's prior), (N,), in closed form; None where there is none."""
         return None

@@ -71,6 +71,8 @@ class VonMisesFisher(PosteriorPart):
     def sample_prior(self, eps: Tensor) -> Tensor:
         return F.normalize(eps, dim=-1)
 
+    within = sample_prior
+
     def _log_rim(self) -> float:
         """log of the surface of the sphere one dimension lower, which the angle's integral goes over."""
         half = (self.dim - 1) / 2

@@ -1,0 +1,133 @@
+"""Samplers: densities against closed forms, and draws that are like the codes they were fitted to."""
+
+import math
+
+import pytest
+import torch
+
+from vae_fast.cli import main
+from vae_fast.cli.show import SAMPLERS as FLAGS
+from vae_fast.models import build
+from vae_fast.models.pixelcnn import PixelCNN
+from vae_fast.tasks import SAMPLERS, fit_sampler, generate
+from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
+from vae_fast.tasks.samplers.mixture import GaussianMixture
+
+
+def two_blobs(n=2000):
+    torch.manual_seed(0)
+    z = 0.3 * torch.randn(n, 2)
+    z[:, 1] += 0.8 * z[:, 0]
+    return z + torch.where(torch.arange(n)[:, None] % 4 == 0, -2.0, 1.0)
+
+
+def test_a_mixture_finds_two_blobs():
+    z = two_blobs()
+    found = GaussianMixture(z, components=2)
+    order = found.mu[:, 0].argsort()
+    torch.testing.assert_close(
+        found.weights[order], torch.tensor([0.25, 0.75]).double(), atol=0.01, rtol=0
+    )
+    for part, k in ((z[::4], order[0]), (z[torch.arange(len(z)) % 4 != 0], order[1])):
+        torch.testing.assert_close(found.mu[k], part.double().mean(0), atol=0.01, rtol=0)
+        covariance = found.factors[k] @ found.factors[k].t()
+        torch.testing.assert_close(
+            covariance, torch.cov(part.double().t(), correction=0), atol=5e-3, rtol=0
+        )
+    density = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(found.weights),
+        torch.distributions.MultivariateNormal(found.mu, scale_tril=found.factors),
+    )
+    torch.testing.assert_close(found.log_density(z), density.log_prob(z.double()))
+    assert found.log_likelihood == pytest.approx(float(found.log_density(z).mean()))
+    one = GaussianMixture(z, components=1)
+    assert one.log_likelihood < found.log_likelihood - 0.5
+
+
+@pytest.mark.parametrize("kind", [GaussianMixture, FlowSampler, SecondStage])
+def test_draws_are_like_the_codes(kind):
+    z = two_blobs()
+    steps = {} if kind is GaussianMixture else {"steps": 300, "lr": 3e-3}
+    if kind is SecondStage:
+        steps = {"steps": 400, "lr": 1e-2, "hidden": 64}
+    made = kind(z, **steps).draw(4000).float().detach()
+    truth = GaussianMixture(z, components=2)
+    assert abs((made[:, 0] < -0.5).float().mean() - 0.25) < 0.08
+    assert truth.log_density(made).mean() > truth.log_likelihood - (
+        4 if kind is SecondStage else 0.8
+    )
+    torch.testing.assert_close(made.mean(0), z.mean(0), atol=0.25, rtol=0)
+
+
+def test_a_pixelcnn_sees_what_is_before_alone():
+    torch.manual_seed(0)
+    network = PixelCNN((4, 3), (3, 3), channels=8, layers=2).double()
+    codes = torch.stack([torch.randint(4, (1, 3, 3)), torch.randint(3, (1, 3, 3))], -1)
+
+    def logits(codes):
+        h = network.before(codes)
+        return [network.logits(h, codes, c) for c in range(2)]
+
+    before = logits(codes)
+    for place in range(9):
+        for c in range(2):
+            other = codes.clone()
+            other[0, place // 3, place % 3, c] = (other[0, place // 3, place % 3, c] + 1) % 3
+            for k, (a, b) in enumerate(zip(before, logits(other), strict=True)):
+                moved = (a != b).any(-1).flatten().nonzero().flatten().tolist()
+                assert all(at > place or (at == place and k > c) for at in moved), (place, c, k)
+    each = torch.cartesian_prod(*[torch.arange(2)] * 4).view(-1, 2, 2, 1)
+    small = PixelCNN((2,), (2, 2), channels=8, layers=2).double()
+    assert small.nll(each).neg().exp().sum().item() == pytest.approx(1.0)
+
+
+def test_a_code_sampler_learns_what_goes_together():
+    torch.manual_seed(0)
+    first = torch.randint(5, (400, 1, 1))
+    codes = ((first + torch.arange(4).view(1, 2, 2)) % 5).unsqueeze(-1)
+    sampler = CodeSampler(codes, (5,), steps=150, channels=16, layers=2, lr=1e-2)
+    assert sampler.losses[-1] < math.log(5) + 0.15 < 4 * math.log(5)
+    made = sampler.draw(200)
+    right = (made == (made[:, :1, :1] + torch.arange(4).view(1, 2, 2, 1)) % 5).flatten(1).all(1)
+    assert right.float().mean() > 0.9
+    assert len(made[:, 0, 0].unique()) == 5
+
+
+def test_models_are_sampled():
+    torch.manual_seed(0)
+    x = torch.rand(40, 1, 4, 4)
+    small = {"network_options": {"hidden": [8]}}
+    for name, options, sampler in (
+        ("vae", {}, "normal"),
+        ("vae", {"posterior": "vmf"}, "gmm"),
+        ("ae", {}, "gmm"),
+        ("cvae", {}, "flow"),
+        ("vq-vae", {"network": "mlp"}, "pixelcnn"),
+    ):
+        model = build(name, (1, 4, 4), **small, **options)
+        y = torch.arange(40) % 10 if name == "cvae" else None
+        steps = {"steps": 3} if sampler in ("flow", "pixelcnn") else {}
+        fitted = fit_sampler(sampler, model, x, y, seed=1, **steps)
+        made = [generate(model, 5, seed=2, sampler=fitted) for _ in range(2)]
+        assert made[0].shape == (5, 1, 4, 4) and torch.equal(*made)
+    assert FLAGS == SAMPLERS
+    with pytest.raises(ValueError, match="VAE is no vq-vae"):
+        fit_sampler("pixelcnn", build("vae", (1, 4, 4), **small), x)
+    with pytest.raises(ValueError, match="use pixelcnn or prior"):
+        fit_sampler("gmm", model, x)
+    with pytest.raises(ValueError, match="sampler must be one of prior"):
+        fit_sampler("hmc", model, x)
+
+
+def test_the_command(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    np.save("small.npy", np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8))
+    common = ["--data", "small.npy", "--epochs", "1", "--device", "cpu", "--out", "out"]
+    assert main(["train", *common, "--model-args.latent_dim", "3"]) == 0
+    out = ["--n", "4", "--sampler", "gmm", "--sampler-data", "50", "--out", "s.npy"]
+    assert main(["sample", "out", *out]) == 0
+    assert np.load("s.npy").shape == (4, 1, 8, 8)
+    assert main(["sample", "out", "--sampler", "pixelcnn"]) == 1

@@ -1,0 +1,84 @@
+"""A mixture of Gaussians fitted to codes by expectation maximisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae_fast.functional import nearest_code
+
+
+class GaussianMixture:
+    """K Gaussians with full covariances (Bishop 2006, section 9.2), in float64.
+
+    Args:
+        z: (N, D) codes. components: K; no more than there are codes. iterations: of EM, at most;
+            it ends when the mean log-likelihood gains less than ``tolerance`` nats.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        *,
+        components: int = 10,
+        iterations: int = 100,
+        tolerance: float = 1e-4,
+    ) -> None:
+        if components < 1:
+            raise ValueError(f"a mixture's components must be at least 1, got {components}")
+        z = z.double()
+        n, d = z.shape
+        k = min(components, n)
+        spread = z.var(0, correction=0).mean().clamp_min(1e-12)
+        self.floor = 1e-6 * spread * torch.eye(d, dtype=z.dtype, device=z.device)
+        nearest = nearest_code(z, self._seeds(z, k))[0]
+        share = torch.nn.functional.one_hot(nearest, k).to(z.dtype)
+        self.log_likelihood = -math.inf
+        for _ in range(iterations):
+            self._maximise(z, share)
+            joint = self._log_joint(z)
+            each = joint.logsumexp(1)
+            share = (joint - each.unsqueeze(1)).exp()
+            before, self.log_likelihood = self.log_likelihood, float(each.mean())
+            if self.log_likelihood - before < tolerance:
+                break
+
+    @staticmethod
+    def _seeds(z: Tensor, k: int) -> Tensor:
+        """k of the codes, far from each other (k-means++, Arthur & Vassilvitskii 2007)."""
+        chosen = [z[torch.randint(len(z), (1,), device=z.device)]]
+        distance = torch.full((len(z),), math.inf, dtype=z.dtype, device=z.device)
+        for _ in range(k - 1):
+            distance = torch.minimum(distance, (z - chosen[-1]).square().sum(1))
+            weight = distance if distance.sum() > 0 else torch.ones_like(distance)
+            chosen.append(z[torch.multinomial(weight, 1)])
+        return torch.cat(chosen)
+
+    def _maximise(self, z: Tensor, share: Tensor) -> None:
+        count = share.sum(0).clamp_min(1e-10)
+        self.weights = count / len(z)
+        self.mu = share.t() @ z / count.unsqueeze(1)
+        covariances = []
+        for mu, part, n in zip(self.mu, share.t(), count, strict=True):
+            away = z - mu
+            covariances.append((away * part.unsqueeze(1)).t() @ away / n + self.floor)
+        self.factors = torch.linalg.cholesky(torch.stack(covariances))
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        columns = []
+        for weight, mu, factor in zip(self.weights, self.mu, self.factors, strict=True):
+            scaled = torch.linalg.solve_triangular(factor, (z - mu).t(), upper=False)
+            constant = factor.diagonal().log().sum() + 0.5 * z.shape[1] * math.log(2 * math.pi)
+            columns.append(weight.log() - 0.5 * scaled.square().sum(0) - constant)
+        return torch.stack(columns, 1)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, (N,)."""
+        return self._log_joint(z.double()).logsumexp(1)
+
+    def draw(self, n: int, temperature: float = 1.0) -> Tensor:
+        k = torch.multinomial(self.weights, n, replacement=True)
+        eps = temperature * torch.randn(n, self.mu.shape[1], dtype=self.mu.dtype, device=k.device)
+        return self.mu[k] + (self.factors[k] @ eps.unsqueeze(-1)).squeeze(-1)
