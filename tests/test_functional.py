@@ -342,3 +342,35 @@ def test_places_before_a_sequence_are_refused(backend):
     for place in (-3, 2**63, torch.tensor(-3)):
         with pytest.raises(ValueError, match=f"from 0 on; got {int(place)}"):
             gather_batch(data, index, mode="binarize", first_row=place)
+
+
+def test_swapped_arguments_of_every_loss_are_refused_where_they_show(backend):
+    """Where the data alone had a gradient; of a density of real numbers the two may change places."""
+    data, made = torch.rand(4, 6), torch.rand(4, 6, requires_grad=True)
+    mu = torch.zeros(4, 2, requires_grad=True)
+    key = torch.zeros(3, 4, 2)
+    for call in (
+        lambda: vae_fast.nll("poisson", [data], made),
+        lambda: vae_fast.poisson_nll(data, made),
+        lambda: vae_fast.nll("negative_binomial", [data, 2.0], made, reduction="none"),
+        lambda: vae_fast.elbo("bernoulli", [data], made, mu, mu),
+        lambda: vae_fast.elbo("continuous_bernoulli", [data], made, mu, mu),
+        lambda: vae_fast.bernoulli_nll_samples(data.expand(3, 4, 6), made),
+        lambda: vae_fast.iwae_bound(data.expand(3, 4, 6), made, key, mu, mu),
+    ):
+        with pytest.raises(ValueError, match="target requires grad and .*(swap|swapped)"):
+            call()
+    (grad,) = torch.autograd.grad(vae_fast.laplace_nll(data, 0.0, made), made)
+    assert torch.equal(grad, torch.sign(made - data).detach())
+    with torch.no_grad():
+        vae_fast.poisson_nll(data, made)
+
+
+def test_rows_of_bools_whose_bytes_are_others_are_zeros_and_ones(backend):
+    data = torch.tensor([[0, 255], [1, 2]], dtype=torch.uint8).view(torch.bool)
+    for rows in (data, data.t()):
+        found = gather_batch(rows, torch.tensor([1, 0]))
+        assert found.dtype == torch.bool and int(found.view(torch.uint8).max()) == 1
+        assert found.tolist() == (rows.contiguous().view(torch.uint8)[[1, 0]] != 0).tolist()
+        scaled = gather_batch(rows, torch.tensor([1, 0]), mode="scale")
+        assert torch.equal(scaled, found.float())

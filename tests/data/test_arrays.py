@@ -171,3 +171,15 @@ def test_what_cannot_be_used_is_refused_and_not_dropped():
         as_data(torch.zeros(3, 4, 4, device="meta"))
     named = as_data((images, np.array(["b", "a", "b"])))
     assert named.labels.tolist() == [1, 0, 1] and named.classes == ("a", "b")
+
+
+def test_floats_of_any_range_are_a_real_likelihoods(tmp_path):
+    """They are no bytes: a largest value of 1, or just above, is nothing to be suspicious of."""
+    for largest in (1.0, 1.5):
+        images = np.linspace(-largest, largest, 4 * 9, dtype=np.float32).reshape(4, 3, 3)
+        np.save(tmp_path / "images.npy", images)
+        for source in (images, torch.from_numpy(images), tmp_path / "images.npy"):
+            data = as_data(source, bounded=False)
+            assert in_support(data, unit=False) is data
+            with pytest.raises(ValueError, match="must lie in"):
+                in_support(data, unit=True)

@@ -87,8 +87,6 @@ class ArrayData:
         return images, labels
 
     def _gathered(self, samples: torch.Tensor) -> torch.Tensor:
-        if self.mapped and self.dtype == torch.bool:  # a file's bytes may be others than 0 and 1
-            return gather_batch(self.images.view(torch.uint8), samples).ne(0)
         if self.dtype in (torch.uint8, torch.bool):
             return gather_batch(self.images, samples)
         return self.images.index_select(0, samples)
@@ -198,12 +196,13 @@ def check_bounded(data: ArrayData) -> None:
     """Raise ValueError unless the values are what a Bernoulli likelihood takes: floats in [0, 1],
     uint8 of 0..255 and not of 0 and 1."""
     check_unit(data.range, data.name)
-    if data.dtype == torch.uint8:
-        check_binary(data)
+    check_binary(data)
 
 
 def check_binary(data: ArrayData) -> None:
     """Raise ValueError if the data are uint8 of 0 and 1 alone (`check_not_binary`)."""
+    if data.dtype != torch.uint8:
+        return
     images = data.images
     block = max(1, (1 << 24) // max(1, images[0].numel()))
 

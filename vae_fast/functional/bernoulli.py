@@ -185,6 +185,7 @@ def bernoulli_nll_samples(
         repeated = target.unsqueeze(1).expand(logits.shape).flatten(0, 1)
         value = nll_of(spec, [logits.flatten(0, 1)], repeated, "none", ("logits",))
         return value.view(logits.shape[:2])
+    check_order("logits", logits, "target", target, "(logits, target, ...)")
     check_params(spec, [logits[0]] if len(logits) else [logits.sum(0)], target)
     if not use_native(logits.device.type) or target.requires_grad:
         value = reference.nll(spec, [logits], target)

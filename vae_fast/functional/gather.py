@@ -93,6 +93,11 @@ def gather_batch(
         noise_key = check_key(noise_key, data.device, "data")
     elif mode == "binarize":
         noise_key = new_key(data.device)
+    if data.dtype == torch.bool:
+        # A file's bytes, or a view of a mask's, may be others than 0 and 1: only a comparison of the
+        # bytes makes bools of them.
+        rows = gather_batch(data.view(torch.uint8), index, noise_key=noise_key).ne(0)
+        return rows.float() if mode == "scale" else rows
     native = use_native(data.device.type)
     if native and not data.is_contiguous():  # a view of the data: its rows alone are copied
         data, index = data.index_select(0, index), torch.arange(len(index), device=data.device)

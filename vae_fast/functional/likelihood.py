@@ -175,6 +175,21 @@ def _check_planes(spec: Spec, planes: torch.Tensor, target: torch.Tensor) -> lis
     return [planes]
 
 
+def _check_order(
+    spec: Spec, params: Sequence[torch.Tensor], target: torch.Tensor, names: Sequence[str]
+) -> None:
+    """Raise where the target alone has a gradient: it is then what a model made, and the data are in
+    its place. (Of a density of real numbers the two may change places.)"""
+    if spec.target == "real" or not target.requires_grad or not torch.is_grad_enabled():
+        return
+    if not any(p.requires_grad for p in params):
+        named = ", ".join(names or spec.params)
+        raise ValueError(
+            f"target requires grad and {named} {'do' if len(spec.params) > 1 else 'does'} not: the "
+            f"order is {named}, then the target, and they look swapped"
+        )
+
+
 def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> None:
     """Raise, as F.binary_cross_entropy does, where probabilities or targets leave [0, 1].
 
@@ -257,6 +272,7 @@ def nll_of(
             check_unit_range(spec, value, params[0], target)
             return value
     tensors = check_params(spec, params, target, names)
+    _check_order(spec, tensors, target, names)
     if code is None:
         value = reference.nll_terms(spec, tensors, target)
     elif _is_native(spec, target):
@@ -311,6 +327,7 @@ def elbo_of(
             check_unit_range(spec, out.recon, params[0], target)
             return out
     tensors = check_params(spec, params, target, names)
+    _check_order(spec, tensors, target, names)
     first = (names or spec.params)[0]
     mu, logvar = gaussian_pair(mu, logvar)
     if mu.device != target.device:
