@@ -85,6 +85,10 @@ lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
 gpu-check: ## on a machine with a GPU: build, test, sanitize and measure with its own python3
 	PYTHON="$(PYTHON)" scripts/gpu_check.sh "$(OUT)"
 
+.PHONY: ptx-check
+ptx-check: $(DONE)/test ## the CUDA kernels' tests on what nvcc made of them, run on the host
+	$(BIN)/python -m tests.ptx --jobs $(JOBS) $(ARGS)
+
 .PHONY: sanitize
 sanitize: $(DONE)/test ## the CPU kernels under ASan with UBSan and under TSan, by the op tests
 	PYTHON="$(abspath $(BIN)/python)" scripts/sanitize_cpu.sh $(ARGS)

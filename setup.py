@@ -46,7 +46,7 @@ OLDEST_TORCH = (2, 11)
 # The macro's layout is one byte each of major, minor, patch: torch/headeronly/version.h.
 TORCH_TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 # Turing to Blackwell. "+PTX" on the last one lets later GPUs compile for themselves.
-DEFAULT_CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+DEFAULT_CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 # Commands that compile. The others (sdist, egg_info, clean, ...) need neither torch nor a compiler.
 COMPILING_COMMANDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 

@@ -102,7 +102,7 @@ def plan(options: argparse.Namespace) -> list[Spec]:
 
 def wanted(options: argparse.Namespace) -> tuple[requirements.Requirement, ...]:
     """The requirements asked for, by group and by their rows' keys."""
-    groups = options.group or list(requirements.GROUPS)
+    groups = options.group or [g for g in requirements.GROUPS if g != "gpu"]
     return tuple(
         r
         for name in groups

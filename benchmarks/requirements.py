@@ -18,7 +18,7 @@ class Requirement:
     """``measure`` of ``specs``, at the worst of them, is at least ``least``.
 
     measure: "times" the peer's time over ours; "rate" elements per second; "share" of the bandwidth
-    of the peer in the same row; "rate over" elements per second over those of ``base``; "memory"
+    of the peer in the same row; "of copy" of the machine's copying; "rate over" elements per second over those of ``base``; "memory"
     the peer's peak over ours; "GB under 1" a gigabyte over our peak.
     """
 
@@ -137,7 +137,24 @@ LARGE: tuple[Requirement, ...] = (
     ),
 )
 
-GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE, "large": LARGE}
+
+def _of_copy(op: str, mine: str, *dtypes: str) -> Requirement:
+    """At 2^24 and 2^26 elements, value and gradient, on a GPU."""
+    specs = tuple(Spec(op, (1 << e,), "both", *dtypes) for e in (24, 26))
+    what = f"{op}, both, from 2^24, {' and '.join(dtypes)}"
+    return Requirement(what, "of copy", 0.85, specs, mine=mine)
+
+
+# On a GPU: short, for one that is at hand for minutes. Measured where they are asked for.
+GPU: tuple[Requirement, ...] = (
+    _of_copy("bernoulli_nll", BUFFER, "float32"),
+    _of_copy("bernoulli_nll", BUFFER, "bfloat16", "uint8"),
+    _of_copy("sample_and_kl", OURS, "float32"),
+    _of_copy("sample_and_kl", OURS, "bfloat16"),
+    Requirement("bce_kl_loss, value and gradient, 1024x784 + 64", "times", 1.5, _LOSS, "compile"),
+)
+
+GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE, "large": LARGE, "gpu": GPU}
 
 
 def specs(requirements: tuple[Requirement, ...]) -> list[Spec]:
@@ -168,7 +185,7 @@ def judge(requirements: tuple[Requirement, ...], results: Results) -> Iterator[V
             if key not in rows:
                 why = missing.get(key, "not measured in this run")
                 break
-            value, why = _one(requirement, rows[key], rows)
+            value, why = _one(requirement, rows[key], rows, results["bandwidth"])
             if value is None:
                 break
             measured.append(value)
@@ -176,7 +193,9 @@ def judge(requirements: tuple[Requirement, ...], results: Results) -> Iterator[V
         yield Verdict(requirement, min(measured) if complete else None, why)
 
 
-def _one(r: Requirement, row: Row, rows: dict[str, Row]) -> tuple[float | None, str]:
+def _one(
+    r: Requirement, row: Row, rows: dict[str, Row], bandwidth: dict[str, float]
+) -> tuple[float | None, str]:
     entries = timed(row)
     if r.mine not in entries:
         return None, _why(row, r.mine)
@@ -193,6 +212,10 @@ def _one(r: Requirement, row: Row, rows: dict[str, Row]) -> tuple[float | None, 
         if not mine.get("peak_bytes"):
             return None, "no peak memory was measured"
         return 1e9 / mine["peak_bytes"], ""
+    if r.measure == "of copy":
+        if not bandwidth.get("copy"):
+            return None, "copying was not measured"
+        return gigabytes_per_second(row, r.mine) / bandwidth["copy"], ""
     peer = fastest(row, r.peer)
     if peer is None:
         return None, _why(row, r.peer)

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one go, with the machine's own python3 and nothing downloaded: builds the
-# kernels in place for the GPU at hand, runs the tests marked cuda, compute-sanitizer over every op,
-# a look at the machine code, and the benchmarks. To the folder given go summary.json, log.txt,
-# tests.xml and benchmarks.json.
+# kernels in place for the GPU at hand, runs the tests marked cuda, compute-sanitizer over every op, and
+# what the benchmarks must show. 5 minutes at most for building, tests and sanitizer, and 2 for the
+# benchmarks: two runs fit a GPU that is lent for 15 minutes, and the second compiles nothing again.
+# To the folder given go summary.json, log.txt, tests.xml, benchmarks.json and benchmarks.txt.
 #
 #   scripts/gpu_check.sh [OUT]
 #
 #   PYTHON=python3          the interpreter
-#   SKIP="memcheck sass"    steps to leave out
-#   TIME=570                seconds for all of it, of which steps get shares; 0 is no limit
-#   BENCH="--quick"         what to measure: arguments of python -m benchmarks
+#   SKIP="memcheck"         steps to leave out: build info tests memcheck racecheck benchmarks
+#   TIME=420                seconds for all of it, of which steps get shares; 0 is no limit
+#   BENCH="--suite must-show --group gpu"   what to measure: arguments of python -m benchmarks
 #
 # Steps are independent: one that fails or runs out of time is reported, and the next one runs.
 set -uo pipefail
@@ -18,8 +19,8 @@ cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
 OUT="${1:-benchmarks/results/gpu-check}"
 SKIP=" ${SKIP:-} "
-TIME="${TIME:-570}"
-read -ra BENCH <<<"${BENCH---quick}"
+TIME="${TIME:-420}"
+read -ra BENCH <<<"${BENCH---suite must-show --group gpu}"
 
 gpu="$("$PYTHON" -c '
 import sys
@@ -34,7 +35,7 @@ print(torch.cuda.get_device_name(0))
 
 mkdir -p "$OUT" || { echo "gpu-check: can't write to $OUT; choose another OUT." >&2; exit 1; }
 OUT="$(cd "$OUT" && pwd)"
-rm -f "$OUT"/log.txt "$OUT"/tests.xml "$OUT"/benchmarks.json "$OUT"/summary.json
+rm -f "$OUT"/log.txt "$OUT"/tests.xml "$OUT"/benchmarks.{json,txt} "$OUT"/summary.json
 echo "gpu-check on $gpu, writing to $OUT"
 # The tree before anything that is installed: the kernels are built in place.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -120,19 +121,25 @@ sanitize() {
     return "$result"
 }
 
-# CUDA has to be there, or every test marked cuda would be skipped and the check pass.
-step build 200 plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace
-step info 60 plain "$PYTHON" -c '
+# The benchmarks' tables are worth a file of their own.
+benchmarks() {
+    "${bound[@]}" "$PYTHON" -m benchmarks "${BENCH[@]}" --json "$OUT/benchmarks.json" |
+        tee "$OUT/benchmarks.txt"
+    return "${PIPESTATUS[0]}"
+}
+
+# CUDA has to be there, or every test marked cuda would be skipped and the check pass. The first five
+# have 5 minutes together; the benchmarks take what is left, 2 minutes or more.
+step build 140 plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace
+step info 10 plain "$PYTHON" -c '
 import sys, vae_fast
 facts = vae_fast.info()
 print("\n".join(f"{name}: {value}" for name, value in facts.items()))
 sys.exit(facts["native cuda"] != "yes")'
-step tests 200 plain "$PYTHON" -m pytest -q -m cuda --durations=10 --junitxml="$OUT/tests.xml"
-step memcheck 60 sanitize memcheck --report-api-errors no
-step racecheck 60 sanitize racecheck
-step initcheck 60 sanitize initcheck
-step sass 60 plain scripts/check_sass.sh
-step benchmarks 3600 plain "$PYTHON" -m benchmarks "${BENCH[@]}" --json "$OUT/benchmarks.json"
+step tests 80 plain "$PYTHON" -m pytest -q -m cuda --durations=10 --junitxml="$OUT/tests.xml"
+step memcheck 40 sanitize memcheck --report-api-errors no
+step racecheck 30 sanitize racecheck
+step benchmarks 420 benchmarks
 
 echo "gpu-check: {$steps}"
 exit $status

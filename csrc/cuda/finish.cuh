@@ -1,9 +1,11 @@
 // The second stage of a sum: the tasks' partial sums to the losses, in a fixed order.
 //
-// Bytes: 8 read per task of stage one (thousands at most for a whole sum), one value written per
-// sum. Stage one does it itself where it is a single block: then there is one launch.
+// Bytes: 8 read per task of stage one (two thousand at most for a whole sum), one value written per
+// sum. The block of stage one that comes last does it, in the same launch; where there are many sums
+// of several tasks each, or no counter is left, a launch of its own does.
 #pragma once
 
+#include "cuda/counters.cuh"
 #include "cuda/split.cuh"
 
 namespace vae_fast::cuda {
@@ -31,9 +33,9 @@ inline double mean_scale(Reduction reduction, int64_t rows) {
 VF_DEVICE void write_sum(void* out, int64_t i, double x, bool wide) {
   if (out == nullptr) return;
   if (wide) {
-    __stwb(static_cast<double*>(out) + i, x);
+    put(static_cast<double*>(out) + i, x);
   } else {
-    __stwb(static_cast<float*>(out) + i, static_cast<float>(x));
+    put(static_cast<float*>(out) + i, static_cast<float>(x));
   }
 }
 
@@ -68,6 +70,27 @@ VF_DEVICE void finish(const Finish& f, int64_t block, int64_t blocks) {
     const double kl = team_sum(share_of(f.kl, i, lane, kWarp), kWarp);
     if (lane == 0) write(i, nll, kl);
   }
+}
+
+// Whether this block is the last of the grid to come here: then it sees what all have written. The
+// counter is 0 before and after.
+static __device__ bool is_last_block(unsigned* counter) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicInc(counter, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+constexpr int64_t kMaxSumsOfABlock = 256;
+
+// The counter by which stage one finishes; null where a second launch is to.
+inline unsigned* counter_of(const Finish& f, const double* partials, cudaStream_t stream) {
+  return partials == nullptr || f.sums > kMaxSumsOfABlock ? nullptr : take_counter(stream);
 }
 
 constexpr int kFinishThreads = 1024;  // of a whole sum; rows take blocks like stage one's

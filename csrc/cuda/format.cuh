@@ -1,13 +1,16 @@
 // Storage formats: how an element lies in memory, and how it becomes a number to compute with.
 //
-// A format has the compute type C, its size in bytes, one-element access (load_one, store_one) and
-// the two directions between 32-bit words, as 16-byte accesses bring them, and numbers.
+// A format has the compute type C, its size in bytes, the bits of its 1, and the two directions
+// between 32-bit words, as 16-byte accesses bring them, and numbers.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "cuda/launch.cuh"
+#include "math/macros.h"
 #include "ops/args.h"
 
 namespace vae_fast::cuda {
@@ -15,12 +18,7 @@ namespace vae_fast::cuda {
 struct F32 {
   using C = float;
   static constexpr int bytes = 4;
-  static VF_DEVICE C load_one(const void* p, int64_t i) {
-    return __ldg(static_cast<const float*>(p) + i);
-  }
-  static VF_DEVICE void store_one(void* p, int64_t i, C x) {
-    __stwb(static_cast<float*>(p) + i, x);
-  }
+  static constexpr uint64_t one = 0x3f800000u;
   static VF_DEVICE C decode(const uint32_t* words, int k) { return __uint_as_float(words[k]); }
   // Elements k and k + 1, k even: a pair fills whole words in every format.
   static VF_DEVICE void encode(uint32_t* words, int k, C a, C b) {
@@ -32,12 +30,7 @@ struct F32 {
 struct F64 {
   using C = double;
   static constexpr int bytes = 8;
-  static VF_DEVICE C load_one(const void* p, int64_t i) {
-    return __ldg(static_cast<const double*>(p) + i);
-  }
-  static VF_DEVICE void store_one(void* p, int64_t i, C x) {
-    __stwb(static_cast<double*>(p) + i, x);
-  }
+  static constexpr uint64_t one = 0x3ff0000000000000u;
   static VF_DEVICE C decode(const uint32_t* words, int k) {
     return __hiloint2double(static_cast<int>(words[2 * k + 1]), static_cast<int>(words[2 * k]));
   }
@@ -52,13 +45,7 @@ struct F64 {
 struct BF16 {
   using C = float;
   static constexpr int bytes = 2;
-  static VF_DEVICE C load_one(const void* p, int64_t i) {
-    const unsigned bits = __ldg(static_cast<const unsigned short*>(p) + i);
-    return __uint_as_float(bits << 16);
-  }
-  static VF_DEVICE void store_one(void* p, int64_t i, C x) {
-    __stwb(static_cast<unsigned short*>(p) + i, __bfloat16_as_ushort(__float2bfloat16_rn(x)));
-  }
+  static constexpr uint64_t one = 0x3f80u;
   static VF_DEVICE C decode(const uint32_t* words, int k) {
     const uint32_t pair = words[k / 2];
     return __uint_as_float(k % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
@@ -73,12 +60,7 @@ struct BF16 {
 struct F16 {
   using C = float;
   static constexpr int bytes = 2;
-  static VF_DEVICE C load_one(const void* p, int64_t i) {
-    return __half2float(__ushort_as_half(__ldg(static_cast<const unsigned short*>(p) + i)));
-  }
-  static VF_DEVICE void store_one(void* p, int64_t i, C x) {
-    __stwb(static_cast<unsigned short*>(p) + i, __half_as_ushort(__float2half_rn(x)));
-  }
+  static constexpr uint64_t one = 0x3c00u;
   static VF_DEVICE C decode(const uint32_t* words, int k) {
     const uint32_t pair = words[k / 2];
     const uint32_t bits = k % 2 == 0 ? pair & 0xffffu : pair >> 16;
@@ -95,9 +77,7 @@ struct F16 {
 struct Byte {
   using C = float;
   static constexpr int bytes = 1;
-  static VF_DEVICE C load_one(const void* p, int64_t i) {
-    return static_cast<float>(__ldg(static_cast<const unsigned char*>(p) + i));
-  }
+  static constexpr uint64_t one = 1;
   static VF_DEVICE C decode(const uint32_t* words, int k) {
     return static_cast<float>((words[k / 4] >> (8 * (k % 4))) & 0xffu);
   }
@@ -115,12 +95,7 @@ cudaError_t with_format(DType dtype, F&& f) {
   }
 }
 
-template <class T>
-struct Type {
-  using type = T;
-};
-
-constexpr int bytes_of(DType dtype) {
+VF_FN constexpr int bytes_of(DType dtype) {
   switch (dtype) {
     case DType::f64: return 8;
     case DType::f32: return 4;

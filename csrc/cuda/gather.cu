@@ -9,39 +9,9 @@
 namespace vae_fast::cuda {
 namespace {
 
-// 16-byte stores: 16 bytes, or 4 of them as floats.
+// 16-byte stores: 16 bytes, or 4 of them as floats; two or four at a time.
 template <GatherMode MODE>
-using GatherBatch = Batch<MODE == GatherMode::scale ? 4 : 16, 1>;
-
-template <int V>
-VF_DEVICE void load_bytes(const unsigned char* row, const Batch<V, 1>& batch,
-                          uint32_t (&words)[V / 4]) {
-  if (batch.full(0)) return load_words<Reuse::never>(row + batch.start(0), words);
-#pragma unroll
-  for (int w = 0; w < V / 4; ++w) words[w] = 0;
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    if (batch.has(batch.start(0) + k)) {
-      words[k / 4] |= uint32_t{__ldg(row + batch.start(0) + k)} << (8 * (k % 4));
-    }
-  }
-}
-
-template <int V>
-VF_DEVICE void store_bytes(unsigned char* out, const Batch<V, 1>& batch,
-                           const uint32_t (&words)[V / 4]) {
-  unsigned char* at = out + batch.start(0);
-  if (batch.full(0)) {
-    __stwb(reinterpret_cast<uint4*>(at), uint4{words[0], words[1], words[2], words[3]});
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    if (batch.has(batch.start(0) + k)) {
-      __stwb(at + k, static_cast<unsigned char>(words[k / 4] >> (8 * (k % 4))));
-    }
-  }
-}
+using GatherBatch = Batch<MODE == GatherMode::scale ? 4 : 16, MODE == GatherMode::scale ? 4 : 2>;
 
 // 1 where a byte of `pixels` is above the limit of its element, 4 elements from a counter's word
 // `shift` on: their words lie in one counter, or in two.
@@ -60,65 +30,74 @@ VF_DEVICE uint32_t above_limits(uint32_t pixels, const uint32_t (&words)[4],
   return set;
 }
 
-// V pixels, of which the first is `element` of the noise.
+// 4 WORDS pixels, of which the first is `element` of the noise. All their counters at once.
 template <int WORDS>
-VF_DEVICE void binarize(const Key& key, int64_t element, uint32_t (&pixels)[WORDS]) {
+VF_DEVICE void binarize(const Key& key, int64_t element, uint32_t* pixels) {
   const uint64_t counter = static_cast<uint64_t>(element) >> 2;
   const int shift = static_cast<int>(element & 3);
-  uint32_t words[4], next[4] = {};
+  uint32_t words[WORDS][4], next[4] = {};
   words_of(key, counter, words);
+  if (shift != 0) words_of(key, counter + WORDS, next);
 #pragma unroll
   for (int w = 0; w < WORDS; ++w) {
-    if (shift != 0 || w + 1 < WORDS) words_of(key, counter + w + 1, next);
-    pixels[w] = above_limits(pixels[w], words, next, shift);
+    pixels[w] = above_limits(pixels[w], words[w], w + 1 < WORDS ? words[w + 1 < WORDS ? w + 1 : w]
+                                                                : next, shift);
+  }
+}
+
+template <GatherMode MODE>
+VF_DEVICE void gather_range(const Gather& args, const Range& range, int lane, int lanes,
+                            bool aligned) {
+  using B = GatherBatch<MODE>;
+  const int64_t sample =
+      __ldg(reinterpret_cast<const long long*>(args.index) + range.segment);
+  if (sample < 0 || sample >= args.samples) {
+    __trap();
+    return;
+  }
+  // So that an element's place in the batch finds it in the data.
+  const void* row = at<1>(args.data, (sample - range.segment) * args.cols + range.origin);
+  int64_t noise = 0;
+  if constexpr (MODE == GatherMode::binarize) {
+    noise = args.first_row;
+    if (args.first_row_tensor != nullptr) {
+      noise += __ldg(reinterpret_cast<const long long*>(args.first_row_tensor));
+    }
+    noise = noise * args.cols + range.origin;
+  }
+  for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
+    const B batch(group, lanes, range.begin, range.end, aligned);
+    uint32_t words[kWords<B, 1>];
+    request<1, Reuse::never>(row, batch, 0, words);
+    if constexpr (MODE == GatherMode::scale) {
+      float x[B::size];
+      decode<Byte, B>(words, x);
+      if (args.dtype != DType::boolean) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) words[k] = next[k];
+        for (int k = 0; k < B::size; ++k) x[k] = gather::scaled(x[k]);
+      }
+      store<F32>(at<4>(args.out, range.origin), batch, x, false);
+    } else {
+      if constexpr (MODE == GatherMode::binarize) {
+        const Key key(args.key);
+#pragma unroll
+        for (int u = 0; u < B::U; ++u) {
+          if (batch.start(u) >= batch.end) continue;
+          binarize<B::V / 4>(key, noise + batch.start(u), words + u * (B::V / 4));
+        }
+      }
+      store_words<1>(at<1>(args.out, range.origin), batch, words, false);
+    }
   }
 }
 
 template <GatherMode MODE>
 __global__ void __launch_bounds__(kThreads, kResident)
     gather_kernel(const Gather args, const Split split, const bool aligned) {
-  using B = GatherBatch<MODE>;
-  for_each_task<B::V, false>(
+  for_each_task<GatherBatch<MODE>::V, false>(
       split, blockIdx.x, gridDim.x,
       [&](const Range& range, int lane, int lanes) {
-        const int64_t sample =
-            __ldg(reinterpret_cast<const long long*>(args.index) + range.segment);
-        if (sample < 0 || sample >= args.samples) {
-          __trap();
-          return 0.0;
-        }
-        // So that an element's place in the batch finds it in the data.
-        const unsigned char* row =
-            static_cast<const unsigned char*>(args.data) + (sample - range.segment) * args.cols;
-        int64_t noise = 0;
-        if constexpr (MODE == GatherMode::binarize) {
-          noise = args.first_row;
-          if (args.first_row_tensor != nullptr) {
-            noise += __ldg(reinterpret_cast<const long long*>(args.first_row_tensor));
-          }
-          noise *= args.cols;
-        }
-        for (int64_t group = range.begin / B::V + lane; group * B::V < range.end; group += lanes) {
-          const B batch(group, lanes, range.begin, range.end, aligned);
-          uint32_t words[B::V / 4];
-          load_bytes(row, batch, words);
-          if constexpr (MODE == GatherMode::scale) {
-            float x[B::V];
-#pragma unroll
-            for (int k = 0; k < B::V; ++k) {
-              const float byte = Byte::decode(words, k);
-              x[k] = args.dtype == DType::boolean ? byte : gather::scaled(byte);
-            }
-            store<F32>(args.out, batch, x, false);
-          } else {
-            if constexpr (MODE == GatherMode::binarize) {
-              binarize(Key(args.key), noise + batch.start(0), words);
-            }
-            store_bytes(static_cast<unsigned char*>(args.out), batch, words);
-          }
-        }
+        gather_range<MODE>(args, range, lane, lanes, aligned);
         return 0.0;
       },
       [](int64_t, double) {});
@@ -127,11 +106,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
 template <GatherMode MODE>
 cudaError_t run(const Gather& args, cudaStream_t stream) {
   using B = GatherBatch<MODE>;
-  const Split split = make_split<B>(args.rows, args.cols);
+  const Split split = make_split<B>(args.rows, args.cols, threads_for(args.rows * args.cols));
   if (split.blocks() == 0 || args.cols == 0) return cudaSuccess;
   const bool aligned = args.cols % B::V == 0 && lies_well(args.data, B::V) &&
                        lies_well(args.out, 16);
-  return launch(gather_kernel<MODE>, split.blocks(), kThreads, stream, args, split, aligned);
+  return launch(gather_kernel<MODE>, split.blocks(), split.threads, stream, args, split, aligned);
 }
 
 }  // namespace

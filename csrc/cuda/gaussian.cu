@@ -15,18 +15,6 @@ namespace {
 template <class F>
 using GaussianBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 2 : 1>;
 
-template <class B, class T>
-VF_DEVICE void noise_of(const Key& key, int64_t offset, const B& batch, T (&eps)[B::size]) {
-#pragma unroll
-  for (int u = 0; u < B::U; ++u) {
-    T group[B::V] = {};
-    const int64_t start = batch.start(u);
-    if (start < batch.end) normals<B::V>(key, offset + start, group);
-#pragma unroll
-    for (int k = 0; k < B::V; ++k) eps[u * B::V + k] = group[k];
-  }
-}
-
 template <class F>
 VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, int lane,
                                int lanes, bool aligned) {
@@ -35,20 +23,31 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
   using B = GaussianBatch<F>;
   const int64_t n = args.rows * args.cols;
   const bool streamed = n * args.num_samples * F::bytes > kStreamedBytes;
+  const bool prior = args.kl != nullptr && args.prior_mu != nullptr;
+  constexpr int W = kWords<B, F::bytes>;
   double sum = 0.0;
-  for (int64_t group = range.begin / B::V + lane; group * B::V < range.end;
-       group += int64_t{lanes} * B::U) {
+  for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
     // Where the range ends: all 0, whose KL is exactly 0.
+    uint32_t mu_words[W], logvar_words[W], prior_mu_words[W], prior_logvar_words[W];
+    request<F::bytes, Reuse::soon>(at<F::bytes>(args.mu, range.origin), batch, 0, mu_words);
+    request<F::bytes, Reuse::soon>(at<F::bytes>(args.logvar, range.origin), batch, 0,
+                                   logvar_words);
+    if (prior) {
+      request<F::bytes, Reuse::soon>(at<F::bytes>(args.prior_mu, range.origin), batch, 0,
+                                     prior_mu_words);
+      request<F::bytes, Reuse::soon>(at<F::bytes>(args.prior_logvar, range.origin), batch, 0,
+                                     prior_logvar_words);
+    }
     C mu[B::size], logvar[B::size];
-    load<F, Reuse::soon>(args.mu, batch, C(0), mu);
-    load<F, Reuse::soon>(args.logvar, batch, C(0), logvar);
+    decode<F, B>(mu_words, mu);
+    decode<F, B>(logvar_words, logvar);
     if (args.kl != nullptr) {
       C terms[B::size];
-      if (args.prior_mu != nullptr) {
+      if (prior) {
         C prior_mu[B::size], prior_logvar[B::size];
-        load<F, Reuse::soon>(args.prior_mu, batch, C(0), prior_mu);
-        load<F, Reuse::soon>(args.prior_logvar, batch, C(0), prior_logvar);
+        decode<F, B>(prior_mu_words, prior_mu);
+        decode<F, B>(prior_logvar_words, prior_logvar);
 #pragma unroll
         for (int k = 0; k < B::size; ++k) {
           terms[k] = gaussian::Two<M>(mu[k], logvar[k], prior_mu[k], prior_logvar[k]).kl();
@@ -67,11 +66,11 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
       for (int k = 0; k < B::size; ++k) logvar[k] = gaussian::standard_deviation<M>(logvar[k]);
       for (int64_t s = 0; s < args.num_samples; ++s) {
         C z[B::size];
-        noise_of(key, s * n, batch, z);
+        noise_of(key, s * n + range.origin, batch, z);
 #pragma unroll
         for (int k = 0; k < B::size; ++k) z[k] = gaussian::sample<M>(mu[k], logvar[k], z[k]);
         const B own(group, lanes, range.begin, range.end, aligned && s * n % B::V == 0);
-        store<F>(static_cast<char*>(args.z) + s * n * F::bytes, own, z, streamed);
+        store<F>(at<F::bytes>(args.z, s * n + range.origin), own, z, streamed);
       }
     }
   }
@@ -79,9 +78,9 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, F::bytes == 8 ? 1 : kResident)
     gaussian_forward_kernel(const GaussianForward args, const Split split, const Finish sums,
-                            double* partials, const bool aligned) {
+                            double* partials, unsigned* counter, const bool aligned) {
   for_each_task<GaussianBatch<F>::V, true>(
       split, blockIdx.x, gridDim.x,
       [&](const Range& range, int lane, int lanes) {
@@ -89,15 +88,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
       },
       [&](int64_t task, double sum) {
         if (partials != nullptr) {
-          __stwb(partials + task, sum);
+          put(partials + task, sum);
         } else {
           write_sum(args.kl, task, sum, sums.wide);
         }
       });
-  if (partials != nullptr && gridDim.x == 1) {
-    __syncthreads();
-    finish(sums, 0, 1);
-  }
+  if (counter != nullptr && is_last_block(counter)) finish(sums, 0, 1);
 }
 
 template <class F>
@@ -110,19 +106,31 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
   const bool streamed = n * F::bytes > kStreamedBytes;
   const bool prior = args.prior_mu != nullptr;
   const C factor = args.has_kl ? coefficient<C>(args.grad_kl, range.segment) : C(0);
-  for (int64_t group = range.begin / B::V + lane; group * B::V < range.end;
-       group += int64_t{lanes} * B::U) {
+  constexpr int W = kWords<B, F::bytes>;
+  for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
+    // All that is read is asked for before the noise is made, but for a second sample's gradient.
+    uint32_t logvar_words[W], mu_words[W], grad_words[W], prior_mu_words[W], prior_logvar_words[W];
+    const auto ask = [&](const void* base, int64_t first, uint32_t* words) {
+      const B own(group, lanes, range.begin, range.end, aligned && first % B::V == 0);
+      request<F::bytes, Reuse::never>(at<F::bytes>(base, first + range.origin), own, 0, words);
+    };
+    ask(args.logvar, 0, logvar_words);
+    if (args.grad_z != nullptr) ask(args.grad_z, 0, grad_words);
+    if (args.has_kl) ask(args.mu, 0, mu_words);
+    if (args.has_kl && prior) {
+      ask(args.prior_mu, 0, prior_mu_words);
+      ask(args.prior_logvar, 0, prior_logvar_words);
+    }
     C logvar[B::size], grad_mu[B::size] = {}, grad_logvar[B::size] = {};
-    load<F, Reuse::never>(args.logvar, batch, C(0), logvar);
+    decode<F, B>(logvar_words, logvar);
     if (args.grad_z != nullptr) {
       const Key key(args.key);
       for (int64_t s = 0; s < args.num_samples; ++s) {
         C grad_z[B::size], eps[B::size];
-        const B own(group, lanes, range.begin, range.end, aligned && s * n % B::V == 0);
-        load<F, Reuse::never>(static_cast<const char*>(args.grad_z) + s * n * F::bytes, own, C(0),
-                              grad_z);
-        noise_of(key, s * n, batch, eps);
+        if (s > 0) ask(args.grad_z, s * n, grad_words);
+        noise_of(key, s * n + range.origin, batch, eps);
+        decode<F, B>(grad_words, grad_z);
 #pragma unroll
         for (int k = 0; k < B::size; ++k) {
           grad_mu[k] += grad_z[k];
@@ -138,11 +146,11 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
     C grad_prior_mu[B::size] = {}, grad_prior_logvar[B::size] = {};
     if (args.has_kl) {
       C mu[B::size];
-      load<F, Reuse::never>(args.mu, batch, C(0), mu);
+      decode<F, B>(mu_words, mu);
       if (prior) {
         C prior_mu[B::size], prior_logvar[B::size];
-        load<F, Reuse::never>(args.prior_mu, batch, C(0), prior_mu);
-        load<F, Reuse::never>(args.prior_logvar, batch, C(0), prior_logvar);
+        decode<F, B>(prior_mu_words, prior_mu);
+        decode<F, B>(prior_logvar_words, prior_logvar);
 #pragma unroll
         for (int k = 0; k < B::size; ++k) {
           const gaussian::Two<M> two(mu[k], logvar[k], prior_mu[k], prior_logvar[k]);
@@ -161,17 +169,17 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
         }
       }
     }
-    store<F>(args.grad_mu, batch, grad_mu, streamed);
-    store<F>(args.grad_logvar, batch, grad_logvar, streamed);
+    store<F>(at<F::bytes>(args.grad_mu, range.origin), batch, grad_mu, streamed);
+    store<F>(at<F::bytes>(args.grad_logvar, range.origin), batch, grad_logvar, streamed);
     if (args.grad_prior_mu != nullptr) {
-      store<F>(args.grad_prior_mu, batch, grad_prior_mu, streamed);
-      store<F>(args.grad_prior_logvar, batch, grad_prior_logvar, streamed);
+      store<F>(at<F::bytes>(args.grad_prior_mu, range.origin), batch, grad_prior_mu, streamed);
+      store<F>(at<F::bytes>(args.grad_prior_logvar, range.origin), batch, grad_prior_logvar, streamed);
     }
   }
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, F::bytes == 8 ? 1 : kResident)
     gaussian_backward_kernel(const GaussianBackward args, const Split split, const bool aligned) {
   for_each_task<GaussianBatch<F>::V, false>(
       split, blockIdx.x, gridDim.x,
@@ -185,7 +193,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
 struct Plan {
   Split split;
   bool direct;  // each task's sum is a result, or there is none: no second stage
-  int64_t blocks;
 };
 
 template <class Args>
@@ -193,7 +200,9 @@ Split split_of(const Args& args, bool per_row) {
   Split split{};
   with_format(args.dtype, [&](auto format) {
     using B = GaussianBatch<decltype(format)>;
-    split = per_row ? make_split<B>(args.rows, args.cols) : make_split<B>(1, args.rows * args.cols);
+    const int threads = threads_for(args.rows * args.cols);
+    split = per_row ? make_split<B>(args.rows, args.cols, threads)
+                    : make_split<B>(1, args.rows * args.cols, threads);
     return cudaSuccess;
   });
   return split;
@@ -204,7 +213,6 @@ Plan plan_of(const GaussianForward& args) {
   const bool per_row = args.kl != nullptr && args.reduction == Reduction::none;
   plan.split = split_of(args, per_row);
   plan.direct = args.kl == nullptr || (per_row && plan.split.parts == 1);
-  plan.blocks = plan.direct ? plan.split.blocks() : stage_one_blocks(plan.split.blocks());
   return plan;
 }
 
@@ -227,14 +235,16 @@ cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaS
   const bool aligned = lies_well(args.mu, 16) && lies_well(args.logvar, 16) &&
                        lies_well(args.prior_mu, 16) && lies_well(args.prior_logvar, 16) &&
                        lies_well(args.z, 16);
-  if (plan.blocks > 0) {
+  unsigned* counter = nullptr;
+  if (plan.split.blocks() > 0) {
+    counter = counter_of(sums, partials, stream);
     const cudaError_t error = with_format(args.dtype, [&](auto format) {
-      return launch(gaussian_forward_kernel<decltype(format)>, plan.blocks, kThreads, stream, args,
-                    plan.split, sums, partials, aligned);
+      return launch(gaussian_forward_kernel<decltype(format)>, plan.split.blocks(),
+                    plan.split.threads, stream, args, plan.split, sums, partials, counter, aligned);
     });
-    if (error != cudaSuccess || plan.blocks == 1) return error;
+    if (error != cudaSuccess) return error;
   }
-  return plan.direct ? cudaSuccess : launch_finish(sums, stream);
+  return plan.direct || counter != nullptr ? cudaSuccess : launch_finish(sums, stream);
 }
 
 cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream) {
@@ -246,7 +256,7 @@ cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream)
       lies_well(args.grad_mu, 16) && lies_well(args.grad_logvar, 16) &&
       lies_well(args.grad_prior_mu, 16) && lies_well(args.grad_prior_logvar, 16);
   return with_format(args.dtype, [&](auto format) {
-    return launch(gaussian_backward_kernel<decltype(format)>, split.blocks(), kThreads, stream,
+    return launch(gaussian_backward_kernel<decltype(format)>, split.blocks(), split.threads, stream,
                   args, split, aligned);
   });
 }

@@ -16,15 +16,26 @@ template <class C>
 using KlBatch = Batch<sizeof(C) == 4 ? 8 : 4, 1>;
 
 template <Reuse REUSE, class B, class C>
-VF_DEVICE void load_any(DType dtype, const void* base, const B& batch, C (&x)[B::size]) {
+VF_DEVICE void request_any(DType dtype, const void* base, const B& batch, uint32_t* words) {
   if constexpr (sizeof(C) == 8) {
-    load<F64, REUSE>(base, batch, C(0), x);
+    request<8, REUSE>(base, batch, 0, words);
   } else if (dtype == DType::f32) {
-    load<F32, REUSE>(base, batch, C(0), x);
-  } else if (dtype == DType::bf16) {
-    load<BF16, REUSE>(base, batch, C(0), x);
+    request<4, REUSE>(base, batch, 0, words);
   } else {
-    load<F16, REUSE>(base, batch, C(0), x);
+    request<2, REUSE>(base, batch, 0, words);
+  }
+}
+
+template <class B, class C>
+VF_DEVICE void decode_any(DType dtype, const uint32_t* words, C (&x)[B::size]) {
+  if constexpr (sizeof(C) == 8) {
+    decode<F64, B>(words, x);
+  } else if (dtype == DType::f32) {
+    decode<F32, B>(words, x);
+  } else if (dtype == DType::bf16) {
+    decode<BF16, B>(words, x);
+  } else {
+    decode<F16, B>(words, x);
   }
 }
 
@@ -48,14 +59,18 @@ VF_DEVICE double standard_kl_range(const Elbo& args, const Range& range, int lan
   using B = KlBatch<C>;
   constexpr Reuse kReuse = GRAD ? Reuse::never : Reuse::soon;
   const C factor = GRAD ? coefficient<C>(args.grad_kl, range.segment) : C(0);
+  const int64_t origin = range.origin * bytes_of(args.kl_dtype);
+  const void *mu_at = at<1>(args.mu, origin), *logvar_at = at<1>(args.logvar, origin);
   double sum = 0.0;
-  for (int64_t group = range.begin / B::V + lane; group * B::V < range.end;
-       group += int64_t{lanes} * B::U) {
+  for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
     // Where the range ends: mu = logvar = 0, whose terms are exactly 0.
     C mu[B::size], logvar[B::size], terms[B::size];
-    load_any<kReuse>(args.kl_dtype, args.mu, batch, mu);
-    load_any<kReuse>(args.kl_dtype, args.logvar, batch, logvar);
+    uint32_t mu_words[kWords<B, sizeof(C)>], logvar_words[kWords<B, sizeof(C)>];
+    request_any<kReuse, B, C>(args.kl_dtype, mu_at, batch, mu_words);
+    request_any<kReuse, B, C>(args.kl_dtype, logvar_at, batch, logvar_words);
+    decode_any<B>(args.kl_dtype, mu_words, mu);
+    decode_any<B>(args.kl_dtype, logvar_words, logvar);
 #pragma unroll
     for (int k = 0; k < B::size; ++k) {
       const C variance = M::exp(logvar[k]);
@@ -68,8 +83,8 @@ VF_DEVICE double standard_kl_range(const Elbo& args, const Range& range, int lan
     if constexpr (VALUE) sum += static_cast<double>(tree_sum(terms));
     if constexpr (GRAD) {
       if (args.grad_mu != nullptr) {
-        store_any(args.kl_dtype, args.grad_mu, batch, mu);
-        store_any(args.kl_dtype, args.grad_logvar, batch, logvar);
+        store_any(args.kl_dtype, at<1>(args.grad_mu, origin), batch, mu);
+        store_any(args.kl_dtype, at<1>(args.grad_logvar, origin), batch, logvar);
       }
     }
   }

@@ -1,5 +1,4 @@
-// The driver of every likelihood, alone or with the KL: one launch for both extents, and a second,
-// small one for the sums where there are several blocks.
+// The driver of every likelihood, alone or with the KL: one launch for both extents and the sums.
 #include "cuda/likelihood.cuh"
 
 #include "cuda/drivers.h"
@@ -47,18 +46,19 @@ Plan plan_of(const Elbo& args, bool with_kl) {
   const bool per_row = none || (grad && (recon.grad_nll.per_row || args.grad_kl.per_row));
   const int64_t segments = per_row ? recon.rows : 1, rows = per_row ? 1 : recon.rows;
   Plan plan;
-  plan.recon =
-      kernels_of(recon.id).split(recon.dtype, segments, rows * recon.planes * recon.inner);
+  const int64_t length = rows * recon.planes * recon.inner;
+  const int threads = threads_for(segments * (length + (with_kl ? rows * args.kl_cols : 0)));
+  plan.recon = kernels_of(recon.id).split(recon.dtype, segments, length, threads);
   plan.kl = Split{0, 0};
   if (with_kl) {
     with_format(args.kl_dtype, [&](auto format) {
-      plan.kl = make_split<KlBatch<typename decltype(format)::C>>(segments, rows * args.kl_cols);
+      using B = KlBatch<typename decltype(format)::C>;
+      plan.kl = make_split<B>(segments, rows * args.kl_cols, threads);
       return cudaSuccess;
     });
   }
   plan.recon_blocks = plan.recon.blocks();
   plan.kl_blocks = plan.kl.blocks();
-  plan.alone = stage_one_blocks(plan.recon_blocks + plan.kl_blocks) == 1;
   plan.direct = !value || (none && !with_kl && plan.recon.parts == 1);
   return plan;
 }
@@ -92,12 +92,14 @@ cudaError_t run(const Elbo& args, bool with_kl, void* workspace, cudaStream_t st
   sums.scale = mean_scale(recon.reduction, recon.rows);
   sums.beta = args.beta;
   sums.beta_tensor = args.beta_tensor;
+  unsigned* counter = nullptr;
   if (plan.blocks() > 0) {
+    counter = counter_of(sums, partials, stream);
     const cudaError_t error =
-        kernels_of(recon.id).launch(args, value, grad, plan, sums, partials, stream);
-    if (error != cudaSuccess || plan.alone) return error;
+        kernels_of(recon.id).launch(args, value, grad, plan, sums, partials, counter, stream);
+    if (error != cudaSuccess) return error;
   }
-  return plan.direct ? cudaSuccess : launch_finish(sums, stream);
+  return plan.direct || counter != nullptr ? cudaSuccess : launch_finish(sums, stream);
 }
 
 }  // namespace

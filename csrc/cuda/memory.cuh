@@ -1,34 +1,39 @@
-// Memory: a thread's batch of elements, in 16-byte accesses with several in flight.
+// Memory: a thread's batch of elements, in 16-byte accesses with all of its loads in flight.
 //
-// A tensor is cut into groups of V consecutive elements (16 bytes or more of every floating tensor
-// of the op), and a batch is U groups, `stride` groups apart, so that neighbouring threads touch
-// neighbouring groups. Groups that the range cuts, or that lie badly in memory, are read and
-// written element by element, into the same registers: the arithmetic and its order are the same
-// whatever the pointers.
+// A task's elements are cut into groups of V consecutive ones (16 bytes or more of every floating
+// tensor of the op), and a batch is U groups, `stride` groups apart, so that neighbouring threads
+// touch neighbouring groups. Groups that the task cuts, or that lie badly in memory, are read and
+// written element by element, into the same words: the arithmetic and its order are the same whatever
+// the pointers. Reading is in two steps, request and decode, so that a thread asks for all it needs
+// before it waits for any.
 #pragma once
 
 #include "cuda/format.cuh"
 
 namespace vae_fast::cuda {
 
+// Places count from the task's origin, a whole group's first element, and so fit 32 bits.
 template <int V_, int U_>
 struct Batch {
   static constexpr int V = V_, U = U_, size = V_ * U_;
-  int64_t group;       // the first
-  int64_t begin, end;  // the range's elements
+  int group;       // the first
+  int begin, end;  // the task's elements
   int stride;
   bool aligned;  // every tensor's groups lie on their access's boundary
   bool whole;    // all groups can be accessed as wholes
 
-  VF_DEVICE Batch(int64_t group, int stride, int64_t begin, int64_t end, bool aligned)
+  VF_DEVICE Batch(int group, int stride, int begin, int end, bool aligned)
       : group(group), begin(begin), end(end), stride(stride), aligned(aligned) {
     whole = aligned && start(0) >= begin && start(U - 1) + V <= end;
+#if defined(VF_ONLY_WHOLE)  // benchmarks/gpu counts what whole batches take
+    whole = true;
+#endif
   }
-  VF_DEVICE int64_t start(int u) const { return (group + int64_t{u} * stride) * V; }
+  VF_DEVICE int start(int u) const { return (group + u * stride) * V; }
   VF_DEVICE bool full(int u) const {
     return aligned && start(u) >= begin && start(u) + V <= end;
   }
-  VF_DEVICE bool has(int64_t i) const { return i >= begin && i < end; }
+  VF_DEVICE bool has(int i) const { return i >= begin && i < end; }
 };
 
 enum class Reuse { soon, never };
@@ -43,7 +48,7 @@ VF_DEVICE T load_as(const void* p) {
 }
 
 template <Reuse REUSE, int WORDS>
-VF_DEVICE void load_words(const void* p, uint32_t (&words)[WORDS]) {
+VF_DEVICE void load_words(const void* p, uint32_t* words) {
   static_assert(WORDS == 1 || WORDS == 2 || WORDS % 4 == 0);
   if constexpr (WORDS == 1) {
     words[0] = load_as<REUSE, unsigned>(p);
@@ -59,33 +64,61 @@ VF_DEVICE void load_words(const void* p, uint32_t (&words)[WORDS]) {
   }
 }
 
-template <class F, Reuse REUSE, class B, class C>
-VF_DEVICE void load(const void* base, const B& batch, C fill, C (&x)[B::size]) {
-  uint32_t words[B::U][B::V * F::bytes / 4];
-  const char* bytes = static_cast<const char*>(base);
-  if (batch.whole) {
-#pragma unroll
-    for (int u = 0; u < B::U; ++u) load_words<REUSE>(bytes + batch.start(u) * F::bytes, words[u]);
-#pragma unroll
-    for (int k = 0; k < B::size; ++k) {
-      x[k] = static_cast<C>(F::decode(words[k / B::V], k % B::V));
-    }
-    return;
+// One element's bits.
+template <int BYTES>
+VF_DEVICE uint64_t load_bits(const void* p) {
+  if constexpr (BYTES == 8) {
+    const uint2 two = __ldg(static_cast<const uint2*>(p));
+    return uint64_t{two.y} << 32 | two.x;
+  } else if constexpr (BYTES == 4) {
+    return __ldg(static_cast<const unsigned*>(p));
+  } else if constexpr (BYTES == 2) {
+    return __ldg(static_cast<const unsigned short*>(p));
+  } else {
+    return __ldg(static_cast<const unsigned char*>(p));
   }
+}
+
+// How many words a batch takes of elements of so many bytes.
+template <class B, int BYTES>
+constexpr int kWords = B::size * BYTES / 4;
+
+// The bits of a batch, `fill` where the task has no element. `base` is the task's origin.
+template <int BYTES, Reuse REUSE, class B>
+VF_DEVICE void request(const void* base, const B& batch, uint64_t fill, uint32_t* words) {
+  constexpr int W = B::V * BYTES / 4;  // of a group
+  const char* bytes = static_cast<const char*>(base);
 #pragma unroll
   for (int u = 0; u < B::U; ++u) {
-    const int64_t start = batch.start(u);
+    if (batch.whole) load_words<REUSE, W>(bytes + int64_t{batch.start(u)} * BYTES, words + u * W);
+  }
+  if (batch.whole) return;
+#pragma unroll
+  for (int u = 0; u < B::U; ++u) {
+    const int start = batch.start(u);
+    uint32_t* group = words + u * W;
     if (batch.full(u)) {
-      load_words<REUSE>(bytes + start * F::bytes, words[u]);
-#pragma unroll
-      for (int k = 0; k < B::V; ++k) x[u * B::V + k] = static_cast<C>(F::decode(words[u], k));
-    } else {
-#pragma unroll
-      for (int k = 0; k < B::V; ++k) {
-        x[u * B::V + k] =
-            batch.has(start + k) ? static_cast<C>(F::load_one(base, start + k)) : fill;
-      }
+      load_words<REUSE, W>(bytes + int64_t{start} * BYTES, group);
+      continue;
     }
+#pragma unroll
+    for (int w = 0; w < W; ++w) group[w] = 0;
+#pragma unroll
+    for (int k = 0; k < B::V; ++k) {
+      const uint64_t bits =
+          batch.has(start + k) ? load_bits<BYTES>(bytes + int64_t{start + k} * BYTES) : fill;
+      group[k * BYTES / 4] |= static_cast<uint32_t>(bits) << (8 * (k * BYTES % 4));
+      if constexpr (BYTES == 8) group[2 * k + 1] |= static_cast<uint32_t>(bits >> 32);
+    }
+  }
+}
+
+template <class F, class B, class C>
+VF_DEVICE void decode(const uint32_t* words, C (&x)[B::size]) {
+  constexpr int W = B::V * F::bytes / 4;
+#pragma unroll
+  for (int k = 0; k < B::size; ++k) {
+    x[k] = static_cast<C>(F::decode(words + k / B::V * W, k % B::V));
   }
 }
 
@@ -93,39 +126,80 @@ VF_DEVICE void load(const void* base, const B& batch, C fill, C (&x)[B::size]) {
 // streaming stores then spare what else is in there.
 constexpr int64_t kStreamedBytes = int64_t{1} << 25;
 
+// A store that the compiler may move; by a name, for the emulation to see it.
+template <class T>
+VF_DEVICE void put(T* p, T x) {
+#if defined(__CUDACC__)
+  *p = x;
+#else
+  __stwb(p, x);
+#endif
+}
+
 VF_DEVICE void store_16(void* p, const uint4& four, bool streamed) {
   if (streamed) {
     __stcs(static_cast<uint4*>(p), four);
   } else {
-    __stwb(static_cast<uint4*>(p), four);
+    put(static_cast<uint4*>(p), four);
+  }
+}
+
+template <int BYTES>
+VF_DEVICE void store_bits(void* p, const uint32_t* group, int k) {
+  if constexpr (BYTES == 8) {
+    put(static_cast<uint2*>(p), uint2{group[2 * k], group[2 * k + 1]});
+  } else if constexpr (BYTES == 4) {
+    put(static_cast<unsigned*>(p), group[k]);
+  } else {
+    const uint32_t bits = group[k * BYTES / 4] >> (8 * (k * BYTES % 4));
+    if constexpr (BYTES == 2) {
+      put(static_cast<unsigned short*>(p), static_cast<unsigned short>(bits));
+    } else {
+      put(static_cast<unsigned char*>(p), static_cast<unsigned char>(bits));
+    }
+  }
+}
+
+template <int BYTES, class B>
+VF_DEVICE void store_words(void* base, const B& batch, const uint32_t* words, bool streamed) {
+  constexpr int W = B::V * BYTES / 4;
+  static_assert(W % 4 == 0);
+  char* bytes = static_cast<char*>(base);
+#pragma unroll
+  for (int u = 0; u < B::U; ++u) {
+    const int start = batch.start(u);
+    const uint32_t* group = words + u * W;
+    if (batch.whole || batch.full(u)) {
+#pragma unroll
+      for (int w = 0; w < W; w += 4) {
+        store_16(bytes + int64_t{start} * BYTES + 4 * w,
+                 {group[w], group[w + 1], group[w + 2], group[w + 3]}, streamed);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < B::V; ++k) {
+        if (batch.has(start + k)) {
+          store_bits<BYTES>(bytes + int64_t{start + k} * BYTES, group, k);
+        }
+      }
+    }
   }
 }
 
 template <class F, class B, class C>
 VF_DEVICE void store(void* base, const B& batch, const C (&x)[B::size], bool streamed) {
-  constexpr int kWords = B::V * F::bytes / 4;
-  static_assert(kWords % 4 == 0);
+  constexpr int W = B::V * F::bytes / 4;
+  uint32_t words[kWords<B, F::bytes>];
 #pragma unroll
-  for (int u = 0; u < B::U; ++u) {
-    const int64_t start = batch.start(u);
-    if (batch.whole || batch.full(u)) {
-      uint32_t words[kWords];
-#pragma unroll
-      for (int k = 0; k < B::V; k += 2) {
-        F::encode(words, k, x[u * B::V + k], x[u * B::V + k + 1]);
-      }
-      char* bytes = static_cast<char*>(base) + start * F::bytes;
-#pragma unroll
-      for (int w = 0; w < kWords; w += 4) {
-        store_16(bytes + 4 * w, {words[w], words[w + 1], words[w + 2], words[w + 3]}, streamed);
-      }
-    } else {
-#pragma unroll
-      for (int k = 0; k < B::V; ++k) {
-        if (batch.has(start + k)) F::store_one(base, start + k, x[u * B::V + k]);
-      }
-    }
-  }
+  for (int k = 0; k < B::size; k += 2) F::encode(words + k / B::V * W, k % B::V, x[k], x[k + 1]);
+  store_words<F::bytes>(base, batch, words, streamed);
+}
+
+// A pointer to the element at `origin` of a tensor; null stays null.
+template <int BYTES, class T>
+VF_DEVICE T* at(T* base, int64_t origin) {
+  using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return base == nullptr ? nullptr : static_cast<Bytes*>(base) + origin * BYTES;
 }
 
 // Whether groups of `bytes` bytes from p on lie on the boundary that their access needs.

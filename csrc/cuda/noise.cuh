@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/math.cuh"
+#include "cuda/memory.cuh"
 #include "math/normal.h"
 #include "math/philox.h"
 
@@ -21,40 +22,89 @@ struct Key {
   }
 };
 
-// The four words of one counter.
-VF_DEVICE void words_of(const Key& key, uint64_t counter, uint32_t (&words)[4]) {
-  uint64_t c[4] = {static_cast<uint32_t>(counter), counter >> 32, key.s0, key.s1};
-  philox4x32<Scalar<float>>(c, key.k0, key.k1);
+// The words of N counters. In 32 bits, where the CPU's source (math/philox.h) has 64 for its vectors;
+// a round's keys are made once for all counters.
+template <int N>
+VF_DEVICE void words_of(const Key& key, const uint64_t (&counters)[N], uint32_t (&c)[N][4]) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) words[k] = static_cast<uint32_t>(c[k]);
+  for (int n = 0; n < N; ++n) {
+    c[n][0] = static_cast<uint32_t>(counters[n]);
+    c[n][1] = static_cast<uint32_t>(counters[n] >> 32);
+    c[n][2] = key.s0, c[n][3] = key.s1;
+  }
+#pragma unroll
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t k0 = key.k0 + static_cast<uint32_t>(round) * kPhiloxW0;
+    const uint32_t k1 = key.k1 + static_cast<uint32_t>(round) * kPhiloxW1;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const uint64_t p0 = uint64_t{c[n][0]} * kPhiloxM0, p1 = uint64_t{c[n][2]} * kPhiloxM1;
+      c[n][0] = static_cast<uint32_t>(p1 >> 32) ^ c[n][1] ^ k0;
+      c[n][1] = static_cast<uint32_t>(p1);
+      c[n][2] = static_cast<uint32_t>(p0 >> 32) ^ c[n][3] ^ k1;
+      c[n][3] = static_cast<uint32_t>(p0);
+    }
+  }
+}
+
+// Of N counters in a row.
+template <int N>
+VF_DEVICE void words_of(const Key& key, uint64_t counter, uint32_t (&words)[N][4]) {
+  uint64_t counters[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) counters[n] = counter + n;
+  words_of(key, counters, words);
+}
+
+VF_DEVICE void words_of(const Key& key, uint64_t counter, uint32_t (&words)[4]) {
+  uint32_t one[1][4];
+  words_of(key, counter, one);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words[k] = one[0][k];
 }
 
 template <class T>
-VF_DEVICE void four_normals(const Key& key, uint64_t counter, T* eps) {
-  uint32_t words[4];
-  words_of(key, counter, words);
+VF_DEVICE void four_normals(const uint32_t (&words)[4], T* eps) {
   box_muller<Math<T>>(words[0], words[1], eps[0], eps[1]);
   box_muller<Math<T>>(words[2], words[3], eps[2], eps[3]);
 }
 
-// The normals of elements first ... first + V - 1. Where they don't start with a counter (only
-// sample sets after the first, of a size that 4 does not divide), one more counter is needed.
+// The normals of V elements from the first on, which is `shift` elements behind a counter's first:
+// one more counter is needed.
 template <int V, class T>
-VF_DEVICE void normals(const Key& key, int64_t first, T (&eps)[V]) {
-  static_assert(V % 4 == 0);
-  const uint64_t counter = static_cast<uint64_t>(first) >> 2;
-  const int shift = static_cast<int>(first & 3);
-#pragma unroll
-  for (int k = 0; k < V; k += 4) four_normals(key, counter + k / 4, eps + k);
-  if (shift == 0) return;
-  T next[4];
-  four_normals(key, counter + V / 4, next);
+VF_DEVICE void shifted_normals(const Key& key, uint64_t counter, int shift, T* eps) {
+  uint32_t words[V / 4 + 1][4];
+  words_of(key, counter, words);
   T all[V + 4];
 #pragma unroll
-  for (int k = 0; k < V + 4; ++k) all[k] = k < V ? eps[k < V ? k : 0] : next[k < V ? 0 : k - V];
+  for (int k = 0; k < V + 4; k += 4) four_normals(words[k / 4], all + k);
 #pragma unroll
   for (int k = 0; k < V; ++k) {
     eps[k] = shift == 1 ? all[k + 1] : shift == 2 ? all[k + 2] : all[k + 3];
+  }
+}
+
+// The normals of a batch. `first` is the place in the noise of the task's origin, which 4 divides but
+// for sample sets after the first, of a size that 4 does not divide.
+template <class B, class T>
+VF_DEVICE void noise_of(const Key& key, int64_t first, const B& batch, T (&eps)[B::size]) {
+  static_assert(B::V % 4 == 0);
+  constexpr int kOf = B::V / 4;  // counters of a group
+  const uint64_t counter = static_cast<uint64_t>(first) >> 2;
+  const int shift = static_cast<int>(first & 3);
+  if (shift == 0) {
+    uint64_t counters[B::U * kOf];
+#pragma unroll
+    for (int n = 0; n < B::U * kOf; ++n) counters[n] = counter + batch.start(n / kOf) / 4 + n % kOf;
+    uint32_t words[B::U * kOf][4];
+    words_of(key, counters, words);
+#pragma unroll
+    for (int n = 0; n < B::U * kOf; ++n) four_normals(words[n], eps + 4 * n);
+    return;
+  }
+#pragma unroll
+  for (int u = 0; u < B::U; ++u) {
+    shifted_normals<B::V>(key, counter + batch.start(u) / 4, shift, eps + u * B::V);
   }
 }
 

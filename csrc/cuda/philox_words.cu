@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads)
     uint32_t words[4];
     words_of(key, first + static_cast<uint64_t>(c), words);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) __stwb(out + 4 * c + k, words[k]);
+    for (int k = 0; k < 4; ++k) put(out + 4 * c + k, words[k]);
   }
 }
 

@@ -44,4 +44,16 @@ VF_DEVICE T tree_sum(const T (&x)[N]) {
   return level[0];
 }
 
+// Sum of log(1 + e) over e in [0, 1], as the logarithm of a product: with 1 + q for the product so
+// far, q takes in e by (1 + e) (1 + q) - 1 = e (1 + q) + q, in which nothing cancels. Four chains.
+template <class M, int N, class T>
+VF_DEVICE T log1p_sum(const T (&e)[N]) {
+  static_assert(N % 4 == 0 && N <= 16);  // at most 2^16
+  const auto join = [](T a, T b) { return M::fma(a, b + T(1), b); };
+  T q[4] = {e[0], e[1], e[2], e[3]};
+#pragma unroll
+  for (int k = 4; k < N; ++k) q[k % 4] = join(e[k], q[k % 4]);
+  return M::log1p(join(join(q[0], q[1]), join(q[2], q[3])));
+}
+
 }  // namespace vae_fast::cuda

@@ -11,21 +11,38 @@
 
 namespace vae_fast::cuda {
 
-constexpr int64_t kMaxParts = 8192;     // of the problem: what the second stage adds up
+// Of the problem: what is added up at the end. Few enough for a block's own work, its sum above all,
+// to be small beside its elements', and enough to fill the largest GPU several times.
+constexpr int64_t kMaxParts = 2048;
 constexpr int64_t kMaxBlocks = 1 << 20;  // of a grid; more tasks than that, and blocks take several
+// Below this many elements, 2 warps are a block: a small problem then has more of them than the
+// largest GPU has multiprocessors, or as many as it can.
+constexpr int64_t kSmall = int64_t{1} << 20;
+constexpr int kSmallThreads = 64;
 
+inline int threads_for(int64_t elements) { return elements < kSmall ? kSmallThreads : kThreads; }
+
+// A task's elements are those from origin + begin to origin + end; origin is a group's first.
 struct Range {
-  int64_t segment, begin, end;  // elements [begin, end) of it
+  int64_t segment, origin;
+  int begin, end;
 };
+
+template <int V>
+VF_FN int64_t group_of(int64_t element) {
+  return static_cast<int64_t>(static_cast<uint64_t>(element) / V);
+}
 
 struct Split {
   int64_t segments, length;
-  int64_t parts = 1;   // of a segment
-  int64_t groups = 0;  // of a part
-  int lanes = kThreads;  // of a team: kThreads, or a power of two up to a warp
+  int64_t parts = 1;       // of a segment
+  int64_t groups = 0;      // of a part
+  int threads = kThreads;  // of a block
+  int lanes = kThreads;    // of a team: all of a block's threads, or a power of two up to a warp
+  int log2_lanes = 8;
 
   VF_FN int64_t tasks() const { return segments * parts; }
-  VF_FN int teams() const { return kThreads / lanes; }
+  VF_FN int teams() const { return threads >> log2_lanes; }
   int64_t blocks() const {
     const int64_t needed = (tasks() + teams() - 1) / teams();
     return needed < kMaxBlocks ? needed : kMaxBlocks;
@@ -33,28 +50,42 @@ struct Split {
 
   template <int V>
   VF_DEVICE Range range(int64_t task) const {
-    const int64_t segment = parts == 1 ? task : task / parts;
-    const int64_t part = task - segment * parts;
+    int64_t segment = 0, part = task;
+    if (segments > 1 && parts == 1) {
+      segment = task, part = 0;
+    } else if (segments > 1) {  // at most kMaxParts tasks: a short division
+      segment = static_cast<uint32_t>(task) / static_cast<uint32_t>(parts);
+      part = task - segment * parts;
+    }
     int64_t begin = segment * length, end = begin + length;
-    const int64_t first = begin / V + part * groups;
+    const int64_t first = group_of<V>(begin) + part * groups;
     if (part > 0) begin = first * V < end ? first * V : end;
     if (part + 1 < parts && (first + groups) * V < end) end = (first + groups) * V;
-    return {segment, begin, end};
+    const int64_t origin = group_of<V>(begin) * V;
+    return {segment, origin, static_cast<int>(begin - origin), static_cast<int>(end - origin)};
   }
 };
 
 template <class B>
-Split make_split(int64_t segments, int64_t length) {
+Split make_split(int64_t segments, int64_t length, int threads = kThreads) {
   Split split{segments, length};
+  const auto take_lanes = [&](int lanes) {
+    split.lanes = lanes;
+    split.log2_lanes = 0;
+    while (1 << split.log2_lanes < lanes) ++split.log2_lanes;
+  };
+  split.threads = threads;
+  take_lanes(threads);
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   // A segment that starts within a group touches one more than its length needs.
   const bool crooked = segments > 1 && length % B::V != 0;
   const int64_t groups = ceil_div(length, B::V) + (crooked ? 1 : 0);
-  const int64_t tile = int64_t{kThreads} * B::U;
+  const int64_t tile = int64_t{threads} * B::U;
   split.groups = groups;
   if (segments > 1 && groups <= 4 * kWarp * B::U) {
-    split.lanes = 1;
-    while (split.lanes < kWarp && split.lanes * B::U < groups) split.lanes *= 2;
+    int lanes = 1;
+    while (lanes < kWarp && lanes * B::U < groups) lanes *= 2;
+    take_lanes(lanes);
     return split;
   }
   const int64_t most = segments < kMaxParts ? kMaxParts / (segments < 1 ? 1 : segments) : 1;
@@ -66,9 +97,6 @@ Split make_split(int64_t segments, int64_t length) {
   return split;
 }
 
-// A problem of two blocks is done by one, which can then add up by itself, in the same launch.
-inline int64_t stage_one_blocks(int64_t blocks) { return blocks <= 2 && blocks > 0 ? 1 : blocks; }
-
 // Gives each team its tasks. `body(range, lane, lanes)` is a lane's work and returns its share of
 // the sum; `done(task, sum)` is called by one lane of the team. The caller is `block` of `blocks`.
 template <int V, bool SUM, class Body, class Done>
@@ -76,7 +104,7 @@ VF_DEVICE void for_each_task(const Split& split, int64_t block, int64_t blocks, 
                              const Done& done) {
   const int lanes = split.lanes;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
-  const int team = static_cast<int>(threadIdx.x) / lanes;
+  const int team = static_cast<int>(threadIdx.x) >> split.log2_lanes;
   const int64_t tasks = split.tasks();
   // The loop is the same for all threads of a block: they meet in the sums.
   for (int64_t first = block * split.teams(); first < tasks; first += blocks * split.teams()) {
@@ -84,7 +112,7 @@ VF_DEVICE void for_each_task(const Split& split, int64_t block, int64_t blocks, 
     double sum = 0.0;
     if (task < tasks) sum = body(split.range<V>(task), lane, lanes);
     if constexpr (SUM) {
-      sum = lanes == kThreads ? block_sum(sum) : team_sum(sum, lanes);
+      sum = lanes > kWarp ? block_sum(sum) : team_sum(sum, lanes);
       if (lane == 0 && task < tasks) done(task, sum);
     }
   }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,16 @@ def emulation() -> emulator.Emulator:
     folder.mkdir(exist_ok=True)
     with open(folder / "cuda_emulation.lock", "w") as lock:  # test processes compile it once
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return emulator.Emulator()
+        choice = os.environ.get("VAE_FAST_PTX")
+        return of_ptx(choice) if choice else emulator.Emulator()
+
+
+def of_ptx(choice: str) -> emulator.Emulator:
+    """What nvcc made of the kernels in their place: VAE_FAST_PTX is "sm_90", or "sm_90,lockstep"."""
+    from tests.ptx import build, machine
+
+    arch, *ways = choice.split(",")
+    return machine.PtxEmulator(build.library(arch), ways)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-// The emulated GPU: fibers for a block's threads, checked memory, and the drivers as C functions.
+// The emulated GPU: fibers for a block's threads, and checked memory.
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -7,13 +7,9 @@
 #include <numeric>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#include "cuda/drivers.h"
-#include "cuda/split.cuh"
 #include "cuda_runtime.h"
-#include "ops/fields.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -29,17 +25,31 @@ constexpr size_t kStack = 256 * 1024;
 
 // --- what the test declared and wants to know ---
 
+enum class Kind { input, output, counter };
+
+// Who wrote a byte last, and when.
+struct Write {
+  int launch;
+  unsigned block, thread, barriers;  // the barriers that the thread had passed
+  uint64_t time;
+};
+
 struct Region {
   const char* begin;
   size_t bytes;
-  bool writable;
+  Kind kind;
   std::vector<uint8_t> writes;  // how often each byte was written
+  std::vector<Write> last;
 };
 
 std::vector<Region> regions;
+std::vector<Region> symbols;  // which stay from test to test
+bool capturing;
 std::string error;
 unsigned order_seed;
 int launches;
+bool lockstep;  // lanes go from one access to the next together
+uint64_t clock_time, blocks_run;
 
 void complain(const std::string& what) {
   if (error.empty()) {
@@ -62,6 +72,10 @@ struct Fiber {
   unsigned mask;        // of the exchange it waits in
   uint64_t offered[2];  // two exchanges in turn: a lane may be one ahead of its readers
   unsigned exchanges;
+  unsigned barriers;
+  uint64_t fence;  // when it last passed one, and how many barriers it had passed then
+  unsigned barriers_at_fence;
+  bool has_counted;  // it has read the counter, and so may see what blocks before have released
 };
 
 Fiber fibers[kMaxThreads];
@@ -75,6 +89,17 @@ void wait(State state) {
   fiber.state = state;
   if (_setjmp(fiber.place) == 0) _longjmp(scheduler, 1);
 }
+
+// What a block made visible to the others, by a fence and then the counter.
+struct Release {
+  bool any;
+  unsigned thread, barriers;
+  uint64_t fence;
+};
+std::vector<Release> releases;
+// The thread of the block that runs which has seen the counter and then passed a fence.
+bool acquired;
+unsigned acquirer, acquired_after;
 
 void fiber_main() {
   for (;;) {
@@ -126,7 +151,10 @@ bool release_barrier(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     if (fibers[t].state != State::at_block_barrier) return false;
   }
-  for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::ready;
+  for (unsigned t = 0; t < threads; ++t) {
+    fibers[t].state = State::ready;
+    ++fibers[t].barriers;
+  }
   return true;
 }
 
@@ -137,8 +165,13 @@ bool run_block(unsigned threads, std::vector<unsigned>& warps, std::vector<unsig
   std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
   for (unsigned t = 0; t < threads; ++t) {
     fibers[t].state = State::ready;
-    fibers[t].exchanges = 0;
+    Fiber& fiber = fibers[t];
+    fiber.exchanges = fiber.barriers = fiber.barriers_at_fence = 0;
+    fiber.fence = 0;
+    fiber.has_counted = false;
   }
+  acquired = false;
+  ++blocks_run;
   unsigned left = threads;
   while (left > 0) {
     if (order_seed > 1) {
@@ -155,6 +188,8 @@ bool run_block(unsigned threads, std::vector<unsigned>& warps, std::vector<unsig
         }
       } while (release_exchange(warp, count));
     }
+    const auto is_ready = [](const Fiber& fiber) { return fiber.state == State::ready; };
+    if (lockstep && std::any_of(fibers, fibers + threads, is_ready)) continue;
     if (left > 0 && !release_barrier(threads)) {
       complain("threads wait at a barrier that the others never reach");
       for (unsigned t = 0; t < threads; ++t) fibers[t].made = false;  // they never come back
@@ -180,6 +215,7 @@ cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   gridDim = grid;
   blockDim = threads;
   body = &kernel;
+  releases.assign(grid.x, {});
   // No order of blocks or threads may change a result: 0 is forward, 1 backward, others shuffle.
   std::mt19937 random(order_seed);
   std::vector<unsigned> blocks(grid.x), warps((threads.x + kWarp - 1) / kWarp), lanes(kWarp);
@@ -201,6 +237,16 @@ cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   return cudaSuccess;
 }
 
+void complain(const char* what) { complain(std::string(what)); }
+
+void give_way() {
+  if (lockstep) wait(State::ready);
+}
+
+uint64_t block_serial() { return blocks_run; }
+unsigned thread_now() { return current; }
+unsigned barriers_passed() { return fibers[current].barriers; }
+
 void block_barrier() { wait(State::at_block_barrier); }
 
 uint64_t exchange(unsigned mask, uint64_t value, int source) {
@@ -218,32 +264,96 @@ uint64_t exchange(unsigned mask, uint64_t value, int source) {
   return fibers[warp + source].offered[turn];
 }
 
-bool check(const void* p, size_t bytes, bool write) {
+namespace {
+
+// Whether what was written is ordered before what the current thread does now.
+bool is_ordered(const Write& write) {
+  if (write.launch != launches) return true;
+  const Fiber& own = fibers[current];
+  if (write.block == blockIdx.x) return write.thread == current || write.barriers < own.barriers;
+  const Release& release = releases[write.block];
+  const bool released =
+      release.any && (write.thread == release.thread ? write.time < release.fence
+                                                     : write.barriers < release.barriers);
+  return released && acquired && (acquirer == current || acquired_after < own.barriers);
+}
+
+Region* region_of(const void* p, size_t bytes) {
   const char* at = static_cast<const char*>(p);
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
     complain("misaligned access of " + std::to_string(bytes) + " bytes");
-    return false;
+    return nullptr;
   }
   for (Region& region : regions) {
-    if (at < region.begin || at + bytes > region.begin + region.bytes) continue;
-    const size_t offset = at - region.begin;
-    if (!region.writable) {
-      if (write) complain("write to an input");
-      return !write;
-    }
-    for (size_t i = offset; i < offset + bytes; ++i) {
-      if (write) {
-        region.writes[i] = static_cast<uint8_t>(std::min(255, region.writes[i] + 1));
-      } else if (region.writes[i] == 0) {
-        complain("read of memory that nothing has written");
-        return false;
-      }
-    }
-    return true;
+    if (at >= region.begin && at + bytes <= region.begin + region.bytes) return &region;
   }
-  complain(std::string(write ? "write" : "read") + " of " + std::to_string(bytes) +
-           " bytes out of bounds");
-  return false;
+  for (Region& region : symbols) {
+    if (at >= region.begin && at + bytes <= region.begin + region.bytes) return &region;
+  }
+  complain("access of " + std::to_string(bytes) + " bytes out of bounds");
+  return nullptr;
+}
+
+}  // namespace
+
+bool check(const void* p, size_t bytes, Access access) {
+  give_way();
+  Region* region = region_of(p, bytes);
+  if (region == nullptr) return false;
+  if (region->kind == Kind::counter) {
+    complain("a counter is accessed, but not by an atomic instruction");
+    return false;
+  }
+  if (region->kind == Kind::input) {
+    if (access == Access::write) complain("write to an input");
+    return access != Access::write;
+  }
+  if (access == Access::read_only) {
+    complain("memory that the kernel writes is read as if it did not");
+    return false;
+  }
+  const size_t offset = static_cast<const char*>(p) - region->begin;
+  const Write now{launches, blockIdx.x, current, fibers[current].barriers, ++clock_time};
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    if (access == Access::write) {
+      region->writes[i] = static_cast<uint8_t>(std::min(255, region->writes[i] + 1));
+      region->last[i] = now;
+    } else if (region->writes[i] == 0) {
+      complain("read of memory that nothing has written");
+      return false;
+    } else if (!is_ordered(region->last[i])) {
+      complain("read of memory whose write is not ordered before");
+      return false;
+    }
+  }
+  return true;
+}
+
+unsigned atomic_inc(unsigned* p, unsigned limit) {
+  give_way();
+  Region* region = region_of(p, sizeof *p);
+  if (region == nullptr) return 0;
+  if (region->kind != Kind::counter) {
+    complain("an atomic instruction on what is no counter");
+    return 0;
+  }
+  Fiber& own = fibers[current];
+  own.has_counted = true;
+  releases[blockIdx.x] = {own.fence != 0, current, own.barriers_at_fence, own.fence};
+  const unsigned before = *p;
+  *p = before >= limit ? 0 : before + 1;
+  return before;
+}
+
+void fence() {
+  Fiber& own = fibers[current];
+  own.fence = ++clock_time;
+  own.barriers_at_fence = own.barriers;
+  if (own.has_counted && !acquired) {
+    acquired = true;
+    acquirer = current;
+    acquired_after = own.barriers;
+  }
 }
 
 void trap() {
@@ -254,7 +364,23 @@ void trap() {
 
 }  // namespace emulation
 
-using namespace vae_fast;
+// --- of the runtime ---
+
+extern "C" cudaError_t cudaGetLastError() { return cudaSuccess; }
+extern "C" cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+extern "C" cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  return *id = reinterpret_cast<uintptr_t>(stream), cudaSuccess;
+}
+extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = emulation::capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t emulated_symbol(void** address, void* symbol, size_t bytes) {
+  *address = symbol;
+  emulation::symbols.push_back({static_cast<const char*>(symbol), bytes, emulation::Kind::counter,
+                                {}, {}});
+  return cudaSuccess;
+}
 
 // --- for ctypes ---
 
@@ -266,9 +392,14 @@ EXPORT void emulation_reset(unsigned order) {
   emulation::launches = 0;
   emulation::order_seed = order;
 }
-EXPORT void emulation_declare(const void* p, size_t bytes, int writable) {
-  emulation::regions.push_back({static_cast<const char*>(p), bytes, writable != 0,
-                                std::vector<uint8_t>(writable != 0 ? bytes : 0)});
+EXPORT void emulation_capturing(int on) { emulation::capturing = on != 0; }
+EXPORT void emulation_lockstep(int on) { emulation::lockstep = on != 0; }
+// 0: only read. 1: written once, and then perhaps read. 2: a counter.
+EXPORT void emulation_declare(const void* p, size_t bytes, int kind) {
+  const size_t watched = kind == 1 ? bytes : 0;
+  emulation::regions.push_back({static_cast<const char*>(p), bytes,
+                                static_cast<emulation::Kind>(kind), std::vector<uint8_t>(watched),
+                                std::vector<emulation::Write>(watched)});
 }
 // The fewest and the most writes of a byte of the i-th declared region.
 EXPORT void emulation_writes(int i, int* fewest, int* most) {
@@ -278,70 +409,3 @@ EXPORT void emulation_writes(int i, int* fewest, int* most) {
 }
 EXPORT const char* emulation_error() { return emulation::error.c_str(); }
 EXPORT int emulation_launches() { return emulation::launches; }
-
-// How ctypes spells a field's type: a format character, or a struct's name.
-template <class T>
-struct Spelling {
-  static std::string of() { return std::is_pointer_v<T> ? "P" : std::is_enum_v<T> ? "i" : "?"; }
-};
-#define SPELLING(T, text)                      \
-  template <>                                  \
-  struct Spelling<T> {                         \
-    static std::string of() { return text; }   \
-  };
-#define SPELLED_STRUCT(T) SPELLING(T, #T)
-#define NOTHING(...)
-SPELLING(int, "i")
-SPELLING(int64_t, "q")
-SPELLING(double, "d")
-SPELLING(bool, "?")
-VF_ARGS(SPELLED_STRUCT, NOTHING, NOTHING)
-
-// The structs of args.h as text: a line "struct NAME SIZE" and, for each field, "NAME OFFSET TYPE
-// COUNT", COUNT being 0 of what is no array.
-EXPORT const char* emulated_layout() {
-  static std::string text;
-  text.clear();
-#define LAYOUT_STRUCT(S) text += "struct " #S " " + std::to_string(sizeof(S)) + "\n";
-#define LAYOUT_FIELD(S, field)                                                       \
-  text += #field " " + std::to_string(offsetof(S, field)) + " " +                    \
-          Spelling<std::remove_all_extents_t<decltype(S::field)>>::of() + " " +      \
-          std::to_string(std::extent_v<decltype(S::field)>) + "\n";
-  VF_ARGS(LAYOUT_STRUCT, LAYOUT_FIELD, NOTHING)
-  return text.c_str();
-}
-EXPORT int emulated_likelihoods(const char** names, bool* reads_half) {
-  return cuda::likelihoods_on_cuda(names, reads_half);
-}
-EXPORT const char* emulated_refusal(const Likelihood* args) { return cuda::refusal(*args); }
-EXPORT size_t emulated_gaussian_workspace(const GaussianForward* args) {
-  return cuda::gaussian_workspace(*args);
-}
-EXPORT int emulated_gaussian_forward(const GaussianForward* args, void* workspace) {
-  return cuda::gaussian_forward(*args, workspace, nullptr);
-}
-EXPORT int emulated_gaussian_backward(const GaussianBackward* args) {
-  return cuda::gaussian_backward(*args, nullptr);
-}
-EXPORT size_t emulated_nll_workspace(const Likelihood* args) { return cuda::nll_workspace(*args); }
-EXPORT int emulated_nll(const Likelihood* args, void* workspace) {
-  return cuda::nll(*args, workspace, nullptr);
-}
-EXPORT size_t emulated_elbo_workspace(const Elbo* args) { return cuda::elbo_workspace(*args); }
-EXPORT int emulated_elbo(const Elbo* args, void* workspace) {
-  return cuda::elbo(*args, workspace, nullptr);
-}
-EXPORT int emulated_gather(const Gather* args) { return cuda::gather(*args, nullptr); }
-// How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.
-EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* cut, int64_t task,
-                           int64_t* range) {
-  const cuda::Split split = half != 0 ? cuda::make_split<cuda::Batch<8, 2>>(segments, length)
-                                      : cuda::make_split<cuda::Batch<4, 4>>(segments, length);
-  cut[0] = split.tasks(), cut[1] = split.lanes, cut[2] = split.blocks();
-  const cuda::Range r = half != 0 ? split.range<8>(task) : split.range<4>(task);
-  range[0] = r.segment, range[1] = r.begin, range[2] = r.end;
-}
-EXPORT int emulated_philox_words(const int64_t* key, uint64_t first, int64_t counters,
-                                 uint32_t* words) {
-  return cuda::philox_words(key, first, counters, words, nullptr);
-}

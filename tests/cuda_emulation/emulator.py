@@ -50,7 +50,7 @@ def compiler() -> list[str] | None:
 
 
 def _sources() -> list[Path]:
-    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "emulation.cpp"]
+    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "emulation.cpp", HERE / "drivers.cpp"]
 
 
 def _digest() -> str:
@@ -135,8 +135,8 @@ class Emulator:
     order in which blocks and threads run: 0 forward, 1 backward, others shuffled.
     """
 
-    def __init__(self) -> None:
-        self.lib = ctypes.CDLL(str(build()))
+    def __init__(self, library: Path | None = None) -> None:
+        self.lib = ctypes.CDLL(str(library or build()), ctypes.RTLD_GLOBAL if library else 0)
         self.lib.emulation_error.restype = ctypes.c_char_p
         for name in ("layout", "refusal"):
             getattr(self.lib, f"emulated_{name}").restype = ctypes.c_char_p

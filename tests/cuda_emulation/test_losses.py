@@ -265,13 +265,13 @@ def test_same_bits_in_any_order_and_at_any_alignment(emulation: Emulator, reduct
     assert len(results) == 1
 
 
-def test_both_extents_take_one_launch_and_the_sums_at_most_one_more(emulation: Emulator):
-    for shape, latents, launches in [((3, 5), 2, 1), ((128, 784), 20, 2), ((512, 784), 64, 2)]:
+def test_both_extents_and_their_sums_take_one_launch(emulation: Emulator):
+    for shape, latents in [((3, 5), 2), ((128, 784), 20), ((512, 784), 64)]:
         x, t = scores(shape, torch.float32, True), targets(shape, torch.float32)[0]
         mu = torch.zeros(shape[0], latents)
         emulation.begin()
         ops.elbo(emulation, "bernoulli", [x], t, mu, mu, ups=(Up(), Up()))
-        assert emulation.launches == launches
+        assert emulation.launches == 1
         emulation.begin()
         ops.elbo(emulation, "bernoulli", [x], t, mu, mu, value=False, ups=(Up(), Up()))
         assert emulation.launches == 1

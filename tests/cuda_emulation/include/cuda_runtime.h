@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda_runtime_api.h"
+#include "emulation.h"
 
 #include <cmath>
 #include <cstring>
@@ -16,10 +17,6 @@
 // All shared variables in one section: the emulation poisons it before each block.
 #define __shared__ static __attribute__((section("emulated_shared")))
 
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -27,29 +24,20 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
-extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
-
 namespace emulation {
 
 cudaError_t run(dim3 grid, dim3 threads, const std::function<void()>& kernel);
-void block_barrier();
-// Waits for the lanes of `mask` in the caller's warp; each gives 8 bytes and reads `source`'s.
-uint64_t exchange(unsigned mask, uint64_t value, int source);
-// Notes it as an error and ends the thread.
-void trap();
-// Whether an access is to memory that the test has declared; notes the first that is not.
-bool check(const void* p, size_t bytes, bool write);
 
 template <class T>
-T read(const T* p) {
+T read(const T* p, Access access = Access::read) {
   T value{};
-  if (check(p, sizeof(T), false)) std::memcpy(&value, p, sizeof(T));
+  if (check(p, sizeof(T), access)) std::memcpy(&value, p, sizeof(T));
   return value;
 }
 
 template <class T>
 void write(T* p, const T& value) {
-  if (check(p, sizeof(T), true)) std::memcpy(p, &value, sizeof(T));
+  if (check(p, sizeof(T), Access::write)) std::memcpy(p, &value, sizeof(T));
 }
 
 }  // namespace emulation
@@ -67,8 +55,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return emulation::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, values); });
 }
 
+// Symbols of the device are the host's own variables; those that kernels are handed are counters.
+cudaError_t emulated_symbol(void** address, void* symbol, size_t bytes);
+template <class T>
+cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
+  return emulated_symbol(address, &symbol, sizeof(T));
+}
+
 inline void __syncthreads() { emulation::block_barrier(); }
 inline void __trap() { emulation::trap(); }
+inline void __threadfence() { emulation::fence(); }
+inline unsigned atomicInc(unsigned* p, unsigned limit) { return emulation::atomic_inc(p, limit); }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
@@ -83,7 +80,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 
 template <class T>
 T __ldg(const T* p) {
-  return emulation::read(p);
+  return emulation::read(p, emulation::Access::read_only);
 }
 template <class T>
 T __ldcs(const T* p) {

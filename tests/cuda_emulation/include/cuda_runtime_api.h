@@ -17,3 +17,11 @@ enum cudaError_t {
 };
 
 typedef struct CUstream_st* cudaStream_t;
+
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+
+// One device, and a stream's address for its id.
+extern "C" cudaError_t cudaGetLastError();
+extern "C" cudaError_t cudaGetDevice(int* device);
+extern "C" cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id);
+extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
