@@ -109,8 +109,9 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
   constexpr int W = kWords<B, F::bytes>;
   for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
-    // All that is read is asked for before the noise is made, but for a second sample's gradient.
-    uint32_t logvar_words[W], mu_words[W], grad_words[W], prior_mu_words[W], prior_logvar_words[W];
+    // What is read is asked for before the noise is made; but a second sample's gradient and a prior
+    // are not, for which there are too few registers.
+    uint32_t logvar_words[W], mu_words[W], grad_words[W];
     const auto ask = [&](const void* base, int64_t first, uint32_t* words) {
       const B own(group, lanes, range.begin, range.end, aligned && first % B::V == 0);
       request<F::bytes, Reuse::never>(at<F::bytes>(base, first + range.origin), own, 0, words);
@@ -118,10 +119,6 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
     ask(args.logvar, 0, logvar_words);
     if (args.grad_z != nullptr) ask(args.grad_z, 0, grad_words);
     if (args.has_kl) ask(args.mu, 0, mu_words);
-    if (args.has_kl && prior) {
-      ask(args.prior_mu, 0, prior_mu_words);
-      ask(args.prior_logvar, 0, prior_logvar_words);
-    }
     C logvar[B::size], grad_mu[B::size] = {}, grad_logvar[B::size] = {};
     decode<F, B>(logvar_words, logvar);
     if (args.grad_z != nullptr) {
@@ -149,6 +146,9 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
       decode<F, B>(mu_words, mu);
       if (prior) {
         C prior_mu[B::size], prior_logvar[B::size];
+        uint32_t prior_mu_words[W], prior_logvar_words[W];
+        ask(args.prior_mu, 0, prior_mu_words);
+        ask(args.prior_logvar, 0, prior_logvar_words);
         decode<F, B>(prior_mu_words, prior_mu);
         decode<F, B>(prior_logvar_words, prior_logvar);
 #pragma unroll

@@ -249,10 +249,22 @@ inline T op_lop3(T a, uint32_t b, uint32_t c, uint32_t table) {
   return out;
 }
 template <class T>
+inline T low_bits(T count) {
+  return count >= 8 * sizeof(T) ? T(~T(0)) : T((T(1) << count) - 1);
+}
+template <class T>
 inline T op_bfe(T a, T at, T count) {
-  static_assert(std::is_same_v<T, uint32_t>);
-  if (count == 0 || at > 31) return 0;
-  return (a >> at) & (count > 31 ? ~0u : (1u << count) - 1u);
+  static_assert(std::is_unsigned_v<T>);
+  at &= 255u, count &= 255u;
+  return at >= 8 * sizeof(T) ? T(0) : T((a >> at) & low_bits(count));
+}
+template <class T>
+inline T op_bfi(T a, T b, T at, T count) {
+  static_assert(std::is_unsigned_v<T>);
+  at &= 255u, count &= 255u;
+  if (at >= 8 * sizeof(T)) return b;
+  const T mask = T(low_bits(count) << at);
+  return T((b & ~mask) | (a << at & mask));
 }
 template <class T>
 inline T op_selp(T a, T b, bool c) { return c ? a : b; }
