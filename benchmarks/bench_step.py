@@ -1,8 +1,9 @@
 """Samples a second of a training step, on a quiet machine and beside busy processes.
 
-    python -m benchmarks.bench_step [--busy 0 2 4 16] [--hidden 400] [--batch 128] [--only native jax]
+    python -m benchmarks.bench_step [--busy 0 2 4 16] [--hidden 400] [--batch 128] [--precision bf16]
+                                    [--only native jax]
 
-The tutorial's VAE (784-hidden-20, float32, Adam) over uint8 images in memory: the native step, the
+The tutorial's VAE (784-hidden-20, Adam) over uint8 images in memory: the native step, the
 engine's recorded step, torch.compile of the step that people write, and JAX's jitted scan. The
 contenders take turns of about a second each, and the median of a contender's turns counts.
 """
@@ -43,11 +44,11 @@ def model_of(hidden: int) -> nn.Module:
     return models.build("vae", (1, 28, 28), **options)
 
 
-def native(images: Tensor, hidden: int, batch: int) -> Epoch:
+def native(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
     model = model_of(hidden)
     flat = FlatParameters(list(model.parameters()))
     optimizer = FlatAdam(flat, torch.optim.Adam(flat.parameters, lr=1e-3, fused=True))
-    step = build(model, optimizer)
+    step = build(model, optimizer, bf16=precision == "bf16")
     if isinstance(step, str):
         raise RuntimeError(step)  # noqa: TRY004
 
@@ -60,8 +61,10 @@ def native(images: Tensor, hidden: int, batch: int) -> Epoch:
     return epoch
 
 
-def recorded(images: Tensor, hidden: int, batch: int) -> Epoch:
-    config = TrainConfig(batch_size=batch, device="cpu", runner="recorded")
+def recorded(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
+    config = TrainConfig(
+        batch_size=batch, device="cpu", runner="recorded", precision=precision, emulate_bf16=True
+    )
     made = Step(model_of(hidden), config, torch.device("cpu"), World(), len(images) // batch)
     number = 0
 
@@ -77,7 +80,7 @@ def recorded(images: Tensor, hidden: int, batch: int) -> Epoch:
     return epoch
 
 
-def compiled(images: Tensor, hidden: int, batch: int) -> Epoch:
+def compiled(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
     """What the tutorial does, with the images in memory, under torch.compile."""
 
     class Plain(nn.Module):
@@ -103,19 +106,22 @@ def compiled(images: Tensor, hidden: int, batch: int) -> Epoch:
         whole = len(images) // batch * batch  # batches of one size: another would be compiled anew
         for rows in torch.randperm(len(images))[:whole].split(batch):
             optimizer.zero_grad()
-            loss_of(images[rows]).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = loss_of(images[rows])
+            loss.backward()
             optimizer.step()
         return whole
 
     return epoch
 
 
-def jax(images: Tensor, hidden: int, batch: int) -> Epoch | Absence:
+def jax(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch | Absence:
     for name, (n_in, n_out) in jax_vae.SIZES.items():
         sizes = (hidden if n in (400,) else n for n in (n_in, n_out))
         jax_vae.SIZES[name] = tuple(sizes)
     array = images.flatten(1).numpy()
-    run = jax_vae.contender(array, batch, "float32", torch.device("cpu"))
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    run = jax_vae.contender(array, batch, dtype, torch.device("cpu"))
     if isinstance(run, Absence):
         return run
 
@@ -153,6 +159,7 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="*", default=[0])
     parser.add_argument("--hidden", type=int, default=400)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--images", type=int, default=12_800)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
@@ -162,13 +169,16 @@ def main() -> None:
     images = torch.as_tensor(generator.integers(0, 256, ink.shape, dtype=np.uint8) * ink)
     epochs = {}
     for name in args.only:
-        made = CONTENDERS[name](images, args.hidden, args.batch)
+        made = CONTENDERS[name](images, args.hidden, args.batch, args.precision)
         if isinstance(made, Absence):
             print(f"{name}: {made.why}")
             continue
         made()  # compiles, records
         epochs[name] = made
-    print(f"hidden {args.hidden}, batch {args.batch}, {torch.get_num_threads()} threads; samples/s")
+    print(
+        f"{args.precision}, hidden {args.hidden}, batch {args.batch}, "
+        f"{torch.get_num_threads()} threads; samples/s"
+    )
     for count in args.busy:
         speeds: dict[str, list[float]] = {name: [] for name in epochs}
         with busy(count):

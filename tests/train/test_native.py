@@ -61,16 +61,19 @@ MODELS |= LIKELIHOODS
 class Run:
     """A model with what trains it, by the native step or by the eager one in ``dtype``."""
 
-    def __init__(self, model, *, dtype=None, kind=torch.optim.Adam, ema=0.9, clip=0.0, **options):
+    def __init__(
+        self, model, *, dtype=None, kind=torch.optim.Adam, ema=0.9, clip=0.0, bf16=False, **options
+    ):
         self.model = copy.deepcopy(model).to(dtype)
         options = {"lr": 1e-3, "eps": EPS, **options}
-        self.clip, self.native = clip, None
+        self.clip, self.native, self.bf16 = clip, None, bf16
         if dtype is None:
             self.flat = FlatParameters(list(self.model.parameters()))
             made = kind(self.flat.parameters, fused=True, **options)
             self.optimizer = FlatAdam(self.flat, made)
             self.average = WeightAverage(self.model, ema, self.flat) if ema else None
-            self.native = build(self.model, self.optimizer, average=self.average, clip_norm=clip)
+            options = {"average": self.average, "clip_norm": clip, "bf16": bf16}
+            self.native = build(self.model, self.optimizer, **options)
             assert isinstance(self.native, NativeStep), self.native
         else:
             self.optimizer = kind(self.model.parameters(), **options)
@@ -84,7 +87,8 @@ class Run:
             return torch.tensor([terms.loss, terms.recon, terms.kl, terms.norm])
         inputs = x if x.dtype != torch.float32 else x.to(next(self.model.parameters()).dtype)
         noise = {"noise_key": key} if self.model.is_probabilistic else {}
-        terms = self.model(inputs, *y, beta=beta, **noise)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            terms = self.model(inputs, *y, beta=beta, **noise)
         terms.loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
         if self.clip and norm > self.clip:
@@ -167,6 +171,37 @@ def test_likelihoods_are_the_eager_steps(name, cpu_level, threads):
         terms = [run.step(x, key=key) for run in runs]
         compare(*({"terms": t} for t in terms), f"step {i}")
         compare(*(run.state() for run in runs), f"step {i}")
+
+
+@pytest.mark.parametrize("name", ["odd", "cvae", "ae", "silu", "levels", "gene dispersion"])
+def test_in_bf16_it_is_as_near_as_the_eager_step(name, cpu_level, threads):
+    """Autocast's roundings, of every operand and result of a product."""
+    threads(2)
+    model, shape = made("odd" if name == "silu" else name)
+    if name == "silu":
+        model = swapped(model, nn.ReLU, nn.SiLU)
+    runs = [
+        Run(model, bf16=True),
+        Run(model, dtype=torch.float32, bf16=True),
+        Run(model, dtype=torch.float64),
+    ]
+    for i, (x, y, key) in enumerate(batches(shape, (37, 128, 37))):
+        x = x // 100 if name in COUNTS else x
+        condition = (y,) if model.uses_labels else ()
+        terms = [run.step(x, *condition, key=key) for run in runs]
+        states = [torch.cat([v.flatten() for v in run.state().values()]) for run in runs]
+        for mine, theirs, exact in (terms, states):
+            distances = [(t.double() - exact.double()).norm() for t in (mine, theirs)]
+            assert distances[0] <= 1.5 * distances[1] + 1e-4 * exact.double().norm(), f"step {i}"
+            assert distances[0] > 1e-6 * exact.double().norm()  # it does round
+
+
+def swapped(model, old, new):
+    for module in model.modules():
+        for key, child in module._modules.items():
+            if type(child) is old:
+                module._modules[key] = new()
+    return model
 
 
 def trained(threads=2, steps=5, name="vae", **options):

@@ -12,7 +12,14 @@ from tests.conftest import NATIVE
 from tests.train import small
 from tests.train.small import batches, counting
 from vae_fast.models import build
-from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig, Trainer, checkpoint
+from vae_fast.train import (
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    Trainer,
+    checkpoint,
+    native_runner,
+)
 from vae_fast.train.config import CheckpointConfig
 from vae_fast.train.distributed import World
 from vae_fast.train.native import NativeStep
@@ -45,7 +52,7 @@ def make(runner="auto", model="vae", **options):
         ({"compile": True}, "eager", "torch.compile"),
         ({"model": "iwae"}, "recorded", "IWAE is not a VAE, CVAE or AE"),
         ({"model": "aae"}, "eager", "several losses in turn"),
-        ({"precision": "bf16", "emulate_bf16": True}, "recorded", "the precision is bf16"),
+        ({"precision": "bf16", "emulate_bf16": True, "runner": "native"}, "native", "native"),
         ({"objective": ObjectiveConfig(free_bits=0.1)}, "recorded", "free bits"),
         ({"model_args": {"likelihood": "categorical"}}, "recorded", "the likelihood"),
         ({"optimizer": OptimizerConfig(name="torch.optim:SGD")}, "eager", "no fused Adam"),
@@ -98,6 +105,19 @@ def test_native_steps_follow_the_eager_ones(model):
     usual = [step.updates[0].guard._usual for step in (native, eager)]
     assert torch.allclose(*usual, rtol=1e-4)
     assert torch.equal(found[3], wanted[3])
+
+
+def test_native_steps_in_bf16_follow_the_eager_ones_as_far_as_bf16_tells(monkeypatch):
+    monkeypatch.setattr(native_runner, "has_tiles", lambda: True)
+    options = {"precision": "bf16", "emulate_bf16": True}
+    assert "AMX" in make(**options).runner_is
+    native, eager, whole = make("native", **options), make("eager", **options), make("eager")
+    found, wanted, exact = trained(native), trained(eager), trained(whole)
+    assert native.runner.taken == 2 * PER_EPOCH and not native.refused
+    assert found[1][0] == pytest.approx(wanted[1][0], rel=3e-3)
+    for key, value in wanted[0].items():
+        mine, theirs = ((w - exact[0][key]).norm() for w in (found[0][key], value))
+        assert mine <= 1.5 * theirs + 1e-5, key
 
 
 def test_a_native_step_that_is_not_finite_is_skipped():

@@ -130,6 +130,8 @@ class NativeStep:
         _need(not has_hooks(model), "hooks are to be called in its forward pass")
         kind = type(model)
         _need(kind in (VAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
+        for part in ("learned_prior", "objective", "posterior"):
+            _need(getattr(model, part, None) is None, f"it does not know the model's {part}")
         self.model, self.optimizer, self.average = model, optimizer, average
         self.clip_norm, self.bf16 = clip_norm, bf16
         self.condition = getattr(model, "condition", None)
