@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vae_fast.cli.compress import compress, decompress
+from vae_fast.cli.export import export
 from vae_fast.cli.fill import denoise, inpaint, translate
 from vae_fast.cli.info import info
 from vae_fast.cli.latent import attribute, encode, interpolate, latent_map, traverse
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str], str], int]] = {
     "translate": translate,
     "compress": compress,
     "decompress": decompress,
+    "export": export,
     "pack": pack,
     "info": info,
 }

@@ -1,0 +1,164 @@
+"""Models as folders that Hugging Face's tools know: safetensors, config.json, a model card.
+
+from vae_fast.hub import pretrained, pretrained_class
+pretrained("runs/vae").save_pretrained("my-vae")
+model = pretrained_class().from_pretrained("my-vae")
+model.push_to_hub("me/my-vae")
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vae_fast import models
+from vae_fast.import_paths import Trust, named_by, plain
+from vae_fast.tasks import load_model
+from vae_fast.train.extras import need
+
+CARD = """---
+library_name: vae_fast
+tags:
+- variational-autoencoder
+- {model}
+---
+
+# {model} on {data}
+
+A `{model}` for samples of shape {shape}, trained with vae_fast.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from vae_fast.hub import pretrained_class
+
+model = pretrained_class().from_pretrained("FOLDER OR REPOSITORY")
+images = model.sample(16)
+codes = model.encode(x)   # x: (N, {sizes}), floating in [0, 1] or uint8
+```
+
+```json
+{options}
+```
+"""
+
+
+def card_of(config: Mapping[str, Any]) -> str:
+    """A model card, in Markdown with Hugging Face's header, from what a folder's config.json has."""
+    run = config.get("run") or {}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in run.items())
+    shape = list(config["input_shape"])
+    return CARD.format(
+        model=config["model"],
+        data=run.get("data", "data of its own"),
+        shape=tuple(shape),
+        sizes=", ".join(map(str, shape)),
+        rows=rows or "| trained | elsewhere |",
+        options=json.dumps(config.get("model_args") or {}, indent=2),
+    )
+
+
+@functools.cache
+def pretrained_class() -> type[nn.Module]:
+    """The class of such models. It needs huggingface_hub, and is made when first asked for."""
+    hub = need("huggingface_hub", "saving and loading pretrained models", "huggingface_hub")
+    need("safetensors.torch", "saving and loading pretrained models")
+
+    class Pretrained(
+        nn.Module,
+        hub.PyTorchModelHubMixin,
+        library_name="vae_fast",
+        tags=["variational-autoencoder"],
+    ):
+        """One of vae_fast's models, with what it takes to build it again.
+
+        The model's own methods (encode, decode, loss, reconstruct, sample, ...) are this object's.
+
+        Args:
+            model, input_shape, model_args: as for ``vae_fast.models.build``.
+            run: facts about its training, for the model card.
+        """
+
+        def __init__(
+            self,
+            model: str,
+            input_shape: Sequence[int],
+            model_args: dict[str, Any] | None = None,
+            run: dict[str, Any] | None = None,
+        ) -> None:
+            super().__init__()
+            self.described = plain(
+                {
+                    "model": model,
+                    "input_shape": list(input_shape),
+                    "model_args": model_args or {},
+                    "run": run or {},
+                }
+            )
+            self.model = models.build(model, tuple(input_shape), **(model_args or {}))
+
+        def forward(self, *args, **options):
+            return self.model(*args, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name == "model":
+                    raise
+                return getattr(super().__getattr__("model"), name)
+
+        def generate_model_card(self, *args: Any, **options: Any) -> Any:
+            return hub.ModelCard(card_of(self.described))
+
+        @classmethod
+        def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options):
+            """A config.json names code: a class of others only if ``trust`` says so."""
+            return super()._from_pretrained(model=named_by(model, trust), **options)
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, trust: Trust = False, **options: Any):
+            """A model out of a folder or of a repository's name, in evaluation mode.
+
+            Args:
+                trust: let config.json name a model of any module, whose code is then run.
+            """
+            return super().from_pretrained(*args, trust=trust, **options)
+
+    return Pretrained
+
+
+def pretrained(run: str | Path, which: str | int = "best", *, trust: Trust = False) -> nn.Module:
+    """The model of a run as a ``pretrained_class()``, on the CPU, in evaluation mode.
+
+    Args:
+        run, which, trust: as for ``vae_fast.tasks.load_model``.
+    """
+    cls = pretrained_class()
+    restored = load_model(run, which, "cpu", trust=trust)
+    config = restored.config
+    facts = {"data": config.data, "epochs": config.epochs, "step": restored.step,
+             "batch size": config.batch_size, "seed": config.seed}  # fmt: skip
+    facts |= _measured(Path(run), restored.step)
+    made = cls(str(config.model), list(restored.model.input_shape), plain(config.model_args), facts)
+    made.model.load_state_dict(restored.model.state_dict())
+    return made.eval()
+
+
+def _measured(run: Path, step: int) -> dict[str, float]:
+    """The last validation losses up to ``step``, out of metrics.jsonl."""
+    found: dict[str, float] = {}
+    path = run / "metrics.jsonl"
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row.get("step", 0) <= step:
+                found |= {k: v for k, v in row.items() if k.startswith("val") and v is not None}
+    return {k: round(v, 4) for k, v in found.items() if isinstance(v, (int, float))}
