@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vae_fast.cli.flags import one_of, parse, whole_numbers
+from vae_fast.cli.flags import Usage, one_of, parse, whole_numbers
 from vae_fast.cli.output import need_images, write, write_file, write_rows
 from vae_fast.cli.runs import (
     add_samples,
@@ -17,26 +17,55 @@ OUT = ".png picture or .npy array"
 
 def encode(arguments: list[str], program: str) -> int:
     """write the features of samples, the posterior's means, to a file"""
-    about = ".npy array (N, latent_dim), with files' names and labels in a .csv beside it"
-    parser = run_parser(program, encode.__doc__, about, (".npy",))
+    about = (
+        ".npy array (N, latent_dim), or .npz with --statistics; files' names and labels in a .csv "
+        "beside it"
+    )
+    parser = run_parser(program, encode.__doc__, about, (".npy", ".npz"))
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="write an .npz of each posterior's mean and std, of the latents' scaling_factor "
+        "(1 / their standard deviation, for diffusion on them), channel_mean and channel_std",
+    )
     add_samples(parser, 0)
-    values = parse(parser, arguments)
+    values = parse(parser, arguments, _fits_statistics)
     import numpy as np
 
     from vae_fast import tasks
 
     restored, (x, labels, y, _, files, classes) = model_and_samples(values)
-    codes = tasks.encode(restored.model, x, y)
+    if values.statistics:
+        found = tasks.statistics(restored.model, x, y)
+        print(f"scaling factor {found.scaling_factor:.5g}")
+        arrays = {
+            name: value.float().cpu().numpy() if hasattr(value, "cpu") else np.float64(value)
+            for name, value in found._asdict().items()
+        }
+    else:
+        codes = tasks.encode(restored.model, x, y).float().cpu().numpy()
 
     def save(path):
         with open(path, "wb") as file:
-            np.save(file, codes.float().cpu().numpy(), allow_pickle=False)
+            if values.statistics:
+                np.savez(file, **arrays)
+            else:
+                np.save(file, codes, allow_pickle=False)
 
-    out = out_path(values, "features.npy")
+    out = out_path(values, "latents.npz" if values.statistics else "features.npy")
     write_file(out, save)
     if files is not None or labels is not None:
         write_rows(out.with_suffix(".csv"), files, labels, classes)
     return 0
+
+
+def _fits_statistics(values) -> None:
+    suffix = ".npz" if values.statistics else ".npy"
+    if values.out is not None and not values.out.endswith(suffix):
+        raise Usage(
+            f"--out must end in {suffix} {'with' if values.statistics else 'without'} --statistics, "
+            f"got {values.out}"
+        )
 
 
 def latent_map(arguments: list[str], program: str) -> int:

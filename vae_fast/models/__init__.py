@@ -15,6 +15,7 @@ from vae_fast.models.priors import MixturePrior, VampPrior
 from vae_fast.models.quantize import QUANTIZERS, make_quantizer
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
+from vae_fast.models.stable_diffusion import load_stable_diffusion
 from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import VAE
 from vae_fast.models.vqvae import VQVAE
@@ -49,5 +50,6 @@ __all__ = [
     "Posterior",
     "VampPrior",
     "build",
+    "load_stable_diffusion",
     "make_quantizer",
 ]

@@ -8,7 +8,7 @@ the nearly deterministic autoencoder that diffusion models are trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from vae_fast.models.blocks import (
 )
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype, image_shape
+from vae_fast.models.tiles import in_tiles
 from vae_fast.models.vae import VAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
@@ -87,6 +88,21 @@ class AutoencoderKL(VAE):
     def decode_maps(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for maps z, (N, z_channels, H / f, W / f)."""
         return self.decoder(self.laid_out(z.to(device_and_dtype(self)[1])))
+
+    def decode_tiled(self, z: Tensor, *, tile: int = 64, overlap: float = 0.25) -> Tensor:
+        """``decode_maps`` of maps of any size, image by image and in tiles that fade into each other.
+
+        Args:
+            z: (N, z_channels, h, w).
+            tile: height and width of a tile, in latent places; one as large as z decodes each image
+                whole.
+            overlap: the part of a tile that it shares with the next, in [0, 0.5].
+
+        Returns:
+            (N, P * C, f h, f w), the likelihood's parameters. Close to ``decode_maps``, and equal to
+            it where a tile holds all: norms and attention see one tile at a time.
+        """
+        return in_tiles(self.decode_maps, z, tile, overlap)
 
     def as_maps(self, z: Tensor) -> Tensor:
         """(..., latent_dim) to (..., z_channels, H / f, W / f)."""
@@ -157,12 +173,13 @@ class Encoder(nn.Sequential):
         groups: int,
         head_channels: int,
         dropout: float,
+        halve: Callable[[int], nn.Module] = Halve,
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
         n = widths[0]
         for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
             if level > 0:
-                layers.append(Halve(n))
+                layers.append(halve(n))
             for _ in range(blocks):
                 layers.append(Residual(n, width, groups, dropout))
                 if attention:

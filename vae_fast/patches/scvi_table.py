@@ -31,6 +31,8 @@ def _shared(t: Tensor) -> Tensor:
 
 
 def _log_prob(likelihood: str, params: tuple[str, ...], original: Callable) -> Callable:
+    always_validates = likelihood.startswith("zero_inflated")
+
     def log_prob(self, value: Tensor) -> Tensor:
         given = [getattr(self, name) for name in params]
         # What the sum can't be made of by the op: several sets of samples, one cell alone, and
@@ -42,11 +44,12 @@ def _log_prob(likelihood: str, params: tuple[str, ...], original: Callable) -> C
             or any(t.shape != value.shape or t.device != value.device for t in given)
             or value.requires_grad
             or torch.compiler.is_compiling()
+            # Where the original looks at the support, it says what lies outside.
+            or ((always_validates or self._validate_args) and not _supported(value))
         ):
             return original(self, value)
 
         def sums() -> Tensor:
-            _validate(self, value)
             tensors = [_shared(t) for t in given]
             return -nll(likelihood, tensors, value, reduction="none").to(given[0].dtype)
 
@@ -55,24 +58,9 @@ def _log_prob(likelihood: str, params: tuple[str, ...], original: Callable) -> C
     return log_prob
 
 
-def _validate(self, value: Tensor) -> None:
-    """Warn of counts outside the support as the original does, where it does."""
-    warn = type(self).__name__ == "ZeroInflatedNegativeBinomial" or self._validate_args
-    # Seldom asked twice: torch's own check takes a remainder, as long as the likelihood itself.
-    if not warn or (torch.equal(value.floor(), value) and bool((value >= 0).all())):
-        return
-    try:
-        self._validate_sample(value)
-    except ValueError:
-        import warnings
-
-        from scvi import settings
-
-        warnings.warn(
-            "The value argument must be within the support of the distribution",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
+def _supported(value: Tensor) -> bool:
+    """Whether these are counts. torch's own check takes a remainder, as long as the likelihood."""
+    return torch.equal(value.floor(), value) and bool((value >= 0).all())
 
 
 _COUNTS = "scvi.distributions._negative_binomial."

@@ -17,11 +17,13 @@ from vae_fast.tasks.latent import (
 )
 from vae_fast.tasks.restore import Restored, load_model
 from vae_fast.tasks.samplers import SAMPLERS, fit_sampler
+from vae_fast.tasks.statistics import LatentStatistics, statistics
 
 __all__ = [
     "SAMPLERS",
     "Compressed",
     "Imputed",
+    "LatentStatistics",
     "LinearProbe",
     "Restored",
     "anomaly_scores",
@@ -42,5 +44,6 @@ __all__ = [
     "load_model",
     "reconstruct",
     "spherical",
+    "statistics",
     "traverse",
 ]
