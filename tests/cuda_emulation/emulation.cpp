@@ -409,3 +409,4 @@ EXPORT void emulation_writes(int i, int* fewest, int* most) {
 }
 EXPORT const char* emulation_error() { return emulation::error.c_str(); }
 EXPORT int emulation_launches() { return emulation::launches; }
+EXPORT int emulation_blocks() { return static_cast<int>(gridDim.x); }  // of the latest launch

@@ -277,6 +277,13 @@ def test_both_extents_and_their_sums_take_one_launch(emulation: Emulator):
         assert emulation.launches == 1
 
 
+def test_a_small_problem_is_cut_into_many_blocks(emulation: Emulator):
+    x = torch.zeros(128, 784)
+    emulation.begin()
+    ops.nll(emulation, "bernoulli", [x], x)
+    assert emulation.launches == 1 and emulation.lib.emulation_blocks() == 98
+
+
 def test_error_is_at_most_twice_eagers(emulation: Emulator):
     """Each row's nll and each gradient; the arithmetic is the host's, the formulas the kernels'."""
     shape, dtype = (64, 401), torch.float32

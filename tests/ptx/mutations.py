@@ -1,4 +1,5 @@
-"""Kernels broken on purpose, which the tests have to find in their PTX: ``python -m tests.ptx.mutations``.
+"""Kernels broken on purpose, which the tests have to find in their PTX.
+``python -m tests.ptx.mutations [NUMBER...]`` runs all, or those of these numbers, from 1 on.
 
 Each mutation changes one place in a copy of the sources; the tests named beside it then run on the PTX
 of the copy, and one of them has to fail.
@@ -142,15 +143,16 @@ def run(mutation: Mutation, folder: Path) -> bool:
     return result.returncode == 0
 
 
-def main() -> int:
+def main(numbers: list[str]) -> int:
+    chosen = [MUTATIONS[int(n) - 1] for n in numbers] or MUTATIONS
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "copy")
         folder.mkdir()
         copy_of_the_sources(folder)
-        unfound = [m.what for m in MUTATIONS if run(m, folder)]
-    print(f"{len(MUTATIONS) - len(unfound)} of {len(MUTATIONS)} mutations make a test fail")
+        unfound = [m.what for m in chosen if run(m, folder)]
+    print(f"{len(chosen) - len(unfound)} of {len(chosen)} mutations make a test fail")
     return 1 if unfound else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
