@@ -35,6 +35,12 @@ PARTS = {
         "code_dim": 3,
         "quantizer_options": {"size": 8, "update": "gradient", "rotation": True, "heads": 3},
     },
+    "latent-diffusion": {
+        "objective": "latent-diffusion",
+        "objective_options": {"channels": 4, "start": 3, "adversarial": 0.1},
+        "quantizer_options": {"size": 8},
+        "network_options": {"channels": 4, "multipliers": [1, 2], "groups": 2},
+    },
     "rvq": {"network": "mlp", "code_dim": 2, "quantizer": "rvq", "quantizer_options": {"size": 4}},
 }
 
@@ -43,9 +49,10 @@ PARTS = {
 def test_a_run_of_parts_goes_on_to_the_same_bits(name, tmp_path):
     """What counts steps, trains in phases, or follows running means."""
     small = {"network_options": {"hidden": [16]}, "latent_dim": 3}
-    if "vq" in name:
+    codes = name in ("vq", "rvq", "latent-diffusion")
+    if codes:
         small = {"network_options": {"hidden": [16]}}
-    goes_on("vq-vae" if "vq" in name else "vae", {**small, **PARTS[name]}, "fp32", tmp_path)
+    goes_on("vq-vae" if codes else "vae", {**small, **PARTS[name]}, "fp32", tmp_path)
 
 
 def goes_on(name, model_args, precision, tmp_path):

@@ -1,8 +1,8 @@
 """The convolutional VAE with latent maps and attention: the autoencoder of latent diffusion
 (Rombach et al. 2022, section 3.1 and appendix G), whose architecture is that of Esser et al. 2021.
 
-Without its adversarial and perceptual losses: what is trained is the ELBO, or with beta far below 1
-the nearly deterministic autoencoder that diffusion models are trained on.
+What is trained is the ELBO, or with ``objective="latent-diffusion"`` its adversarial and perceptual
+losses, on which diffusion models' autoencoders are trained.
 """
 
 from __future__ import annotations

@@ -40,6 +40,15 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
+class Draw(NamedTuple):
+    """One z ~ q(z | x) of each sample: ``q``; ``z``, (N, latent_dim); ``kl``, (N,), KL(q || p) in closed
+    form where there is one, else log q(z | x) - log p(z)."""
+
+    q: Posterior
+    z: Tensor
+    kl: Tensor
+
+
 class LatentModel(NotScriptable, nn.Module):
     """x to z to x: an encoder, a decoder and a likelihood, for subclasses to give a loss.
 
@@ -75,8 +84,9 @@ class LatentModel(NotScriptable, nn.Module):
     ) -> None:
         super().__init__()
         if objective is not None:
-            fits = self.takes_objective and objective.deterministic != self.is_probabilistic
-            if not fits:
+            either = objective.deterministic is None
+            fits = either or objective.deterministic != self.is_probabilistic
+            if not (self.takes_objective and fits):
                 raise ValueError(
                     f"{type(self).__name__} has a loss of its own and takes no {objective.name}: an "
                     "objective is for vae, cvae and autoencoder-kl, rae-l2 and rae-gp for ae"

@@ -5,14 +5,13 @@ beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the objective.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
 from vae_fast.models.base import (
+    Draw,
     LatentModel,
     Posterior,
     free_bits_kl,
@@ -24,15 +23,6 @@ from vae_fast.models.base import (
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
-
-
-class Draw(NamedTuple):
-    """One z ~ q(z | x) of each sample: ``q``; ``z``, (N, latent_dim); ``kl``, (N,), KL(q || p) in closed
-    form where there is one, else log q(z | x) - log p(z)."""
-
-    q: Posterior
-    z: Tensor
-    kl: Tensor
 
 
 class VAE(LatentModel):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.base import Draw, LatentModel, Posterior
 from vae_fast.models.joined import WideBuffers, joined_mean
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype
@@ -37,6 +37,7 @@ class VQVAE(WideBuffers, LatentModel):
     """
 
     is_probabilistic = False
+    takes_objective = True
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class VQVAE(WideBuffers, LatentModel):
         latent_shape: Sequence[int],
         likelihood: Likelihood | None = None,
         momentum: float = 0.01,
+        objective: nn.Module | None = None,
     ) -> None:
         super().__init__(
             encoder,
@@ -55,7 +57,12 @@ class VQVAE(WideBuffers, LatentModel):
             input_shape=input_shape,
             latent_dim=math.prod(latent_shape),
             likelihood=likelihood,
+            objective=objective,
         )
+        if objective is not None and objective.deterministic is not None:
+            raise ValueError(
+                f"a VQVAE takes latent-diffusion as an objective, not {objective.name}"
+            )
         self.quantizer, self.latent_shape, self.momentum = quantizer, tuple(latent_shape), momentum
         self.places = math.prod(self.latent_shape[1:])
         for c, size in enumerate(quantizer.sizes):
@@ -98,22 +105,33 @@ class VQVAE(WideBuffers, LatentModel):
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
+        **options: object,
     ) -> LossOutput:
         """-log p(x | z) + beta * the quantiser's loss, summed over places (equation 3).
 
-        recon in nats; the quantiser's loss stands where the KL does.
+        recon in nats; the quantiser's loss stands where the KL does. With an ``objective``, its loss.
         """
+        if self.objective is not None:
+            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
+            return self.objective(self, x, **given, **options)
+        if options:
+            raise TypeError(f"the loss takes no {', '.join(options)}")
         if free_bits > 0:
             raise ValueError("free_bits bounds a KL, and codes have none: leave it 0")
+        drawn = self.draw(x)
+        recon = self.nll_at(x, drawn.z)
+        terms = (recon + beta * drawn.kl, recon, drawn.kl)
+        return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
+
+    def draw(self, x: Tensor, *, noise_key: Tensor | None = None) -> Draw:
+        """z, and the quantiser's loss of each sample in the KL's place; in training, frequencies
+        follow the codes."""
         found = self.quantized(x)
         if self.training and torch.is_grad_enabled():
             self._follow(found.codes)
-        recon = self.likelihood.nll(
-            self.decode(self._as_latent(found.z, x.shape[0])), x, reduction="none"
-        )
-        recon = reduce(recon.unsqueeze(1), reduction)
-        off = reduce(found.loss.view(x.shape[0], self.places).sum(1, keepdim=True), reduction)
-        return LossOutput(recon + beta * off, recon, off)
+        z = self._as_latent(found.z, x.shape[0])
+        q = Posterior(z, torch.full_like(z, -torch.inf))
+        return Draw(q, z, found.loss.view(x.shape[0], self.places).sum(1))
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The batch's perplexity of codes: as if so many were in even use, the mean over C."""

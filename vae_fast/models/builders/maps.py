@@ -64,7 +64,7 @@ def latent_maps(
         learned_prior=make_prior(
             prior, math.prod(latent_shape), input_shape, **(prior_options or {})
         ),
-        **parts(math.prod(latent_shape), *chosen),
+        **parts(math.prod(latent_shape), input_shape, *chosen),
     )
 
 
@@ -81,6 +81,8 @@ def quantized(
     decoder_options: dict | None = None,
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
+    objective: str = "elbo",
+    objective_options: dict | None = None,
     **options: object,
 ) -> nn.Module:
     """A VQ-VAE. network="maps", the default for images, has ``code_dim`` latent maps, whose places are
@@ -113,6 +115,7 @@ def quantized(
         encoder = make_encoder(network, input_shape, code_dim * places, **sizes)
         rest = (network, sizes, decoder_network, decoder_options)
         decoder = decoder_like(code_dim * places, outputs, *rest)
+    options |= parts(math.prod(shape), input_shape, objective, objective_options)
     return VQVAE(
         encoder, decoder, q, input_shape=input_shape, latent_shape=shape, likelihood=p_x, **options
     )

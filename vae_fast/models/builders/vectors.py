@@ -42,7 +42,7 @@ def gaussian(
         **options: object,
     ) -> nn.Module:
         chosen = (objective, objective_options, posterior, posterior_options)
-        options |= parts(latent_dim, *chosen)
+        options |= parts(latent_dim, input_shape, *chosen)
         p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
         networks = network_options or {}
         decoder = (network, networks, decoder_network, decoder_options)
@@ -62,14 +62,17 @@ def gaussian(
 
 def parts(
     latent_dim: int,
+    input_shape: Sequence[int],
     objective: str,
     objective_options: dict | None,
-    posterior: str,
-    posterior_options: dict | None,
+    posterior: str = "gaussian",
+    posterior_options: dict | None = None,
 ) -> dict[str, nn.Module]:
     """The arguments of a model's constructor that these names make."""
     made = {
-        "objective": make_objective(objective, latent_dim, **(objective_options or {})),
+        "objective": make_objective(
+            objective, latent_dim, input_shape, **(objective_options or {})
+        ),
         "posterior": make_posterior(posterior, latent_dim, **(posterior_options or {})),
     }
     return {name: part for name, part in made.items() if part is not None}
@@ -126,7 +129,7 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         **options: object,
     ) -> nn.Module:
         chosen = (objective, objective_options, posterior, posterior_options)
-        options |= parts(latent_dim, *chosen)
+        options |= parts(latent_dim, input_shape, *chosen)
         of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
         if prior not in ("standard", "learned", *of_z):
             known = ", ".join(["standard", "learned", *of_z])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from vae_fast.models.objectives.common import Objective
 from vae_fast.models.objectives.disentangle import DIP, Factor
 from vae_fast.models.objectives.elbo import MSSSIM, Capacity
 from vae_fast.models.objectives.importance import CIWAE, MIWAE, PIWAE
+from vae_fast.models.objectives.latent_diffusion import LatentDiffusion
 from vae_fast.models.objectives.regularized import RAE
 
 _MAKERS = {
@@ -19,18 +21,21 @@ _MAKERS = {
     "miwae": MIWAE,
     "piwae": PIWAE,
     "ciwae": CIWAE,
+    "latent-diffusion": LatentDiffusion,
     "rae-l2": partial(RAE, penalty="l2"),
     "rae-gp": partial(RAE, penalty="gp"),
 }
 OBJECTIVE_NAMES = ("elbo", *_MAKERS)
 
 
-def make_objective(name: str, latent_dim: int, **options: object) -> Objective | None:
+def make_objective(
+    name: str, latent_dim: int, input_shape: Sequence[int], **options: object
+) -> Objective | None:
     """An objective by name; None for "elbo", the model's own loss.
 
     Args:
         name: one of ``OBJECTIVE_NAMES``.
-        latent_dim: the size of z.
+        latent_dim: the size of z. input_shape: of a sample.
         options: of the objective.
     """
     if name not in OBJECTIVE_NAMES:
@@ -41,4 +46,6 @@ def make_objective(name: str, latent_dim: int, **options: object) -> Objective |
         return None
     if name == "factor":
         options["latent_dim"] = latent_dim
+    if name == "latent-diffusion":
+        options["input_shape"] = input_shape
     return _MAKERS[name](**options)

@@ -15,12 +15,12 @@ from vae_fast.types import LossOutput, Reduction
 class Objective(WideBuffers):
     """``forward(model, x, *condition, ...)`` is the model's loss. Terms are in nats, each of a sample.
 
-    ``of_batches``: it has no value for each sample by itself. ``deterministic``: of models whose z
-    has no density.
+    ``of_batches``: it has no value for each sample by itself. ``deterministic``: whether it is of
+    models whose z has no density; None: of either kind.
     """
 
     of_batches = False
-    deterministic = False
+    deterministic: bool | None = False
 
     def forward(
         self,

@@ -1,0 +1,173 @@
+"""The loss of latent diffusion's autoencoders (Esser et al. 2021; Rombach et al. 2022, appendix G)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.models.joined import joined_mean
+from vae_fast.models.networks import image_shape
+from vae_fast.models.objectives.common import Steps, fixed
+from vae_fast.models.objectives.perceptual import make_perceptual
+from vae_fast.models.phases import Phase
+
+HIGHEST = 1e4  # of the adaptive weight
+
+
+class LatentDiffusion(Steps):
+    """(|x - x'| + perceptual P(x, x')) / exp(s) + s, over elements, + beta KL - w D(x').
+
+    x' is E[x | z], s a learned log-scale, P the distance of a frozen network's features, D a
+    discriminator of patches. w = adversarial |d nll / d last| / |d D / d last|, by the gradients of
+    the decoder's last layer (Esser et al. 2021, equation 7), the same on every process. Of a vq-vae,
+    the quantiser's loss stands in the KL's place. Two phases take turns on every batch:
+    "autoencoder", and "discriminator" on the x' of the weights as they then are. Neither leaves a
+    gradient in the other's parameters. Both adversarial terms begin after ``start`` steps.
+    Without gradients, in validation, the loss leaves D out.
+
+    Args:
+        distance: "l1" or "l2", whose square is not halved.
+        log_scale: where s starts.
+        perceptual: "lpips" (the package of that name), an import path or a module
+            (``perceptual.make_perceptual``), or None. perceptual_weight: its weight.
+        adversarial: the weight of the discriminator; 0 for none.
+        loss: "hinge" or "vanilla", the discriminator's.
+        start: training steps before it begins.
+        channels, layers: of the discriminator; images that are small have fewer layers.
+        discriminator_lr: as a part of the run's.
+    """
+
+    deterministic = None
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        *,
+        distance: str = "l1",
+        log_scale: float = 0.0,
+        perceptual: str | nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        adversarial: float = 0.5,
+        loss: str = "hinge",
+        start: int = 50_000,
+        channels: int = 64,
+        layers: int = 3,
+        discriminator_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if distance not in ("l1", "l2"):
+            raise ValueError(f"distance must be l1 or l2, got {distance!r}")
+        if loss not in ("hinge", "vanilla"):
+            raise ValueError(f"loss must be hinge or vanilla, got {loss!r}")
+        if adversarial < 0 or start < 0:
+            raise ValueError(f"adversarial and start can't be negative, got {adversarial}, {start}")
+        self.distance, self.adversarial, self.loss, self.start = distance, adversarial, loss, start
+        self.perceptual_weight, self.discriminator_lr = perceptual_weight, discriminator_lr
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+        self.perceptual = make_perceptual(perceptual)
+        self.discriminator = None
+        if adversarial > 0:
+            self.discriminator = patches(input_shape, channels, layers)
+
+    def phases(self, model: nn.Module) -> list[Phase]:
+        judge = [] if self.discriminator is None else list(self.discriminator.parameters())
+        own = {id(p) for p in judge}
+        others = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+        if not judge:
+            return [Phase(None, others)]
+        return [
+            Phase("autoencoder", others),
+            Phase("discriminator", judge, self.discriminator_lr),
+        ]
+
+    def terms(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *condition: Tensor,
+        beta,
+        noise_key,
+        phase: str | None = None,
+    ):
+        if phase not in (None, "autoencoder", "discriminator"):
+            raise ValueError(f"unknown phase {phase!r}; known: autoencoder, discriminator")
+        truth = model.network_input(x)
+        begun = (self.steps >= self.start).to(self.steps.dtype)
+        if phase == "discriminator":
+            with torch.no_grad():
+                drawn = model.draw(x, *condition, noise_key=noise_key)
+                made = model.likelihood.mean(model.decode(drawn.z, *condition))
+            zero = self.log_scale.new_zeros(x.shape[0])
+            return begun * self.of_discriminator(truth, made), zero, zero
+        drawn = model.draw(x, *condition, noise_key=noise_key)
+        made = model.likelihood.mean(model.decode(drawn.z, *condition))
+        nll = self.nll(truth, made)
+        loss = nll + beta * drawn.kl
+        if self.discriminator is not None and torch.is_grad_enabled():
+            fooled = -fixed(self.discriminator, made).flatten(1).mean(1)
+            weight = begun * self.adversarial * self._weight(model, nll, fooled)
+            loss = loss + weight * fooled
+            if phase is None:
+                loss = loss + begun * self.of_discriminator(truth, made.detach())
+        if self.training and torch.is_grad_enabled():
+            self.part(1)  # counts the step
+        return loss, nll, drawn.kl
+
+    def nll(self, x: Tensor, made: Tensor) -> Tensor:
+        """The reconstruction's loss of each sample, (N,): nats, up to log 2 an element, of a Laplace
+        density of scale exp(s) for l1 without a perceptual part."""
+        wide = torch.promote_types(made.dtype, torch.float32)
+        off = made.to(wide) - x.to(wide)
+        total = (off.abs() if self.distance == "l1" else off.square()).flatten(1).sum(1)
+        count = x[0].numel() if x.shape[0] > 0 else 1
+        if self.perceptual is not None:
+            total = total + self.perceptual_weight * count * self.perceptual(x.to(made.dtype), made)
+        return total * torch.exp(-self.log_scale) + count * self.log_scale
+
+    def of_discriminator(self, x: Tensor, made: Tensor) -> Tensor:
+        """The discriminator's loss of each sample, (N,)."""
+        real, fake = self.discriminator(x), self.discriminator(made.detach())
+        if self.loss == "hinge":
+            each = F.relu(1 - real) + F.relu(1 + fake)
+        else:
+            each = F.softplus(-real) + F.softplus(fake)
+        return 0.5 * each.flatten(1).mean(1)
+
+    def _weight(self, model: nn.Module, nll: Tensor, fooled: Tensor) -> Tensor:
+        last = [p for p in model.decoder.parameters() if p.dim() > 1][-1]
+        norms = [
+            torch.autograd.grad(value.mean(), last, retain_graph=True)[0].detach().norm()
+            for value in (nll, fooled)
+        ]
+        norms = [n if (m := joined_mean(n.clone())) is None else m for n in norms]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, HIGHEST)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        super().train(mode)
+        if self.perceptual is not None:
+            self.perceptual.eval()
+        return self
+
+
+def patches(input_shape: Sequence[int], channels: int, layers: int) -> nn.Sequential:
+    """Images (N, C, H, W) to a logit for each patch, (N, 1, h, w) (Isola et al. 2017).
+
+    Group norms in place of batch norms, so that a sample's loss is its own.
+    """
+    n, height, width = image_shape(input_shape)
+    depth = max(1, min(layers, min(height, width).bit_length() - 3))
+    made: list[nn.Module] = [nn.Conv2d(n, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+    wide = channels
+    for i in range(1, depth + 1):
+        out, stride = channels * min(2**i, 8), 2 if i < depth else 1
+        made += [nn.Conv2d(wide, out, 4, stride, 1, bias=False), _norm(out), nn.LeakyReLU(0.2)]
+        wide = out
+    return nn.Sequential(*made, nn.Conv2d(wide, 1, 4, 1, 1))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)

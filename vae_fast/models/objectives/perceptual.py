@@ -1,0 +1,69 @@
+"""Distances of images by a network's features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.import_paths import imported
+
+
+class Perceptual(nn.Module):
+    """The mean square between a frozen network's features, at length 1 over channels (Zhang et al.
+    2018, equation 1, without learned weights), summed over layers.
+
+    Args:
+        network: images (N, C, H, W) in [0, 1] to a tensor of features (N, F, ...), or several.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, made: Tensor) -> Tensor:
+        """(N,); the gradient reaches ``made``, and no parameter of the network."""
+        with torch.no_grad():
+            truth = self._features(x)
+        total = 0.0
+        for a, b in zip(truth, self._features(made), strict=True):
+            total = total + (a - b).square().sum(1, keepdim=True).flatten(1).mean(1)
+        return total
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        found = self.network(x)
+        layers = [found] if isinstance(found, Tensor) else list(found)
+        return [f / f.square().sum(1, keepdim=True).add(1e-10).sqrt() for f in layers]
+
+
+class LPIPS(nn.Module):
+    """The ``lpips`` package's distance, of images in [0, 1], grey or in colour."""
+
+    def __init__(self, network: str = "vgg") -> None:
+        super().__init__()
+        try:
+            import lpips
+        except ImportError as error:
+            raise ValueError(
+                "perceptual: lpips needs the package lpips: install it, or give the import path of a "
+                "network of your own, package.module:Class"
+            ) from error
+        self.distance = lpips.LPIPS(net=network, verbose=False).eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, made: Tensor) -> Tensor:
+        x, made = ((2 * t - 1).expand(-1, 3, -1, -1) for t in (x, made))
+        return self.distance(x, made).flatten(1).mean(1)
+
+
+def make_perceptual(what: str | nn.Module | None) -> nn.Module | None:
+    """None, "lpips", a module, or the import path of one's class, which is called without arguments."""
+    if what is None or what == "none":
+        return None
+    if isinstance(what, nn.Module):
+        return Perceptual(what)
+    if what == "lpips":
+        return LPIPS()
+    if ":" not in what:
+        raise ValueError(
+            f"perceptual must be lpips, none or an import path package.module:Class, got {what!r}"
+        )
+    return Perceptual(imported(what, "perceptual", nn.Module, "a subclass of nn.Module")())
