@@ -61,6 +61,22 @@ def test_encode_writes_the_features_of_all(folder, model, data, capsys):
     np.testing.assert_array_equal(np.load(folder / "val.npy"), found[54:])
 
 
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_labels_that_a_conditional_model_never_saw_are_refused(folder, capsys, tmp_path, wrong):
+    """-1 would condition on nothing, which a cvae was not trained with, and every number would be off."""
+    with np.load(folder / "data.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"].copy()
+    labels[7] = wrong
+    np.savez(tmp_path / "other.npz", images=images, labels=labels)
+    for command in ("evaluate", "encode", "reconstruct"):
+        assert run(command, folder / "cvae", "--data", tmp_path / "other.npz") == 1
+        said = capsys.readouterr().err
+        assert f"other.npz has the label {wrong}, and cvae with num_classes=3 takes 0 to 2" in said
+        assert "give labels as the training data had them" in said
+    assert run("sample", folder / "cvae", "--label", wrong) == 1
+    assert f"--label has the label {wrong}" in capsys.readouterr().err
+
+
 def test_anomaly_scores_and_their_histogram(folder, model, data, capsys):
     out = folder / "scores.npy"
     arguments = ["--score", "reconstruction", "--quantile", 0.5, "--out", out]

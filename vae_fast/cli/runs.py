@@ -131,6 +131,7 @@ def samples_of(restored: Any, data: str | None, n: int, options: Any = None) -> 
     x, labels = gather(found, n or None, binarize=config.binarize != "none", seed=config.seed)
     classes = run_data.class_names(config)
     labels = run_data.in_order_of(labels, found.classes, classes)
+    labels = run_data.labels_for(restored.model, config.model, labels, str(source))
     x, labels = x.to(device), None if labels is None else labels.to(device)
     wants = getattr(restored.model, "uses_labels", False)
     if wants and labels is None and not hasattr(restored.model, "predict"):

@@ -58,7 +58,7 @@ def sample(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import generate
     from vae_fast.train import pictures
     from vae_fast.train.memory import check_fits
-    from vae_fast.train.run_data import class_names, label_of
+    from vae_fast.train.run_data import class_names, label_of, labels_for
 
     restored = restore(values)
     size = values.n * math.prod(restored.model.input_shape) * 4
@@ -70,6 +70,7 @@ def sample(arguments: list[str], program: str) -> int:
                 f"--label needs a model with labels, and {restored.config.model} is none"
             )
         y = torch.full((values.n,), label_of(values.label, class_names(restored.config)))
+        labels_for(restored.model, restored.config.model, y, "--label")
     options = {"temperature": values.temperature, "seed": values.seed, "draw": values.draw}
     options["sampler"] = _fitted(restored, values)
     images = generate(restored.model, values.n, y, **options)

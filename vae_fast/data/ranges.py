@@ -18,6 +18,7 @@ class LabelRange:
     model: str
     classes: int
     least: int
+    trained: bool = False  # and so many classes it stays
 
     def wrong(self, labels: torch.Tensor) -> torch.Tensor:
         """The places of the labels (N,) that are others."""
@@ -32,6 +33,8 @@ class LabelRange:
         if label < 0:
             unknown = "; -1, a label that is unknown, is for --model ssvae" if label == -1 else ""
             way = f"mend the data{unknown}"
+        if self.trained:
+            way = "give labels as the training data had them"
         raise ValueError(
             f"{whose} has the label {label}, and {self.model} with num_classes={self.classes} takes "
             f"{known}: {way}"

@@ -57,6 +57,7 @@ def evaluate_run(
         in_order_of,
         in_support,
         label_of,
+        labels_for,
         load_other,
         load_split,
     )
@@ -76,6 +77,7 @@ def evaluate_run(
     x, y = gather(loaded, samples, binarize=config.binarize != "none", seed=config.seed)
     classes = class_names(config)
     y = in_order_of(y, loaded.classes, classes)
+    y = labels_for(restored.model, config.model, y, str(source))
     normal = [label_of(str(name), classes) for name in normal]
     expected = tuple(restored.model.input_shape)
     if tuple(x.shape[1:]) != expected:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
+from vae_fast.data.ranges import LabelRange
+from vae_fast.models.conditions import Labels
 from vae_fast.train.config import TrainConfig, data_of
 from vae_fast.train.files import written_beside
 
@@ -50,6 +52,23 @@ def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
         )
     table = torch.tensor([numbers[name] for name in own], device=labels.device)
     return torch.where(labels < 0, labels, table[labels.clamp_min(0)])
+
+
+def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -> Tensor | None:
+    """Labels of data for the trained model called ``name``.
+
+    Raises:
+        ValueError: the model is conditioned on labels, and one is none that it can have been trained
+            with: it would condition on nothing, or on another class's place.
+    """
+    condition = getattr(model, "condition", None)
+    if labels is None or not getattr(model, "uses_labels", False) or type(condition) is not Labels:
+        return labels
+    least = -1 if hasattr(model, "predict") else 0
+    takes = LabelRange(name, condition.features, least, trained=True)
+    for wrong in labels[takes.wrong(labels)][:1].tolist():
+        takes.check(wrong, whose)
+    return labels
 
 
 def in_support(model: nn.Module, data: Any) -> Any:
