@@ -277,7 +277,9 @@ def info() -> dict[str, object]:
 
         facts["usable processors"] = native.usable_cpus()
         facts["float32 products"] = "{}, {}".format(*choice())
-        facts["steps on the CPU"] = "native for MLPs in float32, else recorded; a run says which"
+        facts["steps on the CPU"] = (
+            "native for MLPs, recorded for other models of our own classes, else eager; a run says which"
+        )
         facts["OpenMP's spin"] = os.environ.get("GOMP_SPINCOUNT", "its own default")
         facts["autograd nodes"] = (
             "in C++"

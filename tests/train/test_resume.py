@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import NATIVE
 from vae_fast.train import CheckpointError, Interrupted, TrainConfig, Trainer, checkpoint, keeping
 from vae_fast.train.config import CheckpointConfig
 
@@ -211,7 +212,8 @@ def test_a_finished_run_can_be_made_longer(make, resume):
 
 
 @pytest.mark.slow
-def test_sigkill_twenty_times(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sigkill_twenty_times(tmp_path, precision):
     """A program killed with SIGKILL at 20 random moments ends where one never killed ends."""
     np.save(
         tmp_path / "data.npy", np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
@@ -229,7 +231,7 @@ def test_sigkill_twenty_times(tmp_path):
         return start(
             "train", "--data", tmp_path / "data.npy", "--epochs", 40, "--batch-size", 30,
             "--device", "cpu", "--log-every", 7, "--checkpoint.every_steps", 2, "--out", out,
-            "--model-args.latent_dim", 3,
+            "--model-args.latent_dim", 3, "--precision", precision, "--emulate-bf16", "true",
         )  # fmt: skip
 
     assert train(tmp_path / "whole").wait() == 0
@@ -248,6 +250,8 @@ def test_sigkill_twenty_times(tmp_path):
         checkpoint.load(tmp_path / name / "checkpoints" / "last") for name in ("whole", "cut")
     )
     assert one.path.resolve().name == two.path.resolve().name == "00002400"
+    runners = json.loads((tmp_path / "whole" / "environment.json").read_text())
+    assert not NATIVE or precision == "bf16" or "by the native runner" in runners[0]["runner"]
     for key, value in one.weights.items():
         assert torch.equal(value, two.weights[key])
     from vae_fast.train import RunFolder

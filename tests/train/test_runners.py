@@ -64,6 +64,24 @@ def test_what_is_chosen_and_why(options, name, why):
     assert why in step.runner_is
 
 
+def test_a_users_own_classes_are_recorded_where_that_is_asked_for():
+    """A recording can't see a global, a closure or the clock that their Python goes by."""
+
+    class Mine(torch.nn.Linear):
+        """Its Python is the user's."""
+
+    def made_with(runner):
+        step = make(runner, model="iwae")
+        step.model.decoder[0].__class__ = Mine
+        step.choose_runner()
+        return step
+
+    step = made_with("auto")
+    assert step.runner.name == "eager"
+    assert "not the recorded one: the class" in step.runner_is and "Mine" in step.runner_is
+    assert made_with("recorded").runner.name == "recorded"
+
+
 def test_the_reference_backend_has_no_native_step():
     with vae_fast.set_backend("reference"):
         assert "the backend is 'reference'" in make().runner_is

@@ -177,7 +177,8 @@ class TrainConfig:
             was measured to be faster on this machine, which the run's config then names.
         runner: who takes the steps: eager, every step in Python; native, all of it in one call, on the
             CPU; recorded, from a recording of its ops, on the CPU; graph, a CUDA graph, on a GPU;
-            auto, the fastest that serves, which the run's config then names.
+            auto, the fastest that serves, which the run's config then names. auto records no model
+            with classes of yours, whose Python may go by what a recording can't see.
         capture: take a small model's steps as a recording of them, made after the first few: on a
             GPU a CUDA graph. False for a model whose Python does something else from step to step:
             all steps are then eager, unless ``runner`` says otherwise.

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import nn
+
 from vae_fast.layers import has_hooks
 from vae_fast.models.phases import Phase
 from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.distributed import Share
-from vae_fast.train.native_runner import NativeRunner
+from vae_fast.train.native_runner import NativeRunner, replaced_in
 from vae_fast.train.recorded import Recorded
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
@@ -89,8 +91,9 @@ class RecordedRunner:
 def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
     """The runner for ``step``, and a sentence that says which it is and why no other.
 
-    The configuration's ``runner`` comes first; auto is the fastest that serves. Where that one does
-    not serve, the next in the order native, recorded, eager (on a GPU: graph, eager) takes its place.
+    The configuration's ``runner`` comes first; auto is the fastest that serves, where the recorded
+    one serves models of vae_fast's own and torch's classes alone. Where that one does not serve, the
+    next in the order native, recorded, eager (on a GPU: graph, eager) takes its place.
 
     Args:
         refused: runners that have turned out not to serve this run, and why.
@@ -127,7 +130,24 @@ def _recorded(step: Step) -> Runner | str:
         return "it is the CPU's"
     if step.config.compile:
         return "the networks are to run under torch.compile"
+    if step.config.runner != "recorded" and (foreign := not_ours(step.model)):
+        return f"{foreign} is not vae_fast's, and may go by what a recording can't see"
     return _not_over_one_buffer(step) or RecordedRunner(step)
+
+
+def not_ours(model: nn.Module) -> str:
+    """A class among the model's modules that is neither vae_fast's nor torch's, or a method that one
+    object has for itself; "" if there is none.
+
+    A recording has the ops that Python came to. A global, a closure or the clock that a user's Python
+    goes by may change unseen; ours goes by none.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if kind.__module__.partition(".")[0] not in ("vae_fast", "torch"):
+            return f"the class {kind.__qualname__} of {kind.__module__}"
+    changed = replaced_in(model)
+    return f"{changed}, which was replaced," if changed else ""
 
 
 def _graph(step: Step) -> Runner | str:
