@@ -167,7 +167,12 @@ class TrainConfig:
         augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
             package.module:Class, args: {...}}.
         epochs: passes over the training data.
+        max_steps: the run ends after so many steps, if that is before its last epoch; 0 for no limit.
+        early_stop: the run ends after so many validations in a row whose loss was not the lowest so
+            far; 0 for never.
         batch_size: samples per step.
+        accumulate: a batch goes through the model in so many parts, one after another, and their
+            gradients are added up: for batches that don't fit into memory. Steps are then eager.
         lr: learning rate, at its highest.
         precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
             scaled, on GPUs only.
@@ -209,7 +214,10 @@ class TrainConfig:
     binarize: str = "none"
     augment: list[dict[str, Any]] = field(default_factory=list)
     epochs: int = 10
+    max_steps: int = 0
+    early_stop: int = 0
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 1e-3
     precision: str = "fp32"
     emulate_bf16: bool = False
@@ -240,10 +248,15 @@ class TrainConfig:
         """``check`` without a look at the device, for which torch would be imported."""
         for name, hint in hints(TrainConfig).items():
             typed(name, getattr(self, name), hint)
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
             at_least(name, getattr(self, name), 1)
-        at_least("seed", self.seed, 0)
-        at_least("pictures_every", self.pictures_every, 0)
+        for name in ("max_steps", "early_stop", "seed", "pictures_every"):
+            at_least(name, getattr(self, name), 0)
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is in how many parts a batch is taken: at most batch_size, "
+                f"{self.batch_size}, got {self.accumulate}"
+            )
         positive("lr", self.lr)
         at_least("ema", self.ema, 0)
         if self.ema >= 1:
@@ -260,6 +273,12 @@ class TrainConfig:
             for key, hint in hints(type(part)).items():
                 typed(f"{name}.{key}", getattr(part, key), hint)
             part.check()
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of the whole run, if nothing stops it early."""
+    steps = config.epochs * steps_per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
 
 
 GIVEN = "python:"  # before the name of data that were given as objects

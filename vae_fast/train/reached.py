@@ -21,6 +21,9 @@ class Reached:
     samples: int = 0
     seconds: float = 0.0  # spent in training steps, not in validation or checkpoints
     best: float = math.inf  # lowest validation loss so far, at the final beta, nats per sample
+    # Which checkpoints before 2026-11-30 have not:
+    stale: int = 0  # validations since the best, none of them lower
+    validated: int = 0  # the step of the last validation
 
 
 @dataclass
@@ -46,8 +49,8 @@ def check_state(state: dict[str, Any]) -> None:
     faults = {
         "reached": not (
             isinstance(reached, dict)
-            and set(reached) == names
-            and all(_is_count(reached[name]) for name in names - {"seconds", "best"})
+            and set(reached) | {"stale", "validated"} == names
+            and all(_is_count(reached[name]) for name in set(reached) - {"seconds", "best"})
             and _is_number(reached["seconds"])
             and (_is_number(reached["best"]) or reached["best"] == math.inf)
         ),

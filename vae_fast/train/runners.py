@@ -162,6 +162,8 @@ def _not_over_one_buffer(step: Step) -> str:
         return ""
     if step.world.is_distributed:
         return "several processes train together"
+    if step.config.accumulate > 1:
+        return "batches are taken in parts"
     if len(step.phases) > 1:
         return "the model trains several losses in turn"
     return (

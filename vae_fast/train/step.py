@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
-from vae_fast.train.config import TrainConfig
+from vae_fast.train.config import TrainConfig, total_steps
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
 from vae_fast.train.runners import Eager, Runner, choose
@@ -46,6 +46,11 @@ class Step:
             raise ValueError(
                 f"{config.model} trains several losses in turn, which needs all of it on every "
                 "rank: use --distributed ddp"
+            )
+        if config.accumulate > 1 and world.is_distributed:
+            raise ValueError(
+                f"accumulate {config.accumulate} is one process's, and {world.size} share a batch "
+                "already: start more of them, or leave it at 1"
             )
         self.network = world.wrap(model, device, config, every_parameter=alone)
         self.phases = phases_of(model)
@@ -113,8 +118,26 @@ class Step:
 
     def differentiate(self, share: Share, phase: Phase, update: Update) -> LossOutput:
         """The loss's terms, of one phase, with its gradients left where ``update`` looks."""
+        if self.config.accumulate > 1:
+            return self._differentiate_in_parts(share, phase, update)
         terms = self.objective(share, self.now.beta, phase.name)
         update.backward(terms.loss, share.weight)
+        return terms
+
+    def _differentiate_in_parts(self, share: Share, phase: Phase, update: Update) -> LossOutput:
+        """The same, the mean over the batch as the parts' means by their sizes."""
+        count = len(share.images)
+        rows = torch.arange(count, device=share.images.device).tensor_split(self.config.accumulate)
+        terms = None
+        for part in filter(len, rows):
+            labels = None if share.labels is None else share.labels[part]
+            one = self.objective(
+                Share(share.images[part], labels, share.weight), self.now.beta, phase.name
+            )
+            weight = len(part) / count
+            update.backward(one.loss, share.weight * weight)
+            own = LossOutput(*(term.detach() * weight for term in one))
+            terms = own if terms is None else _sum(terms, own)
         return terms
 
     def each(self) -> Iterator[tuple[Phase, Update]]:
@@ -149,7 +172,7 @@ class Step:
         objective, optimizer = self.config.objective, self.config.optimizer
         self.beta = beta_at(objective, self.final_beta, number, self.steps_per_epoch)
         if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
-            total = self.config.epochs * self.steps_per_epoch
+            total = total_steps(self.config, self.steps_per_epoch)
             self.lr = lr_at(optimizer, self.config.lr, number, total)
         weight = 0.0 if self.average is None else self.average.weight(number)
         self.now.set(self.beta, self.lr, weight)

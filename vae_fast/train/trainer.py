@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,9 +23,9 @@ from vae_fast.ops import matmul
 from vae_fast.train import changes as changes_to
 from vae_fast.train import checkpoint, files, rng, run_data
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
-from vae_fast.train.config import TrainConfig, resolve_device
+from vae_fast.train.config import TrainConfig, resolve_device, total_steps
 from vae_fast.train.diagnostics import diagnostics
-from vae_fast.train.distributed import World
+from vae_fast.train.distributed import Share, World
 from vae_fast.train.extras import check_extras
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
@@ -114,7 +114,7 @@ class Trainer:
         rng.seed_rank(config.seed, self.world.rank)
 
         self.reached = Reached()
-        self.total_steps = config.epochs * len(self.batches)
+        self.total_steps = total_steps(config, len(self.batches))
         check_steps(profile, self.total_steps)
         self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
         self.warned_of_collapse = False
@@ -201,7 +201,7 @@ class Trainer:
     # --- the main loop ---------------------------------------------------------------------------
 
     def fit(self) -> Result:
-        """Train to the end of the last epoch, validating after each.
+        """Train to the last step, validating after each epoch and at the end.
 
         Raises Interrupted after SIGINT or SIGTERM, once everything is saved, and TrainingError
         when too many steps in a row were not finite.
@@ -219,9 +219,12 @@ class Trainer:
             self.tell_runner()
             self.interval_began = time.perf_counter() - self.interval_seconds
             for epoch in range(reached.epoch, config.epochs):
+                if self.is_done() and reached.validated == reached.step:
+                    break
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                for share in self.world.shares(self.batches):
+                shares = self.shares_left()  # kept: a pass that nobody holds loses its place
+                for share in shares:
                     self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
@@ -231,17 +234,30 @@ class Trainer:
                         self.save()
                     if self.stop.agreed(self.world, reached.step):
                         self.leave()
+                    if reached.step == self.total_steps:
+                        break
                 self.log_training()
-                reached.epoch += 1
+                reached.epoch = reached.step // len(self.batches)
                 self.validate()
                 if self.checkpoint_is_due(epoch_ended=True):
                     self.save()
                 if config.pictures_every and reached.epoch % config.pictures_every == 0:
                     self.draw(f"pictures/{reached.step:08d}", curves=False)
                 stop = self.stop.agreed(self.world, reached.step, now=True)
-                if stop and reached.epoch < config.epochs:
+                if stop and not self.is_done():
                     self.leave()
             return self.result()
+
+    def shares_left(self) -> Iterable[Share]:
+        """The epoch's batches from its place on; none where the run has ended within the epoch."""
+        if self.is_done() and self.reached.step % len(self.batches):
+            return ()
+        return self.world.shares(self.batches)
+
+    def is_done(self) -> bool:
+        """Whether the run has come to its last step, or validation has got no better for long."""
+        reached, patience = self.reached, self.config.early_stop
+        return reached.step >= self.total_steps or 0 < patience <= reached.stale
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -267,6 +283,8 @@ class Trainer:
         final = means["recon"] + step.final_beta * means["kl"]
         self.improved = final < self.reached.best
         self.reached.best = final if self.improved else self.reached.best
+        self.reached.validated = self.reached.step
+        self.reached.stale = 0 if self.improved else self.reached.stale + 1
 
     @contextmanager
     def discarded_if_it_fails(self) -> Iterator[None]:
@@ -348,7 +366,7 @@ class Trainer:
         if not epoch_ended:
             return when.every_steps > 0 and reached.step % when.every_steps == 0
         every_epoch = when.every_epochs > 0 and reached.epoch % when.every_epochs == 0
-        return every_epoch or self.improved or reached.epoch == self.config.epochs
+        return every_epoch or self.improved or self.is_done()
 
     def save(self) -> None:
         """Checkpoint this step, as the best too if it is."""

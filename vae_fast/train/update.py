@@ -48,6 +48,8 @@ class Update:
         self.flat: FlatParameters | None = None
         # DistributedDataParallel has gradients in buffers of its own.
         can_be_flat = FlatAdam.serves(self.optimizer) and FlatParameters.fits(self.parameters)
+        # There gradients of layers are written, not added: of a batch in parts, to those before.
+        can_be_flat = can_be_flat and config.accumulate == 1
         if alone and not is_distributed and can_be_flat:
             half = config.precision == "bf16" and device.type == "cpu"
             self.flat = FlatParameters(self.parameters, torch.bfloat16 if half else None)
