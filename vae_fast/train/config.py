@@ -76,6 +76,10 @@ class OptimizerConfig:
         warmup_steps: steps in which the learning rate rises to lr.
         decay: constant, or cosine down to lr * final_lr at the end of the run.
         final_lr: where the cosine ends, as a part of lr.
+        scheduler: in place of warmup_steps and decay, a class of torch.optim.lr_scheduler, such as
+            ReduceLROnPlateau, which goes by the validation loss; or an import path.
+        scheduler_args: its arguments; T_max and total_steps are the run's length where not given.
+        scheduler_unit: what it counts, epochs or steps.
         clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
         skip_above: a step is skipped if its gradient's norm is so many times the running mean of
             norms; 0 skips none.
@@ -88,6 +92,9 @@ class OptimizerConfig:
     warmup_steps: int = 0
     decay: str = "constant"
     final_lr: float = 0.0
+    scheduler: str = ""
+    scheduler_args: dict[str, Any] = field(default_factory=dict)
+    scheduler_unit: str = "epochs"
     clip_norm: float = 0.0
     skip_above: float = 0.0
     patience: int = 20
@@ -99,6 +106,14 @@ class OptimizerConfig:
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         known("optimizer.decay", self.decay, DECAYS)
         at_least("optimizer.final_lr", self.final_lr, 0)
+        known("optimizer.scheduler_unit", self.scheduler_unit, UNITS)
+        if self.scheduler and (self.decay != "constant" or self.warmup_steps > 0):
+            raise ValueError(
+                f"optimizer.scheduler {self.scheduler} stands in the place of optimizer.decay and "
+                "optimizer.warmup_steps: give one or the others"
+            )
+        if self.scheduler_args and not self.scheduler:
+            raise ValueError("optimizer.scheduler_args go with optimizer.scheduler: name one")
         at_least("optimizer.clip_norm", self.clip_norm, 0)
         at_least("optimizer.skip_above", self.skip_above, 0)
         if 0 < self.skip_above <= 1:
@@ -402,6 +417,7 @@ def from_dict(values: Mapping[str, Any], *, trust: Trust = False) -> TrainConfig
     config = _from_dict(values, TrainConfig, "")
     config.model = named_by(config.model, trust)
     config.optimizer.name = named_by(config.optimizer.name, trust)
+    config.optimizer.scheduler = named_by(config.optimizer.scheduler, trust)
     check_entries(config.augment)
     config.augment = [{**entry, "name": named_by(entry["name"], trust)} for entry in config.augment]
     return config

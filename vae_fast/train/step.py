@@ -17,6 +17,7 @@ from vae_fast.train.meter import Meter
 from vae_fast.train.runners import Eager, Runner, choose
 from vae_fast.train.schedules import Now, beta_at, lr_at
 from vae_fast.train.setup import compile_networks, final_beta
+from vae_fast.train.torch_schedule import TorchSchedule
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
 
@@ -59,6 +60,9 @@ class Step:
         self.world = world
         self.steps_per_epoch = steps_per_epoch
         self.final_beta = final_beta(config)
+        self.schedule: TorchSchedule | None = None
+        if config.optimizer.scheduler:
+            self.schedule = TorchSchedule(config, steps_per_epoch)
         self.beta, self.lr = self.final_beta, config.lr
         if config.compile:
             compile_networks(model)
@@ -171,7 +175,9 @@ class Step:
             return
         objective, optimizer = self.config.objective, self.config.optimizer
         self.beta = beta_at(objective, self.final_beta, number, self.steps_per_epoch)
-        if optimizer.warmup_steps > 0 or optimizer.decay != "constant":
+        if self.schedule is not None:
+            self.lr = self.schedule.at(number)
+        elif optimizer.warmup_steps > 0 or optimizer.decay != "constant":
             total = total_steps(self.config, self.steps_per_epoch)
             self.lr = lr_at(optimizer, self.config.lr, number, total)
         weight = 0.0 if self.average is None else self.average.weight(number)
@@ -179,7 +185,7 @@ class Step:
         # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
         for phase, update in self.each():
             update.set_lr(phase.lr * self.lr if update.flat is None else self.now.lr)
-        moves = optimizer.warmup_steps > 0 or optimizer.decay != "constant"
+        moves = optimizer.warmup_steps > 0 or optimizer.decay != "constant" or self.schedule
         self._settled = not moves and objective.schedule == "constant" and self.average is None
 
     def read_guards(self) -> dict[str, float | None]:
@@ -214,6 +220,7 @@ class Step:
             "updates": [update.state_dict() for update in self.updates],
             **average,
             **refused,
+            **({"schedule": self.schedule.state_dict()} if self.schedule else {}),
             **({"checks": dict(self.checks)} if self.checks else {}),
         }
 
@@ -230,6 +237,8 @@ class Step:
             self.average.load_state_dict(state["average"])
         elif self.average is not None:  # the run had none so far
             self.average.restart()
+        if self.schedule is not None and "schedule" in state:
+            self.schedule.load_state_dict(state["schedule"])
         self.refused = dict(state.get("refused", {}))
         self.checks = dict(state.get("checks", {}))
         self.choose_runner()

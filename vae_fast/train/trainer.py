@@ -281,6 +281,8 @@ class Trainer:
                 self.progress.say(warning)
         # While beta rises the loss does too: the best is judged by the final beta.
         final = means["recon"] + step.final_beta * means["kl"]
+        if step.schedule is not None:
+            step.schedule.validated(final)
         self.improved = final < self.reached.best
         self.reached.best = final if self.improved else self.reached.best
         self.reached.validated = self.reached.step

@@ -1,0 +1,84 @@
+"""torch's learning rate schedulers, as a function of the step: any runner can be handed its number.
+
+The scheduler drives an optimizer of its own, which has no weights of the model, and its learning rate is
+read off. What is saved is no state of the scheduler, but what it was told: it is told again on resuming,
+so that its class may be anybody's and nothing of it is pickled.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from vae_fast.import_paths import imported
+from vae_fast.train.config import TrainConfig, total_steps
+
+MODULE = "torch.optim.lr_scheduler"
+
+
+class TorchSchedule:
+    """The learning rate that ``optimizer.scheduler`` gives at a step.
+
+    ReduceLROnPlateau is told each validation's loss; others count steps or epochs.
+
+    Raises:
+        ValueError: the name leads nowhere or to no scheduler, or its arguments don't fit.
+    """
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
+        name = config.optimizer.scheduler
+        path = name if ":" in name else type(name)(f"{MODULE}:{name}")
+        wanted = f"a subclass of {MODULE}.LRScheduler"
+        self._kind = imported(path, "optimizer.scheduler", LRScheduler, wanted)
+        self._config = config
+        self._unit = steps_per_epoch if config.optimizer.scheduler_unit == "epochs" else 1
+        length = -(-total_steps(config, steps_per_epoch) // self._unit)
+        self._arguments = dict(config.optimizer.scheduler_args)
+        takes = inspect.signature(self._kind).parameters
+        for of_length in {"total_steps", "T_max"} & set(takes):
+            self._arguments.setdefault(of_length, length)
+        self.by_loss = issubclass(self._kind, ReduceLROnPlateau)
+        self._losses: list[float] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._done = 0
+        parameter = torch.nn.Parameter(torch.zeros(()))
+        self._optimizer = torch.optim.SGD([parameter], lr=self._config.lr)
+        try:
+            self._scheduler: Any = self._kind(self._optimizer, **self._arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"optimizer.scheduler_args {self._arguments} don't fit "
+                f"{self._config.optimizer.scheduler}: {error}"
+            ) from error
+        self._optimizer.step()  # of nothing; a scheduler warns where there was none
+
+    def at(self, step: int) -> float:
+        """The learning rate of ``step``, 0 for the first."""
+        count = step // self._unit
+        if not self.by_loss:
+            if count < self._done:
+                self._begin()
+            for _ in range(self._done, count):
+                self._scheduler.step()
+            self._done = count
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def validated(self, loss: float) -> None:
+        """A validation's loss, for a scheduler that goes by it."""
+        if self.by_loss:
+            self._losses.append(loss)
+            self._scheduler.step(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begin()
+        self._losses = []
+        for loss in state["losses"]:
+            self.validated(loss)
