@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vae_fast.train.callbacks import Callback
     from vae_fast.train.checkpoint import CheckpointError
     from vae_fast.train.config import (
         CheckpointConfig,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vae_fast.train.trainer import Trainer, TrainingError
 
 __all__ = [
+    "Callback",
     "CheckpointConfig",
     "CheckpointError",
     "Interrupted",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Callback": "callbacks",
     "CheckpointConfig": "config",
     "CheckpointError": "checkpoint",
     "Interrupted": "stop",

@@ -27,6 +27,7 @@ RUNNERS = ("auto", "eager", "native", "recorded", "graph")
 UNITS = ("epochs", "steps")
 OPTIMIZERS = ("adam", "adamw")
 DECAYS = ("constant", "cosine")
+LOGGERS = ("none", "wandb", "mlflow")
 TENSORBOARD = ("auto", "on", "off")
 DISTRIBUTED = ("ddp", "fsdp")
 
@@ -216,6 +217,7 @@ class TrainConfig:
         pictures_every: epochs between two sets of pictures, kept under pictures/; 0 for the end's
             alone.
         tensorboard: auto (where it is installed), on or off.
+        log_to: where rows and pictures go beside the run's folder: none, wandb or mlflow.
         labels: which labels are shown.
         objective: the loss.
         optimizer: how gradients become updates.
@@ -249,6 +251,7 @@ class TrainConfig:
     ema: float = 0.0
     pictures_every: int = 0
     tensorboard: str = "auto"
+    log_to: str = "none"
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -277,6 +280,7 @@ class TrainConfig:
         if self.ema >= 1:
             raise ValueError(f"ema is a decay below 1, such as 0.999, got {self.ema}")
         known("tensorboard", self.tensorboard, TENSORBOARD)
+        known("log_to", self.log_to, LOGGERS)
         known("precision", self.precision, PRECISIONS)
         known("matmul", self.matmul, MATMULS)
         known("runner", self.runner, RUNNERS)

@@ -5,29 +5,37 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+from vae_fast.train.callbacks import Callback, Row
 from vae_fast.train.extras import need
+
+if TYPE_CHECKING:
+    from vae_fast.train.trainer import Trainer
 
 
 @final
-class TensorBoard:
+class TensorBoard(Callback):
     """Writes to RUN/tensorboard; does nothing where TensorBoard is off or not installed.
 
     Args:
         choice: auto, on or off.
-        step: where the run is; what was written of later steps is hidden.
     """
 
-    def __init__(self, choice: str, folder: Path, step: int) -> None:
+    def __init__(self, choice: str) -> None:
         self._writer: Any = None
         installed = importlib.util.find_spec("tensorboard") is not None
-        if choice == "on" or (choice == "auto" and installed):
+        self._is_on = choice == "on" or (choice == "auto" and installed)
+        if self._is_on:
             need("tensorboard", "--tensorboard on", install="tensorboard")
-            module = importlib.import_module("torch.utils.tensorboard")
-            self._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
-    def row(self, row: dict[str, Any]) -> None:
+    def on_start(self, trainer: Trainer) -> None:
+        if self._is_on:  # what was written of later steps is hidden
+            module = importlib.import_module("torch.utils.tensorboard")
+            folder, step = trainer.folder.path / "tensorboard", trainer.reached.step
+            self._writer = module.SummaryWriter(str(folder), purge_step=step)
+
+    def on_row(self, trainer: Trainer, row: Row) -> None:
         """Numbers as scalars, lists as histograms, under their split."""
         if self._writer is None:
             return
@@ -38,7 +46,7 @@ class TensorBoard:
             elif isinstance(value, (int, float)) and name not in ("step", "seconds"):
                 self._writer.add_scalar(tag, value, row["step"])
 
-    def picture(self, path: Path, step: int) -> None:
+    def on_picture(self, trainer: Trainer, path: Path) -> None:
         """A PNG as an image named like it."""
         if self._writer is None or path.suffix != ".png":
             return
@@ -46,12 +54,9 @@ class TensorBoard:
 
         with need("PIL.Image", "drawing pictures").open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
+        self._writer.add_image(path.stem, pixels, trainer.reached.step, dataformats="HWC")
 
-    def __enter__(self) -> TensorBoard:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         if self._writer is not None:
             self._writer.close()
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from vae_fast.import_paths import Trust
 from vae_fast.ops import matmul
 from vae_fast.train import changes as changes_to
 from vae_fast.train import checkpoint, files, rng, run_data
+from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps
 from vae_fast.train.diagnostics import diagnostics
@@ -65,6 +67,7 @@ class Trainer:
             takes; both or neither.
         folder: the folder of a run to go on with (``Trainer.resume``), instead of a new one.
         profile: trace so many steps into profile.json.
+        callbacks: are told of the run as it goes on, by its main process.
     """
 
     def __init__(
@@ -75,12 +78,16 @@ class Trainer:
         val_data: Any = None,
         folder: RunFolder | None = None,
         profile: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         config.check()
         check_extras()
         self.world = World()
         if folder is None and self.world.is_main:
             RunFolder.check_free(config)
+        self.callbacks: list[Callback] = []
+        if self.world.is_main:
+            self.callbacks = [TensorBoard(config.tensorboard), *loggers(config), *callbacks]
         self.config = config
         train, val = load_data(config, train_data, val_data)
         self.device = self.world.join(resolve_device(config.device))
@@ -155,7 +162,8 @@ class Trainer:
             trust: let the run's config.yaml name classes of any module, whose code is then run
                 (True, or the import paths that it may name); else those of torch, torchvision
                 and vae_fast alone.
-            options: ``train_data`` and ``val_data``, if the run was given them; ``profile``.
+            options: ``train_data`` and ``val_data``, if the run was given them; ``profile``,
+                ``callbacks``.
 
         Raises ValueError for a change of what the checkpoints are of (the model, say), in
         ``changes`` or in config.yaml.
@@ -228,6 +236,8 @@ class Trainer:
                     self.step(share, reached.step)
                     reached.step += 1
                     profiler.step()
+                    for callback in self.callbacks:
+                        callback.on_step(self)
                     if reached.step % config.log_every == 0:
                         self.log_training()
                     if self.checkpoint_is_due():
@@ -239,6 +249,8 @@ class Trainer:
                 self.log_training()
                 reached.epoch = reached.step // len(self.batches)
                 self.validate()
+                for callback in self.callbacks:
+                    callback.on_epoch(self, self.last_row)
                 if self.checkpoint_is_due(epoch_ended=True):
                     self.save()
                 if config.pictures_every and reached.epoch % config.pictures_every == 0:
@@ -358,9 +370,10 @@ class Trainer:
         }
         self.reached.rows += 1
         if self.world.is_main:
-            row = self.folder.append_metrics(row)
+            self.last_row = row = self.folder.append_metrics(row)
             self.progress.show(row)
-            self.tensorboard.row(row)
+            for callback in self.callbacks:
+                callback.on_row(self, row)
 
     def checkpoint_is_due(self, epoch_ended: bool = False) -> bool:
         """At intervals, at the best, and at the end of the run."""
@@ -381,6 +394,8 @@ class Trainer:
                 if self.improved:
                     checkpoint.point(folder, "best", saved, say)
                 checkpoint.prune(folder, self.config.checkpoint.keep, say)
+            for callback in self.callbacks:
+                callback.on_checkpoint(self, saved)
         self.improved = False
 
     def leave(self) -> NoReturn:
@@ -396,21 +411,27 @@ class Trainer:
         self.interval_began += time.perf_counter() - began
 
     def open_displays(self, stack: ExitStack) -> None:
-        """Progress and TensorBoard, for the main rank to show rows and pictures on."""
+        """Progress and the callbacks, for the main rank to show rows and pictures on."""
         done, is_main = self.reached.step, self.world.is_main
         self.progress = stack.enter_context(Progress(done, self.total_steps, visible=is_main))
-        choice = self.config.tensorboard if is_main else "off"
-        self.tensorboard = stack.enter_context(TensorBoard(choice, self.folder.path, done))
+        for callback in self.callbacks:
+            callback.on_start(self)
+            stack.push(partial(self.tell_end, callback))
+
+    def tell_end(self, callback: Callback, _: Any, error: BaseException | None, __: Any) -> None:
+        """Tell it that training has ended, and by what."""
+        callback.on_end(self, error)
 
     def draw(self, prefix: str, curves: bool) -> list[Path]:
         """Draw the run's pictures under names beginning with ``prefix``."""
         with self.clock_stopped(), self.step.averaged():
             paths = draw_pictures(self, prefix, curves)
         for path in paths:
-            try:
-                self.tensorboard.picture(path, self.reached.step)
-            except Exception as error:  # noqa: BLE001 (a picture costs no run)
-                files.warn(f"{path} can't be shown in TensorBoard: {error!r}")
+            for callback in self.callbacks:
+                try:
+                    callback.on_picture(self, path)
+                except Exception as error:  # noqa: BLE001 (a picture costs no run)
+                    files.warn(f"{type(callback).__name__} can't take {path}: {error!r}")
         return paths
 
     def result(self) -> Result:
