@@ -102,7 +102,8 @@ class RunFolder:
         if (self.path / "metrics.jsonl").stat().st_size or any(self.checkpoints.iterdir()):
             return
         self.let_go()
-        for name in ("config.yaml", "data.json", "environment.json", "metrics.jsonl"):
+        files = "config.yaml data.json environment.json metrics.jsonl wandb_run mlflow_run"
+        for name in files.split():
             (self.path / name).unlink(missing_ok=True)
         for event in (self.path / "tensorboard").glob("events.*"):
             event.unlink()
