@@ -36,8 +36,11 @@ for name in "$@"; do
     # torch and Python are not instrumented: what they leak or do among themselves is theirs.
     export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1
     export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-    export TSAN_OPTIONS="suppressions=$root/scripts/tsan.supp:ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66"
-    under=(env LD_PRELOAD="$runtime")
+    options="ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66:die_after_fork=0"
+    export TSAN_OPTIONS="suppressions=$root/scripts/tsan.supp:$options"
+    # The C++ library too: Python has none, and AddressSanitizer looks for what throws as it starts.
+    standard="$(${CXX:-c++} -print-file-name=libstdc++.so.6)"
+    under=(env LD_PRELOAD="$runtime $standard")
     # ThreadSanitizer needs its part of the address space free.
     if [ "$name" = thread ] && setarch -R true 2>/dev/null; then under=(setarch -R "${under[@]}"); fi
     cd "$tree"
@@ -51,9 +54,9 @@ if not library().__file__.startswith(sys.argv[1] + "/"):
         tests=(tests/ops/test_gaussian.py tests/ops/test_gather.py tests/ops/test_pool.py
             -k "not accuracy and not compile and not fork and not slow")
     else
-        tests=(tests/ops/test_determinism.py)
+        tests=(tests/ops/test_determinism.py tests/ops/test_threads.py)
     fi
-    "${under[@]}" "$PYTHON" -m pytest -q -x -p no:cacheprovider -m "not slow and not cuda" "${tests[@]}"
+    "${under[@]}" "$PYTHON" -m pytest -q -x -s -p no:cacheprovider -m "not slow and not cuda" "${tests[@]}"
     cd "$root"
     echo "sanitize: PASS: $name ($((SECONDS - began)) s)"
 done
