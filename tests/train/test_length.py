@@ -150,3 +150,30 @@ def test_the_run_is_the_same_whether_or_not_it_was_stopped(config, clothes, tmp_
     config.out = str(tmp_path / "again")
     other = run(config, clothes)
     assert_same_run(whole, other)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Items that have to be made one by one."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index].clone()
+
+
+def test_workers_read_the_same_run_and_go_on_within_an_epoch(config, clothes, tmp_path):
+    sets = [Pictures(images[:300]) for images in clothes]
+    config.epochs, config.runner = 1, "eager"
+    whole = run(config, sets)
+    config.out, config.max_steps, config.workers = str(tmp_path / "workers"), 2, 2
+    stopped = run(config, sets)
+    options = {"train_data": sets[0], "val_data": sets[1]}
+    on = Trainer.resume(stopped.folder.path, changes={"max_steps": 0, "workers": 1}, **options)
+    on.fit()
+    assert on.batches._loader.num_workers == 1 and stopped.batches._loader.num_workers == 2
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, on.model.state_dict()[name])

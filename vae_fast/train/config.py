@@ -182,6 +182,8 @@ class TrainConfig:
             drawn once. Either way the validation data are drawn once, by the seed.
         augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
             package.module:Class, args: {...}}.
+        workers: processes that read the items of a torch Dataset or of a stream; data in memory, and
+            shards, need none.
         epochs: passes over the training data.
         max_steps: the run ends after so many steps, if that is before its last epoch; 0 for no limit.
         early_stop: the run ends after so many validations in a row whose loss was not the lowest so
@@ -230,6 +232,7 @@ class TrainConfig:
     data_options: DataOptions = field(default_factory=DataOptions)
     binarize: str = "none"
     augment: list[dict[str, Any]] = field(default_factory=list)
+    workers: int = 0
     epochs: int = 10
     max_steps: int = 0
     early_stop: int = 0
@@ -268,7 +271,7 @@ class TrainConfig:
             typed(name, getattr(self, name), hint)
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
             at_least(name, getattr(self, name), 1)
-        for name in ("max_steps", "early_stop", "seed", "pictures_every"):
+        for name in ("workers", "max_steps", "early_stop", "seed", "pictures_every"):
             at_least(name, getattr(self, name), 0)
         if self.accumulate > self.batch_size:
             raise ValueError(

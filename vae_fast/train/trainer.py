@@ -110,6 +110,7 @@ class Trainer:
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
         options["unit"] = run_data.needs_unit(self.model)
+        options["num_workers"] = config.workers
         self.batches = self.world.batches(
             train, config.batch_size, shuffle=True, augment=build_augment(config.augment), **options
         )
