@@ -37,6 +37,8 @@ from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.splits import held_out, in_runs, size_of
 from vae_fast.data.sprites import Sprites, split_rows
 from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
+from vae_fast.data.tables import SUFFIXES as TABLES
+from vae_fast.data.tables import read_table
 from vae_fast.data.torchvision_sets import NotHere, read_torchvision
 from vae_fast.data.words import shown
 from vae_fast.data_options import DataOptions
@@ -121,9 +123,9 @@ def as_data(
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
             a tuple (images, labels); a path to an .npy file, which is memory-mapped and not loaded,
-            to an .npz file with `images` and perhaps `labels`, to a folder of shards that `pack`
-            wrote, to a folder of image files, to one image or to an IDX file; any torch Dataset, map-style or iterable, of
-            images or (image, label) tuples; a known name, which gives its train split; or data made
+            to an .npz file with `images` and perhaps `labels`, to a table (.csv, .parquet, .h5ad),
+            to a folder of shards that `pack` wrote, to a folder of image files, to one image or to
+            an IDX file; any torch Dataset, map-style or iterable, of images or (image, label) tuples; a known name, which gives its train split; or data made
             by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
             Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
@@ -229,6 +231,8 @@ def _from_path(
     _check_options(str(source), options)
     if path.suffix.lower() in SUFFIXES:
         return read_file(path, bounded=bounded)
+    if path.suffix.lower() in TABLES:
+        return read_table(path, bounded=bounded, labels=labels)
     if isinstance(source, str) and canonical(source):
         return load(source)
     if path.name == INDEX or path.is_dir():
@@ -238,8 +242,8 @@ def _from_path(
     if path.exists():
         kind = "" if path.is_file() else " is a pipe or a device and"
         raise ValueError(
-            f"{shown(path)}{kind} can't be read as data: an .npy or .npz file, an image "
-            f"({' '.join(IMAGE_SUFFIXES)}) or an IDX file is needed, or a folder of shards or images"
+            f"{shown(path)}{kind} can't be read as data: an .npy, .npz, .csv, .parquet or .h5ad "
+            f"file, an image ({' '.join(IMAGE_SUFFIXES)}) or an IDX file is needed, or a folder of shards or images"
         )
     raise ValueError(
         f"unknown data {str(source)!r}{suggestion(str(source))}: it is neither one of "
