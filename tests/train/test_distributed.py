@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from vae_fast.models import build
 from vae_fast.models.base import floored_kl
 from vae_fast.models.joined import batch_joined_by
 from vae_fast.train import rng
 from vae_fast.train.distributed import RankFailed, World
+from vae_fast.train.sharded import shard
 from vae_fast.train.stop import StopSignals
 
 
@@ -268,3 +270,10 @@ def test_ranks_meet_over_a_signal_about_once_a_second(monkeypatch):
     assert 5.0 < now[0] < 6.5 and signals.asked == signal.SIGTERM
     assert 4 <= len(meetings) <= 9
     assert signals.agreed(Many(), step + 1, now=True) == signal.SIGTERM
+
+
+def test_a_parameter_without_rows_is_refused_by_fsdp_in_a_sentence():
+    options = {"latent_dim": 2, "likelihood": "gaussian"}
+    model = build("vae", (1, 4, 4), **options, likelihood_options={"variance": "shared"})
+    with pytest.raises(ValueError, match=r"likelihood\.logvar .* 0-d: .*distributed='ddp'"):
+        shard(model, torch.device("cpu"), 2, "fp32")

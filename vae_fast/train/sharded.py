@@ -23,7 +23,16 @@ def shard(model: nn.Module, device: torch.device, size: int, precision: str) -> 
     Modules that ``model.blocks()`` names, where it has such a method, are gathered one at a time; the
     rest of the model as one more. With bf16, weights are gathered in bfloat16 and gradients
     averaged in float32; the shards themselves stay float32.
+
+    Raises:
+        ValueError: a parameter is 0-d, of which there is nothing to share out.
     """
+    if scalars := [name for name, p in model.named_parameters() if p.dim() == 0]:
+        raise ValueError(
+            f"FSDP shares parameters out by their rows, and {', '.join(scalars)} of this model "
+            "has none, being 0-d: train it with distributed='ddp', or give the parameter the "
+            "shape (1,) if the model is your own"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
