@@ -79,13 +79,11 @@ def gaussian_pair(
 
 def logvar_of(
     logvar: torch.Tensor | None,
-    scale: torch.Tensor | None,
+    scale: torch.Tensor,
     name: str = "logvar",
     scale_name: str = "scale",
-) -> torch.Tensor | None:
-    """log sigma^2 from whichever of logvar and scale is given; None if neither is."""
-    if scale is None:
-        return logvar
+) -> torch.Tensor:
+    """log sigma^2 of a scale, beside which no logvar may be given."""
     if logvar is not None:
         raise TypeError(f"{name} and {scale_name} are both given: a Gaussian needs one of them")
     check_floating(scale_name, scale)

@@ -59,13 +59,13 @@ def _key(
     eps: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """The noise key, if one was given or is to be drawn from a generator."""
+    if generator is None and eps is None:  # the usual call: a small one is mostly its checks
+        return None if noise_key is None else check_key(noise_key, mu.device)
     given = {"noise_key": noise_key, "generator": generator, "eps": eps}
     given = [name for name, value in given.items() if value is not None]
     if len(given) > 1:
         raise TypeError(f"{' and '.join(given)} are given: each of them fixes the noise, give one")
-    if generator is not None:
-        return new_key(mu.device, generator)
-    return None if noise_key is None else check_key(noise_key, mu.device)
+    return None if generator is None else new_key(mu.device, generator)
 
 
 def _noise(
@@ -174,8 +174,10 @@ def gaussian_kl(
             "elementwise", of mu's shape, in plain PyTorch.
     """
     code = reduction_code(reduction, elementwise=True)
-    logvar = logvar_of(logvar, scale)
-    prior_logvar = logvar_of(prior_logvar, prior_scale, "prior_logvar", "prior_scale")
+    if scale is not None:
+        logvar = logvar_of(logvar, scale)
+    if prior_scale is not None:
+        prior_logvar = logvar_of(prior_logvar, prior_scale, "prior_logvar", "prior_scale")
     mu, logvar, prior_mu, prior_logvar = with_prior(mu, logvar, prior_mu, prior_logvar)
     if code is None:
         return reference.gaussian_kl_terms(mu, logvar, prior_mu, prior_logvar)
@@ -218,7 +220,8 @@ def sample_and_kl(
             scale=scale, prior_scale=prior_scale, reduction=reduction,
         )  # fmt: skip
         return (sampled[0], kl, sampled[1]) if return_eps else (sampled, kl)
-    prior_logvar = logvar_of(prior_logvar, prior_scale, "prior_logvar", "prior_scale")
+    if prior_scale is not None:
+        prior_logvar = logvar_of(prior_logvar, prior_scale, "prior_logvar", "prior_scale")
     mu, logvar, prior_mu, prior_logvar = with_prior(mu, logvar, prior_mu, prior_logvar)
     noise_key = _key(mu, noise_key, generator, None)
     if not use_native(mu.device.type):
