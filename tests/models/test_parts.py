@@ -213,3 +213,78 @@ def test_objectives_of_other_models():
         build("vae", SHAPE, objective="free-energy")
     with pytest.raises(ValueError, match="free_bits"):
         made("capacity").loss(images(), free_bits=1.0)
+
+
+def test_hamiltonian_by_hand():
+    """Leapfrog and tempering written out, and the loss: for a decoder that gives nothing, exact ends."""
+    model, x, key = (
+        made("hamiltonian", leaps=2, step=0.1, temperature=0.25),
+        images(),
+        noise.new_key(),
+    )
+    mu, logvar, z, *_ = by_hand(model, x, key)
+    gamma = reference.normal(torch.stack([key[0], key[1] + 1]), mu.shape, torch.float64)
+    log_q = importance.log_density(z, mu, logvar)
+
+    def energy(z):
+        bce = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="none")
+        return bce.flatten(1).sum(1) + 0.5 * z.square().sum(1) + math.log(2 * math.pi)
+
+    def slope(z):
+        return torch.autograd.grad(energy(z).sum(), z, create_graph=True)[0]
+
+    roots = [0.5, 1 / (2 - 0.25), 1.0]
+    rho = gamma / 0.5
+    for k in range(2):
+        rho = rho - 0.05 * slope(z)
+        z = z + 0.1 * rho
+        rho = (rho - 0.05 * slope(z)) * roots[k] / roots[k + 1]
+    wanted = energy(z) + 0.5 * rho.square().sum(1) + log_q - 0.5 * gamma.square().sum(1)
+    out = model.loss(x, noise_key=key)
+    torch.testing.assert_close(out.loss, wanted.mean())
+    networks = [*model.encoder.parameters(), *model.decoder.parameters()]
+    found, grads = (
+        torch.autograd.grad(t, networks, retain_graph=True) for t in (out.loss, wanted.mean())
+    )
+    torch.testing.assert_close(found, grads)
+    assert torch.autograd.grad(out.loss, model.objective.log_step)[0].abs().min() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss(x, noise_key=key).loss, wanted.mean().detach())
+
+
+def test_vae_gan_by_hand_and_without_leaks():
+    model, x, key = (
+        made("vae-gan", shape=(1, 8, 8), channels=4, gamma=0.3),
+        images(5, (1, 8, 8)),
+        noise.new_key(),
+    )
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(0.5 * logvar) * reference.normal(key, mu.shape, torch.float64)
+    fresh = reference.normal(torch.stack([key[0], key[1] + 1]), mu.shape, torch.float64)
+    judge = model.objective.discriminator
+    y, other = (torch.sigmoid(model.decoder(t)) for t in (z, fresh))
+    off = 0.5 * (judge[:-1](x) - judge[:-1](y)).square().flatten(1).sum(1).mean()
+    kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1).mean()
+
+    def told(t, sign):
+        return F.softplus(sign * judge(t)).mean()
+
+    wanted = {
+        "encoder": off + kl,
+        "decoder": 0.3 * off + told(y, -1) + told(other, -1),
+        "discriminator": told(x, -1) + told(y, 1) + told(other, 1),
+    }
+    total, phases = 0.0, phases_of(model)
+    assert {id(p) for ph in phases for p in ph.parameters} == {id(p) for p in model.parameters()}
+    for phase in phases:
+        out = model.loss(x, noise_key=key, phase=phase.name).loss
+        torch.testing.assert_close(out, wanted[phase.name])
+        total = total + out
+        own = {id(p) for p in phase.parameters}
+        theirs = torch.autograd.grad(wanted[phase.name], phase.parameters, retain_graph=True)
+        model.zero_grad()
+        out.backward()
+        torch.testing.assert_close([p.grad for p in phase.parameters], list(theirs))
+        for name, p in model.named_parameters():
+            assert id(p) in own or p.grad is None, (phase.name, name)
+    torch.testing.assert_close(model.loss(x, noise_key=key).loss, total)

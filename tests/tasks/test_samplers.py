@@ -8,10 +8,10 @@ import torch
 from vae_fast.cli import main
 from vae_fast.cli.show import SAMPLERS as FLAGS
 from vae_fast.models import build
-from vae_fast.models.pixelcnn import PixelCNN
 from vae_fast.tasks import SAMPLERS, fit_sampler, generate
 from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
 from vae_fast.tasks.samplers.mixture import GaussianMixture
+from vae_fast.tasks.samplers.pixelcnn import PixelCNN
 
 
 def two_blobs(n=2000):

@@ -28,6 +28,8 @@ def test_a_run_goes_on_to_the_same_bits(name, precision, tmp_path):
 PARTS = {
     "capacity": {"objective": "capacity", "objective_options": {"rise": 12}},
     "factor": {"objective": "factor", "objective_options": {"hidden": [8]}},
+    "vae-gan": {"objective": "vae-gan", "objective_options": {"channels": 4}},
+    "hamiltonian": {"objective": "hamiltonian"},
     "vmf": {"posterior": "vmf"},
     "iaf": {"posterior": "iaf", "prior": "realnvp"},
     "vq": {

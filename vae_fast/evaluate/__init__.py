@@ -5,6 +5,13 @@ from vae_fast.evaluate.disentanglement import (
     factor_vae_score_of_codes,
     mutual_information_gap,
 )
+from vae_fast.evaluate.factors import DCI, dci, modularity, sap
+from vae_fast.evaluate.generated import (
+    PrecisionRecall,
+    frechet_distance,
+    network_features,
+    precision_recall,
+)
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
 from vae_fast.evaluate.likelihood import (
@@ -18,11 +25,14 @@ from vae_fast.evaluate.run import evaluate_run
 from vae_fast.evaluate.scores import accuracy, auroc
 
 __all__ = [
+    "DCI",
+    "PrecisionRecall",
     "accuracy",
     "active_units",
     "anomaly_auroc",
     "auroc",
     "bits_per_dimension",
+    "dci",
     "elbo",
     "evaluate",
     "evaluate_run",
@@ -31,9 +41,14 @@ __all__ = [
     "features",
     "few_label_accuracy",
     "few_per_class",
+    "frechet_distance",
     "importance_nll",
     "kl_per_dimension",
+    "modularity",
     "mutual_information_gap",
+    "network_features",
     "pixel_kind",
+    "precision_recall",
     "reconstruction_error",
+    "sap",
 ]

@@ -15,6 +15,7 @@ from vae_fast.evaluate.likelihood import (
     reconstruction_error,
 )
 from vae_fast.evaluate.scores import accuracy
+from vae_fast.functional.images import psnr, ssim
 from vae_fast.models.batched import in_batches
 from vae_fast.models.likelihoods import Categorical
 
@@ -63,6 +64,7 @@ def evaluate(
             report["reconstruction_mse"] = _mean(
                 reconstruction_error(model, x, y, batch_size=batch_size)
             )
+            report |= _image_quality(model, x, y, batch_size)
         if hasattr(model, "code_report"):
             codes = in_batches(
                 model, lambda part, *_: model.codes(part), x, y, batch_size=batch_size
@@ -104,6 +106,22 @@ def _add_likelihoods(
         report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
     if len(x) > 1:
         report["active_units"] = active_units(features(model, x, y, batch_size=batch_size))
+
+
+def _image_quality(
+    model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int
+) -> dict[str, float]:
+    """PSNR (decibels) and SSIM of reconstructions, of images in [0, 1]."""
+    if x.dim() != 4 or model.likelihood.target not in ("unit", "level"):
+        return {}
+
+    def both(part: Tensor, *condition: Tensor) -> Tensor:
+        made = model.as_input(model.reconstruct(part, *condition), part.dtype).double()
+        truth = model.network_input(part).double()
+        return torch.stack([psnr(truth, made), ssim(truth, made)], 1)
+
+    found = in_batches(model, both, x, y, batch_size=batch_size).mean(0).tolist()
+    return dict(zip(("reconstruction_psnr", "reconstruction_ssim"), found, strict=True))
 
 
 def _is_text(model: nn.Module, x: Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
+from vae_fast.evaluate.factors import dci, modularity, sap
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.latents import features
 from vae_fast.evaluate.report import evaluate
@@ -48,7 +49,7 @@ def evaluate_run(
         trust: as in ``load_model``.
 
     Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
-    and add MIG and the FactorVAE score.
+    and add MIG, the FactorVAE score, DCI, SAP and modularity.
     """
     from vae_fast.tasks import load_model
     from vae_fast.train.config import data_of
@@ -111,6 +112,9 @@ def _disentanglement(
     return {
         "mig": mutual_information_gap(codes, factors),
         "factor_vae_score": factor_vae_score_of_codes(codes, factors, seed=seed),
+        "sap": sap(codes, factors),
+        "modularity": modularity(codes, factors),
+        **{f"dci_{name}": value for name, value in dci(codes, factors)._asdict().items()},
     }
 
 

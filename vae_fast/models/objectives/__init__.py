@@ -8,9 +8,11 @@ from functools import partial
 from vae_fast.models.objectives.common import Objective
 from vae_fast.models.objectives.disentangle import DIP, Factor
 from vae_fast.models.objectives.elbo import MSSSIM, Capacity
+from vae_fast.models.objectives.hamiltonian import Hamiltonian
 from vae_fast.models.objectives.importance import CIWAE, MIWAE, PIWAE
 from vae_fast.models.objectives.latent_diffusion import LatentDiffusion
 from vae_fast.models.objectives.regularized import RAE
+from vae_fast.models.objectives.vae_gan import VAEGAN
 
 _MAKERS = {
     "capacity": Capacity,
@@ -21,6 +23,8 @@ _MAKERS = {
     "miwae": MIWAE,
     "piwae": PIWAE,
     "ciwae": CIWAE,
+    "hamiltonian": Hamiltonian,
+    "vae-gan": VAEGAN,
     "latent-diffusion": LatentDiffusion,
     "rae-l2": partial(RAE, penalty="l2"),
     "rae-gp": partial(RAE, penalty="gp"),
@@ -44,8 +48,8 @@ def make_objective(
         if options:
             raise ValueError(f"the elbo has no options, got {sorted(options)}")
         return None
-    if name == "factor":
+    if name in ("factor", "hamiltonian"):
         options["latent_dim"] = latent_dim
-    if name == "latent-diffusion":
+    if name in ("latent-diffusion", "vae-gan"):
         options["input_shape"] = input_shape
     return _MAKERS[name](**options)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.pixelcnn import PixelCNN
 from vae_fast.models.priors import FlowPrior
+from vae_fast.tasks.samplers.pixelcnn import PixelCNN
 
 
 def trained(

@@ -1,0 +1,102 @@
+"""DCI, SAP and modularity, Frechet distance, precision and recall: known answers."""
+
+import math
+
+import pytest
+import torch
+
+from vae_fast.evaluate import (
+    dci,
+    frechet_distance,
+    modularity,
+    network_features,
+    precision_recall,
+    sap,
+)
+from vae_fast.evaluate.factors import dci_of_importance, lasso
+
+
+def grid():
+    """Two factors of 5 and 4 values, 40 times each pair, in random order."""
+    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(4)).repeat(40, 1)
+    return pairs[torch.randperm(800, generator=torch.Generator().manual_seed(0))]
+
+
+def test_factors_apart_and_mixed():
+    v = grid()
+    z = v.double()
+    apart = torch.stack([2 * z[:, 0] + 1, -z[:, 1], torch.zeros(800)], 1)
+    found = dci(apart, v)
+    assert found == pytest.approx((1.0, 1.0, 1.0), abs=2e-3)
+    assert sap(apart, v) == pytest.approx(1.0)
+    assert modularity(apart, v) == pytest.approx(2 / 3)  # the third says nothing
+    assert modularity(apart[:, :2], v) == pytest.approx(1.0)
+    a, b = (z[:, i] - z[:, i].mean() for i in (0, 1))
+    a, b = a / a.std(correction=0), b / b.std(correction=0)
+    turned = torch.stack([a + b, a - b], 1)
+    assert sap(turned, v) == pytest.approx(0.0, abs=1e-9)
+    mixed = dci(turned, v)
+    assert mixed.disentanglement < 1e-3 and mixed.completeness < 1e-3
+    assert mixed.informativeness > 0.99
+    assert modularity(turned, v) < 0.6
+    # Half and half: R^2 of a with 3 a + b is 0.9, of b 0.1.
+    assert sap(torch.stack([3 * a + b, 0 * a], 1), v) == pytest.approx(0.5)
+
+
+def test_dci_by_entropies():
+    importance = torch.tensor([[3.0, 1.0], [0.0, 2.0], [0.0, 0.0]])
+    h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
+    second = -(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)) / math.log(3)
+    wanted = (4 / 6 * (1 - h) + 2 / 6, (1 + 1 - second) / 2)
+    assert dci_of_importance(importance) == pytest.approx(wanted)
+    z = torch.linalg.qr(torch.randn(50, 3, dtype=torch.float64))[0] * 50**0.5
+    v = torch.randn(50, 2, dtype=torch.float64)
+    plain = z.t() @ v / 50  # of columns at right angles: thresholds
+    wanted = plain.sign() * (plain.abs() - 0.1).clamp_min(0)
+    torch.testing.assert_close(lasso(z, v, 0.1), wanted)
+
+
+def test_frechet_distance_of_gaussians():
+    """By a square root from eigenvalues of the product, and 0 for the same."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 4, dtype=torch.float64, generator=generator)
+    b = 1 + a[:300].flip(1) @ torch.randn(4, 4, dtype=torch.float64, generator=generator)
+    product = torch.cov(a.t()) @ torch.cov(b.t())
+    root = torch.linalg.eigvals(product).sqrt().real.sum()
+    wanted = (a.mean(0) - b.mean(0)).square().sum()
+    wanted = wanted + torch.cov(a.t()).trace() + torch.cov(b.t()).trace() - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(float(wanted))
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(a, a + 3) == pytest.approx(36.0)
+    with pytest.raises(ValueError, match="with one F"):
+        frechet_distance(a, b[:, :3])
+
+
+def test_precision_and_recall():
+    """Data in two blobs; samples in one of them, and somewhere else."""
+    generator = torch.Generator().manual_seed(0)
+    blob = torch.randn(400, 2, dtype=torch.float64, generator=generator)
+    real = torch.cat([blob[:200], blob[200:] + 100])
+    made = torch.cat(
+        [torch.randn(150, 2, dtype=torch.float64, generator=generator), blob[:50] - 100]
+    )
+    found = precision_recall(real, made)
+    assert found.precision == pytest.approx(0.75, abs=0.05) and found.recall == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert precision_recall(real, real) == (1.0, 1.0)
+    # By hand: of points on a line with k = 1, radii are 1, 1, 3.
+    line = torch.tensor([[0.0], [1.0], [4.0]]).double()
+    assert precision_recall(
+        line, torch.tensor([[-0.5], [2.5], [7.5]]).double(), k=1
+    ).precision == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        precision_recall(line, line, k=3)
+
+
+def test_features_of_a_network():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU())
+    x = torch.rand(7, 1, 5, 5)
+    found = network_features(network, x, batch_size=3)
+    torch.testing.assert_close(found.float(), network(x).flatten(1).detach())

@@ -1,0 +1,78 @@
+"""How like data samples are, over the features of a network that is given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.batched import in_batches
+
+
+def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
+    """What ``network`` makes of each sample, (N, F): flattened, on x's device, in float64."""
+    return in_batches(
+        network, lambda part: network(part).flatten(1), x, batch_size=batch_size
+    ).double()
+
+
+def frechet_distance(real: Tensor, made: Tensor) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of means and covariances of features (N, F).
+
+    Heusel et al. 2017, equation 6: FID, where the features are Inception's. It falls with the number
+    of samples: compare the same numbers.
+    """
+    _check(real, made)
+    (m, c), (m2, c2) = (_moments(t) for t in (real, made))
+    values, vectors = torch.linalg.eigh(c)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.t()
+    # (C C')^(1/2) has the eigenvalues of (C^(1/2) C' C^(1/2))^(1/2), which is symmetric.
+    between = torch.linalg.eigvalsh(root @ c2 @ root).clamp_min(0).sqrt().sum()
+    return float((m - m2).square().sum() + c.trace() + c2.trace() - 2 * between)
+
+
+class PrecisionRecall(NamedTuple):
+    """The part of what was made that lies among data, and of data that lie among what was made."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real: Tensor, made: Tensor, *, k: int = 3) -> PrecisionRecall:
+    """Kynkaanniemi et al. 2019, equation 2: a point lies among others if it is no farther from one of
+    them than that one's k-th neighbour is.
+
+    Args:
+        real, made: features (N, F) and (M, F), more than k each.
+    """
+    _check(real, made)
+    if k < 1 or min(len(real), len(made)) <= k:
+        raise ValueError(
+            f"k must be at least 1 and below the numbers of samples, {len(real)} and {len(made)}; "
+            f"got {k}"
+        )
+    return PrecisionRecall(_among(made, real, k), _among(real, made, k))
+
+
+def _among(points: Tensor, others: Tensor, k: int, chunk: int = 1024) -> float:
+    radius = torch.cat(
+        [torch.cdist(part, others).kthvalue(k + 1, 1).values for part in others.split(chunk)]
+    )
+    inside = [(torch.cdist(part, others) <= radius).any(1) for part in points.split(chunk)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
+    t = t.double()
+    return t.mean(0), torch.cov(t.t()).view(t.shape[1], t.shape[1])
+
+
+def _check(real: Tensor, made: Tensor) -> None:
+    if real.dim() != 2 or made.dim() != 2 or real.shape[1] != made.shape[1]:
+        raise ValueError(
+            f"features must be (N, F) and (M, F) with one F, got {tuple(real.shape)} and "
+            f"{tuple(made.shape)}"
+        )
+    if min(len(real), len(made)) < 2:
+        raise ValueError(f"two samples of each are needed, got {len(real)} and {len(made)}")

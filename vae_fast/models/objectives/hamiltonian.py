@@ -1,0 +1,70 @@
+"""The Hamiltonian VAE (Caterini, Doucet & Sejdinovic 2018): z moves along the model's own slope."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import reparameterize
+from vae_fast.models import importance
+from vae_fast.models.base import streams_of
+from vae_fast.models.objectives.common import Objective
+
+
+class Hamiltonian(Objective):
+    """z_0 from the encoder and a momentum go ``leaps`` leapfrog steps down -log p(x, z), tempered.
+
+    The loss is -[log p(x, z_K) - |rho_K|^2 / 2 - log q(z_0 | x) + |gamma_0|^2 / 2] (section 3.3), an
+    ELBO of the model with momenta. kl is what is left without the reconstruction.
+
+    Args:
+        leaps: K. step: the leapfrog's first step in each dimension, which is learned.
+        temperature: beta_0 in (0, 1]; it rises to 1 by the paper's quadratic scheme.
+    """
+
+    def __init__(
+        self, latent_dim: int, *, leaps: int = 3, step: float = 0.05, temperature: float = 0.3
+    ) -> None:
+        super().__init__()
+        if leaps < 1 or not step > 0 or not 0 < temperature <= 1:
+            raise ValueError(
+                "leaps is at least 1, step above 0, and temperature in (0, 1]: got "
+                f"{leaps}, {step} and {temperature}"
+            )
+        self.leaps, self.temperature = leaps, temperature
+        self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
+
+    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+        q, p = model.encode(x, *condition), model.prior(*condition)
+        z = reparameterize(*q, noise_key=noise_key)
+        zeros = torch.zeros_like(z)
+        key = None if noise_key is None else streams_of(noise_key, 1)
+        gamma = reparameterize(zeros, zeros, noise_key=key)
+        log_q = importance.log_density(z, *q)
+        moved, rho = self.moved(model, x, z, gamma, p, *condition)
+        recon = model.nll_at(x, moved, *condition)
+        kinetic = 0.5 * (rho.square() - gamma.square()).sum(1)
+        kl = log_q - model.log_prior(moved, p) + kinetic
+        return recon + beta * kl, recon, kl
+
+    def moved(self, model: nn.Module, x: Tensor, z: Tensor, gamma: Tensor, p, *condition: Tensor):
+        """z_K and rho_K, by the leapfrog and the tempering after each step."""
+        start, step = math.sqrt(self.temperature), torch.exp(self.log_step)
+        rho, before = gamma / start, start
+        needs = torch.is_grad_enabled()
+
+        def slope(z: Tensor) -> Tensor:
+            with torch.enable_grad():
+                at = z if z.requires_grad else z.detach().requires_grad_()
+                energy = model.nll_at(x, at, *condition) - model.log_prior(at, p)
+                return torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
+
+        for k in range(1, self.leaps + 1):
+            rho = rho - step / 2 * slope(z)
+            z = z + step * rho
+            rho = rho - step / 2 * slope(z)
+            now = 1 / ((1 - 1 / start) * (k / self.leaps) ** 2 + 1 / start)
+            rho, before = rho * (before / now), now
+        return z, rho

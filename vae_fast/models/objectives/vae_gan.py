@@ -1,0 +1,119 @@
+"""The VAE-GAN (Larsen et al. 2016): reconstruction measured by a discriminator's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_fast.functional import reparameterize
+from vae_fast.models.base import streams_of
+from vae_fast.models.objectives.common import Objective
+from vae_fast.models.objectives.importance import constant, encoders
+from vae_fast.models.objectives.latent_diffusion import patches
+from vae_fast.models.phases import Phase
+
+
+class VAEGAN(Objective):
+    """Three phases on every batch (algorithm 1): the encoder by beta KL + L, the decoder by gamma L less
+    the discriminator's loss, the discriminator by what tells data from x' of codes and of the prior.
+
+    L = |D_l(x) - D_l(x')|^2 / 2 + constant is Gaussian in the discriminator's features before its last
+    layer. recon is L.
+
+    Args:
+        gamma: the decoder's weight of L.
+        channels, layers: of the discriminator (``latent_diffusion.patches``).
+        discriminator_lr: as a part of the run's.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        *,
+        gamma: float = 0.05,
+        channels: int = 32,
+        layers: int = 3,
+        discriminator_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.gamma, self.discriminator_lr = gamma, discriminator_lr
+        self.discriminator = patches(input_shape, channels, layers)
+
+    def phases(self, model: nn.Module) -> list[Phase]:
+        judge = list(self.discriminator.parameters())
+        encoder = [p for part in encoders(model) for p in part.parameters()]
+        known = {id(p) for p in judge + encoder}
+        others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
+        # A likelihood's own parameters have no part in these losses.
+        of_decoder = {id(p) for p in model.likelihood.parameters()}
+        decoder = [p for p in others if id(p) not in of_decoder]
+        return [
+            Phase("encoder", encoder),
+            Phase("decoder", decoder),
+            Phase("discriminator", judge, self.discriminator_lr),
+        ]
+
+    def terms(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        *condition: Tensor,
+        beta,
+        noise_key,
+        phase: str | None = None,
+    ):
+        names = ("encoder", "decoder", "discriminator")
+        if phase not in (None, *names):
+            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")
+        wanted = names if phase is None else (phase,)
+        truth = model.network_input(x)
+        drawn = model.draw(x, *condition, noise_key=noise_key)
+        loss = recon = kl = torch.zeros_like(drawn.kl)
+        with torch.no_grad():
+            at, _ = self._judged(truth)
+        if "encoder" in wanted:
+            recon, kl = self._off(at, self._made(model, drawn.z, True, *condition)), drawn.kl
+            loss = loss + recon + beta * kl
+        if "decoder" in wanted:
+            z = drawn.z.detach()
+            made, fresh = (
+                self._made(model, t, False, *condition) for t in (z, self._prior(z, noise_key))
+            )
+            features, logits = self._judged(made, fixed=True)
+            off = 0.5 * (at - features).square().flatten(1).sum(1)
+            fooled = F.softplus(-logits).flatten(1).mean(1)
+            fooled = fooled + F.softplus(-self._judged(fresh, fixed=True)[1]).flatten(1).mean(1)
+            loss = loss + self.gamma * off + fooled
+        if "discriminator" in wanted:
+            with torch.no_grad():
+                z = drawn.z.detach()
+                both = (z, self._prior(z, noise_key))
+                made, fresh = (self._made(model, t, False, *condition) for t in both)
+            real = F.softplus(-self._judged(truth)[1]).flatten(1).mean(1)
+            for t in (made, fresh):
+                real = real + F.softplus(self._judged(t)[1]).flatten(1).mean(1)
+            loss = loss + real
+        return loss, recon, kl
+
+    def _off(self, at: Tensor, made: Tensor) -> Tensor:
+        return 0.5 * (at - self._judged(made, fixed=True)[0]).square().flatten(1).sum(1)
+
+    def _made(self, model: nn.Module, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
+        """E[x | z]; if ``still``, no gradient reaches the decoder's parameters."""
+        with constant(list(model.decoder.parameters()) if still else []):
+            return model.likelihood.mean(model.decode(z, *condition))
+
+    def _judged(self, x: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
+        """The features before the last layer, and its logits."""
+        with constant(list(self.discriminator.parameters()) if fixed else []):
+            features = self.discriminator[:-1](x)
+            return features, self.discriminator[-1](features)
+
+    @staticmethod
+    def _prior(z: Tensor, noise_key: Tensor | None) -> Tensor:
+        zeros = torch.zeros_like(z)
+        key = None if noise_key is None else streams_of(noise_key, 1)
+        return reparameterize(zeros, zeros, noise_key=key)
