@@ -317,7 +317,13 @@ def link_args(*libraries: str) -> list[str]:
 def cpu_extension() -> Extension:
     return Extension(
         "vae_fast._C",
-        sources("csrc/library.cpp", "csrc/module.cpp", "csrc/cpu/*.cpp", "csrc/step/*.cpp"),
+        sources(
+            "csrc/library.cpp",
+            "csrc/module.cpp",
+            "csrc/cpu/*.cpp",
+            "csrc/norm/*.cpp",
+            "csrc/step/*.cpp",
+        ),
         depends=sources("csrc/**/*.h"),
         include_dirs=include_dirs(),
         extra_compile_args={"cxx": [*cxx_flags(), "-Wno-unknown-pragmas"]},

@@ -57,6 +57,8 @@ def standard() -> list[Spec]:
     specs += [Spec("total_correlation", (1024, d), "both") for d in (10, 64)]
     specs.append(Spec("mixture_log_density", (128, 500, 40), "both"))
     specs += [Spec("mmd", (256, 64), "both"), Spec("nearest_code", (4096, 1024, 64), "both")]
+    for op in ("group_norm_silu", "group_norm_silu_last"):  # contiguous maps, and channels-last
+        specs += [Spec(op, (8, 128, 64, 64), "both", d) for d in _FLOATS]
     specs += [Spec("gather", (128, 784), "value", d) for d in ("uint8", "float32", "bool")]
     return sorted(specs, key=lambda s: (s.op, s.pass_))
 

@@ -4,8 +4,10 @@
 #include "cpu/drivers.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "norm/drivers.h"
 #include "torch/gather.h"
 #include "torch/gaussian.h"
+#include "torch/group_norm.h"
 #include "torch/likelihood.h"
 #include "torch/norm.h"
 #include "torch/pairwise.h"
@@ -44,6 +46,14 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "gather_batch(Tensor data, Tensor index, int mode, Tensor? key, int first_row, "
       "Tensor? first_row_tensor) -> Tensor");
+  // silu(GroupNorm(x)) of (N, C, ...) that is contiguous or channels-last; weight and bias, (C), are
+  // float32 (float64 beside float64), as mean and rstd are, (N, groups).
+  m.def(
+      "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor rstd) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   // The Euclidean norm of a vector, 0-d, float32; CPU only.
   m.def("euclidean_norm(Tensor x) -> Tensor");
   vae_fast::define_pairwise(m);
@@ -100,6 +110,16 @@ struct Cpu {
   static void nearest_code(const NearestCode& args) {
     pairwise(args.dtype).nearest_code(args, kThreads);
   }
+  static norm::Workers workers() {
+    const int asked = int(torch::stable::get_num_threads()), usable = cpu::usable_cpus();
+    return {kThreads, asked < usable ? asked : usable};
+  }
+  static void group_norm(const GroupNormSilu& args, const Tensor&) {
+    norm::drivers(args.dtype).forward(args, workers());
+  }
+  static void group_norm_backward(const GroupNormSiluBackward& args, const Tensor&) {
+    norm::drivers(args.dtype).backward(args, workers());
+  }
   static void norm(const Norm& args) { cpu::level().norm(args, kThreads); }
 };
 
@@ -117,5 +137,6 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CPU, m) {
   vae_fast::LikelihoodOps<Cpu>::register_all(m);
   vae_fast::GatherOps<Cpu>::register_all(m);
   vae_fast::NormOps<Cpu>::register_all(m);
+  vae_fast::GroupNormOps<Cpu>::register_all(m);
   vae_fast::PairwiseOps<Cpu>::register_all(m);
 }

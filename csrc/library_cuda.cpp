@@ -5,6 +5,7 @@
 #include "cuda/drivers.h"
 #include "torch/gather.h"
 #include "torch/gaussian.h"
+#include "torch/group_norm.h"
 #include "torch/likelihood.h"
 
 namespace vae_fast {
@@ -70,6 +71,17 @@ struct Cuda {
       return cuda::elbo(args, workspace, stream);
     });
   }
+  static void group_norm(const GroupNormSilu& args, const Tensor& like) {
+    launch_on(like, cuda::group_norm_workspace(args), [&](void* workspace, cudaStream_t stream) {
+      return cuda::group_norm(args, workspace, stream);
+    });
+  }
+  static void group_norm_backward(const GroupNormSiluBackward& args, const Tensor& like) {
+    const size_t bytes = cuda::group_norm_backward_workspace(args);
+    launch_on(like, bytes, [&](void* workspace, cudaStream_t stream) {
+      return cuda::group_norm_backward(args, workspace, stream);
+    });
+  }
   static void gather(const Gather& args, const Tensor& like) {
     launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::gather(args, stream); });
   }
@@ -82,4 +94,5 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) {
   vae_fast::GaussianOps<vae_fast::Cuda>::register_all(m);
   vae_fast::LikelihoodOps<vae_fast::Cuda>::register_all(m);
   vae_fast::GatherOps<vae_fast::Cuda>::register_all(m);
+  vae_fast::GroupNormOps<vae_fast::Cuda>::register_all(m);
 }

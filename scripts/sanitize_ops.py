@@ -115,6 +115,21 @@ def check_gather(columns: int, offset: int) -> None:
         assert torch.equal(found.cpu(), right), f"{mode} of {columns} columns differs"
 
 
+def check_group_norm(shape: tuple[int, ...], dtype: torch.dtype, offset: int, last: bool) -> None:
+    """Values against the reference on the CPU; gradients finite."""
+    x = torch.linspace(-2, 3, 2 * 3 * torch.Size(shape).numel())[::6].reshape(shape).to(dtype)
+    there = on_gpu(x, offset)
+    if last:
+        there = there.contiguous(memory_format=torch.channels_last)
+    weight = on_gpu(torch.linspace(-1, 2, shape[1]).to(dtype), 0).requires_grad_()
+    y = vae_fast.group_norm_silu(there.requires_grad_(), 3, weight, weight)
+    right = reference.group_norm_silu(
+        x.double(), 3, weight.detach().double().cpu(), weight.detach().double().cpu(), 1e-5
+    )
+    close(y, right, dtype)
+    finite(*torch.autograd.grad(y.sum(), (there, weight)))
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("sanitize_ops.py needs a CUDA GPU, and torch sees none.")
@@ -127,6 +142,9 @@ def main() -> None:
             check_likelihood(name, (3, 299), dtype, offset=number % 2)
     for number, columns in enumerate((1, 3, 16, 37, 784, 20_001)):
         check_gather(columns, offset=number % 2)
+    for number, (dtype, last) in enumerate(itertools.product(DTYPES, (False, True))):
+        for shape in ((1, 3, 1, 1), (2, 39, 7, 5), (2, 6, 40, 41)):
+            check_group_norm(shape, dtype, number % 2, last)
     torch.cuda.synchronize()
     print(f"{len(combinations)} combinations of dtype, shape and reduction ran")
 

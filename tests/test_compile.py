@@ -15,6 +15,7 @@ from vae_fast import (
     bernoulli_nll_samples,
     gather_batch,
     gaussian_kl,
+    group_norm_silu,
     iwae_bound,
     linear_bernoulli_nll,
     loss_function,
@@ -88,6 +89,10 @@ FUNCTIONS = {
             bce_kl_loss(x, target_of(x), *a, beta=torch.tensor(2.0), reduction="batchmean").loss
         ),
         lambda **k: images(**k) + gaussians(**k),
+    ),
+    "group_norm_silu": (
+        lambda x, w: group_norm_silu(x.unflatten(1, (3, 11)), 3, w, w[:3].sin()),
+        lambda **k: images(**k) + [torch.randn(3)],
     ),
     "linear_bernoulli_nll": (
         lambda x, w: linear_bernoulli_nll(x, w, None, target_of(x[:, :5])),
@@ -306,7 +311,7 @@ def opcheck_cases():
     one, each = torch.rand(()), torch.rand(4)
     beta = torch.tensor(0.5)
     k, i, place = KEY, torch.tensor([3, 0, 3]), torch.tensor([5])
-    half = torch.bfloat16
+    half, last = torch.bfloat16, x.contiguous(memory_format=torch.channels_last)
     return {
         "reparameterize": [(m, v, k, None), (m.to(half), v.to(half), k, 3)],
         "reparameterize_backward": [(m, v, k, None), (torch.randn(3, 4, 7), v, k, 3)],
@@ -318,6 +323,8 @@ def opcheck_cases():
         "gaussian_prior_backward": [(m, one, m, v, pm, pv, k, None, 2), (m, one, m, v, pm, pv, None, v, 1), (None, each, m, v, pm, pv, None, None, 0)],
         "gather_batch": [(t, i, 0, None, 0, None), (t > 9, i, 0, None, 0, None), (t, i, 1, None, 0, None), (t, i, 2, k, 7, None), (t, i, 2, k, 0, place)],
         "euclidean_norm": [(x.flatten(),)],
+        "group_norm_silu": [(x, None, None, 3, 1e-5), (last.to(half), pm[0, :3], pm[1, :3], 1, 1e-5), (m.double(), None, None, 1, 0.1)],
+        "group_norm_silu_backward": [(x, x, None, None, pm[:, :3].contiguous(), pv[:, :3].exp(), ), (last, last, pm[0, :3], pm[1, :3], pm[:, :1].contiguous(), pv[:, :1].exp())],
         **pairwise_cases(),
         **{
             f"{spec.name}_{op}": calls

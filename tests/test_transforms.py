@@ -9,6 +9,7 @@ from vae_fast import (
     bernoulli_nll,
     bernoulli_nll_samples,
     gaussian_kl,
+    group_norm_silu,
     iwae_bound,
     linear_bernoulli_nll,
     reparameterize,
@@ -39,6 +40,9 @@ SCALARS = {
     "linear_bernoulli_nll": lambda m: linear_bernoulli_nll(m, WEIGHT, WEIGHT[:, 0], TARGET),
     "linear_bernoulli_nll per sample": lambda m: (
         linear_bernoulli_nll(m, WEIGHT, None, TARGET, reduction="none").square().sum()
+    ),
+    "group_norm_silu": lambda m: (
+        group_norm_silu(m.expand(2, 4, 3), 2, m[:, 0], m[:, 1], eps=1.0).square().sum()
     ),
     "bernoulli_nll_samples": lambda m: (
         bernoulli_nll_samples(torch.stack([m, 2 * m]), PROBABILITIES).square().sum()

@@ -11,11 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import bce_kl_loss, reparameterize
+from vae_fast.functional import bce_kl_loss, group_norm_silu, reparameterize
 from vae_fast.functional.order import check_order
 from vae_fast.types import REDUCTIONS, LossOutput, Reduction
 
-__all__ = ["VAE", "BCEKLLoss", "Decoder", "Encoder", "Reparameterize", "loss_function"]
+__all__ = [
+    "VAE",
+    "BCEKLLoss",
+    "Decoder",
+    "Encoder",
+    "GroupNormSiLU",
+    "Reparameterize",
+    "loss_function",
+]
 
 
 class Reparameterize(nn.Module):
@@ -76,6 +84,21 @@ class BCEKLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, reduction={self.reduction!r}, from_logits={self.from_logits}"
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """nn.GroupNorm and nn.SiLU in one pass: ``GroupNormSiLU(num_groups, num_channels)`` in the place of
+    ``nn.Sequential(nn.GroupNorm(num_groups, num_channels), nn.SiLU())``.
+
+    Backward keeps the input and the groups' statistics; the two modules keep the normalised input as
+    well. Arguments, parameters and their names are nn.GroupNorm's. The output has the input's dtype,
+    under autocast too; see ``vae_fast.group_norm_silu``.
+
+    Shape: (N, C, ...) to (N, C, ...), contiguous or channels-last.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm_silu(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 # --- the tutorial's names ------------------------------------------------------------------------

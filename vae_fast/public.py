@@ -12,6 +12,7 @@ from vae_fast.functional import (
     elbo,
     gather_batch,
     gaussian_kl,
+    group_norm_silu,
     iwae_bound,
     linear_bernoulli_nll,
     mixture_log_density,
@@ -24,7 +25,15 @@ from vae_fast.functional import (
     total_correlation,
 )
 from vae_fast.loader import DataLoader
-from vae_fast.nn import VAE, BCEKLLoss, Decoder, Encoder, Reparameterize, loss_function
+from vae_fast.nn import (
+    VAE,
+    BCEKLLoss,
+    Decoder,
+    Encoder,
+    GroupNormSiLU,
+    Reparameterize,
+    loss_function,
+)
 from vae_fast.patches import Patch, patch
 from vae_fast.types import LossOutput
 
@@ -40,6 +49,7 @@ __all__ = [
     "DataLoader",
     "Decoder",
     "Encoder",
+    "GroupNormSiLU",
     "LossOutput",
     "Patch",
     "Reparameterize",
@@ -54,6 +64,7 @@ __all__ = [
     "gather_batch",
     "gaussian_kl",
     "get_backend",
+    "group_norm_silu",
     "info",
     "iwae_bound",
     "linear_bernoulli_nll",

@@ -248,6 +248,34 @@ def linear_bernoulli_nll(
     return nll(BERNOULLI, [F.linear(hidden, weight, bias)], target, reduction)
 
 
+# --- normalisation -------------------------------------------------------------------------------
+
+
+def group_norm_silu(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """In the layout of x. Half precision is computed in float32 on the CPU; on a GPU, where it would
+    keep twice the bytes for backward, torch's kernels take the statistics in float32 anyway.
+    """
+    given, x = x, x if x.is_cuda else x.to(compute_dtype(x))
+    weight, bias = (None if t is None else t.to(x.dtype) for t in (weight, bias))
+    if x.numel() == 0:  # torch's norm takes no empty maps
+        for t in (weight, bias):
+            x = x if t is None else x * t.view(-1, *[1] * (x.dim() - 2))
+        return F.silu(x).to(given.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        y = F.silu(torch.group_norm(x, groups, weight, bias, eps)).to(given.dtype)
+    # On a GPU, torch before 2.14 or so gives back a contiguous tensor for a channels-last one.
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is None or given.is_contiguous() or not given.is_contiguous(memory_format=last):
+        return y.contiguous()
+    return y.contiguous(memory_format=last)
+
+
 # --- gathering -----------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "norm/args.h"
 #include "ops/args.h"
 
 namespace vae_fast::cuda {
@@ -33,6 +34,12 @@ cudaError_t nll(const Likelihood& args, void* workspace, cudaStream_t stream);
 
 size_t elbo_workspace(const Elbo& args);
 cudaError_t elbo(const Elbo& args, void* workspace, cudaStream_t stream);
+
+size_t group_norm_workspace(const GroupNormSilu& args);
+cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t stream);
+size_t group_norm_backward_workspace(const GroupNormSiluBackward& args);
+cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspace,
+                                cudaStream_t stream);
 
 // An index outside the data ends the kernel with a trap, before the data is read.
 cudaError_t gather(const Gather& args, cudaStream_t stream);

@@ -2,6 +2,7 @@
 // struct by struct, BEGIN(struct), FIELD(struct, field)..., END(struct).
 #pragma once
 
+#include "norm/args.h"
 #include "ops/args.h"
 
 #define VF_ARGS(BEGIN, FIELD, END)                                                               \
@@ -44,4 +45,21 @@
   FIELD(Gather, dtype) FIELD(Gather, mode) FIELD(Gather, samples) FIELD(Gather, rows)            \
   FIELD(Gather, cols) FIELD(Gather, data) FIELD(Gather, index) FIELD(Gather, out)                \
   FIELD(Gather, key) FIELD(Gather, first_row) FIELD(Gather, first_row_tensor)                    \
-  END(Gather)
+  END(Gather)                                                                                    \
+  BEGIN(GroupNormSilu)                                                                           \
+  FIELD(GroupNormSilu, dtype) FIELD(GroupNormSilu, channels_last) FIELD(GroupNormSilu, rows)     \
+  FIELD(GroupNormSilu, channels) FIELD(GroupNormSilu, groups) FIELD(GroupNormSilu, inner)        \
+  FIELD(GroupNormSilu, eps) FIELD(GroupNormSilu, x) FIELD(GroupNormSilu, weight)                 \
+  FIELD(GroupNormSilu, bias) FIELD(GroupNormSilu, y) FIELD(GroupNormSilu, mean)                  \
+  FIELD(GroupNormSilu, rstd)                                                                     \
+  END(GroupNormSilu)                                                                             \
+  BEGIN(GroupNormSiluBackward)                                                                   \
+  FIELD(GroupNormSiluBackward, dtype) FIELD(GroupNormSiluBackward, channels_last)                \
+  FIELD(GroupNormSiluBackward, rows) FIELD(GroupNormSiluBackward, channels)                      \
+  FIELD(GroupNormSiluBackward, groups) FIELD(GroupNormSiluBackward, inner)                       \
+  FIELD(GroupNormSiluBackward, x) FIELD(GroupNormSiluBackward, weight)                           \
+  FIELD(GroupNormSiluBackward, bias) FIELD(GroupNormSiluBackward, mean)                          \
+  FIELD(GroupNormSiluBackward, rstd) FIELD(GroupNormSiluBackward, grad_y)                        \
+  FIELD(GroupNormSiluBackward, grad_x) FIELD(GroupNormSiluBackward, grad_weight)                 \
+  FIELD(GroupNormSiluBackward, grad_bias)                                                        \
+  END(GroupNormSiluBackward)

@@ -149,7 +149,7 @@ def test_the_suites_have_what_they_are_for():
     assert {s.op for s in suites.standard()} == {
         *(f"{name}_nll" for name in suites.LIKELIHOODS),
         *suites.GAUSSIAN, "bernoulli_nll", "bce_kl_loss", "linear_bernoulli_nll", "iwae_bound",
-        "gather", "total_correlation", "mixture_log_density", "mmd", "nearest_code",
+        "group_norm_silu", "group_norm_silu_last", "gather", "total_correlation", "mixture_log_density", "mmd", "nearest_code",
     }  # fmt: skip
     examples = {path.stem for path in bench_large.EXAMPLES.glob("autoencoder_kl*.yaml")}
     assert {s.op for s in suites.large()} == set(bench_large.CONFIGURATIONS) == examples

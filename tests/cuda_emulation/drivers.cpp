@@ -65,6 +65,18 @@ EXPORT int emulated_elbo(const Elbo* args, void* workspace) {
   return cuda::elbo(*args, workspace, nullptr);
 }
 EXPORT int emulated_gather(const Gather* args) { return cuda::gather(*args, nullptr); }
+EXPORT size_t emulated_group_norm_workspace(const GroupNormSilu* args) {
+  return cuda::group_norm_workspace(*args);
+}
+EXPORT int emulated_group_norm(const GroupNormSilu* args, void* workspace) {
+  return cuda::group_norm(*args, workspace, nullptr);
+}
+EXPORT size_t emulated_group_norm_backward_workspace(const GroupNormSiluBackward* args) {
+  return cuda::group_norm_backward_workspace(*args);
+}
+EXPORT int emulated_group_norm_backward(const GroupNormSiluBackward* args, void* workspace) {
+  return cuda::group_norm_backward(*args, workspace, nullptr);
+}
 // How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.
 EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* cut, int64_t task,
                            int64_t* range) {

@@ -55,7 +55,7 @@ def _sources() -> list[Path]:
 
 def _digest() -> str:
     inputs = [*_sources(), *sorted((HERE / "include").glob("*.h"))]
-    folders = ("cuda", "likelihoods", "math", "ops")
+    folders = ("cuda", "likelihoods", "math", "norm", "ops")
     inputs += [p for f in folders for p in sorted((CSRC / f).glob("*.*h"))]
     digest = hashlib.sha256(" ".join([*compiler(), *FLAGS]).encode())
     for path in inputs:
@@ -128,6 +128,11 @@ def _structs(layout: str) -> dict[str, type[ctypes.Structure]]:
 # --- calling -------------------------------------------------------------------------------------
 
 
+# The drivers that need a workspace, and what the function that says its size is called by.
+_SIZED = {"gaussian_forward": "gaussian", "nll": "nll", "elbo": "elbo"}
+_SIZED |= {name: name for name in ("group_norm", "group_norm_backward")}
+
+
 class Emulator:
     """One emulated call at a time: ``begin``, declare tensors with ``give`` and ``take``, ``run``.
 
@@ -140,7 +145,7 @@ class Emulator:
         self.lib.emulation_error.restype = ctypes.c_char_p
         for name in ("layout", "refusal"):
             getattr(self.lib, f"emulated_{name}").restype = ctypes.c_char_p
-        for name in ("gaussian", "nll", "elbo"):
+        for name in set(_SIZED.values()):
             getattr(self.lib, f"emulated_{name}_workspace").restype = ctypes.c_size_t
         self.lib.emulation_declare.argtypes = [_void, ctypes.c_size_t, _int]
         self.lib.emulated_split.argtypes = [_int64, _int64, _int, _void, _int64, _void]
@@ -190,9 +195,8 @@ class Emulator:
     def run(self, name: str, args: ctypes.Structure) -> None:
         """Run driver ``name``; raises what the emulation found wrong."""
         call = getattr(self.lib, f"emulated_{name}")
-        sized = {"gaussian_forward": "gaussian", "nll": "nll", "elbo": "elbo"}
-        if name in sized:
-            need = getattr(self.lib, f"emulated_{sized[name]}_workspace")(ctypes.byref(args))
+        if name in _SIZED:
+            need = getattr(self.lib, f"emulated_{_SIZED[name]}_workspace")(ctypes.byref(args))
             offset, self.offset = self.offset, 0  # torch allocates the workspace: it is aligned
             workspace = self._buffer((need,), torch.uint8, writable=True) if need else None
             self.offset = offset

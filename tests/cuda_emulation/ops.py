@@ -265,3 +265,66 @@ def gather(
     args.out = pointer(out)
     run.run("gather", args)
     return out
+
+
+def _group_norm(
+    run: Emulator,
+    kind: str,
+    x: torch.Tensor,
+    groups: int,
+    last: bool,
+    **inputs: torch.Tensor | None,
+) -> ctypes.Structure:
+    """x is (rows, channels, inner), or (rows, inner, channels) where it is channels-last."""
+    rows, channels, inner = (x.shape[i] for i in ((0, 2, 1) if last else (0, 1, 2)))
+    args = run.structs[kind](
+        dtype=e.code(x.dtype),
+        channels_last=last,
+        rows=rows,
+        channels=channels,
+        groups=groups,
+        inner=inner,
+    )
+    for name, t in {"x": x, **inputs}.items():
+        setattr(args, name, pointer(run.give(t)))
+    return args
+
+
+def group_norm(
+    run: Emulator,
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    last: bool,
+) -> list[torch.Tensor]:
+    """[y, mean, rstd]"""
+    args = _group_norm(run, "GroupNormSilu", x, groups, last, weight=weight, bias=bias)
+    args.eps = eps
+    sums = e.accumulator(x.dtype)
+    found = [run.take(tuple(x.shape), x.dtype)]
+    found += [run.take((args.rows, groups), sums) for _ in range(2)]
+    args.y, args.mean, args.rstd = (pointer(t) for t in found)
+    run.run("group_norm", args)
+    return found
+
+
+def group_norm_backward(
+    run: Emulator,
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    last: bool,
+) -> list[torch.Tensor]:
+    """[grad_x, grad_weight, grad_bias]"""
+    inputs = {"weight": weight, "bias": bias, "mean": mean, "rstd": rstd, "grad_y": grad_y}
+    args = _group_norm(run, "GroupNormSiluBackward", x, mean.shape[1], last, **inputs)
+    found = [run.take(tuple(x.shape), x.dtype)]
+    found += [run.take((args.channels,), e.accumulator(x.dtype)) for _ in range(2)]
+    args.grad_x, args.grad_weight, args.grad_bias = (pointer(t) for t in found)
+    run.run("group_norm_backward", args)
+    return found

@@ -270,6 +270,44 @@ def iwae_bound(draw: Draw) -> Call:
     return Call(vae_fast.iwae_bound, given, truth, leaves, coarse, mixes=True)
 
 
+def group_norm_silu(draw: Draw) -> Call:
+    dtype, shape = draw.one_of(FLOATS), list(draw.shape(2, 5))
+    groups = draw.one_of((1, 2, 3, 8))
+    # At least two elements a group: one's gradient is 0, and what rounding makes of that.
+    shape[1] = min(max(shape[1], 2), 60) * groups
+    given: dict[str, Any] = {"x": draw.floats(shape, dtype), "num_groups": groups}
+    if draw.chance(0.8):
+        given |= {name: draw.floats((shape[1],), dtype) for name in ("weight", "bias")}
+    given["eps"] = draw.one_of((1e-5, 1e-3))
+
+    def truth(x, num_groups, weight=None, bias=None, eps=1e-5):
+        if x.numel() == 0:
+            return (x,)
+        grouped = x.reshape(len(x), num_groups, -1)
+        mean, variance = grouped.mean(-1, True), grouped.var(-1, correction=0, keepdim=True)
+        xhat = ((grouped - mean) / torch.sqrt(variance + eps)).view_as(x)
+        if weight is not None:
+            by_channel = (-1, *[1] * (x.dim() - 2))
+            xhat = xhat * weight.view(by_channel) + bias.view(by_channel)
+        return (F.silu(xhat),)
+
+    leaves = ("x", "weight", "bias") if "weight" in given else ("x",)
+    # A group's statistics reach each element; the deviation may be as small as sqrt(eps).
+    coarse = 1e3 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return Call(vae_fast.group_norm_silu, given, truth, leaves, coarse, mixes=True, same=(0,))
+
+
+def group_norm_module(draw: Draw) -> Call:
+    call = group_norm_silu(draw)
+    x, groups, eps = (call.arguments.pop(name) for name in ("x", "num_groups", "eps"))
+    layer = vae_fast.GroupNormSiLU(groups, x.shape[1], eps, affine="weight" in call.arguments)
+    layer = layer.to(x.dtype)
+    of_op = call.truth
+    call.truth = lambda input: of_op(input, groups, eps=eps)  # weights of 1, biases of 0
+    call.function, call.arguments, call.leaves = layer, {"input": x}, ("input",)
+    return call
+
+
 def gather_batch(draw: Draw) -> Call:
     samples, shape = draw.random.randint(1, 20), draw.shape(1, 3)
     data = torch.randint(0, 256, (samples, *shape), generator=draw.generator, dtype=torch.uint8)
@@ -404,6 +442,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "DataLoader": data_loader,
     "Decoder": decoder,
     "Encoder": encoder,
+    "GroupNormSiLU": group_norm_module,
     "LossOutput": loss_output,
     "Reparameterize": reparameterize_module,
     "bce_kl_loss": bce_kl_loss,
@@ -412,6 +451,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "empty_cache": _no_tensor(vae_fast.empty_cache),
     "gather_batch": gather_batch,
     "gaussian_kl": gaussian_kl,
+    "group_norm_silu": group_norm_silu,
     "get_backend": _no_tensor(vae_fast.get_backend),
     "info": _no_tensor(vae_fast.info),
     "iwae_bound": iwae_bound,

@@ -19,6 +19,7 @@ from vae_fast.functional.gaussian import (
     sample_and_kl,
     split_moments,
 )
+from vae_fast.functional.group_norm import group_norm_silu
 from vae_fast.functional.importance import iwae_bound
 from vae_fast.functional.likelihood import FUNCTIONS, elbo, nll
 from vae_fast.functional.pairwise import (
@@ -41,6 +42,7 @@ __all__ = [
     "elbo",
     "gather_batch",
     "gaussian_kl",
+    "group_norm_silu",
     "iwae_bound",
     "linear_bernoulli_nll",
     "mixture_log_density",

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vae_fast.backend import is_transforming
 from vae_fast.models.scripting import NotScriptable
+from vae_fast.nn import GroupNormSiLU
 
 CHECKPOINTING = ("none", "norms", "blocks")
 
@@ -58,13 +59,13 @@ def set_checkpointing(network: nn.Module, level: str) -> None:
             module.recompute = module.level == level
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.GroupNorm:
     if groups < 1 or channels % groups:
         raise ValueError(
             f"GroupNorm needs channels that its groups divide: a level has {channels} channels, "
             f"and groups is {groups}"
         )
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return kind(groups, channels, eps=1e-6)
 
 
 def normalize(h: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -93,13 +94,13 @@ class NormConv(Recomputable):
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm = group_norm(n_in, groups)
+        self.norm = group_norm(n_in, groups, GroupNormSiLU)
         self.dropout = nn.Dropout(dropout)
         self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.is_random = dropout > 0
 
     def compute(self, h: Tensor) -> Tensor:
-        return self.conv(self.dropout(F.silu(normalize(h, self.norm))))
+        return self.conv(self.dropout(self.norm(h)))
 
 
 class Residual(Recomputable):

@@ -22,3 +22,12 @@ def like(t: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     if other.is_contiguous():
         return t.contiguous()
     return t.contiguous(memory_format=torch.channels_last)
+
+
+def memory_format(t: torch.Tensor) -> torch.memory_format:
+    """The format that ``t``, (N, C, ...), lies in; contiguous_format if it has to be copied."""
+    if not t.is_contiguous():
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
+        if last is not None and t.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format

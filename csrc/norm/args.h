@@ -1,0 +1,38 @@
+// The plain arguments of GroupNorm and SiLU in one pass, for either device (see ops/args.h).
+#pragma once
+
+#include "ops/args.h"
+
+namespace vae_fast {
+
+// y = silu(GroupNorm(x)), x being `rows` samples of `channels` maps of `inner` places each. With
+// channels_last a place's channels are neighbours in memory, else a map's places are.
+struct GroupNormSilu {
+  DType dtype;  // of x and y
+  bool channels_last;
+  int64_t rows, channels, groups, inner;
+  double eps;
+  const void* x;
+  const void* weight = nullptr;  // accumulators, (channels); null: 1
+  const void* bias = nullptr;    // and 0
+  void* y;
+  void* mean;  // accumulators, (rows, groups)
+  void* rstd;  // 1 / sqrt(variance + eps)
+};
+
+struct GroupNormSiluBackward {
+  DType dtype;  // of x, grad_y and grad_x
+  bool channels_last;
+  int64_t rows, channels, groups, inner;
+  const void* x;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  const void* mean;
+  const void* rstd;
+  const void* grad_y;
+  void* grad_x;
+  void* grad_weight;  // accumulators, (channels)
+  void* grad_bias;
+};
+
+}  // namespace vae_fast

@@ -1,0 +1,64 @@
+"""GroupNorm and SiLU in one pass, natively. Backward has the input and each group's statistics."""
+
+from __future__ import annotations
+
+import torch
+
+from vae_fast import reference
+from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
+from vae_fast.ops.fake import register_fake
+from vae_fast.ops.layout import memory_format
+from vae_fast.reference import compute_dtype
+
+_group_norm_silu = torch.ops.vae_fast.group_norm_silu.default
+_group_norm_silu_backward = torch.ops.vae_fast.group_norm_silu_backward.default
+
+Tensor = torch.Tensor
+Maybe = torch.Tensor | None
+
+
+class _GroupNormSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Maybe, bias: Maybe, groups: int, eps: float) -> Tensor:
+        y, mean, rstd = _group_norm_silu(x, weight, bias, groups, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        if beyond_native(grad):
+
+            def again(x: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
+                return reference.group_norm_silu(x, ctx.groups, weight, bias, ctx.eps)
+
+            return differentiable_again(again, (x, weight, bias), (grad,), ctx.needs_input_grad)
+        grad = grad.contiguous(memory_format=memory_format(x))
+        grads = _group_norm_silu_backward(grad, x, weight, bias, mean, rstd)
+        wanted = (True, weight is not None, bias is not None)
+        return *(g if w else None for g, w in zip(grads, wanted, strict=True)), None, None
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Maybe, bias: Maybe, eps: float) -> Tensor:
+    x = x.contiguous(memory_format=memory_format(x))
+    dtype = compute_dtype(x)
+    weight, bias = (None if t is None else t.to(dtype).contiguous() for t in (weight, bias))
+    if needs_grad(x, weight, bias):
+        return _GroupNormSiLU.apply(*distinct(x, weight, bias), groups, eps)
+    return _group_norm_silu(x, weight, bias, groups, eps)[0]
+
+
+# --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------
+
+
+@register_fake("group_norm_silu")
+def _(x, weight, bias, groups, eps):
+    statistics = x.new_empty((x.shape[0], groups), dtype=compute_dtype(x))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+@register_fake("group_norm_silu_backward")
+def _(grad_y, x, weight, bias, mean, rstd):
+    grad = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
+    return torch.empty_like(x), grad, torch.empty_like(grad)
