@@ -6,7 +6,6 @@ predicting each step from the one before and ignoring z.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -30,12 +29,12 @@ from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.priors import MixturePrior
-from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder
+from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, Sequences
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
-class VRAE(LatentModel):
+class VRAE(Sequences, LatentModel):
     """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
 
     x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row. T may
@@ -82,59 +81,6 @@ class VRAE(LatentModel):
         self.uses_labels = condition is not None
         self.word_dropout = word_dropout
         self.padding = padding
-
-    # --- sequences -------------------------------------------------------------------------------
-
-    def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x as (N, T, F) with zeros for padding, and the lengths (N,)."""
-        shape = self.input_shape
-        fits = x.dim() == len(shape) + 1 and x.shape[1] > 0
-        if len(shape) == 3:
-            fits = fits and tuple(x.shape[1:]) == shape
-        elif len(shape) == 2:
-            fits = fits and x.shape[2] == shape[1]
-        if not fits:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but the model was built for sequences "
-                f"(N, {', '.join(map(str, shape))}), whose length alone may differ"
-            )
-        if len(shape) == 3:
-            steps = x.transpose(1, 2).flatten(2)
-        else:
-            steps = x.unsqueeze(2) if len(shape) == 1 else x
-        n, t = steps.shape[:2]
-        whole = lengths is None and self.padding is None
-        if lengths is None:
-            lengths = self._find_lengths(steps)
-        if tuple(lengths.shape) != (n,):
-            raise ValueError(f"lengths must be ({n},), got {tuple(lengths.shape)}")
-        if whole:
-            return steps, lengths
-        inside = torch.arange(t, device=x.device) < lengths.unsqueeze(1)
-        return steps.masked_fill(~inside.unsqueeze(2), 0), lengths.clamp(0, t)
-
-    def _find_lengths(self, steps: Tensor) -> Tensor:
-        n, t = steps.shape[:2]
-        if self.padding is None:
-            return torch.full((n,), t, device=steps.device)
-        if math.isnan(self.padding):
-            real = ~steps.isnan().any(2)
-        else:
-            real = (steps != self.padding).any(2)
-        return (real * torch.arange(1, t + 1, device=steps.device)).amax(1)
-
-    def from_steps(self, params: Tensor) -> Tensor:
-        """(N, T, P * F) parameters of the steps, as the likelihood has them for x."""
-        p = self.likelihood.parameters_per_element
-        params = params.unflatten(2, (p, -1)).transpose(1, 2)  # (N, P, T, F)
-        if len(self.input_shape) == 3:
-            channels, _, width = self.input_shape
-            params = params.unflatten(3, (channels, width)).transpose(2, 3)
-        elif len(self.input_shape) == 1:
-            params = params.squeeze(3)
-        return params.flatten(1, 2)
-
-    # --- the model -------------------------------------------------------------------------------
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
         return () if self.condition is None else (y,)

@@ -1,0 +1,94 @@
+"""Likelihoods p(x | z): what a decoder's output means.
+
+They are the list of ``vae_fast.likelihoods`` by the same names, with what a model adds: which
+parameters the decoder gives, and which are learned once. A decoder gives ``parameters_per_element``
+(P) parameters for each element of x: for data of shape (C, ...) that is (P * C, ...), the parameters
+stacked along the first dimension. ``nll`` is in nats, ``mean`` is E[x | z] on the data's own scale.
+
+``target`` says what data are: of "unit" and "real" likelihoods uint8 stand for x / 255 and bool for
+{0, 1}; of "level" ones too, and floating-point data in [0, 1] are rounded to one of 256 levels. "count"
+data are 0, 1, 2, ... in any dtype, and "category" data class numbers.
+
+Densities (Gaussian, Laplace) and probabilities (Bernoulli, categorical) are not comparable;
+``discrete`` tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from vae_fast.likelihoods import SPECS
+from vae_fast.models.likelihoods.common import Likelihood, OfSpec
+from vae_fast.models.likelihoods.counts import (
+    Categorical,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from vae_fast.models.likelihoods.values import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    Laplace,
+    StudentT,
+)
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "OfSpec",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "make_likelihood",
+]
+
+
+def _by_name() -> dict[str, Callable[..., Likelihood]]:
+    classes = {
+        "bernoulli": Bernoulli,
+        "continuous_bernoulli": ContinuousBernoulli,
+        "gaussian": Gaussian,
+        "laplace": Laplace,
+        "student_t": StudentT,
+        "discretized_logistic": DiscretizedLogistic,
+        "discretized_logistic_mixture": DiscretizedLogisticMixture,
+        "poisson": Poisson,
+        "negative_binomial": NegativeBinomial,
+        "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
+        "categorical": Categorical,
+    }
+    # What is new on the list needs no class to be had by its name.
+    for spec in SPECS.values():
+        if not spec.planes:
+            classes.setdefault(spec.family, partial(OfSpec, spec))
+    return classes
+
+
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = _by_name()
+
+
+def make_likelihood(
+    name: str | Likelihood, shape: Sequence[int] | None = None, **options: object
+) -> Likelihood:
+    """A likelihood by name, with its options, or the given one itself; ``shape`` is a sample's."""
+    if isinstance(name, Likelihood):
+        if options:
+            raise ValueError("likelihood_options go with a likelihood's name, not with an object")
+        return name
+    if name not in LIKELIHOODS:
+        raise ValueError(f"unknown likelihood {name!r}; known: {', '.join(LIKELIHOODS)}")
+    if getattr(LIKELIHOODS[name], "takes_shape", False):
+        options.setdefault("shape", shape)
+    return LIKELIHOODS[name](**options)

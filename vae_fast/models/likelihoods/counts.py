@@ -1,0 +1,142 @@
+"""Likelihoods of levels, counts and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.likelihoods import SPECS
+from vae_fast.models.likelihoods.common import OfSpec
+from vae_fast.reference import compute_dtype
+
+
+class DiscretizedLogistic(OfSpec):
+    """Probabilities of 256 levels (Salimans et al. 2017, section 2.1); the decoder gives (loc, log s)
+    of each element, loc in [-1, 1] for [0, 1]. ``mean`` and ``sample`` are in [0, 1]."""
+
+    spec = SPECS["discretized_logistic"]
+    parameters_per_element = 2
+    discrete = True
+
+    def data(self, x: Tensor, params: Tensor) -> Tensor:
+        if x.dtype == torch.uint8:
+            return x
+        return (255.0 * x.to(compute_dtype(params))).round()
+
+    def mean(self, params: Tensor) -> Tensor:
+        return super().mean(params) / 255.0
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return super().sample(params, generator=generator) / 255.0
+
+
+class DiscretizedLogisticMixture(DiscretizedLogistic):
+    """A mixture of ``components`` (K) discretized logistics over the three channels of a pixel
+    (Salimans et al. 2017): of images (3, H, W) the decoder gives (10 K, H, W)."""
+
+    spec = SPECS["discretized_logistic_mixture"]
+
+    def __init__(self, components: int = 10) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"components must be at least 1, got {components}")
+        self.components = components
+
+    def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if len(shape) != 3 or shape[0] != 3:
+            raise ValueError(
+                "a discretized_logistic_mixture is of colour images (3, H, W), and the data are "
+                f"{tuple(shape)}: discretized_logistic takes any shape"
+            )
+        return (10 * self.components, *shape[1:])
+
+    def _check(self, params: Tensor, x: Tensor) -> None:
+        wanted = (x.shape[0], *self.parameters_shape(x.shape[1:]))
+        if tuple(params.shape) != wanted:
+            raise ValueError(
+                f"for x of shape {tuple(x.shape)} and {self.components} components the decoder must "
+                f"give {wanted}, not {tuple(params.shape)}"
+            )
+
+
+class Poisson(OfSpec):
+    """Counts, -log p = rate - x log rate + log x!; the decoder gives log rate."""
+
+    spec = SPECS["poisson_log"]
+    discrete = True
+
+
+class NegativeBinomial(OfSpec):
+    """Counts whose variance is rate + rate^2 / dispersion, as scvi-tools has them (Lopez et al. 2018);
+    the decoder gives log rate.
+
+    Args:
+        shape: of a sample, (C, ...).
+        dispersion: "per_feature" learns one for each gene of vectors (D,), or for each channel of
+            images; "shared" one for all; "per_element" has the decoder give its logarithm, after the
+            log rate.
+    """
+
+    spec = SPECS["negative_binomial_log"]
+    discrete = True
+    takes_shape = True
+
+    def __init__(self, shape: Sequence[int] | None = None, dispersion: str = "per_feature") -> None:
+        super().__init__()
+        if dispersion not in ("per_feature", "shared", "per_element"):
+            raise ValueError(
+                f"dispersion must be per_feature, shared or per_element, got {dispersion!r}"
+            )
+        if dispersion == "per_feature" and shape is None:
+            raise ValueError("a dispersion per feature needs the data's shape, shape=(C, ...)")
+        self.dispersion = dispersion
+        self.parameters_per_element = len(self.spec.params) - (dispersion != "per_element")
+        if dispersion == "per_feature":
+            self.log_dispersion = nn.Parameter(torch.zeros(shape[0], *[1] * (len(shape) - 1)))
+        elif dispersion == "shared":
+            self.log_dispersion = nn.Parameter(torch.zeros(()))
+
+    def given(self, params: Tensor) -> list[Tensor | float]:
+        log_rate, *rest = self._split(params)
+        log_dispersion = rest.pop(0) if self.dispersion == "per_element" else self.log_dispersion
+        return [log_rate, torch.exp(log_dispersion), *rest]
+
+
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    """The negative binomial, or 0 with the probability sigmoid(l); the decoder gives l as well, last.
+
+    For genes' counts, most of which are 0 (Lopez et al. 2018, scVI).
+    """
+
+    spec = SPECS["zero_inflated_negative_binomial_log"]
+
+
+class Categorical(OfSpec):
+    """-log p = logsumexp(l) - l_x, in nats, over ``num_classes`` values 0, 1, ... of each element.
+
+    x holds class indices (any integer dtype, uint8 included: 256 classes model 8-bit pixels).
+    ``mean`` is the most probable class, as int64: classes have no average.
+    """
+
+    spec = SPECS["categorical"]
+    discrete = True
+
+    def __init__(self, num_classes: int = 256) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        self.parameters_per_element = num_classes
+
+    def given(self, params: Tensor) -> list[Tensor | float]:
+        return [self._by_class(params)]
+
+    def data(self, x: Tensor, params: Tensor) -> Tensor:
+        if x.is_floating_point():
+            raise TypeError(f"the categorical likelihood needs integer classes, x is {x.dtype}")
+        return x.to(torch.uint8) if x.dtype == torch.bool else x
+
+    def _by_class(self, params: Tensor) -> Tensor:
+        """(N, P * C, ...) to (N, P, C, ...)."""
+        return params.unflatten(1, (self.parameters_per_element, -1))
