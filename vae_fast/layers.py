@@ -108,8 +108,13 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether somebody wants to know of the calls of any of the model's modules, or of all modules."""
-    return bool(_has_any_global_hook()) or any(map(_has_hooks, model.modules()))
+    """Whether somebody wants to know of the calls of any of the model's modules, or of all modules, or
+    of a parameter's gradient."""
+    return (
+        bool(_has_any_global_hook())
+        or any(map(_has_hooks, model.modules()))
+        or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+    )
 
 
 def _through(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Tensor | None]) -> Tensor:

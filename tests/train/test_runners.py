@@ -263,6 +263,26 @@ def test_what_is_done_to_a_model_in_mid_run_is_seen_at_the_next_epoch():
     assert counted.model.count == 2 and "forward is not its class's" in counted.runner_is
 
 
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_a_parameter_are_called_at_every_step(hook):
+    step, calls = make("native"), []
+    weight = step.model.encoder[1].weight
+    getattr(weight, hook)(lambda *_: calls.append(1))
+    small.train(step, [8] * 3)
+    assert len(calls) == 3 and "native" not in step.runner_is.partition(";")[0]
+
+
+def test_a_parameter_that_was_frozen_after_the_start_stays_as_it_is():
+    step = make("native")
+    small.train(step, [8] * 2)
+    weight = step.model.encoder[1].weight.requires_grad_(False)
+    before, others = weight.clone(), step.model.decoder[0].weight.clone()
+    for number in range(PER_EPOCH, PER_EPOCH + 3):
+        step(batches([8])[0], number)
+    assert torch.equal(weight, before) and not torch.equal(step.model.decoder[0].weight, others)
+    assert "a parameter was frozen" in step.runner_is
+
+
 # --- a run ---------------------------------------------------------------------------------------
 
 

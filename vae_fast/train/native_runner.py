@@ -106,6 +106,8 @@ class NativeRunner:
         if self._step.first_of_epoch or self.taken == 0:
             if has_hooks(self._step.model):
                 return "hooks are to be called in its forward pass"
+            if not all(p.requires_grad for p in self._step.updates[0].parameters):
+                return "a parameter was frozen since the start"
             if changed := replaced_in(self._step.model):
                 return f"{changed} is not its class's"
         return ""
