@@ -77,6 +77,43 @@ def test_what_has_no_noise_and_several_generators_are_the_originals():
         assert Posterior(packed).nll(torch.zeros(3, 4, 5, 5), dims=[1, 2]).shape == (3, 5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_blocks_of_an_autoencoder(layout):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).to(memory_format=layout)  # fmt: skip
+    x = torch.rand(2, 3, 16, 16).contiguous(memory_format=layout)
+
+    def step():
+        model.zero_grad()
+        posterior = model.encode(x).latent_dist
+        made = model.decode(posterior.mode()).sample
+        (made.square().mean() + posterior.kl().mean()).backward()
+        return [made.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    expected = step()
+    with vae_fast.patch("diffusers", noise="torch"), Counting() as count:
+        found = step()
+    blocks = sum(type(m).__name__ == "ResnetBlock2D" for m in model.modules())
+    assert sum(n for op, n in count.items() if "group_norm" in op) == 4 * blocks, count
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item() + 1e-7)
+    seen = []
+    handle = (
+        model.encoder.down_blocks[0]
+        .resnets[0]
+        .norm1.register_forward_hook(lambda *_: seen.append(1))
+    )
+    with vae_fast.patch("diffusers"):
+        step()
+    handle.remove()
+    assert seen == [1]  # a hook on a norm is still called
+
+
 def test_undo():
     before = Posterior.kl, Posterior.nll, Posterior.sample
     patch = vae_fast.patch("diffusers")

@@ -1,13 +1,13 @@
-"""diffusers' Gaussian posterior of an autoencoder (Rombach et al. 2022): sample, kl, nll."""
+"""diffusers' autoencoders (Rombach et al. 2022): the Gaussian posterior, and GroupNorm with SiLU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vae_fast.functional import gaussian_kl, nll
+from vae_fast.functional import gaussian_kl, group_norm_silu, nll
 from vae_fast.functional.gaussian import reparameterize
 from vae_fast.noise import new_key
 from vae_fast.patches.core import Noise, Table, Target
@@ -59,6 +59,36 @@ def _nll(original: Callable) -> Callable:
     return negative_log_likelihood
 
 
+def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor | None:
+    """SiLU of GroupNorm in one pass; None where these are others, or somebody watches them."""
+    watched = (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+               for m in (norm, activation))  # fmt: skip
+    known = type(norm) is nn.GroupNorm and type(activation) is nn.SiLU
+    if not known or any(watched) or torch.is_autocast_enabled(h.device.type):
+        return None
+    return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+def _block(original: Callable) -> Callable:
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args, **kwargs) -> Tensor:
+        # An autoencoder's blocks: no embedding of a time, and the same size as before.
+        plain = temb is None and self.time_emb_proj is None and not args and not kwargs
+        plain = plain and self.time_embedding_norm != "scale_shift"
+        plain = plain and self.upsample is None and self.downsample is None
+        h = _pair(self.norm1, self.nonlinearity, input_tensor) if plain else None
+        if h is None:
+            return original(self, input_tensor, temb, *args, **kwargs)
+        h = self.conv1(h)
+        second = _pair(self.norm2, self.nonlinearity, h)
+        h = self.nonlinearity(self.norm2(h)) if second is None else second
+        h = self.conv2(self.dropout(h))
+        kept = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return (kept + h) / self.output_scale_factor
+
+    return forward
+
+
+_BLOCK = "diffusers.models.resnet.ResnetBlock2D."
 _POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution."
 
 
@@ -66,6 +96,12 @@ def _targets(noise: Noise) -> list[Target]:
     made = (f"{_POSTERIOR}__init__", ("cb5984bf4cdcc88d",))
     found = [
         Target(f"{_POSTERIOR}kl", ("129f5f1f7080c32d",), _kl, uses=(made,)),
+        Target(
+            f"{_BLOCK}forward",
+            ("a30ae9277b79e8d2",),
+            _block,
+            uses=((f"{_BLOCK}__init__", ("310d2fb0306e4dc5",)),),
+        ),
         Target(f"{_POSTERIOR}nll", ("aaa98e66794fbc5d",), _nll, uses=(made,)),
     ]
     if noise == "native":
