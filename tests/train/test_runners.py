@@ -317,11 +317,18 @@ def weights(trainer):
     return checkpoint.load(trainer.folder.checkpoints / "last").weights
 
 
-@pytest.mark.parametrize("runner", ["native", "recorded"])
-def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(config, clothes, runner, capsys):
+@pytest.mark.parametrize(
+    ("runner", "precision"), [("native", "fp32"), ("native", "bf16"), ("recorded", "fp32")]
+)
+def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(
+    config, clothes, runner, precision, capsys, monkeypatch
+):
     """Stopped in mid-epoch, behind a checkpoint that is in mid-epoch too."""
+    monkeypatch.setattr(native_runner, "has_tiles", lambda: False)
     options = {
         "runner": "auto" if runner == "native" else runner,
+        "precision": precision,
+        "emulate_bf16": True,
         "checkpoint": CheckpointConfig(every_steps=7),
         "ema": 0.9,
     }
