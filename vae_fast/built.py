@@ -17,6 +17,8 @@ OPS = {
     "sample_and_kl": 6,
     "sample_and_kl_keeping": 6,
     "gather_batch": 6,
+    "group_norm_silu": 5,
+    "group_norm_silu_backward": 6,
     "euclidean_norm": 1,
     "pair_density": 8,
     "pair_density_backward": 11,
