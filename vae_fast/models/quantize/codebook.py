@@ -100,7 +100,11 @@ class VQ(WideBuffers, Quantizer):
             rows = parts.flatten(0, 1).unsqueeze(0) if self.shared else parts.transpose(0, 1)
             learns = self.training and torch.is_grad_enabled()
             if learns and self._waits:
-                self._start(rows.detach())
+                # As a decorator, torch.compiler.disable would import the compiler with vae_fast.
+                start = self._start
+                if torch.compiler.is_compiling():
+                    start = torch.compiler.disable(start)
+                start(rows.detach())
             codes = self._normal(self.codes.to(z.dtype))
             index = torch.stack(
                 [
@@ -166,7 +170,6 @@ class VQ(WideBuffers, Quantizer):
             wide = new.to(self.sums.dtype) * self.dead_below
             self.sums.copy_(torch.where(dead, wide, self.sums))
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
         """k-means on the first process's rows (Lloyd 1982), from rows at random. This waits for the
