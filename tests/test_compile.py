@@ -344,9 +344,7 @@ def pairwise_cases():
             (z, mu, logvar, none, 0.5, 0.7, -1.0, True),
             (z, mu, logvar, mu[:, 0].contiguous(), 1.0, 1.0, 0.0, False),
         ],
-        "pair_density_backward": [
-            (whole, parts, z, mu, logvar, none, parts, state, 0.5, 0.7, -1.0)
-        ],
+        "pair_density_backward": [(whole, parts, z, mu, logvar, none, state, 0.5, 0.7, -1.0)],
         "mmd": [(z, mu, scales, 0, True)],
         "mmd_backward": [(torch.ones(()), z, mu, scales, 1, False)],
         "nearest_code": [(z, mu)],

@@ -21,7 +21,7 @@ OPS = {
     "group_norm_silu_backward": 6,
     "euclidean_norm": 1,
     "pair_density": 8,
-    "pair_density_backward": 11,
+    "pair_density_backward": 10,
     "mmd": 5,
     "mmd_backward": 6,
     "nearest_code": 2,

@@ -89,7 +89,7 @@ struct Sums {
   }
 };
 
-// Adds what nonzero targets have beside the rest. They are gathered into whole vectors, since most
+// Adds what nonzero targets have beside the rest. They are packed into whole vectors, since most
 // counts are 0 and their logarithms of the gamma function would be made for nothing.
 template <class L, class M, bool VALUE, bool GRAD>
 VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
@@ -97,31 +97,49 @@ VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
                        int64_t n, typename M::T scale, typename M::T& sum) {
   using T = typename M::T;
   using E = typename M::Element;
-  uint16_t at[kBlock<M> + M::width];
+  E packed[L::params + 1][kBlock<M> + M::width];
+  uint32_t lanes[kBlock<M> / M::width];
   int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    at[count] = uint16_t(i);
-    count += target[i] != E(0);
+  const auto pack = [&](T t, int64_t i, auto&& param) __attribute__((always_inline)) {
+    const uint32_t mask = lanes[i / M::width] = M::nonzero(t);
+    if (mask == 0) return;
+    for (int j = 0; j < L::params; ++j) M::pack(param(j), mask, packed[j] + count);
+    M::pack(t, mask, packed[L::params] + count);
+    count += __builtin_popcount(mask);
+  };
+  int64_t i = 0;
+  for (; i + M::width <= n; i += M::width) {
+    pack(M::load(target + i), i, [&](int j) { return M::load(p[j] + i); });
+  }
+  if (i < n) {
+    pack(load_tail<M>(target + i, n - i), i, [&](int j) { return load_tail<M>(p[j] + i, n - i); });
   }
   if (count == 0) return;
-  for (int i = 0; i < M::width; ++i) at[count + i] = at[count - 1];  // lanes that don't count
+  // Numbers for the lanes that don't count.
+  for (int j = 0; j <= L::params; ++j) M::store(M::splat(E(1)), packed[j] + count);
   for (int64_t i = 0; i < count; i += M::width) {
-    E lanes[L::params + 1][M::width];
-    for (int lane = 0; lane < M::width; ++lane) {
-      const int64_t k = at[i + lane];
-      for (int j = 0; j < L::params; ++j) lanes[j][lane] = p[j][k];
-      lanes[L::params][lane] = target[k];
-    }
     T x[L::params], nll{}, grad[L::params] = {};
-    for (int j = 0; j < L::params; ++j) x[j] = M::load(lanes[j]);
-    L::template add_nonzero<M, VALUE, GRAD>(x, M::load(lanes[L::params]), nll, grad);
-    const int64_t lanes_left = count - i < M::width ? count - i : M::width;
-    if constexpr (VALUE) sum += lanes_left == M::width ? nll : M::first(lanes_left, nll);
+    for (int j = 0; j < L::params; ++j) x[j] = M::load(packed[j] + i);
+    L::template add_nonzero<M, VALUE, GRAD>(x, M::load(packed[L::params] + i), nll, grad);
+    if constexpr (VALUE) sum += count - i < M::width ? M::first(count - i, nll) : nll;
     if constexpr (GRAD) {
+      for (int j = 0; j < L::params; ++j) M::store(grad[j] * scale, packed[j] + i);
+    }
+  }
+  if constexpr (GRAD) {
+    int64_t from = 0;
+    for (i = 0; i < n; i += M::width) {
+      const uint32_t mask = lanes[i / M::width];
+      if (mask == 0) continue;
       for (int j = 0; j < L::params; ++j) {
-        M::store(grad[j] * scale, lanes[j]);
-        for (int lane = 0; lane < lanes_left; ++lane) g[j][at[i + lane]] += lanes[j][lane];
+        const T more = M::unpack(packed[j] + from, mask);
+        if (i + M::width <= n) {
+          M::store(M::load(g[j] + i) + more, g[j] + i);
+        } else {
+          store_tail<M>(load_tail<M>(g[j] + i, n - i) + more, g[j] + i, n - i);
+        }
       }
+      from += __builtin_popcount(mask);
     }
   }
 }

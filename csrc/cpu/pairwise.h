@@ -285,11 +285,12 @@ __attribute__((noinline)) void density_rows(const Terms<M>& terms, int64_t i, co
   }
 }
 
-// Writes what density_rows found in the dimensions of row i. A sum that underflowed, or nearly so,
-// is made again relative to its largest term.
+// Writes what density_rows found in the dimensions of row i, and into `state` the same in bits,
+// relative to the terms' top. A sum that underflowed, or nearly so, is made again relative to its
+// largest term.
 template <class M>
 __attribute__((noinline)) void write_parts(const Terms<M>& terms, int64_t i, const typename M::Element* z, double* wide,
-                 double offset, typename M::Element* parts) {
+                 double offset, typename M::Element* parts, double* state) {
   using T = typename M::T;
   using E = typename M::Element;
   bool small = false;
@@ -312,8 +313,8 @@ __attribute__((noinline)) void write_parts(const Terms<M>& terms, int64_t i, con
     density_rows<M, 1, false, true, true>(terms, i, z, shift, wide, nullptr);
   }
   for (int64_t d = 0; d < terms.dims; ++d) {
-    const double bits = std::log2(wide[d]) + double(shift[d]) + double(terms.top[d]);
-    parts[d] = E(bits * pairwise::kLog2 + offset);
+    state[d] = std::log2(wide[d]) + double(shift[d]);
+    parts[d] = E((state[d] + double(terms.top[d])) * pairwise::kLog2 + offset);
   }
 }
 
@@ -328,10 +329,11 @@ void density_group(const PairDensity& args, const Terms<M>& terms, int64_t i) {
   for (int r = 0; r < R; ++r) {
     static_cast<E*>(args.whole)[i + r] =
         E((whole[r] + terms.top_sum) * pairwise::kLog2 + args.offset);
-    args.state[i + r] = whole[r];
+    double* state = args.state + (i + r) * state_size(args.dims, PARTS);
+    state[0] = whole[r];
     if constexpr (PARTS) {
       write_parts<M>(terms, i + r, z + r * terms.width, wide + r * terms.width, args.offset,
-                     static_cast<E*>(args.parts) + (i + r) * args.dims);
+                     static_cast<E*>(args.parts) + (i + r) * args.dims, state + 1);
     }
   }
 }
@@ -393,25 +395,26 @@ __attribute__((noinline)) void density_backward_rows(const PairDensityBackward& 
   E *z = rows, *grad = z + R * width, *log_sum = grad + R * width;  // of each dimension
   Scratch<double> wide(R * width);
   fill<double>(wide, R * width, 0.0);
-  // What the whole's sum is in bits, in two parts: one float would cost the shares their last digits.
-  E grad_whole[R], whole[R], rest[R];
+  // A pair's share is exp2(its level - the sum's). Sums are in double: as floats they would cost the
+  // shares their last digits, and all of them where log-densities pass 10^5 nats. The loops take a
+  // sum's nearest float, and the gradient is multiplied by exp2 of what that leaves.
+  E grad_whole[R], whole[R];
+  const auto split = [](double sum, E& nearest) {
+    nearest = E(sum);
+    return std::isfinite(nearest) ? std::exp2(double(nearest) - sum) : 1.0;
+  };
   for (int r = 0; r < R; ++r) {
     read_any<M>(args.of.dtype, args.of.z, i + r, dims, z + r * width);
-    grad_whole[r] =
+    const double* state = args.of.state + (i + r) * args.state_row;
+    const E of_whole =
         args.grad_whole != nullptr ? static_cast<const E*>(args.grad_whole)[i + r] : E(0);
-    whole[r] = E(args.of.state[i + r]);
-    rest[r] = std::isfinite(whole[r]) ? E(args.of.state[i + r] - double(whole[r])) : E(0);
+    grad_whole[r] = E(double(of_whole) * split(state[0], whole[r]));
     for (int64_t d = 0; PARTS && d < width; ++d) {
-      const int64_t at = (i + r) * dims + d;
-      E* to = log_sum + r * width + d;
-      if (d >= dims) {
-        grad[r * width + d] = *to = E(0);
-        continue;
-      }
-      grad[r * width + d] = static_cast<const E*>(args.grad_parts)[at];
-      *to = E((double(static_cast<const E*>(args.of.parts)[at]) - args.of.offset) /
-                  pairwise::kLog2 -
-              double(terms.top[d]));
+      E *of_part = grad + r * width + d, *sum = log_sum + r * width + d;
+      *of_part = *sum = E(0);
+      if (d >= dims) continue;
+      const E upstream = static_cast<const E*>(args.grad_parts)[(i + r) * dims + d];
+      *of_part = E(double(upstream) * split(state[1 + d], *sum));
     }
   }
   for (int64_t j = 0; j < terms.padded; j += kTile) {
@@ -436,8 +439,7 @@ __attribute__((noinline)) void density_backward_rows(const PairDensityBackward& 
       T total = M::load(slab.responsibility + j + k);
       for (int r = 0; r < R; ++r) {
         const T t = tree<M, w, 1>(&log_density[r][k]) + M::load(terms.log_weight + j + k);
-        const T of_pair = M::exp2(t - whole[r] - rest[r]) *
-                          M::load(&weight[r][k]) * grad_whole[r];
+        const T of_pair = M::exp2(t - whole[r]) * M::load(&weight[r][k]) * grad_whole[r];
         M::store(of_pair, &share[r][k]);
         total = total + of_pair;
       }

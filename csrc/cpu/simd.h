@@ -79,6 +79,41 @@ struct Simd {
     return found;
 #endif
   }
+  // A bit for each lane of x that is not 0 (NaN is not).
+  static VF_FN uint32_t nonzero(T x) {
+#if VF_BYTES == 64
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+#elif VF_BYTES == 32
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+#elif defined(VF_X86)
+    return _mm_movemask_ps(_mm_cmpneq_ps((__m128)x, _mm_setzero_ps()));
+#else
+    uint32_t lanes = 0;
+    for (int i = 0; i < width; ++i) lanes |= uint32_t(x[i] != 0.0f) << i;
+    return lanes;
+#endif
+  }
+  // The lanes named by the mask side by side at p, where there is room for a whole vector; and a
+  // vector with such numbers in its named lanes, 0 in the others.
+#if VF_BYTES == 64
+  static VF_FN void pack(T x, uint32_t lanes, float* p) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(lanes), (__m512)x));
+  }
+  static VF_FN T unpack(const float* p, uint32_t lanes) {
+    return (T)_mm512_maskz_expand_ps(__mmask16(lanes), _mm512_loadu_ps(p));
+  }
+#else
+  static VF_FN void pack(T x, uint32_t lanes, float* p) {
+    float all[width];
+    store(x, all);
+    for (; lanes != 0; lanes &= lanes - 1) *p++ = all[__builtin_ctz(lanes)];
+  }
+  static VF_FN T unpack(const float* p, uint32_t lanes) {
+    float all[width] = {};
+    for (; lanes != 0; lanes &= lanes - 1) all[__builtin_ctz(lanes)] = *p++;
+    return load(all);
+  }
+#endif
   // x in the first `count` lanes, 0 in the rest.
   static VF_FN T first(int64_t count, T x) {
     I lane;

@@ -22,6 +22,9 @@ struct Scalar {
   static VF_FN uint64_t mul32(uint64_t a, uint32_t m) { return uint64_t(uint32_t(a)) * m; }
   static VF_FN T from_unsigned(U w) { return static_cast<T>(w); }
   static VF_FN T from_signed(U w) { return static_cast<T>(static_cast<int32_t>(w)); }
+  static VF_FN uint32_t nonzero(T x) { return x != T(0); }
+  static VF_FN void pack(T x, uint32_t, T* p) { *p = x; }
+  static VF_FN T unpack(const T* p, uint32_t lanes) { return lanes != 0 ? *p : T(0); }
   static VF_FN bool bit(U w) { return w != 0; }
   static VF_FN T select(bool c, T a, T b) { return c ? a : b; }
   static VF_FN T negate_if(U w, T x) { return w != 0 ? -x : x; }

@@ -16,12 +16,16 @@ struct PairDensity {
   int64_t rows, terms, dims;
   const void *z, *mu, *logvar, *logits;
   double own, next, offset;
-  void *whole, *parts;  // (rows,), (rows, dims); backward reads the parts
-  double* state;        // (rows,), what backward reads of the whole: log2, relative to the terms' top
+  void *whole, *parts;  // (rows,), (rows, dims)
+  double* state;        // (rows, state_size), the sums as backward reads them
 };
+
+// What is kept of a row: log2 of its sums, the whole and each of the parts, relative to the terms' top.
+constexpr int64_t state_size(int64_t dims, bool parts) { return 1 + (parts ? dims : 0); }
 
 struct PairDensityBackward {
   PairDensity of;
+  int64_t state_row;  // elements of the state for each row
   const void *grad_whole, *grad_parts;  // null where nothing came
   void *grad_z, *grad_mu, *grad_logvar, *grad_logits;
 };

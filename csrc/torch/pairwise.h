@@ -14,7 +14,7 @@ inline void define_pairwise(torch::stable::detail::StableLibrary& m) {
       "float offset, bool want_parts) -> (Tensor whole, Tensor parts, Tensor state)");
   m.def(
       "pair_density_backward(Tensor? grad_whole, Tensor? grad_parts, Tensor z, Tensor mu, "
-      "Tensor logvar, Tensor? logits, Tensor parts, Tensor state, float own, float next, "
+      "Tensor logvar, Tensor? logits, Tensor state, float own, float next, "
       "float offset) -> (Tensor grad_z, Tensor grad_mu, Tensor grad_logvar, Tensor grad_logits)");
   // kernel is an index into vae_fast.functional.pairwise.KERNELS.
   m.def(
@@ -86,7 +86,8 @@ struct PairwiseOps {
     PairDensity args = density_args(z, mu, logvar, logits, own, next, offset);
     Tensor whole = vector(args.rows, accumulator(z), z);
     Tensor parts = matrix(want_parts ? args.rows : 0, args.dims, accumulator(z), z);
-    Tensor state = vector(args.rows, ScalarType::Double, z);
+    Tensor state =
+        matrix(args.rows, state_size(args.dims, want_parts), ScalarType::Double, z);
     args.whole = whole.mutable_data_ptr();
     args.state = static_cast<double*>(state.mutable_data_ptr());
     args.parts = want_parts ? parts.mutable_data_ptr() : nullptr;
@@ -96,23 +97,23 @@ struct PairwiseOps {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> pair_density_backward(
       MaybeTensor grad_whole, MaybeTensor grad_parts, Tensor z, Tensor mu, Tensor logvar,
-      MaybeTensor logits, Tensor parts, Tensor state, double own, double next, double offset) {
+      MaybeTensor logits, Tensor state, double own, double next, double offset) {
     PairDensityBackward args{};
     args.of = density_args(z, mu, logvar, logits, own, next, offset);
     STD_TORCH_CHECK(state.scalar_type() == ScalarType::Double && state.is_contiguous() &&
-                        state.numel() == args.of.rows && on_device_of(state, z),
+                        state.dim() == 2 && state.size(0) == args.of.rows &&
+                        (state.size(1) == state_size(args.of.dims, true) ||
+                         (!grad_parts && state.size(1) == state_size(args.of.dims, false))) &&
+                        on_device_of(state, z),
                     "vae_fast: state is not what pair_density returned");
+    args.state_row = state.size(1);
     if (grad_whole) check_sums(*grad_whole, z, args.of.rows, "grad_whole");
-    if (grad_parts) {
-      check_sums(*grad_parts, z, args.of.rows * args.of.dims, "grad_parts");
-      check_sums(parts, z, args.of.rows * args.of.dims, "parts");
-    }
+    if (grad_parts) check_sums(*grad_parts, z, args.of.rows * args.of.dims, "grad_parts");
     Tensor grad_z = matrix(args.of.rows, args.of.dims, z.scalar_type(), z);
     Tensor grad_mu = matrix(args.of.terms, args.of.dims, z.scalar_type(), z);
     Tensor grad_logvar = matrix(args.of.terms, args.of.dims, z.scalar_type(), z);
     Tensor grad_logits = vector(logits ? args.of.terms : 0, z.scalar_type(), z);
     args.of.state = static_cast<double*>(state.mutable_data_ptr());
-    args.of.parts = grad_parts ? parts.mutable_data_ptr() : nullptr;
     args.grad_whole = data(grad_whole);
     args.grad_parts = data(grad_parts);
     args.grad_z = grad_z.mutable_data_ptr();

@@ -162,6 +162,28 @@ def test_what_is_far_from_everything_keeps_its_digits(implementation):
     assert ours[0].isnan() and ours[1].isfinite()
 
 
+def test_gradients_of_what_is_far_from_everything(implementation):
+    """A sum's share is exp of a difference of log-densities: of 10^6 nats here, a unit in the last
+    place of which is a sixteenth."""
+    z = normal(9, 5, dtype=torch.float32, seed=1)
+    mu = normal(9, 5, dtype=torch.float32, seed=2, shift=3.0)
+    logvar = normal(9, 5, dtype=torch.float32, seed=3, shift=-12.0)
+
+    def gradients(op, wide):
+        leaves = [(t.double() if wide else t).detach().requires_grad_() for t in (z, mu, logvar)]
+        return torch.autograd.grad(sum(out.sum() for out in op(*leaves)), leaves)
+
+    def ours(*leaves):
+        whole, parts = aggregate_log_densities(*leaves, 100)
+        assert -whole.max() > 1e5 and -whole.min() > 1e6
+        return whole, parts
+
+    found = gradients(ours, False)
+    true = gradients(lambda *leaves: true_aggregate(*leaves, 100, "stratified"), True)
+    for a, b in zip(found, true, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
+
+
 def test_stratified_weights_are_unbiased(implementation):
     """Over every order of drawing without replacement, exp of the estimate averages to q(z).
 

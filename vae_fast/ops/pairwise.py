@@ -27,14 +27,14 @@ class _PairDensity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, mu, logvar, logits, own, next, offset, want_parts):
         whole, parts, state = _density(z, mu, logvar, logits, own, next, offset, want_parts)
-        ctx.save_for_backward(z, mu, logvar, logits, parts, state)
+        ctx.save_for_backward(z, mu, logvar, logits, state)
         ctx.weights, ctx.want_parts = (own, next, offset), want_parts
         ctx.set_materialize_grads(False)
         return whole, parts
 
     @staticmethod
     def backward(ctx, grad_whole: Maybe, grad_parts: Maybe):
-        *inputs, parts, state = ctx.saved_tensors
+        *inputs, state = ctx.saved_tensors
         if not ctx.want_parts:
             grad_parts = None  # of the empty tensor
         if beyond_native(grad_whole, grad_parts):
@@ -47,7 +47,7 @@ class _PairDensity(torch.autograd.Function):
         if grad_whole is None and grad_parts is None:
             return (None,) * 8
         grads = [None if g is None else g.contiguous() for g in (grad_whole, grad_parts)]
-        *found, logits = _density_backward(*grads, *inputs, parts, state, *ctx.weights)
+        *found, logits = _density_backward(*grads, *inputs, state, *ctx.weights)
         return *found, None if inputs[3] is None else logits, None, None, None, None
 
 
@@ -113,11 +113,12 @@ def _(z, mu, logvar, logits, own, next, offset, want_parts):
     rows = z.shape[0]
     whole = z.new_empty((rows,), dtype=dtype)
     parts = z.new_empty((rows if want_parts else 0, z.shape[1]), dtype=dtype)
-    return whole, parts, z.new_empty((rows,), dtype=torch.float64)
+    kept = 1 + (z.shape[1] if want_parts else 0)
+    return whole, parts, z.new_empty((rows, kept), dtype=torch.float64)
 
 
 @register_fake("pair_density_backward")
-def _(grad_whole, grad_parts, z, mu, logvar, logits, parts, state, own, next, offset):
+def _(grad_whole, grad_parts, z, mu, logvar, logits, state, own, next, offset):
     of_logits = z.new_empty((0,)) if logits is None else torch.empty_like(logits)
     return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar), of_logits
 
