@@ -185,7 +185,7 @@ def judge(requirements: tuple[Requirement, ...], results: Results) -> Iterator[V
             if key not in rows:
                 why = missing.get(key, "not measured in this run")
                 break
-            value, why = _one(requirement, rows[key], rows, results["bandwidth"])
+            value, why = _one(requirement, rows[key], rows, results.get("bandwidth", {}))
             if value is None:
                 break
             measured.append(value)

@@ -212,7 +212,7 @@ def test_pictures_lie_in_the_run(folder, command, picture, name):
         (
             ["encode", "vae", "--out", "codes.csv"],
             2,
-            "--out must end in .npy (an array), got codes",
+            "--out must end in .npy (an array) or .npz (arrays), got codes",
         ),
         (["latent-map", "vae", "--out", "x.npy"], 2, "--out must end in .png (a picture)"),
         (["anomaly", "vae", "--score", "odd"], 1, "score must be one of elbo, nll, reconstruction"),

@@ -90,9 +90,10 @@ def test_helpers_go_through_rounds_while_the_caller_is_in_its_piece():
             go_on.set()
         done.append((number, threading.get_ident()))
 
-    native.run_rounds([2, 8, 8, 8], 4, piece, lambda number: None)
+    native.run_rounds([4, 8, 8, 8], 4, piece, lambda number: None)  # 4 pieces: helpers are woken
+    assert go_on.is_set()
     assert [number for number, _ in done] == sorted(number for number, _ in done)
-    assert len(done) == 26
+    assert len(done) == 28
 
 
 def test_an_exception_in_a_round_ends_the_rounds():

@@ -108,7 +108,8 @@ def _prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list
         return [params[0].contiguous()], target.contiguous()
     shape, whole, contiguous = target.shape, True, True
     for p in params:
-        whole = whole and p.shape == shape
+        # The number of dimensions first: a tracer would take a size of samples for one of features.
+        whole = whole and p.dim() == len(shape) and p.shape == shape
         contiguous = contiguous and p.is_contiguous()
     if whole:
         if contiguous:
