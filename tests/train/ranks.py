@@ -52,7 +52,7 @@ def whole(tensor):
 
 
 def make_step(world, model, how, **options):
-    config = TrainConfig(lr=0.01, ema=0.9, distributed=how, **options)
+    config = TrainConfig(lr=0.01, ema=0.9, distributed=how, runner="eager", **options)
     config.optimizer.clip_norm = 0.5
     return Step(model, config, CPU, world, 10)
 
