@@ -1,6 +1,5 @@
 """A rank that fails takes the job down with its reason; and a run goes on with other ranks."""
 
-import json
 import os
 import signal
 import subprocess
@@ -164,7 +163,7 @@ def test_one_process_opens_a_run_of_many(tmp_path, data, capsys):
     assert (out / "samples.png").exists()
     from vae_fast.cli import main
 
-    assert (out / "checkpoints" / "last" / "shards").is_dir()
+    assert (checkpoint.pointed(out / "checkpoints", "last") / "shards").is_dir()
     assert main(["sample", str(out), "--device", "cpu", "--n", "4", "--out", f"{out}/x.npy"]) == 0
     assert np.load(out / "x.npy").shape == (4, 1, 8, 8)
     assert main(["evaluate", str(out), "--device", "cpu", "--n", "20", "--num-samples", "5"]) == 0
@@ -185,5 +184,5 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path, data):
     statuses, said = ends(processes)
     assert statuses == [128 + signal.SIGTERM] * 2, said
     assert "stopped by SIGTERM at step" in said[0]
-    step = json.loads((checkpoints / "last" / "state.json").read_text())["step"]
+    step = checkpoint.load(checkpoints / "last").state["reached"]["step"]
     assert f"at step {step}," in said[0]

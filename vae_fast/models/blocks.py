@@ -14,12 +14,15 @@ A block can forget what it computed and compute it again in backward (``recomput
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vae_fast.backend import is_transforming
+from vae_fast.backend import Backend, get_backend, is_transforming, set_backend
 from vae_fast.models.scripting import NotScriptable
 from vae_fast.nn import GroupNormSiLU
 
@@ -39,8 +42,22 @@ class Recomputable(NotScriptable, nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled() and not _keeps_all():
             random = self.is_random and self.training
-            return checkpoint(self.compute, h, use_reentrant=False, preserve_rng_state=random)
+            again = {} if torch.compiler.is_compiling() else {"context_fn": _same_backend_again}
+            return checkpoint(
+                self.compute, h, use_reentrant=False, preserve_rng_state=random, **again
+            )
         return self.compute(h)
+
+
+def _same_backend_again() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Around forward and its repetition, which has to keep the same tensors as forward did."""
+    return nullcontext(), _within(get_backend())
+
+
+@contextmanager
+def _within(backend: Backend) -> Iterator[None]:
+    with set_backend(backend):
+        yield
 
 
 def _keeps_all() -> bool:
