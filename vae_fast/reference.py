@@ -267,6 +267,8 @@ def group_norm_silu(
         for t in (weight, bias):
             x = x if t is None else x * t.view(-1, *[1] * (x.dim() - 2))
         return F.silu(x).to(given.dtype)
+    if weight is None and bias is not None:  # torch 2.13 has no gradient of a bias alone
+        weight = torch.ones_like(bias)
     with torch.autocast(x.device.type, enabled=False):
         y = F.silu(torch.group_norm(x, groups, weight, bias, eps)).to(given.dtype)
     # On a GPU, torch before 2.14 or so gives back a contiguous tensor for a channels-last one.

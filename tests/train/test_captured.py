@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fast
+from tests.conftest import NATIVE
 from tests.train import small
 from tests.train.replay import Tape
 from tests.train.small import batches, counting
@@ -184,6 +185,7 @@ def test_schedules_are_written_where_they_change():
     )
 
 
+@pytest.mark.skipif(not NATIVE, reason="the native ops are counted")
 def test_a_step_of_the_tutorials_vae_has_few_launches():
     """Ops on the tape that are no views: on a GPU each is a launch of the graph, or a few."""
     with vae_fast.set_backend("auto"):
