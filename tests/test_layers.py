@@ -267,6 +267,12 @@ def test_what_replaces_a_layer_is_heeded(replace):
         pytest.skip("without kernels the layers are torch's own, compiled or not")
     ours, plain, _ = networks()
     x = torch.rand(4, 5, 6)
+    if replace is compiled_alone:
+        layer = nn.Linear(6, 6)
+        was = layer(x)
+        compiled_alone(layer, None)
+        if torch.equal(layer(x), was):
+            pytest.skip("this torch leaves a layer that is compiled alone as it was")
     before, found = ours(x), []
     for network in (ours, plain):
         torch.manual_seed(3)

@@ -132,8 +132,15 @@ def test_every_transform_and_second_derivative_is_plain_pytorchs(native, name):
     function = SCALARS[name]
     for transform in TRANSFORMS.values():
         found = transform(function)
-        with vae_fast.set_backend("reference"):
-            expected = transform(function)
+        try:
+            with vae_fast.set_backend("reference"):
+                expected = transform(function)
+        except (
+            RuntimeError
+        ):  # torch's own group_norm, whose second derivative takes no batches there
+            if name != "group_norm_silu" or torch.__version__ >= "2.14":
+                raise
+            continue
         # In forward mode torch makes some 0-d tangents float64.
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
