@@ -14,8 +14,7 @@ A block can forget what it computed and compute it again in backward (``recomput
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +50,20 @@ class Recomputable(NotScriptable, nn.Module):
 
 def _same_backend_again() -> tuple[AbstractContextManager, AbstractContextManager]:
     """Around forward and its repetition, which has to keep the same tensors as forward did."""
-    return nullcontext(), _within(get_backend())
+    return nullcontext(), _Within(get_backend())
 
 
-@contextmanager
-def _within(backend: Backend) -> Iterator[None]:
-    with set_backend(backend):
-        yield
+class _Within(AbstractContextManager):
+    """A backend, as often as it is entered: a graph that is kept is recomputed again."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.entered = backend, []
+
+    def __enter__(self) -> None:
+        self.entered.append(set_backend(self.backend))
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.pop().__exit__(*error)
 
 
 def _keeps_all() -> bool:
