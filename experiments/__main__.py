@@ -7,11 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from experiments import results
+from experiments import NAMES, gallery, page, results
 from experiments.training import Clock
-
-# In the order of the docs.
-NAMES = ("bounds", "hierarchy", "disentangle", "few_labels", "anomaly", "inpaint")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,13 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.quick and options.out is None:
         parser.error("--quick measures nothing worth keeping: give --out a folder of its own")
     if options.name == "page":
-        from experiments import page
-
         print(page.write(options.out or results.FOLDER))
         return 0
     if options.name == "gallery":
-        from experiments import gallery
-
         return gallery.main(options.quick, options.out, options.only)
     held = [
         run(name, options.quick, options.out or results.FOLDER)

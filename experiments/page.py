@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from experiments import results
+from experiments import NAMES, results
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 HEAD = """\
@@ -30,8 +30,6 @@ Binarised and grey images are never compared with each other: each section says 
 
 def write(folder: Path = results.FOLDER, page: Path = PAGE) -> Path:
     """Put the page together; experiments without results are named as not measured."""
-    from experiments.__main__ import NAMES
-
     parts = [HEAD]
     for name in NAMES:
         path = folder / f"{name}.json"

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast.train.extras import need
-from vae_fast.train.pictures import to_uint8
+from vae_fast.extras import need
+from vae_fast.pictures import to_uint8
 
 _GAP, _MARGIN, _WORDS = 2, 8, 17  # pixels; _WORDS is a line of text's height
 _LEVELS = 32  # of grey: a third of the bytes of 256, and no eye sees the difference at this size

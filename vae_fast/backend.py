@@ -256,54 +256,6 @@ def empty_cache() -> None:
         _libraries["cpu"].release_kept()
 
 
-def info() -> dict[str, object]:
-    """Versions, capability and why a backend is missing, for ``vae-fast info`` and bug reports."""
-    from vae_fast import __version__
-
-    facts: dict[str, object] = {
-        "vae_fast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "backend": _choice,
-        "platform": f"{sys.platform} {platform.machine()}",
-    }
-    if "cpu" in _libraries:
-        native = _libraries["cpu"]
-        facts["native cpu"] = "yes"
-        facts["cpu capability"] = native.cpu_capability()
-        facts["cpu capabilities"] = ", ".join(native.cpu_capabilities())
-        from vae_fast.ops.matmul import choice
-
-        facts["usable processors"] = native.usable_cpus()
-        facts["float32 products"] = "{}, {}".format(*choice())
-        facts["steps on the CPU"] = (
-            "native for MLPs, recorded for other models of our own classes, else eager; a run says which"
-        )
-        facts["OpenMP's spin"] = os.environ.get("GOMP_SPINCOUNT", "its own default")
-        facts["autograd nodes"] = (
-            "in C++"
-            if node is not None
-            else "in Python: those in C++ are not built, or for another torch"
-        )
-        facts.update({f"built with {k}": v for k, v in native.build_info().items()})
-    else:
-        facts["native cpu"] = "no: " + _reasons["cpu"]
-    if "cuda" in _libraries:
-        facts["native cuda"] = "yes"
-        cuda = _libraries["cuda"]
-        facts.update({f"cuda {k}": v for k, v in cuda.build_info().items()})
-    else:
-        facts["native cuda"] = "no: " + _reasons["cuda"]
-    if torch.cuda.is_available():
-        facts["gpus"] = ", ".join(
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        )
-    else:
-        facts["gpus"] = "none"
-    return facts
-
-
 _load_libraries()
 node = _load_node()
 try:

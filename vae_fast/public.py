@@ -1,7 +1,7 @@
 """The names of the package, ``vae_fast.NAME``; importing it registers every op."""
 
 from vae_fast import distributions, noise
-from vae_fast.backend import _libraries, empty_cache, get_backend, info, set_backend
+from vae_fast.backend import empty_cache, get_backend, has_native, set_backend
 from vae_fast.functional import (
     FUNCTIONS,
     aggregate_log_densities,
@@ -35,11 +35,12 @@ from vae_fast.nn import (
     loss_function,
 )
 from vae_fast.patches import Patch, patch
+from vae_fast.system import info
 from vae_fast.types import LossOutput
 
 globals().update(FUNCTIONS)  # gaussian_nll, laplace_nll, ...: one for each family of likelihoods
 
-if "cpu" in _libraries:
+if has_native("cpu"):
     # No function below calls it; every op has its fake kernel once the package is imported.
     import vae_fast.ops.norm  # noqa: F401
 

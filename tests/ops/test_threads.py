@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 
-from vae_fast.backend import _libraries
+from vae_fast.backend import has_native, library
 
-if "cpu" not in _libraries:
+if not has_native("cpu"):
     pytest.skip("the CPU library is not built", allow_module_level=True)
-native = _libraries["cpu"]
+native = library("cpu")
 
 
 @pytest.fixture(autouse=True)

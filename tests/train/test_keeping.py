@@ -9,7 +9,8 @@ import stat
 import pytest
 import torch
 
-from vae_fast.train import checkpoint, files, keeping, manifest
+from vae_fast import files
+from vae_fast.train import checkpoint, keeping, manifest
 from vae_fast.train.checkpoint import CheckpointError
 
 WEIGHTS = {"w": torch.arange(6.0).reshape(2, 3)}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast.train import Trainer, pictures
+from vae_fast import pictures
+from vae_fast.train import Trainer
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -103,7 +104,7 @@ def test_a_picture_that_fails_costs_a_warning(config, clothes, monkeypatch, what
     def failing(*_, **__):
         raise RuntimeError("no paint")
 
-    module = "vae_fast.train.pictures" if what == "draw_samples" else "vae_fast.train.showcase"
+    module = "vae_fast.pictures" if what == "draw_samples" else "vae_fast.train.showcase"
     monkeypatch.setattr(f"{module}.{what}", failing)
     config.epochs, config.pictures_every = 1, 1
     trainer = Trainer(config, train_data=clothes[0][:200], val_data=clothes[1][:50])

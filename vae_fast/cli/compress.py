@@ -26,7 +26,7 @@ def compress(arguments: list[str], program: str) -> int:
     import numpy as np
 
     from vae_fast import tasks
-    from vae_fast.evaluate.likelihood import reconstruction_error
+    from vae_fast.tasks.likelihood import reconstruction_error
 
     restored, (x, _, y, source, *_) = model_and_samples(values)
     packed = tasks.compress(restored.model, x, y, step=values.step)
@@ -60,8 +60,7 @@ def decompress(arguments: list[str], program: str) -> int:
     values = parse(parser, arguments)
     import torch
 
-    from vae_fast import tasks
-    from vae_fast.train import pictures
+    from vae_fast import pictures, tasks
 
     restored = restore(values)
     device = next(restored.model.parameters()).device

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vae_fast.train.text_files import check_regular
+from vae_fast.files import check_regular
 
 MOST_BYTES = 1 << 30  # of an array; that is 26 million samples of 20 latent dimensions
 FIELDS = ("symbols", "step", "labels")

@@ -61,7 +61,7 @@ def _mask(what: str, x: Any) -> Any:
     import numpy as np
     import torch
 
-    from vae_fast.train.text_files import check_regular
+    from vae_fast.files import check_regular
 
     if what.endswith(".npy"):
         from vae_fast.data.npy import map_npy

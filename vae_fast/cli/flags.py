@@ -14,7 +14,7 @@ class Usage(Exception):
 
 
 def make_parser(program: str, description: str | None) -> Any:
-    from vae_fast.train.extras import need
+    from vae_fast.extras import need
 
     jsonargparse = need("jsonargparse", "the command line")
     need("yaml", "the command line")

@@ -55,8 +55,8 @@ def sample(arguments: list[str], program: str) -> int:
     values = parse(parser, arguments, one_of("sampler", *SAMPLERS))
     import torch
 
+    from vae_fast import pictures
     from vae_fast.tasks import generate
-    from vae_fast.train import pictures
     from vae_fast.train.memory import check_fits
     from vae_fast.train.run_data import class_names, label_of, labels_for
 
@@ -105,8 +105,7 @@ def reconstruct(arguments: list[str], program: str) -> int:
     parser = run_parser(program, reconstruct.__doc__, OUT)
     add_samples(parser, 40)
     values = parse(parser, arguments)
-    from vae_fast import tasks
-    from vae_fast.train import pictures
+    from vae_fast import pictures, tasks
 
     restored, (x, _, y, source, *_) = model_and_samples(values)
     again = tasks.reconstruct(restored.model, x, y)

@@ -121,7 +121,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _read_config(file: Path) -> TrainConfig:
-    from vae_fast.train.text_files import read_yaml
+    from vae_fast.files import read_yaml
 
     try:
         return from_dict(read_yaml(file))

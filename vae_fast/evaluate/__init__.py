@@ -13,16 +13,17 @@ from vae_fast.evaluate.generated import (
     precision_recall,
 )
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
-from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
-from vae_fast.evaluate.likelihood import (
+from vae_fast.evaluate.latents import active_units, kl_per_dimension
+from vae_fast.evaluate.report import evaluate, pixel_kind
+from vae_fast.evaluate.run import evaluate_run
+from vae_fast.evaluate.scores import accuracy, auroc
+from vae_fast.tasks.encode import features
+from vae_fast.tasks.likelihood import (
     bits_per_dimension,
     elbo,
     importance_nll,
     reconstruction_error,
 )
-from vae_fast.evaluate.report import evaluate, pixel_kind
-from vae_fast.evaluate.run import evaluate_run
-from vae_fast.evaluate.scores import accuracy, auroc
 
 __all__ = [
     "DCI",

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.evaluate.latents import features
 from vae_fast.evaluate.scores import accuracy, auroc
+from vae_fast.tasks.anomaly import SCORES, anomaly_scores
+from vae_fast.tasks.classify import linear_probe
+from vae_fast.tasks.encode import features
 
 
 def anomaly_auroc(
@@ -28,8 +30,6 @@ def anomaly_auroc(
 
     A model without a density is judged by its reconstruction alone.
     """
-    from vae_fast.tasks.anomaly import SCORES, anomaly_scores
-
     scores = SCORES if getattr(model, "is_probabilistic", True) else ("reconstruction",)
     anomalous = ~torch.isin(labels, torch.tensor(list(normal), device=labels.device))
     if anomalous.all() or not anomalous.any():
@@ -57,8 +57,6 @@ def few_label_accuracy(
     Args:
         few: samples and their labels (n,), such as ``few_per_class`` chooses.
     """
-    from vae_fast.tasks.classify import linear_probe
-
     classes = int(max(few[1].max(), labels.max())) + 1
     codes = [features(model, part, batch_size=batch_size) for part in (few[0], x)]
     return accuracy(linear_probe(codes[0], few[1], classes)(codes[1]), labels)

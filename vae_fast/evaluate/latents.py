@@ -30,14 +30,6 @@ def active_units(means: Tensor, threshold: float = 0.01) -> int:
     return int((means.double().var(0) > threshold).sum())
 
 
-def features(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
-) -> Tensor:
-    """The posterior's mean of each sample, (N, latent_dim)."""
-    code = model.features if hasattr(model, "features") else lambda *given: model.encode(*given)[0]
-    return in_batches(model, code, x, y, batch_size=batch_size)
-
-
 def mutual_information_bins(values: Tensor, bins: int = 20) -> Tensor:
     """Each column of (N, D) cut into equal-width bins: integers in [0, bins), (N, D)."""
     low, high = values.min(0).values, values.max(0).values

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.evaluate.latents import active_units, features, kl_per_dimension
-from vae_fast.evaluate.likelihood import (
+from vae_fast.evaluate.latents import active_units, kl_per_dimension
+from vae_fast.evaluate.scores import accuracy
+from vae_fast.functional.images import psnr, ssim
+from vae_fast.models.batched import in_batches
+from vae_fast.models.likelihoods import Categorical
+from vae_fast.tasks.encode import features
+from vae_fast.tasks.likelihood import (
     bits_per_dimension,
     elbo,
     importance_nll,
     reconstruction_error,
 )
-from vae_fast.evaluate.scores import accuracy
-from vae_fast.functional.images import psnr, ssim
-from vae_fast.models.batched import in_batches
-from vae_fast.models.likelihoods import Categorical
 
 
 def pixel_kind(x: Tensor) -> str:

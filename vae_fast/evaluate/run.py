@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_fast.data import Batches
 from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
 from vae_fast.evaluate.factors import dci, modularity, sap
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
-from vae_fast.evaluate.latents import features
 from vae_fast.evaluate.report import evaluate
+from vae_fast.files import written_beside
 from vae_fast.import_paths import Trust
+from vae_fast.tasks import load_model
+from vae_fast.tasks.encode import features
+from vae_fast.train.config import data_of
+from vae_fast.train.run_data import (
+    class_names,
+    in_order_of,
+    in_support,
+    label_of,
+    labels_for,
+    load_other,
+    load_split,
+)
 
 
 def evaluate_run(
@@ -51,18 +63,6 @@ def evaluate_run(
     Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
     and add MIG, the FactorVAE score, DCI, SAP and modularity.
     """
-    from vae_fast.tasks import load_model
-    from vae_fast.train.config import data_of
-    from vae_fast.train.run_data import (
-        class_names,
-        in_order_of,
-        in_support,
-        label_of,
-        labels_for,
-        load_other,
-        load_split,
-    )
-
     restored = load_model(run, checkpoint, device, trust=trust)
     source = data_of(restored.config) if data is None else data
     if data is None:
@@ -96,10 +96,8 @@ def evaluate_run(
         report |= _disentanglement(restored.model, x, y, factors(torch.arange(len(x))), seed)
     report |= _with_labels(restored, x, y, normal, labels_per_class, seed)
     if data is None:
-        path = Path(run) / "evaluation.json"
-        beside = path.with_suffix(".json.tmp")
-        beside.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(beside, path)
+        with written_beside(Path(run) / "evaluation.json") as file:
+            file.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -144,8 +142,6 @@ def _with_labels(
             scores = anomaly_auroc(restored.model, x, y, normal)
             found |= {f"auroc_{score}": value for score, value in scores.items()}
         if labels_per_class:
-            from vae_fast.train.run_data import load_split
-
             config = restored.config
             seen, labels = gather(
                 load_split(config, "train"),
@@ -173,8 +169,6 @@ def gather(
 
     With ``binarize`` they are what training with this seed validates on.
     """
-    from vae_fast.data import Batches
-
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     images, labels, found = [], [], 0

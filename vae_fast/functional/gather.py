@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import _libraries, use_native
+from vae_fast.backend import has_native, use_native
 from vae_fast.noise import check_key, new_key
 from vae_fast.ops.autograd import is_batched
 from vae_fast.types import GATHER_MODES, GatherMode
 
-if "cpu" in _libraries:
+if has_native("cpu"):
     from vae_fast.ops import gather as _gather
 
 

@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import _libraries, use_native
+from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import (
     check_floating,
     gaussian_pair,
@@ -19,7 +19,7 @@ from vae_fast.functional.checks import (
 from vae_fast.noise import check_key, new_key
 from vae_fast.types import TermsReduction
 
-if "cpu" in _libraries:
+if has_native("cpu"):
     from vae_fast.ops import gaussian as _gaussian
 
 

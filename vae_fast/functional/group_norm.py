@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import _libraries, use_native
+from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import check_floating
 
-if "cpu" in _libraries:
+if has_native("cpu"):
     from vae_fast.ops import group_norm as _native
 
 

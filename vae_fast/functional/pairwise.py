@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_fast import reference_pairwise as reference
-from vae_fast.backend import _libraries, use_native
+from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import check_floating, gaussian_pair
 
-if "cpu" in _libraries:
+if has_native("cpu"):
     from vae_fast.ops import pairwise as _pairwise
 
 Sampling = Literal["weighted", "stratified"]

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.backend import set_backend
+from vae_fast.extras import need
 from vae_fast.models.base import LatentModel
 from vae_fast.models.networks import device_and_dtype
-from vae_fast.train.extras import need
 
 FORMATS = ("torch", "onnx")
 PARTS = ("encoder", "decoder", "sampler")
@@ -120,7 +120,7 @@ def _write(
     folder: Path, format: str, part: str, module: nn.Module, inputs: tuple[Tensor, ...],
     names: Sequence[str],
 ) -> Path:  # fmt: skip
-    from vae_fast.train.files import written_beside
+    from vae_fast.files import written_beside
 
     batch = torch.export.Dim("batch", min=1)
     shapes: tuple[Any, ...] = tuple({0: batch} for _ in inputs)

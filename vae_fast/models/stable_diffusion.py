@@ -73,7 +73,7 @@ def load_stable_diffusion(
     Raises:
         ValueError: the folder has no such files, or an architecture that is not Stable Diffusion's.
     """
-    from vae_fast.train.extras import need
+    from vae_fast.extras import need
 
     folder = Path(folder)
     missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vae_fast.evaluate.likelihood import elbo, importance_nll
 from vae_fast.models.batched import in_batches
+from vae_fast.tasks.likelihood import elbo, importance_nll
 
 SCORES = ("elbo", "nll", "reconstruction")
 

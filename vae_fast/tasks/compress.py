@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.evaluate.latents import features
 from vae_fast.models.batched import in_batches
+from vae_fast.tasks.encode import features
 from vae_fast.tasks.latent import decode
 
 

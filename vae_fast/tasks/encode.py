@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from vae_fast.evaluate.latents import features
+from vae_fast.models.batched import in_batches
+
+
+def features(
+    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """The posterior's mean of each sample, (N, latent_dim)."""
+    code = model.features if hasattr(model, "features") else lambda *given: model.encode(*given)[0]
+    return in_batches(model, code, x, y, batch_size=batch_size)
 
 
 def encode(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vae_fast.evaluate.latents import features
 from vae_fast.models.batched import evaluating
 from vae_fast.models.networks import device_and_dtype
+from vae_fast.tasks.encode import features
 
 
 def decode(

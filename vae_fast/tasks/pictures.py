@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast.train.extras import need
-from vae_fast.train.figures import figure_for, printable
-from vae_fast.train.pictures import draw_samples
+from vae_fast.extras import need
+from vae_fast.figures import figure_for, printable
+from vae_fast.pictures import draw_samples
 
 
 def draw_grid(path: str | Path, rows: Tensor, caption: str, title: str = "Walks") -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_fast.extras import need
 from vae_fast.train.config import TrainConfig, to_dict
-from vae_fast.train.extras import need
 
 if TYPE_CHECKING:
     from vae_fast.train.trainer import Trainer

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vae_fast.train import files, keeping, manifest, shard_files, tree
+from vae_fast import files
+from vae_fast.extras import need
+from vae_fast.files import Say, warn
+from vae_fast.train import keeping, manifest, shard_files, tree
 from vae_fast.train.distributed import ALONE, World
-from vae_fast.train.extras import need
-from vae_fast.train.files import Say, warn
 from vae_fast.train.keeping import go_back_to, later_than, point, pointed, prune, step_folders
 from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
 from vae_fast.train.sharded import is_sharded

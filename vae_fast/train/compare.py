@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vae_fast.backend import native_reason, set_backend
+from vae_fast.extras import need
 from vae_fast.models.likelihoods import Bernoulli
 from vae_fast.models.vae import VAE
 from vae_fast.train import rng
 from vae_fast.train.distributed import Share, World
-from vae_fast.train.extras import need
 from vae_fast.train.native import plain_layers
 from vae_fast.train.step import Step
 from vae_fast.train.trainer import Trainer

@@ -13,8 +13,9 @@ import re
 import stat
 from pathlib import Path
 
-from vae_fast.train import files, manifest
-from vae_fast.train.files import Say, set_aside, warn
+from vae_fast import files
+from vae_fast.files import Say, set_aside, warn
+from vae_fast.train import manifest
 from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
 
 _STEP = re.compile(r"\d{8}|[1-9]\d{8,17}", re.ASCII)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, final
 
-from vae_fast.train.extras import need
+from vae_fast.extras import need
 
 
 @final

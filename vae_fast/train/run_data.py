@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
 from vae_fast.data.ranges import LabelRange
+from vae_fast.files import written_beside
 from vae_fast.models.conditions import Labels
 from vae_fast.train.config import TrainConfig, data_of
-from vae_fast.train.files import written_beside
 
 RECORD = "data.json"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vae_fast import pictures
 from vae_fast.data import Batch, Batches
-from vae_fast.train import pictures, rng
+from vae_fast.train import rng
 from vae_fast.train.sharded import run_whole
 
 RECONSTRUCTIONS, SAMPLES, SERIES = 40, 100, 20

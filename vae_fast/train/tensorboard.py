@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from vae_fast.extras import need
 from vae_fast.train.callbacks import Callback, Row
-from vae_fast.train.extras import need
 
 if TYPE_CHECKING:
     from vae_fast.train.trainer import Trainer

@@ -18,17 +18,18 @@ from typing import Any, NoReturn
 
 import torch
 
+from vae_fast import files
 from vae_fast.data import build_augment
+from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
 from vae_fast.ops import matmul
 from vae_fast.train import changes as changes_to
-from vae_fast.train import checkpoint, files, rng, run_data
+from vae_fast.train import checkpoint, rng, run_data
 from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps
 from vae_fast.train.diagnostics import diagnostics
 from vae_fast.train.distributed import Share, World
-from vae_fast.train.extras import check_extras
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
 from vae_fast.train.profiling import StepProfiler, check_steps

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_fast.train.extras import need
-from vae_fast.train.figures import figure_for, printable
+from vae_fast.extras import need
+from vae_fast.figures import figure_for, printable
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (34, 38, 46), (134, 140, 150)
 _TRAIN, _VAL = "#9db7d5", "#1f4e8c"

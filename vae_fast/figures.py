@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_fast.train.extras import need
+from vae_fast.extras import need
 
 
 @contextmanager
