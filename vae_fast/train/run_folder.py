@@ -28,10 +28,10 @@ from typing import Any, TextIO
 
 import torch
 
-from vae_fast import info
 from vae_fast.extras import need
 from vae_fast.files import Say, read_text, read_yaml, set_aside, warn, written_beside
 from vae_fast.import_paths import Trust
+from vae_fast.system import info
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 
 try:
