@@ -81,6 +81,14 @@ lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
 	$(BIN)/ruff format --check .
 	scripts/check_includes.sh
 
+# From the sdist, so that a wheel proves that nothing is missing from it.
+.PHONY: dist
+dist: $(DONE)/dist $(TORCH_DONE) ## an sdist and a wheel in dist/, which passes the quick tests in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation > build/dist.log 2>&1 || { tail -n 40 build/dist.log; exit 1; }
+	@ls -lh dist
+	PYTHON="$(PYTHON)" NEW_TORCH="$(TORCH)" scripts/check_dist.sh dist/*.whl
+
 .PHONY: gpu-check
 gpu-check: ## on a machine with a GPU: build, test, sanitize and measure with its own python3
 	PYTHON="$(PYTHON)" scripts/gpu_check.sh "$(OUT)"
@@ -120,6 +128,11 @@ $(DONE)/venv:
 # Pinned: a new ruff brings new rules, and those are taken on purpose.
 $(DONE)/lint: $(DONE)/venv pyproject.toml
 	$(PIP) install -q "ruff==0.17.6"
+	touch $@
+
+$(DONE)/dist: $(DONE)/venv
+	@mkdir -p build
+	$(PIP) install -q "build==1.6.1"
 	touch $@
 
 $(TORCH_DONE): $(DONE)/venv

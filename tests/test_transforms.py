@@ -138,7 +138,7 @@ def test_every_transform_and_second_derivative_is_plain_pytorchs(native, name):
         except (
             RuntimeError
         ):  # torch's own group_norm, whose second derivative takes no batches there
-            if name != "group_norm_silu" or torch.__version__ >= "2.14":
+            if name != "group_norm_silu" or torch.__version__ >= (2, 14):
                 raise
             continue
         # In forward mode torch makes some 0-d tangents float64.

@@ -1,6 +1,6 @@
 """vae_fast: fused kernels, drop-in modules and an engine for variational autoencoders."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 import os
 import sys

@@ -49,7 +49,7 @@ class Project:
         for folder in ("csrc/cuda", "csrc/cpu", "vae_fast/data"):
             (path / folder).mkdir(parents=True)
         (path / "README.md").write_text("A stand-in.\n")
-        (path / "vae_fast" / "__init__.py").write_text("")
+        (path / "vae_fast" / "__init__.py").write_text('__version__ = "0.0"\n')
         (path / "csrc" / "library.cpp").write_text(LIBRARY)
         (path / "csrc" / "module.cpp").write_text(MODULE)
 
