@@ -108,8 +108,8 @@ cudaError_t run(const Gather& args, cudaStream_t stream) {
   using B = GatherBatch<MODE>;
   const Split split = make_split<B>(args.rows, args.cols, threads_for(args.rows * args.cols));
   if (split.blocks() == 0 || args.cols == 0) return cudaSuccess;
-  const bool aligned = args.cols % B::V == 0 && lies_well(args.data, B::V) &&
-                       lies_well(args.out, 16);
+  const bool aligned = args.cols % B::V == 0 && is_aligned(args.data, B::V) &&
+                       is_aligned(args.out, 16);
   return launch(gather_kernel<MODE>, split.blocks(), split.threads, stream, args, split, aligned);
 }
 

@@ -232,9 +232,9 @@ cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaS
   sums.kl = {partials, sums.sums == 0 ? 0 : plan.split.tasks() / sums.sums, args.kl};
   sums.wide = args.dtype == DType::f64;
   sums.scale = mean_scale(args.reduction, args.rows);
-  const bool aligned = lies_well(args.mu, 16) && lies_well(args.logvar, 16) &&
-                       lies_well(args.prior_mu, 16) && lies_well(args.prior_logvar, 16) &&
-                       lies_well(args.z, 16);
+  const bool aligned = is_aligned(args.mu, 16) && is_aligned(args.logvar, 16) &&
+                       is_aligned(args.prior_mu, 16) && is_aligned(args.prior_logvar, 16) &&
+                       is_aligned(args.z, 16);
   unsigned* counter = nullptr;
   if (plan.split.blocks() > 0) {
     counter = counter_of(sums, partials, stream);
@@ -251,10 +251,10 @@ cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream)
   if (args.rows * args.cols == 0) return cudaSuccess;
   const Split split = split_of(args, args.has_kl && args.grad_kl.per_row);
   const bool aligned =
-      lies_well(args.mu, 16) && lies_well(args.logvar, 16) && lies_well(args.prior_mu, 16) &&
-      lies_well(args.prior_logvar, 16) && lies_well(args.grad_z, 16) &&
-      lies_well(args.grad_mu, 16) && lies_well(args.grad_logvar, 16) &&
-      lies_well(args.grad_prior_mu, 16) && lies_well(args.grad_prior_logvar, 16);
+      is_aligned(args.mu, 16) && is_aligned(args.logvar, 16) && is_aligned(args.prior_mu, 16) &&
+      is_aligned(args.prior_logvar, 16) && is_aligned(args.grad_z, 16) &&
+      is_aligned(args.grad_mu, 16) && is_aligned(args.grad_logvar, 16) &&
+      is_aligned(args.grad_prior_mu, 16) && is_aligned(args.grad_prior_logvar, 16);
   return with_format(args.dtype, [&](auto format) {
     return launch(gaussian_backward_kernel<decltype(format)>, split.blocks(), split.threads, stream,
                   args, split, aligned);

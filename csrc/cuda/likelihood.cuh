@@ -202,19 +202,19 @@ __global__ void __launch_bounds__(kThreads, kResidentOf<L, F>)
   }
 }
 
-inline bool lies_well(const Likelihood& args, int params) {
+inline bool is_aligned(const Likelihood& args, int params) {
   const int bytes = bytes_of(args.dtype), v = bytes == 2 ? 8 : 4;
-  bool well = lies_well(args.target, v * bytes_of(args.target_dtype));
+  bool aligned = is_aligned(args.target, v * bytes_of(args.target_dtype));
   for (int j = 0; j < params; ++j) {
-    well = well && lies_well(args.params[j].data, v * bytes) &&
-           lies_well(args.grads[j].data, v * bytes);
+    aligned = aligned && is_aligned(args.params[j].data, v * bytes) &&
+           is_aligned(args.grads[j].data, v * bytes);
   }
-  return well;
+  return aligned;
 }
 
-inline bool kl_lies_well(const Elbo& args) {
-  return lies_well(args.mu, 16) && lies_well(args.logvar, 16) && lies_well(args.grad_mu, 16) &&
-         lies_well(args.grad_logvar, 16);
+inline bool kl_is_aligned(const Elbo& args) {
+  return is_aligned(args.mu, 16) && is_aligned(args.logvar, 16) && is_aligned(args.grad_mu, 16) &&
+         is_aligned(args.grad_logvar, 16);
 }
 
 // Calls f with the format of the parameters, of those that L reads.
@@ -260,7 +260,7 @@ cudaError_t launch_likelihood(const Elbo& args, bool value, bool grad, const Pla
       return launch(likelihood_kernel<L, decltype(format), decltype(with_value)::value,
                                       decltype(with_grad)::value>,
                     plan.blocks(), plan.recon.threads, stream, args, plan, sums, partials, counter,
-                    lies_well(args.recon, L::params), kl_lies_well(args));
+                    is_aligned(args.recon, L::params), kl_is_aligned(args));
     };
     if constexpr (std::is_same_v<L, likelihoods::Bernoulli>) {
       if (!value) return run(false_type{}, true_type{});

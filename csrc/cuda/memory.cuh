@@ -203,7 +203,7 @@ VF_DEVICE T* at(T* base, int64_t origin) {
 }
 
 // Whether groups of `bytes` bytes from p on lie on the boundary that their access needs.
-inline bool lies_well(const void* p, int64_t bytes) {
+inline bool is_aligned(const void* p, int64_t bytes) {
   return p == nullptr || reinterpret_cast<uintptr_t>(p) % (bytes < 16 ? bytes : 16) == 0;
 }
 
