@@ -14,7 +14,7 @@ from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.captured import WARM_UP, CapturedStep
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.runners import Eager
-from vae_fast.train.schedules import Now
+from vae_fast.train.schedules import ScheduleValues
 from vae_fast.train.step import Step
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def make(captured, on_device=True, model="vae", **options):
     step = Step(build(model, (1, 6, 6), latent_dim=3), config, CPU, World(), 6)
     step.runner = Eager(step)  # the CPU's own
     if on_device:
-        step.now.on_device(CPU)
+        step.schedule_values.on_device(CPU)
         step.updates[0].guard.decides_on_device = True
     if captured:
         step.runner = CapturedStep(step.take, Tape(), step.model)
@@ -127,7 +127,7 @@ def test_what_python_remembers_would_be_seen():
         take, count = step.take, iter(range(100))
 
         def counting(share, take=take, count=count, step=step):
-            step.now.beta.add_(0.01 * next(count))
+            step.schedule_values.beta.add_(0.01 * next(count))
             return take(share)
 
         step.take = counting
@@ -172,15 +172,15 @@ def test_a_skipped_step_leaves_everything_as_it_was():
 
 
 def test_schedules_are_written_where_they_change():
-    now = Now(CPU)
-    now.set(1.0, 0.5, 0.1)
-    assert (now.beta, now.lr, now.average_weight) == (1.0, 0.5, 0.1)
-    now.on_device(CPU)
-    beta = now.beta
-    now.set(2.0, 0.5, 0.1)
-    now.set(3.0, 0.5, 0.1)
-    assert beta is now.beta
-    assert [t.item() for t in (now.beta, now.lr, now.average_weight)] == pytest.approx(
+    values = ScheduleValues(CPU)
+    values.set(1.0, 0.5, 0.1)
+    assert (values.beta, values.lr, values.average_weight) == (1.0, 0.5, 0.1)
+    values.on_device(CPU)
+    beta = values.beta
+    values.set(2.0, 0.5, 0.1)
+    values.set(3.0, 0.5, 0.1)
+    assert beta is values.beta
+    assert [t.item() for t in (values.beta, values.lr, values.average_weight)] == pytest.approx(
         [3.0, 0.5, 0.1]
     )
 
@@ -192,7 +192,7 @@ def test_a_step_of_the_tutorials_vae_has_few_launches():
         config = TrainConfig(model="vae", lr=1e-3, runner="eager", epochs=1)
         step = Step(build("vae", (1, 28, 28), latent_dim=20), config, CPU, World(), 6)
         step.runner = Eager(step)
-        step.now.on_device(CPU)
+        step.schedule_values.on_device(CPU)
         step.updates[0].guard.decides_on_device = True
         images = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8)
         for _ in range(2):

@@ -113,14 +113,14 @@ class NativeRunner:
         return ""
 
     def _take(self, share: Share, *, update: bool = True) -> StepTerms:
-        now, guard = self._step.now, self._step.updates[0].guard
+        values, guard = self._step.schedule_values, self._step.updates[0].guard
         return self._native.step(
             share.images,
             share.labels,
-            lr=now.lr,
-            beta=now.beta,
+            lr=values.lr,
+            beta=values.beta,
             limit=guard.limit(),
-            average_weight=now.average_weight,
+            average_weight=values.average_weight,
             weight=share.weight,
             update=update,
         )
@@ -191,7 +191,7 @@ class NativeRunner:
         old = {name: buffer.clone() for name, buffer in self._buffers().items()}
         update.follow(loss)
         if step.average is not None:
-            step.average.update(step.now.average_weight)
+            step.average.update(step.schedule_values.average_weight)
         wanted = {name: buffer.clone() for name, buffer in self._buffers().items()}
         self._go_back(before)
         terms = self._take(share)

@@ -84,7 +84,7 @@ class RecordedRunner:
         if (step.first_of_epoch or self.played == 0) and has_hooks(step.model):
             self.why_not = "its modules have hooks, which are to be called"
             return work()
-        kind, check = (step.now.beta, share.weight), step.first_of_epoch
+        kind, check = (step.schedule_values.beta, share.weight), step.first_of_epoch
         return LossOutput(*self.recorded(work, share[:2], kind, check=check))
 
 

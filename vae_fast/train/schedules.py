@@ -41,7 +41,7 @@ def lr_at(optimizer: OptimizerConfig, lr: float, step: int, total_steps: int) ->
     return lowest + (lr - lowest) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-class Now:
+class ScheduleValues:
     """What schedules say of the present step: numbers on the CPU, on a GPU 0-d tensors there.
 
     A captured step reads the tensors at each replay. They are written where a value has changed,

@@ -15,7 +15,7 @@ from vae_fast.train.config import TrainConfig, total_steps
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
 from vae_fast.train.runners import Eager, Runner, choose
-from vae_fast.train.schedules import Now, beta_at, lr_at
+from vae_fast.train.schedules import ScheduleValues, beta_at, lr_at
 from vae_fast.train.setup import compile_networks, final_beta
 from vae_fast.train.torch_schedule import TorchSchedule
 from vae_fast.train.update import Update
@@ -72,7 +72,7 @@ class Step:
         self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
         self._settled = False  # whether schedules have said all they will
         self.meter = Meter(device, world)
-        self.now = Now(device)
+        self.schedule_values = ScheduleValues(device)
         self.first_of_epoch = True
         self.refused: dict[str, str] = {}  # runners that did not serve, and why
         self.checks: dict[str, Any] = {}  # what a runner's checks have found; its own to write
@@ -116,7 +116,7 @@ class Step:
             skipped = skip if skipped is None else skipped | skip
             outcomes += [norm, skip]
         if self.average is not None:
-            self.average.update(self.now.average_weight)
+            self.average.update(self.schedule_values.average_weight)
         self.meter.add(terms, share.images.shape[0], skipped)
         return tuple(outcomes)
 
@@ -124,7 +124,7 @@ class Step:
         """The loss's terms, of one phase, with its gradients left where ``update`` looks."""
         if self.config.accumulate > 1:
             return self._differentiate_in_parts(share, phase, update)
-        terms = self.objective(share, self.now.beta, phase.name)
+        terms = self.objective(share, self.schedule_values.beta, phase.name)
         update.backward(terms.loss, share.weight)
         return terms
 
@@ -136,7 +136,9 @@ class Step:
         for part in filter(len, rows):
             labels = None if share.labels is None else share.labels[part]
             one = self.objective(
-                Share(share.images[part], labels, share.weight), self.now.beta, phase.name
+                Share(share.images[part], labels, share.weight),
+                self.schedule_values.beta,
+                phase.name,
             )
             weight = len(part) / count
             update.backward(one.loss, share.weight * weight)
@@ -181,10 +183,10 @@ class Step:
             total = total_steps(self.config, self.steps_per_epoch)
             self.lr = lr_at(optimizer, self.config.lr, number, total)
         weight = 0.0 if self.average is None else self.average.weight(number)
-        self.now.set(self.beta, self.lr, weight)
+        self.schedule_values.set(self.beta, self.lr, weight)
         # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
         for phase, update in self.each():
-            update.set_lr(phase.lr * self.lr if update.flat is None else self.now.lr)
+            update.set_lr(phase.lr * self.lr if update.flat is None else self.schedule_values.lr)
         moves = optimizer.warmup_steps > 0 or optimizer.decay != "constant" or self.schedule
         self._settled = not moves and objective.schedule == "constant" and self.average is None
 
