@@ -25,7 +25,7 @@ def pack(arguments: list[str], program: str) -> int:
     add_data_options(parser)
     values = parse(parser, arguments)
     from vae_fast import data as datasets
-    from vae_fast.train.progress import Counter
+    from vae_fast.train.display import ProgressBar
 
     begin_work()
     source, options = values.source, data_options(values)
@@ -33,7 +33,7 @@ def pack(arguments: list[str], program: str) -> int:
         source = datasets.load(source, split=values.split, options=options)
         options = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the workers too
-    with Counter(" samples") as counter:
+    with ProgressBar(" samples") as counter:
         packed = datasets.pack(
             source,
             values.out,

@@ -29,11 +29,11 @@ from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps
 from vae_fast.train.diagnostics import diagnostics
+from vae_fast.train.display import MetricsDisplay
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
 from vae_fast.train.profiling import StepProfiler, check_steps
-from vae_fast.train.progress import Progress
 from vae_fast.train.reached import Reached, Result, check_state
 from vae_fast.train.run_folder import RunFolder
 from vae_fast.train.setup import (
@@ -292,7 +292,7 @@ class Trainer:
             warning = collapse_warning(statistics)
             self.warned_of_collapse = warning is not None
             if warning is not None:
-                self.progress.say(warning)
+                self.display.say(warning)
         # While beta rises the loss does too: the best is judged by the final beta.
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
@@ -356,7 +356,7 @@ class Trainer:
         """Say who takes the steps, at the start and when another one has to."""
         if self.step.runner_is != self.said_of_runner:
             self.said_of_runner = self.step.runner_is
-            self.progress.say(self.step.runner_is)
+            self.display.say(self.step.runner_is)
 
     def log(
         self, split: str, means: dict[str, float], samples_per_second: float, **more: Any
@@ -373,7 +373,7 @@ class Trainer:
         self.reached.rows += 1
         if self.world.is_main:
             self.last_row = row = self.folder.append_metrics(row)
-            self.progress.show(row)
+            self.display.show(row)
             for callback in self.callbacks:
                 callback.on_row(self, row)
 
@@ -390,7 +390,7 @@ class Trainer:
         folder, state = self.folder.checkpoints, self.state()
         with self.clock_stopped():
             weights = self.model.state_dict()
-            say = self.progress.say
+            say = self.display.say
             saved = checkpoint.save(folder, self.reached.step, weights, state, self.world, say)
             if self.world.is_main:
                 if self.improved:
@@ -415,7 +415,7 @@ class Trainer:
     def open_displays(self, stack: ExitStack) -> None:
         """Progress and the callbacks, for the main rank to show rows and pictures on."""
         done, is_main = self.reached.step, self.world.is_main
-        self.progress = stack.enter_context(Progress(done, self.total_steps, visible=is_main))
+        self.display = stack.enter_context(MetricsDisplay(done, self.total_steps, visible=is_main))
         for callback in self.callbacks:
             callback.on_start(self)
             stack.push(partial(self.tell_end, callback))

@@ -9,7 +9,7 @@ from vae_fast.extras import need
 
 
 @final
-class Progress:
+class MetricsDisplay:
     """Shows rows of metrics against the number of steps; ``say`` prints beside the bar.
 
     Args:
@@ -56,7 +56,7 @@ class Progress:
         else:
             self._bar.write(text)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> MetricsDisplay:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -66,14 +66,14 @@ class Progress:
 
 
 @final
-class Counter:
+class ProgressBar:
     """A bar on a terminal, nothing elsewhere: ``show(done, total)`` moves it."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._bar = None
 
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def show(self, done: int, total: int) -> None:
