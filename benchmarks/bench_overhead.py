@@ -53,7 +53,7 @@ class WithoutModel(Engine):
 
     def one(self, _: Any) -> None:
         self.step(next(self.pass_))
-        if self.trainer.reached.step % self.trainer.config.log_every == 0:
+        if self.trainer.progress.step % self.trainer.config.log_every == 0:
             self.loss(), self.trainer.step.read_guards()
 
 

@@ -75,9 +75,9 @@ class Stream:
         trainer, total = self.trainer, 0.0
         meter = trainer.step.meter
         for share in (next(self.shares) for _ in range(count)):
-            trainer.step(share, trainer.reached.step)
-            trainer.reached.step += 1
-            if trainer.reached.step % trainer.config.log_every == 0:
+            trainer.step(share, trainer.progress.step)
+            trainer.progress.step += 1
+            if trainer.progress.step % trainer.config.log_every == 0:
                 means, samples = meter.read()
                 total += means["loss"] * samples
         if meter.samples:

@@ -137,8 +137,8 @@ class Engine:
         return self.trainer.world.shares(batches)
 
     def step(self, share: Any) -> None:
-        self.trainer.step(share, self.trainer.reached.step)
-        self.trainer.reached.step += 1
+        self.trainer.step(share, self.trainer.progress.step)
+        self.trainer.progress.step += 1
 
     def loss(self) -> float:
         """The mean loss since this was last asked, in nats per sample."""
@@ -149,7 +149,7 @@ class Engine:
         total = samples = 0.0
         for share in self.shares(self.trainer.batches):
             self.step(share)
-            if self.trainer.reached.step % self.trainer.config.log_every == 0:
+            if self.trainer.progress.step % self.trainer.config.log_every == 0:
                 count = self.trainer.step.meter.samples
                 total, samples = total + count * self.loss(), samples + count
         if count := self.trainer.step.meter.samples:

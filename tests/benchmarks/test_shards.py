@@ -36,7 +36,7 @@ def test_sprites_of_any_number_have_all_shapes():
 def test_steps_go_on_from_epoch_to_epoch():
     stream = Stream(sprites(64), 32, "float32", CPU)
     losses = [stream.steps(3) for _ in range(2)]
-    assert stream.trainer.reached.step == 6 and stream.trainer.batches.epoch == 2
+    assert stream.trainer.progress.step == 6 and stream.trainer.batches.epoch == 2
     assert losses[1] < losses[0]
 
 

@@ -61,7 +61,7 @@ def test_a_run_resumed_under_a_graph_has_the_bits_of_one_never_stopped(data, tmp
     take = cut.step.runner.__call__
 
     def stopping(share):
-        if cut.reached.step == 17:
+        if cut.progress.step == 17:
             raise KeyboardInterrupt
         return take(share)
 
@@ -70,7 +70,7 @@ def test_a_run_resumed_under_a_graph_has_the_bits_of_one_never_stopped(data, tmp
     with pytest.raises(KeyboardInterrupt):
         cut.fit()
     cut = Trainer.resume(cut.folder.path, train_data=data, val_data=data[:200])
-    assert cut.reached.step == 10
+    assert cut.progress.step == 10
     cut.fit()
     assert numbers(cut) == numbers(whole)
     for name, value in whole.model.state_dict().items():

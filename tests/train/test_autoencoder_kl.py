@@ -45,7 +45,7 @@ def test_a_run_that_was_cut_ends_in_the_same_bits(tmp_path, clothes, precision):
 
     class Stopping(type(cut.step)):
         def __call__(self, *arguments):
-            if cut.reached.step == 5:
+            if cut.progress.step == 5:
                 raise Killed
             return take(self, *arguments)
 
@@ -54,7 +54,7 @@ def test_a_run_that_was_cut_ends_in_the_same_bits(tmp_path, clothes, precision):
         cut.fit()
     torch.manual_seed(99)
     again = Trainer.resume(cut.folder.path, **images)
-    assert again.reached.step == 4
+    assert again.progress.step == 4
     again.fit()
     one, two = (checkpoint.load(t.folder.checkpoints / "last") for t in (whole, again))
     assert one.weights.keys() == two.weights.keys()

@@ -14,17 +14,17 @@ class Told(Callback):
         self.calls = []
 
     def on_start(self, trainer):
-        self.calls.append(("start", trainer.reached.step))
+        self.calls.append(("start", trainer.progress.step))
 
     def on_step(self, trainer):
-        self.calls.append(("step", trainer.reached.step))
+        self.calls.append(("step", trainer.progress.step))
 
     def on_row(self, trainer, row):
         self.calls.append(("row", row["split"], row["step"]))
 
     def on_epoch(self, trainer, row):
         assert row["split"] == "val" and "kl_per_dim" in row or "loss" in row
-        self.calls.append(("epoch", trainer.reached.epoch))
+        self.calls.append(("epoch", trainer.progress.epoch))
 
     def on_checkpoint(self, trainer, path):
         assert (path / "state.json").exists()
@@ -61,7 +61,7 @@ def test_a_callback_is_told_of_all_in_order(config, clothes):
 def test_its_error_ends_the_run_and_all_are_told(config, clothes):
     class Stop(Callback):
         def on_step(self, trainer):
-            if trainer.reached.step == 3:
+            if trainer.progress.step == 3:
                 raise RuntimeError("enough")
 
     told = Told()

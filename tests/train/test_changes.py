@@ -134,7 +134,7 @@ def test_a_run_starts_from_the_weights_of_another(run, config, data, tmp_path, c
     trainer.fit()
     run.path.rename(tmp_path / "elsewhere")
     again, _ = resume(trainer.folder, data)
-    assert again.reached.step == 3
+    assert again.progress.step == 3
     with pytest.raises(ValueError, match="is not the folder of a run"):
         begin("nowhere")
     assert not (tmp_path / "nowhere").exists()

@@ -61,7 +61,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_has_the_same_bits(
         stopped.fit()
     torch.manual_seed(123)
     resumed = Trainer.resume(config.out, trust={ROLL["name"]}, **data)
-    assert resumed.reached.step == 12
+    assert resumed.progress.step == 12
     resumed.fit()
     assert_same_run(whole, resumed)
     for name, value in {"binarize": "none", "augment": []}.items():
@@ -110,4 +110,4 @@ def test_training_on_a_stream(config, clothes):
     train, val = clothes
     trainer = Trainer(config, train_data=Stream(train), val_data=Stream(val))
     result = trainer.fit()
-    assert trainer.reached.step == 20 and result.loss < 530
+    assert trainer.progress.step == 20 and result.loss < 530

@@ -86,7 +86,7 @@ def goes_on(name, model_args, precision, tmp_path):
         cut.fit()
     torch.manual_seed(123)
     again = Trainer.resume(cut.folder.path, **given)
-    assert again.reached.step == 10
+    assert again.progress.step == 10
     again.fit()
     assert_same_run(whole, again)
     fresh = make("fresh").model.state_dict()

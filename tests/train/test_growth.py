@@ -48,7 +48,7 @@ def test_the_best_is_judged_by_the_final_beta(run):
     val = rows(trainer, "val")
     best = min(val, key=lambda row: row["recon"] + 50.0 * row["kl"])
     assert load_model(trainer.folder.path, "best", "cpu").step == best["step"]
-    assert trainer.reached.best == pytest.approx(best["recon"] + 50.0 * best["kl"])
+    assert trainer.progress.best == pytest.approx(best["recon"] + 50.0 * best["kl"])
 
 
 def test_free_bits_keep_the_kl_of_every_dimension_up(run):
@@ -147,7 +147,7 @@ def test_everything_resumes_to_the_same_bits(run, clothes, config):
     with pytest.raises(KeyboardInterrupt):
         cut.fit()
     cut = Trainer.resume(cut.folder.path, train_data=clothes[0], val_data=clothes[1])
-    assert cut.reached.step == 15
+    assert cut.progress.step == 15
     cut.fit()
 
     def numbers(trainer):

@@ -127,4 +127,4 @@ def test_a_streams_first_label_out_of_range_ends_the_run_with_the_flag(tmp_path,
     run.batches._workers = workers
     with pytest.raises(ValueError, match=f"Stream, item 17, has {SENTENCE}"):
         run.fit()
-    assert run.reached.step <= 2
+    assert run.progress.step <= 2

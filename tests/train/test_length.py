@@ -27,17 +27,17 @@ def rows(trainer, split="val"):
 def test_max_steps_ends_within_an_epoch_and_may_be_moved(config, clothes, tmp_path):
     """10 steps an epoch; the run that goes on is the run that never ended there, but for rows."""
     short = run(config, clothes, max_steps=13)
-    assert short.reached.step == 13 and short.reached.epoch == 1 and rows(short) == [10, 13]
+    assert short.progress.step == 13 and short.progress.epoch == 1 and rows(short) == [10, 13]
     assert checkpoint.load(short.folder.checkpoints / "last").path.name.endswith("13")
     again = Trainer.resume(short.folder.path, train_data=clothes[0], val_data=clothes[1])
     again.fit()
-    assert again.reached.step == 13 and rows(again) == [10, 13]
+    assert again.progress.step == 13 and rows(again) == [10, 13]
     on = Trainer.resume(
         short.folder.path, changes={"max_steps": 0}, train_data=clothes[0], val_data=clothes[1]
     )
     on.fit()
     whole = run(config, clothes, max_steps=0, out=str(tmp_path / "whole"))
-    assert on.reached.step == whole.reached.step == 20 and rows(on) == [10, 13, 20]
+    assert on.progress.step == whole.progress.step == 20 and rows(on) == [10, 13, 20]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, on.model.state_dict()[name])
 
@@ -49,7 +49,7 @@ def test_a_run_that_was_killed_before_its_last_validation_takes_no_step_more(con
     real = trainer.validate
 
     def killed():
-        if trainer.reached.step == 13:
+        if trainer.progress.step == 13:
             raise KeyboardInterrupt
         real()
 
@@ -57,9 +57,9 @@ def test_a_run_that_was_killed_before_its_last_validation_takes_no_step_more(con
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     again = Trainer.resume(trainer.folder.path, train_data=clothes[0], val_data=clothes[1])
-    assert again.reached.step == 13 and again.reached.validated == 10
+    assert again.progress.step == 13 and again.progress.validated == 10
     again.fit()
-    assert again.reached.step == 13 and rows(again)[-1] == 13
+    assert again.progress.step == 13 and rows(again)[-1] == 13
 
 
 def test_a_cosine_ends_with_the_run(config, clothes):
@@ -75,9 +75,9 @@ def test_early_stop_counts_validations_and_is_resumed(config, clothes):
     options = {"train_data": clothes[0], "val_data": clothes[1]}
 
     def fit(trainer):
-        trainer.reached.best = -1e30
+        trainer.progress.best = -1e30
         trainer.fit()
-        return trainer.reached.epoch, trainer.reached.stale
+        return trainer.progress.epoch, trainer.progress.stale
 
     first = Trainer(config, **options)
     assert fit(first) == (3, 3)
@@ -103,7 +103,7 @@ def test_a_batch_in_parts_has_the_batchs_loss_and_gradients(config, clothes):
 
 def test_models_with_phases_take_parts_too(config, clothes):
     trainer = run(config, clothes, model="aae", max_steps=3, accumulate=7)
-    assert trainer.reached.step == 3 and trainer.step.not_finite_in_row == 0
+    assert trainer.progress.step == 3 and trainer.step.not_finite_in_row == 0
 
 
 def test_parts_are_resumed_to_the_same_bits(config, clothes, tmp_path):

@@ -92,7 +92,7 @@ def stop_at(trainer, step, error):
 
     class Stopping(trainer.step.__class__):
         def __call__(self, *arguments):
-            if trainer.reached.step == step:
+            if trainer.progress.step == step:
                 raise error
             return take(self, *arguments)
 
@@ -109,7 +109,7 @@ def test_killed_before_any_step(make, resume, whole, killed_at):
     random.seed(5)
     np.random.seed(5)
     again = resume(trainer)
-    assert 0 < again.reached.step <= killed_at
+    assert 0 < again.progress.step <= killed_at
     again.fit()
     assert_same_run(whole, again)
 
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(make, resume, whole):
     said = []
     again = resume(trainer, say=said.append)
     assert newest.name in said[0] and "truncated" in said[0]
-    assert again.reached.step < int(newest.name)
+    assert again.progress.step < int(newest.name)
     again.fit()
     assert_same_run(whole, again)
 
@@ -186,7 +186,7 @@ def test_signals_checkpoint_and_leave(make, resume, whole, number):
     class Signalled(trainer.step.__class__):
         def __call__(self, *arguments):
             take(self, *arguments)
-            if trainer.reached.step == 12:
+            if trainer.progress.step == 12:
                 os.kill(os.getpid(), number)
 
     trainer.step.__class__ = Signalled
@@ -195,7 +195,7 @@ def test_signals_checkpoint_and_leave(make, resume, whole, number):
     assert caught.value.signal == number
     assert signal.getsignal(number) is before
     again = resume(trainer)
-    assert again.reached.step == 13
+    assert again.progress.step == 13
     again.fit()
     assert_same_run(whole, again)
 
@@ -278,7 +278,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
         raise OSError(28, "No space left on device")
 
     def filling(path, data):
-        return (full if trainer.reached.step >= 12 else write)(path, data)
+        return (full if trainer.progress.step >= 12 else write)(path, data)
 
     with monkeypatch.context() as patched:
         if what == "checkpoint":
@@ -290,7 +290,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
                 if (
                     str(path).endswith("metrics.jsonl")
                     and mode == "a"
-                    and trainer.reached.step > 12
+                    and trainer.progress.step > 12
                 ):
                     full()
                 return opened(path, mode, *arguments, **options)
@@ -300,7 +300,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
             trainer.fit()
     assert not list(trainer.folder.checkpoints.glob(".writing*"))
     again = resume(trainer)
-    assert again.reached.step in (10, 15)
+    assert again.progress.step in (10, 15)
     again.fit()
     assert_same_run(whole, again)
 
@@ -320,7 +320,7 @@ def test_what_a_resumed_run_could_not_read_is_set_aside_with_its_rows(make, resu
     damaged.write_text(json.dumps(content))
     rows, said = trainer.folder.metrics(), []
     again = resume(trainer, say=said.append)
-    assert again.reached.step == 9
+    assert again.progress.step == 9
     assert "version 4" in said[0] and "ranks can't be a run's" in said[1]
     assert sum("set-aside" in line for line in said) == 3
     again.fit()
@@ -350,7 +350,7 @@ def test_metrics_that_are_not_all_there_are_kept(make, resume, whole):
 def test_checkpoints_that_are_gone_cost_no_rows(make, resume, whole):
     shutil.rmtree(whole.folder.checkpoints)
     rows, said = whole.folder.metrics(), []
-    assert resume(whole, say=said.append).reached.step == 0
+    assert resume(whole, say=said.append).progress.step == 0
     assert whole.folder.metrics() == [] and "set-aside-metrics.jsonl" in said[1]
     kept = (whole.folder.path / "set-aside-metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in kept] == rows

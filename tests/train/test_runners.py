@@ -304,7 +304,7 @@ class Killed(BaseException):
 def stop(trainer, at):
     class Stopping(type(trainer.step.runner)):
         def __call__(self, share):
-            if trainer.reached.step == at:
+            if trainer.progress.step == at:
                 raise Killed
             return super().__call__(share)
 
@@ -342,7 +342,7 @@ def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(
     environment = json.loads((cut.folder.path / "environment.json").read_text())
     assert environment[0]["runner"] == f"Steps are taken by the {runner} runner"
     again = go_on(cut, clothes)
-    assert again.reached.step == 14 and again.step.runner.name == runner
+    assert again.progress.step == 14 and again.step.runner.name == runner
     again.fit()
     found, wanted = weights(again), weights(whole)
     assert all(torch.equal(value, wanted[key]) for key, value in found.items())

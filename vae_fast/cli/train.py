@@ -179,7 +179,7 @@ def resume(arguments: list[str], program: str) -> int:
     asked = {name: values[name] for name in names if values[name] is not None}
     trainer = Trainer.resume(values.run, changes=asked, profile=values.profile, trust=values.trust)
     if trainer.world.is_main:
-        print(f"{values.run} goes on at step {trainer.reached.step} of {trainer.total_steps}")
+        print(f"{values.run} goes on at step {trainer.progress.step} of {trainer.total_steps}")
     return _fit(trainer, compare_too=False)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         OptimizerConfig,
         TrainConfig,
     )
-    from vae_fast.train.reached import Result
+    from vae_fast.train.progress import Result
     from vae_fast.train.run_folder import RunFolder
     from vae_fast.train.stop import Interrupted
     from vae_fast.train.trainer import Trainer, TrainingError
@@ -41,7 +41,7 @@ _MODULES = {
     "Interrupted": "stop",
     "ObjectiveConfig": "config",
     "OptimizerConfig": "config",
-    "Result": "reached",
+    "Result": "progress",
     "RunFolder": "run_folder",
     "TrainConfig": "config",
     "Trainer": "trainer",

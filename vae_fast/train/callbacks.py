@@ -24,10 +24,10 @@ class Callback:
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Training begins, or goes on at ``trainer.reached.step``."""
+        """Training begins, or goes on at ``trainer.progress.step``."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """A step was taken; ``trainer.reached.step`` counts it. Nothing has waited for the device."""
+        """A step was taken; ``trainer.progress.step`` counts it. Nothing has waited for the device."""
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         """A row of metrics was written, of training or validation (``row["split"]``)."""
@@ -71,7 +71,7 @@ class Wandb(Callback):
 
     def on_picture(self, trainer: Trainer, path: Path) -> None:
         if path.suffix == ".png":
-            self._run.log({path.stem: self._wandb.Image(str(path))}, step=trainer.reached.step)
+            self._run.log({path.stem: self._wandb.Image(str(path))}, step=trainer.progress.step)
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         self._run.finish(exit_code=0 if error is None else 1)

@@ -32,7 +32,7 @@ class TensorBoard(Callback):
     def on_start(self, trainer: Trainer) -> None:
         if self._is_on:  # what was written of later steps is hidden
             module = importlib.import_module("torch.utils.tensorboard")
-            folder, step = trainer.folder.path / "tensorboard", trainer.reached.step
+            folder, step = trainer.folder.path / "tensorboard", trainer.progress.step
             self._writer = module.SummaryWriter(str(folder), purge_step=step)
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
@@ -54,7 +54,7 @@ class TensorBoard(Callback):
 
         with need("PIL.Image", "drawing pictures").open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(path.stem, pixels, trainer.reached.step, dataformats="HWC")
+        self._writer.add_image(path.stem, pixels, trainer.progress.step, dataformats="HWC")
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         if self._writer is not None:

@@ -34,7 +34,7 @@ from vae_fast.train.distributed import Share, World
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
 from vae_fast.train.profiling import StepProfiler, check_steps
-from vae_fast.train.reached import Reached, Result, check_state
+from vae_fast.train.progress import Progress, Result, check_state
 from vae_fast.train.run_folder import RunFolder
 from vae_fast.train.setup import (
     build_model,
@@ -122,7 +122,7 @@ class Trainer:
         config = self.config
         rng.seed_rank(config.seed, self.world.rank)
 
-        self.reached = Reached()
+        self.progress = Progress()
         self.total_steps = total_steps(config, len(self.batches))
         check_steps(profile, self.total_steps)
         self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
@@ -198,7 +198,7 @@ class Trainer:
                 trainer.step.choose_runner()
                 trainer.keep_runner(must=True)
             trainer.step.follow_arguments(changes_to.changed_arguments(before, config))
-            check_steps(trainer.profile, trainer.total_steps - trainer.reached.step)
+            check_steps(trainer.profile, trainer.total_steps - trainer.progress.step)
         elif is_main:
             trainer.start_again(say)
         if is_main:
@@ -216,7 +216,7 @@ class Trainer:
         Raises Interrupted after SIGINT or SIGTERM, once everything is saved, and TrainingError
         when too many steps in a row were not finite.
         """
-        config, reached = self.config, self.reached
+        config, progress = self.config, self.progress
         with ExitStack() as stack:
             stack.enter_context(self.discarded_if_it_fails())
             stack.enter_context(self.world.together(but=(Interrupted,)))
@@ -228,50 +228,50 @@ class Trainer:
             stack.enter_context(self.stop)
             self.tell_runner()
             self.interval_began = time.perf_counter() - self.interval_seconds
-            for epoch in range(reached.epoch, config.epochs):
-                if self.is_done() and reached.validated == reached.step:
+            for epoch in range(progress.epoch, config.epochs):
+                if self.is_done() and progress.validated == progress.step:
                     break
                 self.batches.set_epoch(epoch)
                 self.model.train()
                 shares = self.shares_left()  # kept: a pass that nobody holds loses its place
                 for share in shares:
-                    self.step(share, reached.step)
-                    reached.step += 1
+                    self.step(share, progress.step)
+                    progress.step += 1
                     profiler.step()
                     for callback in self.callbacks:
                         callback.on_step(self)
-                    if reached.step % config.log_every == 0:
+                    if progress.step % config.log_every == 0:
                         self.log_training()
                     if self.checkpoint_is_due():
                         self.save()
-                    if self.stop.agreed(self.world, reached.step):
+                    if self.stop.agreed(self.world, progress.step):
                         self.leave()
-                    if reached.step == self.total_steps:
+                    if progress.step == self.total_steps:
                         break
                 self.log_training()
-                reached.epoch = reached.step // len(self.batches)
+                progress.epoch = progress.step // len(self.batches)
                 self.validate()
                 for callback in self.callbacks:
                     callback.on_epoch(self, self.last_row)
                 if self.checkpoint_is_due(epoch_ended=True):
                     self.save()
-                if config.pictures_every and reached.epoch % config.pictures_every == 0:
-                    self.draw(f"pictures/{reached.step:08d}", curves=False)
-                stop = self.stop.agreed(self.world, reached.step, now=True)
+                if config.pictures_every and progress.epoch % config.pictures_every == 0:
+                    self.draw(f"pictures/{progress.step:08d}", curves=False)
+                stop = self.stop.agreed(self.world, progress.step, now=True)
                 if stop and not self.is_done():
                     self.leave()
             return self.result()
 
     def shares_left(self) -> Iterable[Share]:
         """The epoch's batches from its place on; none where the run has ended within the epoch."""
-        if self.is_done() and self.reached.step % len(self.batches):
+        if self.is_done() and self.progress.step % len(self.batches):
             return ()
         return self.world.shares(self.batches)
 
     def is_done(self) -> bool:
         """Whether the run has come to its last step, or validation has got no better for long."""
-        reached, patience = self.reached, self.config.early_stop
-        return reached.step >= self.total_steps or 0 < patience <= reached.stale
+        progress, patience = self.progress, self.config.early_stop
+        return progress.step >= self.total_steps or 0 < patience <= progress.stale
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -288,7 +288,7 @@ class Trainer:
             statistics = latent_statistics(self.model, self.val_batches, self.world)
             self.diagnostics = diagnostics(self.model, self.val_batches, self.world)
             self.log("val", means, speed, beta=step.beta, **self.diagnostics, **statistics)
-        if not self.warned_of_collapse and step.beta >= step.final_beta and self.reached.epoch > 1:
+        if not self.warned_of_collapse and step.beta >= step.final_beta and self.progress.epoch > 1:
             warning = collapse_warning(statistics)
             self.warned_of_collapse = warning is not None
             if warning is not None:
@@ -297,10 +297,10 @@ class Trainer:
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
             step.schedule.validated(final)
-        self.improved = final < self.reached.best
-        self.reached.best = final if self.improved else self.reached.best
-        self.reached.validated = self.reached.step
-        self.reached.stale = 0 if self.improved else self.reached.stale + 1
+        self.improved = final < self.progress.best
+        self.progress.best = final if self.improved else self.progress.best
+        self.progress.validated = self.progress.step
+        self.progress.stale = 0 if self.improved else self.progress.stale + 1
 
     @contextmanager
     def discarded_if_it_fails(self) -> Iterator[None]:
@@ -312,7 +312,7 @@ class Trainer:
                 with suppress(OSError):
                     self.folder.discard()
             raise
-        self.is_new = self.is_new and self.reached.step == 0
+        self.is_new = self.is_new and self.progress.step == 0
 
     # --- what the loop calls ---------------------------------------------------------------------
 
@@ -324,14 +324,14 @@ class Trainer:
         means, samples = self.step.meter.read()
         norms, now = self.step.read_guards(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
-        self.reached.seconds += seconds
-        self.reached.samples += samples
+        self.progress.seconds += seconds
+        self.progress.samples += samples
         self.log("train", means, samples / seconds, beta=self.step.beta, lr=self.step.lr, **norms)
         bad, limit = self.step.not_finite_in_row, self.config.optimizer.max_not_finite
         if bad >= limit:
             raise TrainingError(
                 f"the loss or the gradient was not finite in {bad} steps in a row (the limit is "
-                f"{limit}), before step {self.reached.step}; they were skipped. Try a lower --lr "
+                f"{limit}), before step {self.progress.step}; they were skipped. Try a lower --lr "
                 f"(it is {self.config.lr:g}), --optimizer.clip-norm or fp32; checkpoints from "
                 f"before are in {self.folder.checkpoints}"
             )
@@ -362,15 +362,15 @@ class Trainer:
         self, split: str, means: dict[str, float], samples_per_second: float, **more: Any
     ) -> None:
         row = {
-            "epoch": self.reached.epoch + (split == "train"),
-            "step": self.reached.step,
+            "epoch": self.progress.epoch + (split == "train"),
+            "step": self.progress.step,
             "split": split,
             **means,
-            "seconds": round(self.reached.seconds, 4),
+            "seconds": round(self.progress.seconds, 4),
             "samples_per_second": round(samples_per_second, 1),
             **more,
         }
-        self.reached.rows += 1
+        self.progress.rows += 1
         if self.world.is_main:
             self.last_row = row = self.folder.append_metrics(row)
             self.display.show(row)
@@ -379,10 +379,10 @@ class Trainer:
 
     def checkpoint_is_due(self, epoch_ended: bool = False) -> bool:
         """At intervals, at the best, and at the end of the run."""
-        when, reached = self.config.checkpoint, self.reached
+        when, progress = self.config.checkpoint, self.progress
         if not epoch_ended:
-            return when.every_steps > 0 and reached.step % when.every_steps == 0
-        every_epoch = when.every_epochs > 0 and reached.epoch % when.every_epochs == 0
+            return when.every_steps > 0 and progress.step % when.every_steps == 0
+        every_epoch = when.every_epochs > 0 and progress.epoch % when.every_epochs == 0
         return every_epoch or self.improved or self.is_done()
 
     def save(self) -> None:
@@ -391,7 +391,7 @@ class Trainer:
         with self.clock_stopped():
             weights = self.model.state_dict()
             say = self.display.say
-            saved = checkpoint.save(folder, self.reached.step, weights, state, self.world, say)
+            saved = checkpoint.save(folder, self.progress.step, weights, state, self.world, say)
             if self.world.is_main:
                 if self.improved:
                     checkpoint.point(folder, "best", saved, say)
@@ -403,7 +403,7 @@ class Trainer:
     def leave(self) -> NoReturn:
         """Checkpoint and raise Interrupted."""
         self.save()
-        raise Interrupted(self.stop.asked, self.reached.step, self.folder.path)
+        raise Interrupted(self.stop.asked, self.progress.step, self.folder.path)
 
     @contextmanager
     def clock_stopped(self) -> Iterator[float]:
@@ -414,7 +414,7 @@ class Trainer:
 
     def open_displays(self, stack: ExitStack) -> None:
         """Progress and the callbacks, for the main rank to show rows and pictures on."""
-        done, is_main = self.reached.step, self.world.is_main
+        done, is_main = self.progress.step, self.world.is_main
         self.display = stack.enter_context(MetricsDisplay(done, self.total_steps, visible=is_main))
         for callback in self.callbacks:
             callback.on_start(self)
@@ -442,7 +442,7 @@ class Trainer:
         if row is None:  # whatever became of metrics.jsonl
             self.validate()
             row = self.last_validation()
-        speed = self.reached.samples / self.reached.seconds
+        speed = self.progress.samples / self.progress.seconds
         paths = self.draw("", curves=True)
         if row["loss"] is None:
             raise TrainingError(
@@ -464,7 +464,7 @@ class Trainer:
         return {
             "config": changes_to.plain(self.config),
             "input_shape": list(self.model.input_shape),
-            "reached": asdict(self.reached),
+            "reached": asdict(self.progress),
             "interval_seconds": time.perf_counter() - self.interval_began,
             "is_best": self.improved,
             "step": self.step.state_dict(),
@@ -505,17 +505,17 @@ class Trainer:
             raise CheckpointError(
                 f"{saved.path} is of another model, data or configuration: {error}"
             ) from error
-        self.reached = Reached(**saved.state["reached"])
+        self.progress = Progress(**saved.state["reached"])
         self.interval_seconds = saved.state["interval_seconds"]
         if self.world.is_main:
             folder, is_best = saved.path, saved.state["is_best"]
             unused = checkpoint.later_than(folder)
-            self.reached.rows = self.folder.keep_metrics(
-                self.reached.rows, to_be_written_again=not unused, say=say
+            self.progress.rows = self.folder.keep_metrics(
+                self.progress.rows, to_be_written_again=not unused, say=say
             )
             checkpoint.go_back_to(folder, is_best=is_best, say=say)
         if not self.world.on_main(self.has_best):
-            self.reached.best = math.inf
+            self.progress.best = math.inf
 
     def has_best(self) -> bool:
         try:

@@ -12,7 +12,7 @@ from vae_fast.train.manifest import CheckpointError
 
 
 @dataclass
-class Reached:
+class Progress:
     """How far a run is. Checkpoints hold it and rows of metrics.jsonl quote it."""
 
     epoch: int = 0  # whole epochs, validation included
@@ -43,7 +43,7 @@ class Result:
 
 def check_state(state: dict[str, Any]) -> None:
     """Raise CheckpointError unless this can be what ``Trainer.state`` gave, as far as kinds tell."""
-    names = {f.name for f in fields(Reached)}
+    names = {f.name for f in fields(Progress)}
     reached = state.get("reached")
     ranks = state.get("ranks")
     faults = {
