@@ -14,8 +14,8 @@ from vae_fast.models import build
 from vae_fast.models.base import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
+from vae_fast.train.python_snapshot import PythonSnapshot
 from vae_fast.train.recorded import ATTEMPTS, WARM_UP, Recorded
-from vae_fast.train.remembered import Remembered
 from vae_fast.train.step import Step
 from vae_fast.train.tape import record
 
@@ -396,10 +396,10 @@ def test_what_python_is_left_with_may_be_the_same_each_time(keep):
 def test_why_not_names_what_is_left_in_python():
     for keep, name in LEFT_IN_PYTHON.items():
         model = Keeping(keep)
-        remembered = Remembered(model)
-        assert remembered.changed() == ""
+        snapshot = PythonSnapshot(model)
+        assert snapshot.changed() == ""
         model(torch.ones(3))
-        assert remembered.changed() == name
+        assert snapshot.changed() == name
 
 
 def test_a_model_that_anneals_by_a_counter_of_its_own():

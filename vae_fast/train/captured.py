@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.train.distributed import Share
-from vae_fast.train.remembered import Remembered
+from vae_fast.train.python_snapshot import PythonSnapshot
 
 Take = Callable[[Share], tuple[Tensor, ...]]
 
@@ -96,9 +96,9 @@ class CapturedStep:
 
     def _warm_up(self, share: Share) -> tuple[Tensor, ...]:
         self._warmed += 1
-        remembered = Remembered(self._model) if self._warmed == WARM_UP else None
+        snapshot = PythonSnapshot(self._model) if self._warmed == WARM_UP else None
         outputs = self._graph.warm_up(lambda: self._take(share))
-        if remembered is not None and (changed := remembered.changed()):
+        if snapshot is not None and (changed := snapshot.changed()):
             self.why_not = f"each step changes {changed}, in Python"
         elif self._graph.waited:
             self.why_not = "each step waits for the device, or has numbers from the host"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vae_fast.train.remembered import Remembered
+from vae_fast.train.python_snapshot import PythonSnapshot
 from vae_fast.train.tape import Tape, equal_bits, record
 
 Work = Callable[[], Sequence[Tensor]]
@@ -82,11 +82,11 @@ class Recorded:
         self, state: _Kind, work: Work, inputs: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
         before = None if state.tape is None else Memory(state.tape.outside())
-        remembered = Remembered(self._model)
+        snapshot = PythonSnapshot(self._model)
         outputs, tape = record(work, inputs)
         if isinstance(tape, str):
             return self._leave(outputs, tape)
-        if changed := remembered.changed():
+        if changed := snapshot.changed():
             return self._leave(outputs, f"each step changes {changed}, in Python")
         if state.tape is None or not tape.does_the_same_as(state.tape):
             if state.trusted:

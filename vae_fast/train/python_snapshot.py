@@ -21,7 +21,7 @@ _HOLDERS = ("_parameters", "_buffers", "_modules")
 _INTERNAL = set(vars(nn.Module())) - {"training", *_HOLDERS}
 
 
-class Remembered:
+class PythonSnapshot:
     """The attributes of a model's modules, and Python's and NumPy's generators, as they are now.
 
     Tensors are known by identity: what ops write to them is not Python's. Not seen are globals, what
