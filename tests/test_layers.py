@@ -15,7 +15,7 @@ import vae_fast
 from vae_fast.backend import native_reason
 from vae_fast.layers import MLP
 from vae_fast.ops import matmul
-from vae_fast.ops.places import Places, using
+from vae_fast.ops.parameter_buffers import ParameterBuffers, using
 
 
 def networks(bias=True):
@@ -382,18 +382,18 @@ def test_frozen_layers_have_no_gradient():
 def test_gradients_go_to_their_places_and_only_once():
     network = MLP(nn.Linear(3, 2))
     layer = network[0]
-    places = Places({p: torch.full_like(p, 7.0) for p in layer.parameters()}, {})
+    buffers = ParameterBuffers({p: torch.full_like(p, 7.0) for p in layer.parameters()}, {})
     x = torch.rand(5, 3)
-    places.begin()
-    with using(places):
+    buffers.begin()
+    with using(buffers):
         network(x).sum().backward()
     first = layer.weight.grad
-    assert first.data_ptr() == places._gradients[layer.weight].data_ptr()
+    assert first.data_ptr() == buffers._gradients[layer.weight].data_ptr()
     assert torch.allclose(first, x.sum(0).expand(2, 3))
     # A weight used twice in a step has the sum of two gradients.
     layer.zero_grad()
-    places.begin()
-    with using(places):
+    buffers.begin()
+    with using(buffers):
         (network(x).sum() + 2 * network(3 * x).sum()).backward()
     assert torch.allclose(layer.weight.grad, 7 * x.sum(0).expand(2, 3))
 
@@ -402,10 +402,10 @@ def test_casts_are_used_and_the_gradient_is_the_parameters():
     network = MLP(nn.Linear(3, 2))
     layer = network[0]
     half = {layer.weight: torch.ones(2, 3).bfloat16(), layer.bias: torch.zeros(2).bfloat16()}
-    places = Places({}, half)
-    places.begin()
+    buffers = ParameterBuffers({}, half)
+    buffers.begin()
     x = torch.tensor([[1.0, 2.0, 4.0]])
-    with using(places), torch.autocast("cpu", torch.bfloat16):
+    with using(buffers), torch.autocast("cpu", torch.bfloat16):
         y = network(x)
     assert y.tolist() == [[7.0, 7.0]]
     y.sum().backward()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.ops.places import Places
+from vae_fast.ops.parameter_buffers import ParameterBuffers
 
 # Elements up to which a model is flattened: beyond, ops are long, and a second copy of the
 # gradients (backward's own, and the buffer's) is memory that large models need for other things.
@@ -44,7 +44,9 @@ class FlatParameters:
         self._addresses = [place.data_ptr() for place in self._gradients]
         self._cast = None if cast is None else torch.zeros_like(self.whole.data, dtype=cast)
         casts = [] if cast is None else zip(self.parameters, self.views(self._cast), strict=True)
-        self.places = Places(dict(zip(self.parameters, self._gradients, strict=True)), dict(casts))
+        self.parameter_buffers = ParameterBuffers(
+            dict(zip(self.parameters, self._gradients, strict=True)), dict(casts)
+        )
 
     @staticmethod
     def fits(parameters: Sequence[nn.Parameter]) -> bool:
@@ -65,12 +67,12 @@ class FlatParameters:
             for p, begin in zip(self.parameters, self._begins, strict=True)
         ]
 
-    def prepare(self) -> Places:
+    def prepare(self) -> ParameterBuffers:
         """For a forward pass: the parameters' casts as they are now, and all places free."""
-        self.places.begin()
+        self.parameter_buffers.begin()
         if self._cast is not None:
             self._cast.copy_(self.whole.data)
-        return self.places
+        return self.parameter_buffers
 
     def collect(self) -> bool:
         """Bring what backward left in the parameters' ``grad`` into the buffer.

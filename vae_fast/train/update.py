@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.ops.places import using
+from vae_fast.ops.parameter_buffers import using
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.flat import FlatAdam, FlatParameters
 from vae_fast.train.guard import Guard

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-class Places:
+class ParameterBuffers:
     """For each parameter of a model, its cast and its gradient's place, where there are such.
 
     Args:
@@ -39,10 +39,10 @@ class Places:
         return None if place is None else place.detach()
 
 
-_current: Places | None = None
+_current: ParameterBuffers | None = None
 
 
-def current() -> Places | None:
+def current() -> ParameterBuffers | None:
     """The places of the step under way, if any."""
     return _current
 
@@ -50,7 +50,7 @@ def current() -> Places | None:
 class using:
     """``current()`` within a ``with`` block."""
 
-    def __init__(self, places: Places | None) -> None:
+    def __init__(self, places: ParameterBuffers | None) -> None:
         self._places = places
 
     def __enter__(self) -> None:
