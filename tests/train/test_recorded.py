@@ -15,7 +15,7 @@ from vae_fast.models.base import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.python_snapshot import PythonSnapshot
-from vae_fast.train.recorded import ATTEMPTS, WARM_UP, Recorded
+from vae_fast.train.recorded import ATTEMPTS, WARM_UP, RecordedStep
 from vae_fast.train.step import Step
 from vae_fast.train.tape import record
 
@@ -233,9 +233,9 @@ def test_what_was_made_on_the_way_is_freed():
 
 
 def again(work, times, recorded=None):
-    """The work done so many times by a Recorded and by itself; both results."""
+    """The work done so many times by a RecordedStep and by itself; both results."""
     results = []
-    for do in (recorded or Recorded(), None):
+    for do in (recorded or RecordedStep(), None):
         torch.manual_seed(0)
         memory, found = torch.zeros(3), []
         for i in range(times):
@@ -254,7 +254,7 @@ def test_a_value_that_python_reads_is_not_played():
         memory.add_(x)
         return (memory * 2 if memory.sum().item() < 30 else memory * 3,)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 0
     assert "read by Python" in recorded.why_not
@@ -265,7 +265,7 @@ def test_a_value_that_is_always_the_same_may_be_read():
         one = torch.ones_like(memory.sum())
         return (x * one.item(),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 12 - BEFORE
 
@@ -273,14 +273,14 @@ def test_a_value_that_is_always_the_same_may_be_read():
         one = torch.ones_like(memory.sum()).add_(x[0])
         return (x * one.item(),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(changed, 12, recorded))
     assert recorded.played == 0
 
 
 def test_what_python_does_differently_each_time_is_not_played():
     count = iter(range(1000))
-    first = Recorded()
+    first = RecordedStep()
     for i in range(12):
         x = torch.full((3,), float(i))
         (y,) = first(lambda x=x: (x * next(count),), [x])
@@ -359,7 +359,7 @@ LEFT_IN_PYTHON = {
 @pytest.mark.parametrize("keep", LEFT_IN_PYTHON, ids=lambda f: f.__name__)
 def test_what_is_left_in_python_is_left_at_every_step(keep):
     model = Keeping(keep)
-    recorded = Recorded(model)
+    recorded = RecordedStep(model)
     for i in range(8):
         x = torch.full((3,), float(i))
         (y,) = recorded(lambda x=x: (model(x),), [x])
@@ -381,7 +381,7 @@ def in_place(part, y):
 @pytest.mark.parametrize("keep", [the_same, in_place], ids=lambda f: f.__name__)
 def test_what_python_is_left_with_may_be_the_same_each_time(keep):
     model = Keeping(keep)
-    recorded = Recorded(model)
+    recorded = RecordedStep(model)
     total = torch.zeros(3)
     for i in range(8):
         x = torch.full((3,), float(i))
@@ -418,7 +418,7 @@ def test_a_hidden_draw_is_found_by_the_trial():
         torch.manual_seed(torch.initial_seed() + 1)  # is no op
         return (x + torch.rand(3),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 0
     assert "not all of it" in recorded.why_not
@@ -430,7 +430,7 @@ def test_a_tape_that_fails_is_not_played(monkeypatch):
         raise RuntimeError("no")
 
     monkeypatch.setattr("vae_fast.train.tape._compiled", lambda tape: fails)
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(lambda x, memory: (memory.add_(x) + torch.rand(3),), 12, recorded))
     assert recorded.played == 0
     assert "not all of it" in recorded.why_not
@@ -438,7 +438,7 @@ def test_a_tape_that_fails_is_not_played(monkeypatch):
 
 def test_what_changes_later_is_found_at_the_check():
     state = {"power": 2}
-    recorded = Recorded()
+    recorded = RecordedStep()
 
     def step(i, check=False):
         x = torch.full((3,), float(i))
@@ -463,10 +463,10 @@ def test_constants_made_anew_are_constants_and_drawn_ones_are_not():
     def drawn(x, memory):
         return (x * torch.tensor([random.random(), 2.0, 3.0]),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(constant, 12, recorded))
     assert recorded.played == 12 - BEFORE
-    recorded = Recorded()
+    recorded = RecordedStep()
     random.seed(0)
     for _ in range(12):
         recorded(lambda: drawn(torch.ones(3), None), [])
@@ -480,14 +480,14 @@ def test_views_made_in_place_and_memory_exchanged():
         memory.add_(y[:, 1])
         return (y.sum(1),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(turned, 12, recorded))
     assert recorded.played == 12 - BEFORE
 
     def resized(x, memory):
         return (torch.add(x, 1, out=torch.empty(0)),)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(resized, 12, recorded))
     assert recorded.played == 0
     assert "changed for another" in recorded.why_not
@@ -504,13 +504,13 @@ def test_gradients_that_autograd_adds_up():
         grad.copy_(layer.weight.grad)
         return (grad,)
 
-    recorded = Recorded()
+    recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 12 - BEFORE
 
 
 def test_the_default_device_has_no_say():
-    x, memory, recorded = torch.ones(3), torch.zeros(3), Recorded()
+    x, memory, recorded = torch.ones(3), torch.zeros(3), RecordedStep()
     image = torch.arange(36, dtype=torch.uint8).view(1, 36)
     _rows.cache_clear()
     with torch.device("meta"):
@@ -524,7 +524,7 @@ def test_the_default_device_has_no_say():
 
 @pytest.mark.parametrize("kinds", [3, 30])
 def test_few_kinds_are_remembered(kinds):
-    recorded = Recorded()
+    recorded = RecordedStep()
     for _ in range(BEFORE + 2):
         for kind in range(kinds):
             x = torch.ones(kind + 1)

@@ -29,7 +29,7 @@ class _Kind:
     trusted: bool = False
 
 
-class Recorded:
+class RecordedStep:
     """Does work of a few kinds again and again, by a tape of it where that comes to the same.
 
     A tape is trusted once a second recording has come to the same calls and playing it has given

@@ -17,7 +17,7 @@ from vae_fast.models.phases import Phase
 from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.distributed import Share
 from vae_fast.train.native_runner import NativeRunner, replaced_in
-from vae_fast.train.recorded import Recorded
+from vae_fast.train.recorded import RecordedStep
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
 
@@ -62,7 +62,7 @@ class RecordedRunner:
 
     def __init__(self, step: Step) -> None:
         self.why_not = ""
-        self.recorded = Recorded(step.model)
+        self.recorded = RecordedStep(step.model)
         self._step = step
 
     @property
