@@ -207,7 +207,7 @@ inline bool is_aligned(const Likelihood& args, int params) {
   bool aligned = is_aligned(args.target, v * bytes_of(args.target_dtype));
   for (int j = 0; j < params; ++j) {
     aligned = aligned && is_aligned(args.params[j].data, v * bytes) &&
-           is_aligned(args.grads[j].data, v * bytes);
+              is_aligned(args.grads[j].data, v * bytes);
   }
   return aligned;
 }
