@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, report, requirements, suites, table
+from benchmarks import change, machine, report, requirements, suites, table
 from benchmarks.bandwidth import measure_bandwidth
 from benchmarks.case import OURS, Absent
 from benchmarks.measure import measure_case
@@ -47,24 +47,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "sizes: 2^10 to 2^27 elements and the shapes people use\n"
         "training: a step and an epoch of the tutorial's VAE\n"
         "large: a step of each autoencoder in examples/\n"
-        "must-show: what the project requires of itself, required beside measured\n"
-        "all: all of these",
+        "all: all of these\n"
+        "must-show: what the project requires of itself, required beside measured",
     )  # fmt: skip
     parser.add_argument(
         "--group", action="append", choices=sorted(requirements.GROUPS),
         help="of must-show: only these requirements (may be given several times)",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="shorter, and less sure")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="shorter, and less sure; of standard: seven rows, some two minutes",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--only", default="", help=f"rows whose key contains this, as {EXAMPLE}")
     parser.add_argument("--list", action="store_true", help="print the suite's keys and stop")
     parser.add_argument("--peers", default="", help="peers to keep, as eager,compile,jax")
-    parser.add_argument("--out", type=Path, help="folder for results.json, report.md and pictures")
+    parser.add_argument(
+        "--out", type=Path, help="folder for results.json and .csv, report.md, pictures"
+    )
     parser.add_argument("--json", type=Path, help="file for the results alone")
     parser.add_argument(
         "--compare", type=Path, metavar="FILE",
         help="results of another run on this machine, as under another torch:\n"
         "for each peer the better of the two counts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE",
+        help="an earlier run's results, or its folder: say what changed since, in percent,\n"
+        "and whether that is more than noise",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -82,6 +92,8 @@ def pick_device(name: str) -> torch.device:
 def plan(options: argparse.Namespace) -> list[Spec]:
     """The rows of the suite asked for."""
     suite, specs = options.suite, []
+    if suite == "standard" and options.quick and not options.only:
+        return suites.standard(quick=True)
     if suite in ("standard", "all"):
         specs += suites.standard()
     if suite in ("sizes", "all"):
@@ -90,7 +102,7 @@ def plan(options: argparse.Namespace) -> list[Spec]:
         specs += suites.training()
     if suite in ("standard", "large", "all"):
         specs += suites.large()
-    if suite in ("must-show", "all"):
+    if suite == "must-show":
         specs += requirements.specs(wanted(options))
     specs = list(dict.fromkeys(specs))
     picked = [s for s in specs if options.only in requirements.key_of(s)]
@@ -158,13 +170,17 @@ class Run:
         self.other = load(options.compare) if options.compare else None
         if self.other:
             merge(self.results, self.other)  # raises where the runs don't compare
+        self.before = load(options.against) if options.against else None
 
     def measure(self) -> None:
         self.results["bandwidth"] = measure_bandwidth(self.device, self.budget)
-        terminal = sys.stderr.isatty()
+        terminal, started = sys.stderr.isatty(), time.perf_counter()
+        count = len(self.specs)
+        print(f"{count} rows; {'a row takes' if count > 1 else 'it takes'} 10 s to a minute, "
+              "most of it torch.compile", file=sys.stderr)  # fmt: skip
         for number, spec in enumerate(self.specs, start=1):
             key, began = requirements.key_of(spec), time.perf_counter()
-            row = f"[{number}/{len(self.specs)}] {key}"
+            row = f"[{number}/{count}] {key}"
 
             def say(text: str, row: str = row) -> None:
                 if terminal:
@@ -180,8 +196,10 @@ class Run:
                 continue
             if terminal:
                 print("\r\033[K", end="", file=sys.stderr)
-            took = time.perf_counter() - began
-            print(f"{row}: {took:.0f} s", file=sys.stderr, flush=True)
+            ended = time.perf_counter()
+            left = (ended - started) / number * (count - number)
+            more = f", about {duration(left)} left" if number < count else ""
+            print(f"{row}: {ended - began:.0f} s{more}", file=sys.stderr, flush=True)
             self.save()  # however the run ends, what it has measured is there
 
     def save(self) -> None:
@@ -198,17 +216,26 @@ class Run:
         if self.other:
             self.results = merge(self.results, self.other)
         right = show(self.results, self.options)
+        if self.before:
+            try:
+                print(f"\n{change.changes(self.before, self.results)}")
+            except ValueError as error:
+                print(f"\n{self.options.against}: {error}")
         self.save()
         if self.options.out and self.results["rows"]:
             report.write(self.results, self.options.out)
         return right
 
 
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def show(results: Results, options: argparse.Namespace) -> bool:
     """Print the tables; whether our own results were right."""
     print(table.heading(results), end="\n\n")
     print(table.rows_table(results))
-    if options.suite in ("must-show", "all"):
+    if options.suite == "must-show":
         print()
         print(table.requirements_table(requirements.judge(wanted(options), results)))
     for line in table.left_out(results):

@@ -15,15 +15,20 @@ from benchmarks import requirements, table
 from benchmarks.case import OURS
 from benchmarks.results import Results, Row, gigabytes_per_second, load, peers, ratio, timed
 
-HOW = (
-    "Times are medians over rounds in which the contenders take turns, on the same inputs, each "
-    "checked against float64 before. A ratio is the peer's time over ours. GB/s counts the least "
-    'bytes that the row\'s result takes; "of add" is its share of what `torch.add(a, b, out=c)` '
-    "moved in this run; it can be above 100%, since add reads the memory that it overwrites, and "
-    "kernels that write past the caches don't. Rows marked cached are small enough that their "
-    "inputs stay in the cache. Peak is what one call allocates beyond its inputs, its results "
-    "included."
-)
+HOW = """\
+- **ours**: the median time of one call. Contenders take turns, on the same inputs. Each result was
+  compared with float64's before it was timed.
+- **quartiles**: half of the readings lie between these two times.
+- **x NAME**: the peer's time over ours. Above 1 we are faster. *eager* is plain PyTorch as the usual
+  tutorial writes it, *eager-logits* PyTorch's own loss with logits, *compile* `torch.compile`.
+- **buffer kept**: a call without autograd that writes its gradient into a tensor which the caller keeps.
+- **drop-in**: a script of plain PyTorch that imports its names from `vae_fast`.
+- **GB/s** counts the least bytes that the row's result takes. **of add** is its share of what
+  `torch.add(a, b, out=c)` moved in this run. It can be above 100%: add reads the memory that it
+  overwrites, and kernels that write past the caches don't. *cached* rows are small enough that their
+  inputs stay in the cache.
+- **peak**: what one call allocates beyond its inputs, its results included.
+"""
 
 MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"
 
@@ -42,7 +47,7 @@ OTHER = "#cc79a7"
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write report.md, and roofline.png and ratios.png where rows have what they show.
+    """Write report.md and results.csv, and pictures where rows have what they show.
 
     Returns what was written. Without matplotlib the report says so and has no pictures.
     """
@@ -55,7 +60,9 @@ def write(results: Results, folder: Path) -> list[Path]:
         word = MISSING
     report = folder / "report.md"
     report.write_text(markdown(results, pictures, word))
-    return [report, *pictures]
+    numbers = folder / "results.csv"
+    numbers.write_text(table.rows_csv(results))
+    return [report, numbers, *pictures]
 
 
 def markdown(results: Results, pictures: list[Path], word: str = "") -> str:
@@ -73,7 +80,7 @@ def markdown(results: Results, pictures: list[Path], word: str = "") -> str:
         v
         for group in requirements.GROUPS.values()
         for v in requirements.judge(group, results)
-        if v.measured is not None
+        if v.measured is not None and results["suite"] == "must-show"
     ]
     if verdicts:
         parts += ["## Required and measured", "", table.requirements_table(verdicts, True), ""]
@@ -116,7 +123,7 @@ def panels(rows: list[Row], across: str) -> tuple[Any, dict[tuple[str, str], Any
     down = -(-len(found) // columns)
     figure, axes = pyplot.subplots(
         down, columns, sharex=True, sharey=True, squeeze=False,
-        figsize=(0.8 + 3.6 * columns, 1.4 + 2.6 * down), layout="constrained",
+        figsize=(max(6.6, 0.8 + 3.6 * columns), 1.4 + 2.6 * down), layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
@@ -165,7 +172,11 @@ def legend(figure: Any, axes: Any) -> None:
         handles.update({text: h for h, text in zip(*axis.get_legend_handles_labels(), strict=True)})
     if handles:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=7, fontsize=8
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            fontsize=8,
+            ncols=min(7, int(figure.get_figwidth() / 1.5)),
         )
 
 

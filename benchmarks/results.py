@@ -69,7 +69,9 @@ def save(results: Results, path: Path) -> None:
 
 
 def load(path: Path) -> Results:
-    """Read a results file, or raise ValueError saying why it is none."""
+    """Read a results file (or the results.json of a folder), or raise ValueError saying why not."""
+    if path.is_dir():
+        path = path / "results.json"
     try:
         results = json.loads(path.read_text())
     except FileNotFoundError:

@@ -43,8 +43,22 @@ class Spec:
     target: str = ""  # dtype of the target, where there is one and it is not the logits'
 
 
-def standard() -> list[Spec]:
-    """Each op at the standard shapes, values and values with gradients."""
+# A first look: a row of each kind at the shapes of a small VAE.
+QUICK = (
+    ("bernoulli_nll", (1024, 784)),
+    ("bce_kl_loss", (1024, 64, 784)),
+    ("sample_and_kl", (1024, 64)),
+    ("iwae_bound", (50, 100, 784)),
+    ("zero_inflated_negative_binomial_nll", (128, 2000)),
+    ("total_correlation", (1024, 10)),
+    ("step", (128,)),
+)
+
+
+def standard(quick: bool = False) -> list[Spec]:
+    """Each op at the standard shapes, values and values with gradients; ``quick`` has a few."""
+    if quick:
+        return [Spec(op, shape, "both") for op, shape in QUICK]
     specs = []
     for pass_ in ("value", "both"):
         for samples, latent, features in STANDARD:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 
 from benchmarks.case import OURS
@@ -108,6 +110,19 @@ def rows_table(results: Results, markdown: bool = False) -> str:
                 line[0] += mine[len(OURS) :]
             body.append(line)
     return align([head, *body], markdown)
+
+
+def rows_csv(results: Results) -> str:
+    """Every contender of every row as CSV: seconds a call, quartiles, and bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = ("median", "low", "high", "rounds", "calls", "peak_bytes")
+    names = ("op", "pass", "shape", "dtype", "target")
+    writer.writerow([*names, "contender", "seconds", *fields[1:]])
+    for row in results["rows"]:
+        for name, entry in timed(row).items():
+            writer.writerow([*map(row.get, names), name, *map(entry.get, fields)])
+    return text.getvalue()
 
 
 def _number(requirement: Requirement, value: float) -> str:

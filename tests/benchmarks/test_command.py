@@ -22,7 +22,7 @@ measures = pytest.mark.skipif(not NATIVE, reason="benchmarks measure nothing wit
 def small(monkeypatch):
     """One row of the standard suite, with the peers that need no compiler."""
     spec = suites.Spec("bernoulli_nll", (8, 30), "both")
-    monkeypatch.setattr(suites, "standard", lambda: [spec])
+    monkeypatch.setattr(suites, "standard", lambda quick=False: [spec])
     monkeypatch.setattr(suites, "training", list)
     monkeypatch.setattr(suites, "large", list)
     monkeypatch.setattr(command, "measure_bandwidth", lambda device, budget: {"add(out=)": 10.0})
@@ -119,7 +119,7 @@ def test_an_uncompiled_clone_is_not_measured(small, monkeypatch, capsys):
 @measures
 def test_an_interrupted_run_keeps_and_shows_its_finished_rows(small, monkeypatch, tmp_path, capsys):
     specs = [suites.Spec("bernoulli_nll", (8, n), "both") for n in (30, 40, 50)]
-    monkeypatch.setattr(suites, "standard", lambda: specs)
+    monkeypatch.setattr(suites, "standard", lambda quick=False: specs)
     measured, interrupted = command.measure_case, []
 
     def once(case, *rest):

@@ -1,10 +1,11 @@
 """What is derived from times, the union of two runs, requirements, tables and the report."""
 
+import itertools
 import json
 
 import pytest
 
-from benchmarks import report, requirements, table
+from benchmarks import change, report, requirements, table
 from benchmarks.requirements import BUFFER, Requirement, judge
 from benchmarks.results import (
     FORMAT,
@@ -209,14 +210,14 @@ def test_the_report_has_both_pictures_and_all_rows(results, tmp_path):
     from matplotlib import image
 
     written = report.write(results, tmp_path)
-    assert [p.name for p in written] == ["report.md", "roofline.png", "ratios.png"]
+    assert [p.name for p in written] == ["report.md", "results.csv", "roofline.png", "ratios.png"]
     text = written[0].read_text()
     assert "A processor, 2 threads" in text
     assert "torch 2.99" in text
     table_of_rows = text[text.index("## bernoulli_nll, both") :].split("##")[1]
     assert table_of_rows.count("| bernoulli_nll") == 3
     assert "![ratios](ratios.png)" in text
-    for picture in written[1:]:
+    for picture in written[2:]:
         pixels = image.imread(picture)[..., :3]
         assert pixels.shape[0] > 200
         # Lines in the colour of a peer are there, not only axes: eager's is #d55e00.
@@ -224,7 +225,10 @@ def test_the_report_has_both_pictures_and_all_rows(results, tmp_path):
         assert eager.sum() > 50
 
 
-def test_a_picture_s_legend_covers_no_words(results, tmp_path, monkeypatch):
+@pytest.mark.parametrize("panels", [1, 2])
+def test_a_picture_s_legend_covers_no_words(results, tmp_path, monkeypatch, panels):
+    if panels == 2:
+        results["rows"].append(row(1 << 18, 1e-3, op="iwae_bound", eager=entry(3e-3)))
     pyplot = pytest.importorskip("matplotlib.pyplot")
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
@@ -235,7 +239,8 @@ def test_a_picture_s_legend_covers_no_words(results, tmp_path, monkeypatch):
         (legend,) = figure.legends
         words = [figure._suptitle, *(axis.xaxis.label for axis in figure.axes)]
         words += [axis.title for axis in figure.axes] + figure.texts
-        boxes = [w.get_window_extent() for w in words if w.get_text() and w.get_visible()]
+        boxes = [w.get_window_extent() for w in {*words} if w.get_text() and w.get_visible()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         assert len(boxes) > 2
         assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
         pyplot.close(figure)
@@ -245,5 +250,55 @@ def test_the_report_without_matplotlib_says_how_to_get_pictures(results, tmp_pat
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    (written,) = report.write(results, tmp_path)
+    written, _ = report.write(results, tmp_path)
     assert "pip install 'vae_fast[train]'" in written.read_text()
+
+
+def moved(results, factor, spread=0.1):
+    """The same run with ours at ``factor`` of its time and quartiles ``spread`` apart."""
+    rows = []
+    for one in results["rows"]:
+        median = factor * one["results"]["ours"]["median"]
+        ours = entry(median, low=(1 - spread) * median, high=(1 + spread) * median)
+        rows.append(dict(one, results=one["results"] | {"ours": ours}))
+    return dict(results, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "said"),
+    [
+        (1.5, 0.1, "slower"),
+        (0.5, 0.1, "faster"),
+        (1.15, 0.1, "noise"),  # the quartiles overlap
+        (1.04, 0.001, "noise"),  # apart, and too little to matter
+        (1.15, 0.01, "slower"),
+    ],
+)
+def test_a_change_counts_where_it_is_more_than_noise(results, factor, spread, said):
+    text = change.changes(moved(results, 1.0, spread), moved(results, factor, spread))
+    (line,) = [one for one in text.splitlines() if "/65536/" in one]
+    assert f"{100 * (factor - 1):+.0f}%" in line
+    assert said in line
+    assert f"{2e-3 / (65536 / 1e9):.3g}" in line  # eager's ratio before
+    assert f"{2e-3 / (factor * 65536 / 1e9):.3g}" in line
+
+
+def test_runs_of_two_machines_are_compared_by_ratios_alone(results):
+    other = dict(results, machine=results["machine"] | {"cpu": "Another"})
+    text = change.changes(other, moved(results, 1.5))
+    assert "only ratios compare" in text
+    assert "%" not in text
+
+
+def test_runs_without_a_row_in_common_are_refused(results):
+    with pytest.raises(ValueError, match="no row in common"):
+        change.changes(dict(results, rows=[]), results)
+
+
+def test_csv_has_every_contender_with_a_time(results):
+    head, *lines = table.rows_csv(results).splitlines()
+    assert head.startswith("op,pass,shape,dtype,target,contender,seconds,low,high")
+    assert len(lines) == 3 + 7
+    (eager,) = [line.split(",") for line in lines if "1048576,float32,,eager," in line]
+    assert eager[:6] == ["bernoulli_nll", "both", "1048576", "float32", "", "eager"]
+    assert [float(cell) for cell in eager[6:]] == pytest.approx([0.01, 0.009, 0.011, 9, 3, 12582912])
