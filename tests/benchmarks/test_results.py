@@ -301,4 +301,6 @@ def test_csv_has_every_contender_with_a_time(results):
     assert len(lines) == 3 + 7
     (eager,) = [line.split(",") for line in lines if "1048576,float32,,eager," in line]
     assert eager[:6] == ["bernoulli_nll", "both", "1048576", "float32", "", "eager"]
-    assert [float(cell) for cell in eager[6:]] == pytest.approx([0.01, 0.009, 0.011, 9, 3, 12582912])
+    assert [float(cell) for cell in eager[6:]] == pytest.approx(
+        [0.01, 0.009, 0.011, 9, 3, 12582912]
+    )
