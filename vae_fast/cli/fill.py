@@ -45,8 +45,9 @@ def inpaint(arguments: list[str], program: str) -> int:
     out = out_path(values, "inpainting.png")
     if out.suffix != ".npy":
         need_images(x)
-    seen = restored.model.network_input(x).masked_fill(missing, 0.5)
-    strips = [restored.model.network_input(x), seen, found.mean, (2.0 * found.std).clamp_max(1.0)]
+    whole = restored.model.values(x)
+    seen = whole.masked_fill(missing, 0.5)
+    strips = [whole, seen, found.mean, (2.0 * found.std).clamp_max(1.0)]
     note = "whole, seen, filled in, and twice the draws' deviation"
     write(
         out,
@@ -129,7 +130,7 @@ def translate(arguments: list[str], program: str) -> int:
     (y,) = model.condition_from(x, None)
     seeds = range(values.seed, values.seed + values.draws)
     drawn = [tasks.generate(model, len(x), y, seed=seed) for seed in seeds]
-    strips = [part.cpu() for part in (model.network_input(x), y)] + drawn
+    strips = [part.cpu() for part in (model.values(x), y)] + drawn
     note = f"the image, what the model is given, and {values.draws} draws"
     write(
         out_path(values, "translation.png"),
@@ -144,7 +145,10 @@ def denoise(arguments: list[str], program: str) -> int:
     parser = run_parser(program, denoise.__doc__, OUT)
     add_samples(parser, 10)
     parser.add_argument(
-        "--noise", type=float, default=0.3, help="deviation of the noise put in first; 0 for none"
+        "--noise",
+        type=float,
+        default=0.3,
+        help="deviation of the noise put in first, of standardized columns as a part of theirs; 0 for none",
     )
     parser.add_argument("--steps", type=int, default=1, help="reconstructions of reconstructions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
@@ -161,10 +165,14 @@ def denoise(arguments: list[str], program: str) -> int:
 
     restored, (x, _, y, source, *_) = model_and_samples(values)
     torch.manual_seed(values.seed)
-    clean = restored.model.network_input(x)
-    noisy = clean
+    likelihood = restored.model.likelihood
+    clean = noisy = restored.model.values(x)
     if values.noise > 0:
-        noisy = (clean + values.noise * torch.randn_like(clean)).clamp(0.0, 1.0)
+        noisy = clean + values.noise * likelihood.spread * torch.randn_like(clean)
+        if likelihood.target in ("unit", "level", "category"):
+            noisy = noisy.clamp(0.0, 1.0)
+        elif likelihood.target == "count":
+            noisy = noisy.round().clamp_min(0.0)
     again = tasks.denoise(restored.model, noisy, y, steps=values.steps)
     out = out_path(values, "denoised.png")
     if out.suffix != ".npy":

@@ -35,6 +35,7 @@ class ArrayData:
         classes: the names of labels 0, 1, ..., or None.
         files: the name of each sample, such as its file's; or None.
         rows: where in its source each sample is, (N,) int64, if samples were chosen.
+        columns: the names of vectors' columns, of a table; or None.
         file: what mapped images lie in, which is looked at before and after rows are gathered.
     """
 
@@ -47,6 +48,7 @@ class ArrayData:
     classes: tuple[str, ...] | None = None
     files: Sequence[str] | None = None
     rows: torch.Tensor | None = None
+    columns: tuple[str, ...] | None = None
     file: MappedFile | None = None
 
     def __len__(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 Range = tuple[float, float]
 UNIT: Range = (0.0, 1.0)
+_DIGITS = 1e-3  # of a column's deviation that float32 may be off by
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,19 @@ def check_not_binary(
         raise ValueError(
             f"{name} is uint8 and its largest value is 1, so it looks binary, and uint8 stands for "
             "x / 255: convert it to bool (images.astype(bool)), or multiply it by 255"
+        )
+
+
+def check_digits(
+    mean: torch.Tensor, std: torch.Tensor, name: str, columns: Sequence[str] | None = None
+) -> None:
+    """Raise ValueError for a column so far from 0 that float32 holds little of how it varies."""
+    step = mean.abs() * torch.finfo(torch.float32).eps
+    lost = ((std > 0) & (step > _DIGITS * std)).nonzero()[:, 0].tolist()
+    if lost:
+        column = lost[0]
+        which = f"column {columns[column] if columns else column}"
+        raise ValueError(
+            f"{name}: {which} has the mean {mean[column]:g} and the deviation {std[column]:g}, and "
+            "float32 can't tell its values apart: subtract a number near its mean before"
         )

@@ -6,13 +6,16 @@ A row is a sample and a column a feature. A column called label or labels holds 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vae_fast.data.arrays import ArrayData, from_array
 from vae_fast.data.npy import check_memory
+from vae_fast.data.ranges import check_digits
 from vae_fast.data.words import shown
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
@@ -37,14 +40,15 @@ def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> Arra
     if not path.is_file():
         raise FileNotFoundError(f"{shown(path)} does not exist, or is no file")
     read = _read_cells if path.suffix.lower() == ".h5ad" else _read_columns
-    values, found = read(path)
-    return from_array(
+    values, found, columns = read(path)
+    data = from_array(
         values,
         found if labels else None,
         name=shown(path.name),
         provenance=f"{shown(path.resolve())}, {values.shape[1]} columns, loaded",
         bounded=bounded,
     )
+    return replace(data, columns=columns)
 
 
 def _need(module: str, path: Path) -> Any:
@@ -58,7 +62,7 @@ def _need(module: str, path: Path) -> Any:
         ) from None
 
 
-def _read_columns(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_columns(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
     arrow = _need("pyarrow", path)
     try:
         if path.suffix.lower() == ".csv":
@@ -97,13 +101,17 @@ def _read_columns(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     check_memory(table.num_rows * len(features) * dtype.itemsize)
     values = np.empty((table.num_rows, len(features)), dtype)
     for column, name in enumerate(features):
-        values[:, column] = table[name].to_numpy()
+        whole_digits = table[name].to_numpy()
+        if not whole and len(whole_digits):
+            wide = torch.as_tensor(whole_digits.astype(np.float64))[None]
+            check_digits(wide.mean(1), wide.std(1, correction=0), shown(path.name), [shown(name)])
+        values[:, column] = whole_digits
     given = [name for name in names if name in LABELS]
     found = np.array(table[given[0]].to_pylist()) if given else None
-    return values, found
+    return values, found, tuple(map(shown, features))
 
 
-def _read_cells(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_cells(path: Path) -> tuple[np.ndarray, np.ndarray | None, None]:
     anndata = _need("anndata", path)
     try:
         cells = anndata.read_h5ad(path)
@@ -122,7 +130,7 @@ def _read_cells(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise ValueError(f"{shown(path)} has cells without a {given[0]}: leave them out")
         found = np.asarray(column)
         found = found if found.dtype.kind in "iu" else found.astype(str)
-    return values.astype(np.float32, copy=False), found
+    return values.astype(np.float32, copy=False), found, None
 
 
 def _listed(names: list[str]) -> str:

@@ -54,7 +54,7 @@ def evaluate(
     report: dict[str, Any] = {"samples": len(x), "pixels": pixel_kind(x)}
     discrete = model.likelihood.discrete
     report["likelihood"] = (
-        f"{type(model.likelihood).__name__.lower()} ({'probability' if discrete else 'density'})"
+        f"{model.likelihood.described} ({'probability' if discrete else 'density'})"
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

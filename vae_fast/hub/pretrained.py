@@ -41,7 +41,7 @@ from vae_fast.hub import pretrained_class
 
 model = pretrained_class().from_pretrained("FOLDER OR REPOSITORY")
 images = model.sample(16)
-codes = model.encode(x)   # x: (N, {sizes}), floating in [0, 1] or uint8
+codes = model.encode(x)   # x: (N, {sizes}), in the data's units (images: [0, 1] or uint8)
 ```
 
 ```json

@@ -26,6 +26,7 @@ from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
 from vae_fast.models.importance import log_density
 from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
+from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.priors import MixturePrior
 from vae_fast.models.scripting import NotScriptable
@@ -119,7 +120,7 @@ class LatentModel(NotScriptable, nn.Module):
 
     def network_input(self, x: Tensor) -> Tensor:
         """x as the encoder takes it, in the model's dtype: uint8 scaled to [0, 1], counts as
-        log(1 + x)."""
+        log(1 + x), and columns standardized where the likelihood is of such."""
         if tuple(x.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but the model was built for "
@@ -128,7 +129,16 @@ class LatentModel(NotScriptable, nn.Module):
         dtype = device_and_dtype(self)[1]
         if getattr(self.likelihood, "target", None) == "count":
             return torch.log1p(x.to(dtype))
+        if (columns := standardized(self.likelihood)) is not None:
+            return columns.standardized(x).to(dtype)
         return scaled(x, dtype)
+
+    def values(self, x: Tensor) -> Tensor:
+        """x as floats on the scale of what the model makes of it: uint8 in [0, 1], counts and columns
+        as they are. The model's calls take it for x."""
+        dtype = device_and_dtype(self)[1]
+        is_count = getattr(self.likelihood, "target", None) == "count"
+        return x.to(dtype) if is_count else scaled(x, dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters for z of shape (..., latent_dim)."""
@@ -168,7 +178,7 @@ class LatentModel(NotScriptable, nn.Module):
 
     def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The mean squared error of each sample's reconstruction, (N,), on the scale of
-        ``network_input``: of [0, 1], or of counts' logarithms."""
+        ``network_input``: of [0, 1], of counts' logarithms, or of standardized columns."""
         made = self.as_input(self.reconstruct(x, *condition), x.dtype)
         return (self.network_input(x) - made).flatten(1).square().mean(1)
 
@@ -178,6 +188,10 @@ class LatentModel(NotScriptable, nn.Module):
         The classes of 8-bit pixels stand for what the pixels do.
         """
         return self.network_input(made if made.is_floating_point() else made.to(dtype))
+
+    def as_values(self, made: Tensor, dtype: torch.dtype) -> Tensor:
+        """A likelihood's ``mean`` or ``sample``, as ``values`` gives data of ``dtype``."""
+        return self.values(made if made.is_floating_point() else made.to(dtype))
 
     def values_per_sample(self, x: Tensor) -> float:
         """How many numbers a sample of x has, on average."""

@@ -14,7 +14,8 @@ from vae_fast.models.networks import device_and_dtype
 class Imputed(NamedTuple):
     """``mean`` has the known values as they are and of missing ones the chains' average E[x | z];
     ``std`` is the standard deviation of what chains end with, 0 where known. Both
-    (N, *input_shape), in [0, 1].
+    (N, *input_shape), on the scale of what the model makes: images in [0, 1], columns and counts in
+    their own units.
     """
 
     mean: Tensor
@@ -63,8 +64,10 @@ def impute(
     with evaluating(model):
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
-            values, mask = model.network_input(x[part].to(device)), known[part].to(device)
-            values = torch.where(mask, values, 0.0)
+            mask = known[part].to(device)
+            # What is unknown may be anything, NaN too.
+            seen = torch.where(mask, x[part].to(device), torch.zeros_like(x[part], device=device))
+            values = torch.where(mask, model.values(seen), model.likelihood.center)
             label = None if y is None else y[part].to(device)
             condition = condition_of(model, values, label)
             expected, drawn = _chains(
@@ -92,12 +95,19 @@ def _chains(
     values, mask, *condition = (
         t.repeat(draws, *[1] * (t.dim() - 1)) for t in (values, mask, *condition)
     )
-    expected = filled = torch.where(mask, values, torch.rand_like(values))
+    expected = filled = torch.where(mask, values, _start(values, model.likelihood))
     for _ in range(steps):
         params = model.decode(model.sample_posterior(filled, *condition), *condition)
-        expected = model.as_input(model.likelihood.mean(params), dtype)
+        expected = model.as_values(model.likelihood.mean(params), dtype)
         drawn = expected
         if not from_means:
-            drawn = model.as_input(model.likelihood.sample(params), dtype)
+            drawn = model.as_values(model.likelihood.sample(params), dtype)
         filled = torch.where(mask, values, drawn)
     return expected.unflatten(0, (draws, -1)), filled.unflatten(0, (draws, -1))
+
+
+def _start(values: Tensor, likelihood: nn.Module) -> Tensor:
+    """What gaps hold at first: noise in [0, 1], or about as the columns' data lie."""
+    if isinstance(likelihood.spread, Tensor):
+        return likelihood.center + likelihood.spread * torch.randn_like(values)
+    return torch.rand_like(values)

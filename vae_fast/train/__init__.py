@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from vae_fast.train.progress import Result
     from vae_fast.train.run_folder import RunFolder
+    from vae_fast.train.standardize import fit_standardization
     from vae_fast.train.stop import Interrupted
     from vae_fast.train.trainer import Trainer, TrainingError
 
@@ -32,6 +33,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingError",
+    "fit_standardization",
 ]
 
 _MODULES = {
@@ -46,6 +48,7 @@ _MODULES = {
     "TrainConfig": "config",
     "Trainer": "trainer",
     "TrainingError": "trainer",
+    "fit_standardization": "standardize",
 }
 
 

@@ -30,6 +30,7 @@ DECAYS = ("constant", "cosine")
 LOGGERS = ("none", "wandb", "mlflow")
 TENSORBOARD = ("auto", "on", "off")
 DISTRIBUTED = ("ddp", "fsdp")
+STANDARDIZE = ("auto", "on", "off")
 
 
 @dataclass
@@ -180,6 +181,9 @@ class TrainConfig:
             --data.size, --data.mode, ...
         binarize: none; dynamic, pixels drawn from Bernoulli(x / 255) anew every epoch; or static,
             drawn once. Either way the validation data are drawn once, by the seed.
+        standardize: on, columns of real values are brought to mean 0 and deviation 1 within the model,
+            which keeps both and undoes them in what it makes; off; or auto, on for tables (.csv,
+            .parquet) of real values, which the run's config then says.
         augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
             package.module:Class, args: {...}}.
         workers: processes that read the items of a torch Dataset or of a stream; data in memory, and
@@ -231,6 +235,7 @@ class TrainConfig:
     data: str = "fashion10k"
     data_options: DataOptions = field(default_factory=DataOptions)
     binarize: str = "none"
+    standardize: str = "auto"
     augment: list[dict[str, Any]] = field(default_factory=list)
     workers: int = 0
     epochs: int = 10
@@ -287,6 +292,7 @@ class TrainConfig:
         known("precision", self.precision, PRECISIONS)
         known("matmul", self.matmul, MATMULS)
         known("runner", self.runner, RUNNERS)
+        known("standardize", self.standardize, STANDARDIZE)
         known("binarize", self.binarize, BINARIZE)
         known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)

@@ -28,6 +28,7 @@ from vae_fast.models import likelihoods
 from vae_fast.models.ae import AE
 from vae_fast.models.conditions import Attributes, Labels
 from vae_fast.models.cvae import CVAE
+from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.models.vae import VAE
 from vae_fast.noise import new_key
 from vae_fast.train.average import WeightAverage
@@ -137,8 +138,10 @@ class NativeStep:
         self.condition = getattr(model, "condition", None)
         layers, encoder_layers = _layers_of(model)
         places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
-        params, learned = _params_of(model.likelihood, places)
-        spec = model.likelihood.spec
+        self.columns = standardized(model.likelihood)
+        p_x = model.likelihood if self.columns is None else self.columns.inner
+        params, learned = _params_of(p_x, places)
+        spec = p_x.spec
         self._dtypes = _COUNTS if spec.target == "count" else _DTYPES
         used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
         used = [*(p for p in used if p is not None), *learned]
@@ -207,6 +210,8 @@ class NativeStep:
         """
         samples = len(images) if index is None else len(index)
         self._check(images, index, binary_key, samples)
+        if self.columns is not None:
+            images, index = self._standardized(images, index), None
         condition = self._condition(labels, samples)
         sampled = type(self.model) is not AE
         if sampled and noise_key is None:
@@ -255,7 +260,13 @@ class NativeStep:
             optimizer._steps.add_(1)
         if not sampled and self.model.training:
             self.model._follow(self._z(samples))
+        if self.columns is not None:  # the density of x, not of what it was brought to
+            terms = terms._replace(recon=terms.recon + float(self.columns.log_volume(images)))
         return terms._replace(loss=terms.recon + beta * terms.kl)
+
+    def _standardized(self, images: Tensor, index: Tensor | None) -> Tensor:
+        rows = images if index is None else images.index_select(0, index)
+        return self.columns.standardized(rows).float().contiguous()
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether images may be of ``dtype``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast import pictures
 from vae_fast.data import Batch, Batches
+from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.train import rng
 from vae_fast.train.sharded import run_whole
 
@@ -81,11 +82,16 @@ def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
         )
         draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption)
     if are_series:
+        if standardized(getattr(model, "likelihood", None)):  # columns that have no common unit
+            shown = model.network_input
+            caption += " · columns standardized"
+        else:
+            shown = torch.Tensor.float
         draws["reconstructions.png"] = lambda path: pictures.draw_series(
-            path, (batch.images, again), ("data", "reconstruction"), caption
+            path, (shown(batch.images), shown(again)), ("data", "reconstruction"), caption
         )
         draws["samples.png"] = lambda path: pictures.draw_series(
-            path, (drawn,), ("sample",), caption
+            path, (shown(drawn),), ("sample",), caption
         )
     if curves:
         draws["curves.png"] = lambda path: pictures.draw_curves(path, rows, caption)

@@ -24,7 +24,7 @@ from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
 from vae_fast.ops import matmul
 from vae_fast.train import changes as changes_to
-from vae_fast.train import checkpoint, rng, run_data
+from vae_fast.train import checkpoint, rng, run_data, standardize
 from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps
@@ -97,11 +97,16 @@ class Trainer:
             chosen = self.world.from_main(matmul.settle(config.matmul) if is_main else None)
             config.matmul = matmul.settle(chosen)
 
+        begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
+        said = standardize.settle(config, train, begins=folder is None)
+        if said and self.world.is_main:
+            print(said)
         torch.manual_seed(config.seed)
         self.model = build_model(config, train.shape, self.device).to(self.device)
         train, val = check_labels(self.model, config, train, val)
         train, val = (run_data.in_support(self.model, data) for data in (train, val))
-        begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
+        if begins:
+            standardize.fit_standardization(self.model, train)
         if config.init_from is not None and begins:
             said = take_weights(self.model, config.init_from)
             if self.world.is_main:

@@ -42,6 +42,11 @@ def recurrent(
     """
     if likelihood is None:
         likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
+    if (likelihood_options or {}).get("standardize"):
+        raise ValueError(
+            "a vrae reads steps, not columns, and standardizes nothing: bring the series to a common "
+            "scale before"
+        )
     p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
     tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
     if len(input_shape) == 3:

@@ -28,6 +28,7 @@ from vae_fast.models.likelihoods.counts import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+from vae_fast.models.likelihoods.standardized import Standardized
 from vae_fast.models.likelihoods.values import (
     Bernoulli,
     ContinuousBernoulli,
@@ -49,6 +50,7 @@ __all__ = [
     "NegativeBinomial",
     "OfSpec",
     "Poisson",
+    "Standardized",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
     "make_likelihood",
@@ -80,9 +82,18 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = _by_name()
 
 
 def make_likelihood(
-    name: str | Likelihood, shape: Sequence[int] | None = None, **options: object
+    name: str | Likelihood,
+    shape: Sequence[int] | None = None,
+    *,
+    standardize: bool = False,
+    **options: object,
 ) -> Likelihood:
-    """A likelihood by name, with its options, or the given one itself; ``shape`` is a sample's."""
+    """A likelihood by name, with its options, or the given one itself; ``shape`` is a sample's.
+
+    ``standardize`` makes it one of standardized columns (``Standardized``).
+    """
+    if standardize:
+        return Standardized(make_likelihood(name, shape, **options), shape)
     if isinstance(name, Likelihood):
         if options:
             raise ValueError("likelihood_options go with a likelihood's name, not with an object")

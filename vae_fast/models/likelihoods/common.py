@@ -21,6 +21,15 @@ class Likelihood(nn.Module):
     target: str = "real"
     """What data are: "unit", "real", "count", "level" or "category", as in ``vae_fast.likelihoods``."""
 
+    center: float | Tensor = 0.0
+    spread: float | Tensor = 1.0
+    """Where data lie and how far apart, as far as the likelihood knows: what noise in x starts from."""
+
+    @property
+    def described(self) -> str:
+        """Its name in reports."""
+        return type(self).__name__.lower()
+
     def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """What a decoder has to give for data of ``shape`` (C, ...): (P * C, ...)."""
         return (self.parameters_per_element * shape[0], *shape[1:])

@@ -53,7 +53,7 @@ class MSSSIM(Objective):
 
     def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
         drawn = model.draw(x, *condition, noise_key=noise_key)
-        made = model.likelihood.mean(model.decode(drawn.z, *condition))
+        made = model.as_input(model.likelihood.mean(model.decode(drawn.z, *condition)), x.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)
         recon = self.weight * (1 - ms_ssim(made.to(wide), model.network_input(x).to(wide)))
         return recon + beta * drawn.kl, recon, drawn.kl

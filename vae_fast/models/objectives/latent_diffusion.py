@@ -99,11 +99,11 @@ class LatentDiffusion(Steps):
         if phase == "discriminator":
             with torch.no_grad():
                 drawn = model.draw(x, *condition, noise_key=noise_key)
-                made = model.likelihood.mean(model.decode(drawn.z, *condition))
+                made = _made(model, x, drawn.z, *condition)
             zero = self.log_scale.new_zeros(x.shape[0])
             return begun * self.of_discriminator(truth, made), zero, zero
         drawn = model.draw(x, *condition, noise_key=noise_key)
-        made = model.likelihood.mean(model.decode(drawn.z, *condition))
+        made = _made(model, x, drawn.z, *condition)
         nll = self.nll(truth, made)
         loss = nll + beta * drawn.kl
         if self.discriminator is not None and torch.is_grad_enabled():
@@ -171,3 +171,8 @@ def patches(input_shape: Sequence[int], channels: int, layers: int) -> nn.Sequen
 def _norm(channels: int) -> nn.GroupNorm:
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
+
+
+def _made(model: nn.Module, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
+    """E[x | z], as ``network_input`` gives x."""
+    return model.as_input(model.likelihood.mean(model.decode(z, *condition)), x.dtype)

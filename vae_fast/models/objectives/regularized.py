@@ -40,7 +40,7 @@ class RAE(Objective):
             squares = [p.to(recon.dtype).square().sum() for p in model.decoder.parameters()]
             smooth = smooth + torch.stack(squares).sum()
         elif torch.is_grad_enabled():
-            made = model.likelihood.mean(params)
+            made = model.as_input(model.likelihood.mean(params), x.dtype)
             sign = _signs(made, noise_key)
             slope = torch.autograd.grad(made, z, sign, create_graph=True)[0]
             smooth = slope.flatten(1).to(recon.dtype).square().sum(1)

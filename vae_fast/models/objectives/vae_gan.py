@@ -102,9 +102,9 @@ class VAEGAN(Objective):
         return 0.5 * (at - self._judged(made, fixed=True)[0]).square().flatten(1).sum(1)
 
     def _made(self, model: nn.Module, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
-        """E[x | z]; if ``still``, no gradient reaches the decoder's parameters."""
+        """E[x | z], as ``network_input`` gives x; if ``still``, no gradient reaches the decoder's parameters."""
         with constant(list(model.decoder.parameters()) if still else []):
-            return model.likelihood.mean(model.decode(z, *condition))
+            return model.as_input(model.likelihood.mean(model.decode(z, *condition)), z.dtype)
 
     def _judged(self, x: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """The features before the last layer, and its logits."""

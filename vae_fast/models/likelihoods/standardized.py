@@ -1,0 +1,143 @@
+"""A likelihood of values whose columns were brought to mean 0 and deviation 1, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.models.likelihoods.common import Likelihood
+from vae_fast.reference import compute_dtype
+from vae_fast.types import LossOutput, Reduction
+
+
+class Standardized(Likelihood):
+    """p(x | z) = p_u((x - shift) / scale | z) / prod(scale), with p_u the likelihood ``inner``.
+
+    Data go in and come out in their own units: ``mean`` and ``sample`` are undone, and ``nll`` is of
+    x itself, for the density of u is divided by the scales (the change of variables): sum(log scale)
+    nats a sample more than that of u. So models with and without it can be compared.
+
+    ``shift`` and ``scale`` are saved with the weights. They are the columns' mean and standard
+    deviation in the training data, which ``fit`` is given; until then nothing can be computed.
+
+    Args:
+        inner: a likelihood of real values.
+        shape: of a sample: (D,), one shift and scale for each column, or (C, H, W), for each channel.
+    """
+
+    def __init__(self, inner: Likelihood, shape: Sequence[int] | None) -> None:
+        super().__init__()
+        if inner.target != "real":
+            raise ValueError(
+                f"standardize is for likelihoods of real values, such as gaussian, laplace and "
+                f"student_t: {inner.described} takes {inner.target} data as they are"
+            )
+        if shape is None or len(shape) not in (1, 3):
+            raise ValueError(
+                "standardize needs samples of shape (D,) or (C, H, W), whose columns or channels it "
+                f"is of, and these have {'none' if shape is None else tuple(shape)}"
+            )
+        self.inner = inner
+        self.parameters_per_element = inner.parameters_per_element
+        size = (shape[0], *[1] * (len(shape) - 1))
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.zeros(size))
+        self._fitted = False
+
+    @property
+    def described(self) -> str:
+        return f"{self.inner.described} of standardized columns"
+
+    @property
+    def fitted(self) -> bool:
+        """Whether ``shift`` and ``scale`` are those of data."""
+        return self._fitted
+
+    @torch.no_grad()
+    def fit(self, mean: Tensor, std: Tensor) -> None:
+        """Take means and standard deviations, one for each column or channel.
+
+        A column that is constant keeps its scale: 1.
+        """
+        self.shift.copy_(mean.reshape(self.shift.shape))
+        std = std.reshape(self.scale.shape)
+        self.scale.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self._fitted = True
+
+    def standardized(self, x: Tensor) -> Tensor:
+        """(x - shift) / scale, in float32 or wider."""
+        self._check_fitted()
+        dtype = torch.promote_types(compute_dtype(x), self.shift.dtype)
+        return (x.to(dtype) - self.shift) / self.scale
+
+    def undone(self, u: Tensor) -> Tensor:
+        """shift + scale u."""
+        self._check_fitted()
+        return self.shift + self.scale * u.to(compute_dtype(u))
+
+    @property
+    def center(self) -> Tensor:
+        return self.shift
+
+    @property
+    def spread(self) -> Tensor:
+        self._check_fitted()
+        return self.scale
+
+    def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.inner.parameters_shape(shape)
+
+    def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+        value = self.inner.nll(params, self.standardized(x), reduction=reduction)
+        return value + self._log_volume(x, reduction).to(value.dtype)
+
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        u = self.standardized(x)
+        loss, recon, kl = self.inner.loss(params, u, mu, logvar, beta=beta, reduction=reduction)
+        more = self._log_volume(x, reduction).to(loss.dtype)
+        return LossOutput(loss + more, recon + more, kl)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return self.undone(self.inner.mean(params))
+
+    def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.undone(self.inner.sample(params, generator=generator))
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        """sum(log scale) over the elements of a sample of x (N, ...), in nats."""
+        each = self.scale.log().sum()
+        return each if self.scale.dim() == 1 else each * math.prod(x.shape[2:])
+
+    def _log_volume(self, x: Tensor, reduction: Reduction) -> Tensor:
+        each = self.log_volume(x)
+        return each * len(x) if reduction == "sum" else each
+
+    def _check_fitted(self) -> None:
+        if not self._fitted:
+            raise RuntimeError(
+                "this model standardizes columns and has no statistics of them yet: a Trainer takes "
+                "those of its training data; by hand, "
+                "vae_fast.train.fit_standardization(model, data)"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if f"{prefix}scale" in state_dict:
+            self._fitted = bool((state_dict[f"{prefix}scale"] > 0).all())
+
+
+def standardized(likelihood: nn.Module | None) -> Standardized | None:
+    """The likelihood, if it is one of standardized columns."""
+    return likelihood if isinstance(likelihood, Standardized) else None
