@@ -8,6 +8,8 @@ import yaml
 
 from tests.fresh import python
 from vae_fast.cli import main
+from vae_fast.cli.train import COMMON, PARTS
+from vae_fast.train.config import TrainConfig, to_dict
 
 SMALL = [
     "--data", "small.npy", "--epochs", "1", "--batch-size", "50", "--device", "cpu",
@@ -101,6 +103,17 @@ def test_info_names_versions(capsys):
     assert torch.__version__ in shown and "native cpu" in shown
 
 
+def train_flags():
+    """Every flag that a configuration's fields make."""
+    fields = to_dict(TrainConfig())
+    names = [
+        f"{name}.{key}" if key else name
+        for name, value in fields.items()
+        for key in (value if name in PARTS else [""])
+    ]
+    return {"--" + name.replace("_", "-") for name in names if name != "data_options"}
+
+
 def test_overview_and_help(capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
@@ -109,7 +122,18 @@ def test_overview_and_help(capsys):
         run("train", "--help")
     assert leaving.value.code == 0
     shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 24  # a screen
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "--batch-size N" in shown and "[128]" in shown
+    every = train_flags()
+    ours = {"--config", "--compare-reference", "--data.size"}
+    assert {flag.split()[0].removesuffix(".KEY") for flag in COMMON} - ours <= every
+    with pytest.raises(SystemExit) as leaving:
+        run("train", "--help-all")
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
     assert "--batch-size" in shown and "--batch_size" not in shown
+    assert all(flag in shown for flag in every)
     assert "--objective.beta" in shown and "weight of the KL term" in shown
     assert run("info", "--help") == 0
     assert "usage: vae-fast info" in capsys.readouterr().out

@@ -23,8 +23,11 @@ def make_parser(program: str, description: str | None) -> Any:
         """Shows flags with dashes, as people type them."""
 
         check: Callable[[Any], None] | None = None  # is called with what was parsed
+        common: dict[str, str] | None = None  # what --help shows of many flags, a line for each
 
         def format_help(self) -> str:
+            if self.common:
+                return _short_help(self)
             return _dashed(super().format_help())
 
     return Parser(
@@ -36,6 +39,25 @@ def make_parser(program: str, description: str | None) -> Any:
     )
 
 
+def _short_help(parser: Any) -> str:
+    """The common flags, a line for each, with their defaults."""
+    width = max(map(len, parser.common)) + 2
+    defaults = parser.get_defaults()
+    positional = any(not action.option_strings for action in parser._actions)
+    lines = [
+        f"usage: {parser.prog}{' RUN' * positional} [--FLAG VALUE ...]",
+        "",
+        parser.description,
+        "",
+    ]
+    for flag, words in parser.common.items():
+        default = defaults.get(flag.split()[0][2:].replace("-", "_"))
+        shown = "" if default is None or default is False else f" [{default}]"
+        lines.append(f"  {flag:{width}}{words}{shown}")
+    lines += ["", f"{parser.prog} --help-all has every flag, its meaning and its default."]
+    return "\n".join(lines) + "\n"
+
+
 def parse(
     parser: Any, arguments: list[str], *checks: Callable[[Any], None], load: bool = True
 ) -> Any:
@@ -45,6 +67,8 @@ def parse(
         checks: are called with what was parsed, beside ``parser.check``.
         load: import the package with its kernels, once nothing is wrong with the flags.
     """
+    if parser.common and "--help-all" in arguments:
+        parser.common, arguments = None, ["--help"]
     try:
         values = parser.parse_args([_underscored(argument) for argument in arguments])
     except argparse.ArgumentError as error:

@@ -11,13 +11,38 @@ from vae_fast.import_paths import paths_typed
 from vae_fast.train import changes
 from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, hints, to_dict
 
-PARTS = ("labels", "objective", "optimizer", "checkpoint")
 TRUST = "let the {} name classes of any module, whose code is then run"
+# What --help shows of the flags; --help-all shows every one.
+COMMON = {
+    "--config FILE.yaml": "flags win over the file",
+    "--model NAME": "or an import path, package.module:Class",
+    "--model-args.KEY VALUE": "an argument of the model, as --model-args.latent-dim 32",
+    "--data NAME|PATH": "a name, a file, a folder of images, shards, a table",
+    "--data.size PIXELS": "of image files: resize the shorter side, cut out the square",
+    "--epochs N": "passes over the training data",
+    "--batch-size N": "samples per step",
+    "--lr RATE": "learning rate, at its highest",
+    "--objective.beta BETA": "weight of the KL term; the model's own by default",
+    "--precision P": "fp32, bf16 or fp16",
+    "--device DEVICE": "auto, cpu, cuda or cuda:1",
+    "--seed N": "of weights, order and noise",
+    "--out FOLDER": "of the run; runs/MODEL-DATA by default",
+    "--compare-reference": "also time the loops that people write in plain PyTorch",
+}
+COMMON_OF_RESUME = {
+    "--epochs N": "train to this many epochs instead",
+    "--lr RATE": "another learning rate from here on",
+    "--device DEVICE": "another device from here on",
+    "--trust": TRUST.format("run's config.yaml"),
+    "--profile N": "trace so many steps into the run's profile.json",
+}
+PARTS = ("labels", "objective", "optimizer", "checkpoint")
 
 
 def train(arguments: list[str], program: str) -> int:
     """train a model into a run folder"""
     parser = make_parser(program, train.__doc__)
+    parser.common = COMMON
     parser.add_argument("--config", type=str, default=None, help="YAML file; flags win over it")
     parser.add_argument("--trust", action="store_true", help=TRUST.format("--config file"))
     parser.add_class_arguments(TrainConfig, nested_key=None)
@@ -163,6 +188,7 @@ def _take_dicts(values: dict[str, Any], of_file: dict[str, Any], flags: list[str
 def resume(arguments: list[str], program: str) -> int:
     """go on with a run that was stopped, to the same bits"""
     parser = make_parser(program, resume.__doc__)
+    parser.common = COMMON_OF_RESUME
     parser.add_argument("run", type=str, help="folder of the run")
     parser.add_argument("--trust", action="store_true", help=TRUST.format("run's config.yaml"))
     parser.add_argument(

@@ -33,6 +33,7 @@ from vae_fast.train.display import MetricsDisplay
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
+from vae_fast.train.opening import Estimate, opening
 from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress, Result, check_state
 from vae_fast.train.run_folder import RunFolder
@@ -88,7 +89,8 @@ class Trainer:
             RunFolder.check_free(config)
         self.callbacks: list[Callback] = []
         if self.world.is_main:
-            self.callbacks = [TensorBoard(config.tensorboard), *loggers(config), *callbacks]
+            ours = [Estimate(), TensorBoard(config.tensorboard), *loggers(config)]
+            self.callbacks = [*ours, *callbacks]
         self.config = config
         train, val = load_data(config, train_data, val_data)
         self.device = self.world.join(resolve_device(config.device))
@@ -231,6 +233,7 @@ class Trainer:
             self.open_displays(stack)
             profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
             stack.enter_context(self.stop)
+            self.display.say(opening(self))
             self.tell_runner()
             self.interval_began = time.perf_counter() - self.interval_seconds
             for epoch in range(progress.epoch, config.epochs):

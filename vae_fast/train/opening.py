@@ -1,0 +1,76 @@
+"""What a run says before its first row of metrics: model, data, steps, device, and how long it takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from vae_fast.train.callbacks import Callback
+
+if TYPE_CHECKING:
+    from vae_fast.train.trainer import Trainer
+
+SOON = 3.0  # seconds of steps that an estimate is made from
+
+
+def opening(trainer: Trainer) -> str:
+    """Two lines: what is trained on what, and in how many steps on which device."""
+    config, progress = trainer.config, trainer.progress
+    data, held_out = trainer.batches.data, trainer.val_batches.data
+    shape = "x".join(map(str, data.shape))
+    count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    left = trainer.total_steps - progress.step
+    begun = f" of {trainer.total_steps:,}" if progress.step else ""
+    return (
+        f"{config.model}, {count:,} parameters, on {data.name}: {len(data):,} samples of {shape}, "
+        f"{len(held_out):,} more for validation\n"
+        f"{left:,} steps{begun} of {config.batch_size} samples, {len(trainer.batches):,} an epoch, "
+        f"on {_device(trainer.device)}{_ranks(trainer.world.size)}"
+    )
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' * (threads > 1)}"
+
+
+def _ranks(size: int) -> str:
+    return f", in {size} processes" if size > 1 else ""
+
+
+def duration(seconds: float) -> str:
+    """Roughly, as people say it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Estimate(Callback):
+    """Says once how long the rest will take, if no row of metrics comes within three seconds.
+
+    A terminal's bar says so itself.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._first, self._said = trainer.progress.step, sys.stderr.isatty()
+        self._began: float | None = None
+
+    def on_row(self, trainer: Trainer, row: dict) -> None:
+        self._said = True
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self._said:
+            return
+        now = time.perf_counter()
+        if self._began is None:  # the first step builds and compiles
+            self._began, self._first = now, trainer.progress.step
+        elif now - self._began > SOON:
+            self._said = True
+            step, total = trainer.progress.step, trainer.total_steps
+            left = (now - self._began) / (step - self._first) * (total - step)
+            trainer.display.say(f"step {step:,} of {total:,}: about {duration(left)} left")
