@@ -3,7 +3,7 @@
     PYTHONPATH=examples vae-fast train --model my_model:BrightnessVAE --data fashion10k
 
 Whatever has encode, decode, loss, reconstruct and sample trains; to take them from
-vae_fast.models.VAE and change what differs is the short way.
+vae_fast.models.BetaVAE and change what differs is the short way.
 """
 
 import math
@@ -11,10 +11,10 @@ import math
 import torch
 from torch import nn
 
-from vae_fast.models import VAE
+from vae_fast.models import BetaVAE
 
 
-class BrightnessVAE(VAE):
+class BrightnessVAE(BetaVAE):
     """An image as a shape times a brightness: the decoder's last step multiplies the two."""
 
     def __init__(self, input_shape, latent_dim=10, hidden=300):

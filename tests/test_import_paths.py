@@ -18,9 +18,9 @@ from vae_fast.train.config import from_dict, to_dict
 
 EVIL = """
 import pathlib, torch
-from vae_fast.models import AE, VAE
+from vae_fast.models import AE, BetaVAE
 pathlib.Path("ran").touch()
-class Model(VAE):
+class Model(BetaVAE):
     def __new__(cls, **options):
         from vae_fast.models import build
         return build("vae", (1, 4, 4), latent_dim=2, network_options={"hidden": [8]})
@@ -151,8 +151,8 @@ def test_a_class_of_others_within_torch_is_refused(monkeypatch):
 def test_own_classes_are_taken_from_files():
     for path, kind in [
         ("torch.optim:SGD", torch.optim.Optimizer),
-        ("vae_fast.models.vae:VAE", nn.Module),
-        ("vae_fast.models:VAE", nn.Module),
+        ("vae_fast.models.vae:BetaVAE", nn.Module),
+        ("vae_fast.models:BetaVAE", nn.Module),
     ]:
         assert issubclass(imported(FromFile(path), "it", kind, "it"), kind)
     with pytest.raises(ValueError, match="must lead to a subclass of nn.Module"):

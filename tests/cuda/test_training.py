@@ -7,7 +7,7 @@ import torch
 
 from tests.models.test_every_model import NAMES, OPTIONS, SHAPE
 from vae_fast.data import as_data
-from vae_fast.models import VAE, build
+from vae_fast.models import BetaVAE, build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig, Trainer
 
 pytestmark = pytest.mark.cuda
@@ -121,7 +121,7 @@ def test_every_model_is_captured_or_says_why(name, condition, tmp_path):
         assert len(made.step.phases) > 1
 
 
-class Reads(VAE):
+class Reads(BetaVAE):
     """A model that reads a value on the host."""
 
     def loss(self, x, **options):

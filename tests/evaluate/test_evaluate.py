@@ -9,7 +9,7 @@ from torch import nn
 
 from vae_fast import evaluate as ev
 from vae_fast.data import sprites
-from vae_fast.models import VAE, Bernoulli, Gaussian, build
+from vae_fast.models import Bernoulli, BetaVAE, Gaussian, build
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def probabilistic_pca(noise=0.5):
     gain = torch.linalg.solve(precision, w.t()) / noise**2
     logvar = -precision.diagonal().log()
     encoder = Widen(torch.cat([gain, torch.zeros(2, 3).double()]), torch.cat([-gain @ b, logvar]))
-    model = VAE(encoder, Widen(w, b), input_shape=(3,), latent_dim=2,
+    model = BetaVAE(encoder, Widen(w, b), input_shape=(3,), latent_dim=2,
                 likelihood=Gaussian(scale=noise)).double()  # fmt: skip
     covariance = w @ w.t() + noise**2 * torch.eye(3, dtype=torch.float64)
     return model, torch.distributions.MultivariateNormal(b, covariance)

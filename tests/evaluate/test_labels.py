@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vae_fast import evaluate as ev
-from vae_fast.models import VAE, Gaussian
+from vae_fast.models import BetaVAE, Gaussian
 
 
 class Fixed(nn.Linear):
@@ -24,7 +24,7 @@ def one_dimension_known(dimensions=2):
     """z = x's first dimension, E[x | z] = (z, 0): the second dimension is never reconstructed."""
     encoder = Fixed(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([0.0, -20.0]))
     decoder = Fixed(torch.tensor([[1.0], [0.0]]))
-    return VAE(encoder, decoder, input_shape=(2,), latent_dim=1, likelihood=Gaussian())
+    return BetaVAE(encoder, decoder, input_shape=(2,), latent_dim=1, likelihood=Gaussian())
 
 
 def test_auroc_of_the_reconstruction_counts_pairs_by_hand():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast import evaluate, noise, reference, tasks
-from vae_fast.models import VAE, blocks, build
+from vae_fast.models import BetaVAE, blocks, build
 from vae_fast.models.blocks import Double, Residual, SelfAttention
 
 SHAPE = (2, 8, 12)
@@ -175,7 +175,7 @@ def test_the_loss_is_the_flat_vae_s(free_bits):
     """Fused over maps, with the noise of the flat code."""
     model, key, x = tiny(), noise.new_key(), images()
     options = {"beta": 0.3, "free_bits": free_bits, "noise_key": key}
-    expected = VAE.loss(model, x, **options)
+    expected = BetaVAE.loss(model, x, **options)
     torch.testing.assert_close(model.loss(x, **options), expected)
     assert (model.loss(x).kl < expected.kl) == (free_bits > 0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vae_fast import models, noise, reference
-from vae_fast.models import VAE, Gaussian, Laplace, build
+from vae_fast.models import BetaVAE, Gaussian, Laplace, build
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_free_bits_floor_each_dimension():
 
 
 def test_beta_vae_is_a_vae_with_an_objective():
-    assert type(build("beta-vae", (1, 4, 4))) is VAE
+    assert type(build("beta-vae", (1, 4, 4))) is BetaVAE
     assert models.OBJECTIVES["beta-vae"]["beta"] != 1.0
 
 
@@ -285,3 +285,13 @@ def test_a_shared_variance_starts_from_the_first_training_batch():
     floor = Gaussian("shared", min_logvar=-5.0)
     floor.nll(x, x)
     assert -5.0 < floor._mean_logvar(x)[1].item() < -4.8
+
+
+def test_the_old_name_warns_and_is_the_same_class():
+    from vae_fast import models
+
+    for module in (models, models.vae):
+        with pytest.warns(DeprecationWarning, match=r"vae_fast\.models\.BetaVAE"):
+            assert module.VAE is BetaVAE
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        models.Other  # noqa: B018

@@ -9,7 +9,7 @@ from torch import nn
 
 from vae_fast import tasks
 from vae_fast.evaluate import auroc, reconstruction_error
-from vae_fast.models import VAE, Gaussian, Laplace, Posterior, build
+from vae_fast.models import BetaVAE, Gaussian, Laplace, Posterior, build
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def identity(dimensions=3):
     encoder = Line(torch.cat([eye, torch.zeros(dimensions, dimensions)]))
     with torch.no_grad():
         encoder.bias[dimensions:] = -20.0
-    return VAE(encoder, Line(eye), input_shape=(dimensions,), latent_dim=dimensions,
+    return BetaVAE(encoder, Line(eye), input_shape=(dimensions,), latent_dim=dimensions,
                likelihood=Gaussian())  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def test_pictures_are_drawn(tmp_path):
         pictures.draw_strips(tmp_path / "no.png", [x, x[:2]], "")
 
 
-class TwoSides(VAE):
+class TwoSides(BetaVAE):
     """x = (z, z) + 0.6 N(0, 1), with its true posterior."""
 
     def __init__(self):

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from vae_fast.evaluate.run import evaluate_run
-from vae_fast.models import VAE
+from vae_fast.models import BetaVAE
 from vae_fast.tasks import load_model
 from vae_fast.train import RunFolder, TrainConfig, Trainer, TrainingError
 
@@ -292,7 +292,7 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path):
         Trainer(TrainConfig(device="cpu", out=str(tmp_path / "run")))
 
 
-class NoTerms(VAE):
+class NoTerms(BetaVAE):
     def loss(self, x, **options):
         return tuple(super().loss(x, **options))
 

@@ -2,6 +2,9 @@
 likelihoods are arguments.
 """
 
+from typing import Any
+
+from vae_fast.models import vae as _vae
 from vae_fast.models.aae import AAE
 from vae_fast.models.ae import AE
 from vae_fast.models.autoencoder_kl import AutoencoderKL
@@ -17,7 +20,7 @@ from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
 from vae_fast.models.stable_diffusion import load_stable_diffusion
 from vae_fast.models.tcvae import BetaTCVAE
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.models.vqvae import VQVAE
 from vae_fast.models.vrae import VRAE
 
@@ -31,13 +34,13 @@ __all__ = [
     "OBJECTIVES",
     "QUANTIZERS",
     "SSVAE",
-    "VAE",
     "VQVAE",
     "VRAE",
     "WAE",
     "AutoencoderKL",
     "Bernoulli",
     "BetaTCVAE",
+    "BetaVAE",
     "Categorical",
     "ConditionalIWAE",
     "Gaussian",
@@ -53,3 +56,9 @@ __all__ = [
     "load_stable_diffusion",
     "make_quantizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VAE":  # the name until version 0.2
+        return _vae.VAE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,12 +28,12 @@ from vae_fast.models.blocks import (
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype, image_shape
 from vae_fast.models.tiles import in_tiles
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
-class AutoencoderKL(VAE):
+class AutoencoderKL(BetaVAE):
     """q(z | x) = N(mu(x), exp(logvar(x))) over latent maps (z_channels, H / f, W / f), p(z) = N(0, 1).
 
     Outside ``loss`` a z is flat, as every model's: (N, latent_dim), where dimension

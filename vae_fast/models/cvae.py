@@ -9,10 +9,10 @@ from vae_fast.models.base import Posterior, split_gaussian
 from vae_fast.models.conditions import Condition
 from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.networks import device_and_dtype
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 
 
-class CVAE(VAE):
+class CVAE(BetaVAE):
     """q(z | x, y), p(x | z, y), and p(z | y) or N(0, 1) as the prior.
 
     Args:
@@ -72,7 +72,7 @@ class CVAE(VAE):
     def loss(self, x: Tensor, y: Tensor | None = None, **options):
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
 
-        Takes what ``VAE.loss`` takes.
+        Takes what ``BetaVAE.loss`` takes.
         """
         if y is None:
             (y,) = self.condition_from(x, y)

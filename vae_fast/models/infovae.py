@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_fast.functional import gaussian_kl, mmd, reparameterize
 from vae_fast.models.base import LatentModel, Posterior, streams_of
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
@@ -48,7 +48,7 @@ class PriorMMD:
         return mmd(z, draws, unbiased=len(z) > 1, **options)
 
 
-class InfoVAE(PriorMMD, VAE):
+class InfoVAE(PriorMMD, BetaVAE):
     """-log p(x | z) + beta * ((1 - alpha) KL(q(z | x) || p) + (alpha + lambda - 1) MMD(q(z), p)).
 
     Zhao, Song & Ermon 2019, equation 6, with the MMD as the divergence. alpha = 1 leaves the KL

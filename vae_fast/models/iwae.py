@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from vae_fast.models import importance
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
 class ImportanceWeighted:
-    """A mixin, put before the model's class: ``class IWAE(ImportanceWeighted, VAE)``.
+    """A mixin, put before the model's class: ``class IWAE(ImportanceWeighted, BetaVAE)``.
 
     Args:
         num_samples: K; the bound is the ELBO for K = 1 and tightens with K.
@@ -74,5 +74,5 @@ class ImportanceWeighted:
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
 
 
-class IWAE(ImportanceWeighted, VAE):
+class IWAE(ImportanceWeighted, BetaVAE):
     """A VAE trained on the K-sample bound instead of the ELBO."""

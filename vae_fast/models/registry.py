@@ -22,18 +22,18 @@ from vae_fast.models.builders import (
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.infovae import WAE, InfoVAE
 from vae_fast.models.tcvae import BetaTCVAE
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "ae": gaussian(AE, features_per_latent=1),
     "aae": adversarial,
-    "vae": gaussian(VAE),
-    "beta-vae": gaussian(VAE),
+    "vae": gaussian(BetaVAE),
+    "beta-vae": gaussian(BetaVAE),
     "beta-tcvae": gaussian(BetaTCVAE),
     "infovae": gaussian(InfoVAE),
-    "vamp-vae": gaussian(VAE, default_prior="vamp"),
+    "vamp-vae": gaussian(BetaVAE, default_prior="vamp"),
     "wae-mmd": gaussian(WAE, features_per_latent=1),
     "iwae": importance_weighted,
     "vrae": recurrent,

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
 from vae_fast.models import importance
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
-class BetaTCVAE(VAE):
+class BetaTCVAE(BetaVAE):
     """-log p(x | z) + alpha * mutual information + beta * total correlation + gamma * dimension KL.
 
     Chen et al. 2018, equation 4; beta is the objective's. Over several processes, each estimates

@@ -5,6 +5,8 @@ beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the objective.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
 
-class VAE(LatentModel):
+class BetaVAE(LatentModel):
     """q(z | x) = N(mu(x), exp(logvar(x))), p(x | z) any likelihood, p(z) = N(0, 1) or learned.
 
     The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty here;
@@ -188,3 +190,14 @@ class VAE(LatentModel):
         if self.learned_prior is not None:
             return sampled_kl_by_dimension(self, q)
         return kl_by_dimension(q, p) / x.shape[0]
+
+
+def __getattr__(name: str) -> type[BetaVAE]:
+    if name == "VAE":
+        warnings.warn(
+            "vae_fast.models.VAE is now vae_fast.models.BetaVAE; the old name goes in version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return BetaVAE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from vae_fast.backend import native_reason, set_backend
 from vae_fast.extras import need
 from vae_fast.models.likelihoods import Bernoulli
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.train import rng
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.native import plain_layers
@@ -182,7 +182,7 @@ class Plain(nn.Module):
     """The tutorial's VAE in plain PyTorch, from the run's sizes and weights: x in [0, 1] (N, D) to
     reconstruction, mu and logvar."""
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: BetaVAE) -> None:
         super().__init__()
         layers = plain_layers(model)
         self.encoder, self.decoder = (nn.Sequential(*copy.deepcopy(part)) for part in layers)
@@ -225,7 +225,7 @@ def _plain(
 
 def _is_the_tutorials(model: nn.Module, images: Tensor) -> bool:
     return (
-        type(model) is VAE
+        type(model) is BetaVAE
         and type(model.likelihood) is Bernoulli
         and images.dtype == torch.uint8
         and images.dim() == 4

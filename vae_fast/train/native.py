@@ -29,7 +29,7 @@ from vae_fast.models.ae import AE
 from vae_fast.models.conditions import Attributes, Labels
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.likelihoods.standardized import standardized
-from vae_fast.models.vae import VAE
+from vae_fast.models.vae import BetaVAE
 from vae_fast.noise import new_key
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.flat import FlatAdam
@@ -130,7 +130,7 @@ class NativeStep:
         )
         _need(not has_hooks(model), "hooks are to be called in its forward pass")
         kind = type(model)
-        _need(kind in (VAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
+        _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
         for part in ("learned_prior", "objective", "posterior"):
             _need(getattr(model, part, None) is None, f"it does not know the model's {part}")
         self.model, self.optimizer, self.average = model, optimizer, average
