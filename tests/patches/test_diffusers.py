@@ -99,19 +99,55 @@ def test_blocks_of_an_autoencoder(layout):
     with vae_fast.patch("diffusers", noise="torch"), Counting() as count:
         found = step()
     blocks = sum(type(m).__name__ == "ResnetBlock2D" for m in model.modules())
-    assert sum(n for op, n in count.items() if "group_norm" in op) == 4 * blocks, count
+    # Two pairs a block and one at the end of encoder and decoder, forward and backward.
+    assert sum(n for op, n in count.items() if "group_norm" in op) == 4 * blocks + 4, count
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item() + 1e-7)
     seen = []
-    handle = (
-        model.encoder.down_blocks[0]
-        .resnets[0]
-        .norm1.register_forward_hook(lambda *_: seen.append(1))
+    watched = (
+        model.encoder.down_blocks[0].resnets[0].norm1,
+        model.encoder.conv_act,
+        model.decoder.up_blocks[0].upsamplers[0].conv,
     )
+    handles = [m.register_forward_hook(lambda m, *_: seen.append(m)) for m in watched]
     with vae_fast.patch("diffusers"):
         step()
-    handle.remove()
-    assert seen == [1]  # a hook on a norm is still called
+    for handle in handles:
+        handle.remove()
+    assert seen == [*watched]  # hooks on what a fused op stands for are still called
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_upsampling(layout):
+    """A doubled image's 3x3 convolution is a transposed one: values, gradients, second derivatives."""
+    from diffusers.models.upsampling import Upsample2D
+
+    torch.manual_seed(0)
+    for bias in (True, False):
+        module = Upsample2D(5, use_conv=True, out_channels=7, bias=bias).to(memory_format=layout)
+        x = torch.randn(2, 5, 6, 9).contiguous(memory_format=layout).requires_grad_()
+        inputs = [x, *module.parameters()]
+
+        def results(module=module, x=x, inputs=inputs):
+            made = module(x)
+            first = torch.autograd.grad(made.square().sum(), inputs, create_graph=True)
+            second = torch.autograd.grad(first[0].square().sum(), inputs[:2])
+            return [made, *first, *second]
+
+        expected = results()
+        with vae_fast.patch("diffusers"):
+            with pytest.MonkeyPatch.context() as context:
+                context.setattr(torch.nn.functional, "interpolate", None)  # nothing is doubled
+                found = results()
+            sized = module(x, output_size=(13, 17))
+            half = module.double()(x.double())
+        module.float()
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-5 * b.abs().max().item())
+        assert found[0].stride() == expected[0].stride()
+        # What it was not written for goes to the original.
+        assert torch.equal(sized, module(x, output_size=(13, 17)))
+        assert torch.equal(half, module.double()(x.double()))
 
 
 def test_undo():

@@ -61,6 +61,92 @@ def test_losses_and_gradients(name):
                              {"VAE", "BetaVAE", "DisentangledBetaVAE", "BetaTCVAE"})), count  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["IWAE", "CIWAE"])
+def test_samples_in_front(name, monkeypatch):
+    """Outputs are the library's; what isn't pythae's own model goes to the original."""
+    x = torch.rand(5, 1, 6, 6)
+
+    def outputs(model):
+        torch.manual_seed(5)
+        return model({"data": x})
+
+    model = model_of(name, number_samples=4, reconstruction_loss="bce")
+    dropping = model_of(name, number_samples=4, reconstruction_loss="bce")
+    dropping.decoder.layers.insert(1, torch.nn.Dropout(0.5))
+    dropping.decoder.depth += 1
+
+    class Mine(type(model)):
+        def loss_function(self, recon_x, x, mu, log_var, z):
+            assert recon_x.shape == (5, 4, 36)
+            return super().loss_function(recon_x, x, mu, log_var, z)
+
+    mine = model_of(name, number_samples=4, reconstruction_loss="bce")
+    mine.__class__ = Mine
+    models_of = (model, dropping, mine)
+    expected = [outputs(m) for m in models_of]
+    with vae_fast.patch("pythae", noise="torch"), monkeypatch.context() as context:
+        context.setattr(type(model), "loss_function", type(model).loss_function)
+        with Counting() as count:
+            found = [outputs(m) for m in models_of]
+        # Of the first, the data were not repeated, and its loss_function was not called.
+        calls = []
+        usual = vae_fast.patches.pythae_table._recon_of_samples
+        context.setattr(
+            vae_fast.patches.pythae_table, "_recon_of_samples",
+            lambda *a: calls.append(1) or usual(*a),
+        )  # fmt: skip
+        for m in models_of:
+            outputs(m)
+        assert len(calls) == 2
+    assert count
+    for a, b in zip(found, expected, strict=True):
+        assert list(a) == list(b)
+        for key in b:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
+    with vae_fast.patch("pythae"):
+        native = outputs(model)
+    assert native.z.shape == expected[0].z.shape
+    assert native.loss.item() == pytest.approx(expected[0].loss.item(), rel=0.2)
+
+
+def test_the_trainers_adam(tmp_path):
+    """Fused, and the weights after some epochs are the library's; other optimizers stay as they are."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    data = BaseDataset(torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
+                       torch.zeros(24))  # fmt: skip
+
+    def trained(**options):
+        config = BaseTrainerConfig(
+            output_dir=str(tmp_path), num_epochs=3, per_device_train_batch_size=8,
+            learning_rate=1e-2, no_cuda=True, **options,
+        )  # fmt: skip
+        trainer = BaseTrainer(model_of("VAE"), data, training_config=config)
+        trainer.prepare_training()
+        for epoch in range(3):
+            trainer.train_step(epoch)
+        return trainer
+
+    for name, more, fused in (
+        ("Adam", None, True),
+        ("AdamW", {"weight_decay": 0.1}, True),
+        ("Adam", {"foreach": True}, None),
+        ("SGD", {"momentum": 0.5}, None),
+    ):
+        options = {"optimizer_cls": name, "optimizer_params": more}
+        before = trained(**options)
+        with vae_fast.patch("pythae", noise="torch"):
+            after = trained(**options)
+        assert type(after.optimizer) is type(before.optimizer)
+        assert after.optimizer.defaults["lr"] == 1e-2
+        assert after.optimizer.defaults.get("fused") == (
+            fused or before.optimizer.defaults.get("fused")
+        )
+        for a, b in zip(after.model.parameters(), before.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_native_noise_is_another_draw_of_the_same_distribution():
     model = model_of("VAE")
     mu, std = torch.full((20000, 2), 3.0), torch.full((20000, 2), 0.5)

@@ -1,10 +1,12 @@
-"""diffusers' autoencoders (Rombach et al. 2022): the Gaussian posterior, and GroupNorm with SiLU."""
+"""diffusers' autoencoders (Rombach et al. 2022): the Gaussian posterior, GroupNorm with SiLU, and the
+convolution of a doubled image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, group_norm_silu, nll
@@ -59,13 +61,19 @@ def _nll(original: Callable) -> Callable:
     return negative_log_likelihood
 
 
-def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor | None:
-    """SiLU of GroupNorm in one pass; None where these are others, or somebody watches them."""
-    watched = (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-               for m in (norm, activation))  # fmt: skip
+def _watched(module: nn.Module) -> bool:
+    """Whether calling it runs anything beside its class's forward."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)
+
+
+def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
+    """activation(norm(h)); SiLU of GroupNorm in one pass, if nobody watches either."""
     known = type(norm) is nn.GroupNorm and type(activation) is nn.SiLU
-    if not known or any(watched) or torch.is_autocast_enabled(h.device.type):
-        return None
+    known = known and not _watched(norm) and not _watched(activation)
+    if not known or torch.is_autocast_enabled(h.device.type):
+        return activation(norm(h))
     return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
@@ -75,21 +83,84 @@ def _block(original: Callable) -> Callable:
         plain = temb is None and self.time_emb_proj is None and not args and not kwargs
         plain = plain and self.time_embedding_norm != "scale_shift"
         plain = plain and self.upsample is None and self.downsample is None
-        h = _pair(self.norm1, self.nonlinearity, input_tensor) if plain else None
-        if h is None:
+        if not plain:
             return original(self, input_tensor, temb, *args, **kwargs)
-        h = self.conv1(h)
-        second = _pair(self.norm2, self.nonlinearity, h)
-        h = self.nonlinearity(self.norm2(h)) if second is None else second
-        h = self.conv2(self.dropout(h))
+        h = self.conv1(_pair(self.norm1, self.nonlinearity, input_tensor))
+        h = self.conv2(self.dropout(_pair(self.norm2, self.nonlinearity, h)))
         kept = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return (kept + h) / self.output_scale_factor
+        made = kept + h
+        return made if self.output_scale_factor == 1 else made / self.output_scale_factor
+
+    return forward
+
+
+def _encoder(original: Callable) -> Callable:
+    def forward(self, sample: Tensor) -> Tensor:
+        if self.gradient_checkpointing:
+            return original(self, sample)
+        h = self.conv_in(sample)
+        for block in self.down_blocks:
+            h = block(h)
+        return self.conv_out(_pair(self.conv_norm_out, self.conv_act, self.mid_block(h)))
+
+    return forward
+
+
+def _decoder(original: Callable) -> Callable:
+    def forward(self, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
+        if self.gradient_checkpointing or latent_embeds is not None:
+            return original(self, sample, latent_embeds)
+        h = self.mid_block(self.conv_in(sample), None)
+        for block in self.up_blocks:
+            h = block(h, None)
+        return self.conv_out(_pair(self.conv_norm_out, self.conv_act, h))
+
+    return forward
+
+
+def spread(weight: Tensor) -> Tensor:
+    """The kernel (I, O, 4, 4) of the transposed convolution, of stride 2 and padding 1, that does to x
+    what a 3x3 convolution by ``weight`` (O, I, 3, 3) does to x with every pixel doubled.
+
+    A doubled pixel meets two neighbouring taps, so each of the four is a sum of at most two of the
+    three, in both directions; 4/9 of the multiplications are left.
+    """
+    taps = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
+    taps = taps[:, :, 1:] + taps[:, :, :-1]
+    taps = taps[..., 1:] + taps[..., :-1]
+    return taps.transpose(0, 1)
+
+
+def _upsample(original: Callable) -> Callable:
+    def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
+        conv = getattr(self, "conv", None)
+        if (
+            type(conv) is not nn.Conv2d
+            or (conv.kernel_size, conv.padding, conv.stride) != ((3, 3), (1, 1), (1, 1))
+            or (conv.dilation, conv.groups, conv.padding_mode) != ((1, 1), 1, "zeros")
+            or not self.interpolate
+            or self.norm is not None
+            or output_size is not None
+            or args
+            or kwargs
+            or _watched(conv)
+            # In half precision, sums of taps would be rounded; on a GPU nothing was measured.
+            or {hidden_states.dtype, conv.weight.dtype} != {torch.float32}
+            or not hidden_states.is_cpu
+            or hidden_states.dim() != 4
+            or hidden_states.shape[1] != self.channels
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return original(self, hidden_states, output_size, *args, **kwargs)
+        return F.conv_transpose2d(hidden_states, spread(conv.weight), conv.bias, 2, 1)
 
     return forward
 
 
 _BLOCK = "diffusers.models.resnet.ResnetBlock2D."
-_POSTERIOR = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution."
+_UPSAMPLE = "diffusers.models.upsampling.Upsample2D."
+_VAE = "diffusers.models.autoencoders.vae."
+_POSTERIOR = f"{_VAE}DiagonalGaussianDistribution."
 
 
 def _targets(noise: Noise) -> list[Target]:
@@ -101,6 +172,14 @@ def _targets(noise: Noise) -> list[Target]:
             ("a30ae9277b79e8d2",),
             _block,
             uses=((f"{_BLOCK}__init__", ("310d2fb0306e4dc5",)),),
+        ),
+        Target(f"{_VAE}Encoder.forward", ("629b31442a1244ee",), _encoder),
+        Target(f"{_VAE}Decoder.forward", ("f745d319263a350b",), _decoder),
+        Target(
+            f"{_UPSAMPLE}forward",
+            ("fde16958d16c179e",),
+            _upsample,
+            uses=((f"{_UPSAMPLE}__init__", ("27a7eec34213dd30",)),),
         ),
         Target(f"{_POSTERIOR}nll", ("aaa98e66794fbc5d",), _nll, uses=(made,)),
     ]

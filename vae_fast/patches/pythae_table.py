@@ -1,4 +1,5 @@
-"""pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE.
+"""pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE, and
+the trainer's Adam.
 
 RHVAE, HVAE, SVAE and PoincareVAE, whose latent spaces are not plain Gaussians, stay as they are.
 """
@@ -11,9 +12,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vae_fast.functional import bce_kl_loss, bernoulli_nll, gaussian_kl, reparameterize
+from vae_fast.functional import (
+    bce_kl_loss,
+    bernoulli_nll,
+    bernoulli_nll_samples,
+    gaussian_kl,
+    reparameterize,
+)
 from vae_fast.functional.pairwise import _ops_for
 from vae_fast.patches.core import Noise, Table, Target
 
@@ -122,11 +129,13 @@ def _iwae(self, recon_x, x, mu, log_var, z) -> Losses:
     return _weighed(-(recon + kl)).mean(), recon.mean(), kl.mean()
 
 
+def _ciwae_bound(self, log_w: Tensor) -> Tensor:
+    return self.beta * -log_w.mean(-1) + (1 - self.beta) * _weighed(log_w)
+
+
 def _ciwae(self, recon_x, x, mu, log_var, z) -> Losses:
     recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
-    log_w = -(recon + kl)
-    loss = self.beta * -log_w.mean(-1) + (1 - self.beta) * _weighed(log_w)
-    return loss.mean(0), recon.mean(0), kl.mean(0)
+    return _ciwae_bound(self, -(recon + kl)).mean(0), recon.mean(0), kl.mean(0)
 
 
 def _miwae(self, recon_x, x, mu, log_var, z) -> Losses:
@@ -139,6 +148,92 @@ def _piwae(self, recon_x, x, mu, log_var, z) -> Losses:
     log_w = -(recon + kl)
     both = _weighed(log_w).mean(-1).mean(0), _weighed(log_w.reshape(len(x), -1)).mean(0)
     return *both, recon.mean(0), kl.mean(0)
+
+
+# --- IWAE and CIWAE whole ------------------------------------------------------------------------
+
+
+def _any_order(decoder: nn.Module) -> bool:
+    """Whether the decoder gives a row the same wherever it stands: its parts are torch's or pythae's,
+    and draw nothing."""
+    parts = list(decoder.modules())
+    plain = all(type(m).__module__.startswith(("torch.nn.", "pythae.")) for m in parts)
+    draws = nn.modules.dropout._DropoutNd, nn.RReLU
+    return plain and not any(isinstance(m, draws) and m.training for m in parts)
+
+
+def _samples_first(
+    noise: Noise,
+    name: str,
+    bound: Callable[[nn.Module, Tensor], Tensor],
+    dims: tuple[int, ...],
+    original: Callable,
+) -> Callable:
+    """A forward that has the K sets of samples in front: the data are then read K times where they
+    lie, and not repeated. The draws are those of (B, K, D).
+
+    Args:
+        bound: the loss of each sample, by its log-weights (B, K).
+        dims: over which of (K, B) the model averages the terms that it shows.
+    """
+
+    @functools.wraps(original)
+    def forward(self, inputs, **kwargs):
+        known = original.__globals__[name]
+        own = ("loss_function", "_sample_gauss")
+        if (
+            any(getattr(type(self), m) is not getattr(known, m) or m in vars(self) for m in own)
+            or self.model_config.reconstruction_loss not in ("bce", "mse")
+            or not _any_order(self.decoder)
+        ):
+            return original(self, inputs, **kwargs)
+        x, samples = inputs["data"], self.n_samples
+        encoded = self.encoder(x)
+        mu, log_var = encoded.embedding, encoded.log_covariance
+        std = torch.exp(0.5 * log_var)
+        if noise == "torch":
+            eps = torch.randn(len(mu), samples, mu.shape[1], dtype=std.dtype, device=std.device)
+            eps = eps.transpose(0, 1).contiguous()
+            z = torch.addcmul(mu, eps, std)
+        else:
+            z, eps = reparameterize(mu, scale=std, num_samples=samples, return_eps=True)
+        made = self.decoder(z.reshape(-1, self.latent_dim))["reconstruction"]
+        made, data = made.reshape(samples, len(x), -1), x.reshape(len(x), -1)
+        if self.model_config.reconstruction_loss == "bce":
+            recon = bernoulli_nll_samples(made, data, from_logits=False)
+        else:
+            recon = 0.5 * (made - data).square().sum(-1)
+        # (z - mu) / std is eps, and no gradient goes through it.
+        kl = 0.5 * (z * z - eps * eps - log_var).sum(-1)
+        log_w = -(recon + kl).t()
+        return original.__globals__["ModelOutput"](
+            recon_loss=recon.mean(dims),
+            reg_loss=kl.mean(dims),
+            loss=bound(self, log_w).mean(),
+            recon_x=made[0].reshape_as(x),
+            z=z[0],
+        )
+
+    return forward
+
+
+# --- the trainer ---------------------------------------------------------------------------------
+
+
+def _set_optimizer(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def set_optimizer(self) -> None:
+        config = self.training_config
+        given = dict(config.optimizer_params or {})
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(config.optimizer_cls)
+        if kind is None or given.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+            original(self)
+        else:  # on a CPU torch would take every parameter by itself, in some ten ops
+            self.optimizer = kind(
+                self.model.parameters(), lr=config.learning_rate, fused=True, **given
+            )
+
+    return set_optimizer
 
 
 # --- beta-TCVAE ----------------------------------------------------------------------------------
@@ -228,6 +323,10 @@ _LOSSES = (
     ("vae_iaf.vae_iaf_model.VAE_IAF", "a6543dcc90508f4c", _usual(_flow)),
     ("vae_lin_nf.vae_lin_nf_model.VAE_LinNF", "a6543dcc90508f4c", _usual(_flow)),
 )
+_FORWARDS = (
+    ("iwae.iwae_model.IWAE", "24cfb955c588c0ec", lambda self, log_w: _weighed(log_w), (0, 1)),
+    ("ciwae.ciwae_model.CIWAE", "24cfb955c588c0ec", _ciwae_bound, (1,)),
+)
 
 
 def _targets(noise: Noise) -> list[Target]:
@@ -240,6 +339,11 @@ def _targets(noise: Noise) -> list[Target]:
         Target(f"{_MODELS}{name}.loss_function", (known,), replace)
         for name, known, replace in _LOSSES
     ]
+    for name, known, bound, dims in _FORWARDS:
+        whole = functools.partial(_samples_first, noise, name.split(".")[-1], bound, dims)
+        found.append(Target(f"{_MODELS}{name}.forward", (known,), whole))
+    trainer = "pythae.trainers.base_trainer.base_trainer.BaseTrainer.set_optimizer"
+    found.append(Target(trainer, ("80453102d5888d6e",), _set_optimizer))
     return found
 
 

@@ -94,4 +94,4 @@ def _targets(noise: Noise) -> list[Target]:
     return found
 
 
-TABLE = Table("scvi-tools", ("1.4.2", "1.6"), _targets)
+TABLE = Table("scvi-tools", ("1.4.1", "1.6"), _targets)
