@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vae_fast.cli.compressed_file import read_compressed
 from vae_fast.cli.flags import parse
-from vae_fast.cli.output import need_images, write, write_file
+from vae_fast.cli.output import write, write_file
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -76,7 +76,7 @@ def decompress(arguments: list[str], program: str) -> int:
     packed = tasks.Compressed(symbols, read.step, torch.empty(0))
     again = tasks.decompress(restored.model, packed, y)
     out = out_path(values, "decompressed.npy")
-    if out.suffix != ".npy":
-        need_images(again)
-    write(out, lambda path: pictures.draw_samples(path, again[:100], caption(restored)), again)
+    write(
+        out, lambda path: pictures.draw_samples(path, again[:100], caption(restored)), again, again
+    )
     return 0

@@ -43,8 +43,6 @@ def inpaint(arguments: list[str], program: str) -> int:
     missing = _mask(values.missing, x).to(x.device)
     found = tasks.impute(restored.model, x, ~missing, y, steps=values.steps, draws=values.draws)
     out = out_path(values, "inpainting.png")
-    if out.suffix != ".npy":
-        need_images(x)
     whole = restored.model.values(x)
     seen = whole.masked_fill(missing, 0.5)
     strips = [whole, seen, found.mean, (2.0 * found.std).clamp_max(1.0)]
@@ -53,6 +51,7 @@ def inpaint(arguments: list[str], program: str) -> int:
         out,
         lambda path: draw_strips(path, strips, caption(restored, source, note), "Inpainting"),
         found.mean,
+        x,
     )
     return 0
 
@@ -175,13 +174,12 @@ def denoise(arguments: list[str], program: str) -> int:
             noisy = noisy.round().clamp_min(0.0)
     again = tasks.denoise(restored.model, noisy, y, steps=values.steps)
     out = out_path(values, "denoised.png")
-    if out.suffix != ".npy":
-        need_images(x)
     strips = [clean, noisy, again] if values.noise > 0 else [clean, again]
     note = "before, noisy, after" if values.noise > 0 else "before, after"
     write(
         out,
         lambda path: draw_strips(path, strips, caption(restored, source, note), "Denoising"),
         again,
+        x,
     )
     return 0

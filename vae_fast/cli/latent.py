@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vae_fast.cli.flags import Usage, one_of, parse, whole_numbers
-from vae_fast.cli.output import need_images, write, write_file, write_rows
+from vae_fast.cli.output import write, write_array, write_file, write_rows
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -30,30 +30,16 @@ def encode(arguments: list[str], program: str) -> int:
     )
     add_samples(parser, 0)
     values = parse(parser, arguments, _fits_statistics)
-    import numpy as np
-
     from vae_fast import tasks
 
     restored, (x, labels, y, _, files, classes) = model_and_samples(values)
     if values.statistics:
         found = tasks.statistics(restored.model, x, y)
         print(f"scaling factor {found.scaling_factor:.5g}")
-        arrays = {
-            name: value.float().cpu().numpy() if hasattr(value, "cpu") else np.float64(value)
-            for name, value in found._asdict().items()
-        }
+        out, array = out_path(values, "latents.npz"), found._asdict()
     else:
-        codes = tasks.encode(restored.model, x, y).float().cpu().numpy()
-
-    def save(path):
-        with open(path, "wb") as file:
-            if values.statistics:
-                np.savez(file, **arrays)
-            else:
-                np.save(file, codes, allow_pickle=False)
-
-    out = out_path(values, "latents.npz" if values.statistics else "features.npy")
-    write_file(out, save)
+        out, array = out_path(values, "features.npy"), tasks.encode(restored.model, x, y)
+    write_array(out, array)
     if files is not None or labels is not None:
         write_rows(out.with_suffix(".csv"), files, labels, classes)
     return 0
@@ -124,13 +110,12 @@ def traverse(arguments: list[str], program: str) -> int:
         restored.model, codes[values.index], dimensions=chosen, values=steps, y=given
     )
     out = out_path(values, "traversal.png")
-    if out.suffix != ".npy":
-        need_images(walks[0])
     note = f"rows: dimensions {', '.join(map(str, chosen))}"
     write(
         out,
         lambda path: draw_grid(path, walks, caption(restored, source, note), "Traversal"),
         walks,
+        walks[0],
     )
     return 0
 
@@ -156,14 +141,13 @@ def interpolate(arguments: list[str], program: str) -> int:
         restored.model, start, end, given, steps=values.steps, path=values.path
     )
     out = out_path(values, "interpolation.png")
-    if out.suffix != ".npy":
-        need_images(walks[0])
     write(
         out,
         lambda path: draw_grid(
             path, walks, caption(restored, source, values.path), "Interpolation"
         ),
         walks,
+        walks[0],
     )
     return 0
 
@@ -196,12 +180,11 @@ def attribute(arguments: list[str], program: str) -> int:
         [tasks.apply_attribute(restored.model, others, vector, s, given) for s in strengths], 1
     )
     out = out_path(values, f"attribute_{label}.png")
-    if out.suffix != ".npy":
-        need_images(walks[0])
     note = f"towards label {values.label}, strength 0 to {values.strength:g}"
     write(
         out,
         lambda path: draw_grid(path, walks, caption(restored, source, note), "Attribute"),
         walks,
+        walks[0],
     )
     return 0

@@ -23,22 +23,35 @@ def check_out(out: str | None, suffixes: tuple[str, ...]) -> None:
         raise Usage(f"--out must end in {known}, got {out}")
 
 
-def write(out: str | Path, draw: Callable[[Path], Any], array: Any) -> None:
-    """Write a picture, or with a name ending in .npy the array, and say where.
+def write(out: Path, draw: Callable[[Path], Any], array: Any, images: Any = None) -> None:
+    """Write a picture, or the array if the name ends in .npy, and print the path.
 
     Args:
         draw: writes the picture to a path.
-        array: the tensor that goes into .npy; the samples first where pictures need images.
+        array: the tensor that goes into the .npy file.
+        images: samples (N, ...) that the picture shows; ValueError unless they are images.
     """
-    out = Path(out)
-    if out.suffix != ".npy":
-        write_file(out, draw)
+    if out.suffix == ".npy":
+        write_array(out, array)
         return
+    if images is not None:
+        need_images(images)
+    write_file(out, draw)
+
+
+def write_array(out: Path, array: Any) -> None:
+    """Write a tensor as float32 to a .npy file, or a dict of tensors and numbers to an .npz file."""
     import numpy as np
+
+    def plain(value: Any) -> Any:
+        return value.float().cpu().numpy() if hasattr(value, "cpu") else np.float64(value)
 
     def save(path: Path) -> None:
         with open(path, "wb") as file:
-            np.save(file, array.float().cpu().numpy(), allow_pickle=False)
+            if isinstance(array, dict):
+                np.savez(file, **{name: plain(value) for name, value in array.items()})
+            else:
+                np.save(file, plain(array), allow_pickle=False)
 
     write_file(out, save)
 
@@ -81,7 +94,7 @@ def write_text(out: Path, tokens: Any) -> None:
 
 def write_file(out: str | Path, save: Callable[[Path], Any]) -> None:
     """Give ``save`` a path beside ``out`` that becomes ``out`` when it is whole; say where."""
-    from vae_fast.train.run_folder import written_beside
+    from vae_fast.files import written_beside
 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from vae_fast.cli.flags import one_of, parse
-from vae_fast.cli.output import need_images, write, write_text
+from vae_fast.cli.output import write, write_text
 from vae_fast.cli.runs import (
     add_samples,
     caption,
@@ -78,9 +78,7 @@ def sample(arguments: list[str], program: str) -> int:
     if out.suffix == ".txt":
         write_text(out, images)
         return 0
-    if out.suffix != ".npy":
-        need_images(images)
-    write(out, lambda path: pictures.draw_samples(path, images, caption(restored)), images)
+    write(out, lambda path: pictures.draw_samples(path, images, caption(restored)), images, images)
     return 0
 
 
@@ -110,11 +108,10 @@ def reconstruct(arguments: list[str], program: str) -> int:
     restored, (x, _, y, source, *_) = model_and_samples(values)
     again = tasks.reconstruct(restored.model, x, y)
     out = out_path(values, "reconstructions.png")
-    if out.suffix != ".npy":
-        need_images(again)
     write(
         out,
         lambda path: pictures.draw_reconstructions(path, x, again, caption(restored, source)),
+        again,
         again,
     )
     return 0
