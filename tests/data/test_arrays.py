@@ -89,7 +89,7 @@ def test_labels_become_int64_and_are_checked():
         (np.zeros(5, np.uint8), ValueError, ["(N, C, H, W)", "(5,)"]),
         (np.zeros((2, 3, 4, 5, 6), np.uint8), ValueError, ["(N, C, H, W)", "(2, 3, 4, 5, 6)"]),
         (np.zeros((0, 4, 4), np.uint8), ValueError, ["nothing in it", "(0, 1, 4, 4)"]),
-        (torch.zeros(2, 3).to_sparse(), TypeError, ["dense", "sparse"]),
+        (torch.zeros(2, 3, 4).to_sparse(), ValueError, ["sparse matrix (N, D)", "3 axes"]),
         ([[1, 2]], TypeError, ["a name, a path", "list"]),
         (None, TypeError, ["a name, a path", "NoneType"]),
         ({"images": 1}, TypeError, ["dict"]),

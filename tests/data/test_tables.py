@@ -90,7 +90,7 @@ def test_counts_of_cells_and_genes(tmp_path):
         cells.obs["label"] = ["b", "a"] * 20
         cells.write_h5ad(path)
         data = as_data(path, bounded=False)
-        assert np.array_equal(data.images.numpy(), counts)
+        assert np.array_equal(data.images.to_dense().numpy(), counts)
         assert data.labels.tolist() == [1, 0] * 20
     assert main(["train", "--data", str(path), "--epochs", "1", "--batch-size", "12", "--device",
                  "cpu", "--model-args.likelihood", "zero_inflated_negative_binomial",

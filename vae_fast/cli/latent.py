@@ -32,7 +32,7 @@ def encode(arguments: list[str], program: str) -> int:
     values = parse(parser, arguments, _fits_statistics)
     from vae_fast import tasks
 
-    restored, (x, labels, y, _, files, classes) = model_and_samples(values)
+    restored, (x, labels, y, _, files, classes) = model_and_samples(values, keep_sparse=True)
     if values.statistics:
         found = tasks.statistics(restored.model, x, y)
         print(f"scaling factor {found.scaling_factor:.5g}")
@@ -62,7 +62,7 @@ def latent_map(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_latent_map
 
-    restored, (x, labels, y, source, _, classes) = model_and_samples(values)
+    restored, (x, labels, y, source, _, classes) = model_and_samples(values, keep_sparse=True)
     codes = tasks.encode(restored.model, x, y)
     write_file(
         out_path(values, "latent_map.png"),

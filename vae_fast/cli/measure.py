@@ -85,13 +85,13 @@ def anomaly(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import anomaly_scores, anomaly_threshold
     from vae_fast.tasks.pictures import draw_score_histogram
 
-    restored, looked_at = model_and_samples(values)
+    restored, looked_at = model_and_samples(values, keep_sparse=True)
     options = {"score": values.score, "num_samples": values.num_samples}
     torch.manual_seed(values.seed)
     scores = anomaly_scores(restored.model, looked_at.x, looked_at.given, **options)
     normal = scores
     if values.data is not None:
-        usual = samples_of(restored, None, 0)
+        usual = samples_of(restored, None, 0, keep_sparse=True)
         normal = anomaly_scores(restored.model, usual.x, usual.given, **options)
     threshold = anomaly_threshold(normal, values.quantile)
     out = out_path(values, "anomaly_scores.npy")

@@ -94,17 +94,21 @@ def out_path(values: Any, name: str) -> Path:
     return Path(values.out) if values.out is not None else Path(values.run) / name
 
 
-def model_and_samples(values: Any) -> tuple[Any, Samples]:
+def model_and_samples(values: Any, keep_sparse: bool = False) -> tuple[Any, Samples]:
     """The model of ``values.run`` and the first ``values.n`` samples of its data."""
     restored = restore(values)
     options = None
     if values.data is not None:
         options = data_options(values, restored.config.data_options)
-    return restored, samples_of(restored, values.data, values.n, options)
+    return restored, samples_of(restored, values.data, values.n, options, keep_sparse)
 
 
-def samples_of(restored: Any, data: str | None, n: int, options: Any = None) -> Samples:
+def samples_of(
+    restored: Any, data: str | None, n: int, options: Any = None, keep_sparse: bool = False
+) -> Samples:
     """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data.
+
+    ``keep_sparse`` leaves a sparse matrix so, for tasks that go through x in batches.
 
     Labels are counted as in the run's data, by the names of the classes where both have them.
     """
@@ -128,7 +132,10 @@ def samples_of(restored: Any, data: str | None, n: int, options: Any = None) -> 
     found = run_data.in_support(restored.model, found)
     device = next(restored.model.parameters()).device
     config = restored.config
-    x, labels = gather(found, n or None, binarize=config.binarize != "none", seed=config.seed)
+    binarize = config.binarize != "none"
+    x, labels = gather(
+        found, n or None, binarize=binarize, seed=config.seed, keep_sparse=keep_sparse
+    )
     classes = run_data.class_names(config)
     labels = run_data.in_order_of(labels, found.classes, classes)
     labels = run_data.labels_for(restored.model, config.model, labels, str(source))

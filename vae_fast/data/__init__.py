@@ -17,6 +17,7 @@ from vae_fast.data.idx import read_idx
 from vae_fast.data.pack import pack
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sources import as_data, holds_images, in_support, load, of_counts
+from vae_fast.data.sparse_rows import SparseRows
 from vae_fast.data.sprites import Sprites
 from vae_fast.data.streams import StreamData
 from vae_fast.data_options import DataOptions
@@ -32,6 +33,7 @@ __all__ = [
     "DatasetData",
     "ImageFolder",
     "ShardData",
+    "SparseRows",
     "Sprites",
     "StreamData",
     "as_data",

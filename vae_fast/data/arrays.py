@@ -12,6 +12,7 @@ import torch
 
 from vae_fast.data.mapped import MappedFile
 from vae_fast.data.ranges import UNIT, Range, check_not_binary, check_unit, range_of
+from vae_fast.data.sparse_rows import SparseRows
 from vae_fast.functional import gather_batch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -25,7 +26,7 @@ class ArrayData:
 
     Attributes:
         images: (N, C, H, W), or (N, D) for vectors. uint8 (0..255 stands for x/255), bool, or
-            floating point.
+            floating point; or the rows of a sparse matrix, of which batches are made dense.
         labels: (N,) int64, or None.
         name: what the data set is called.
         provenance: where it came from, for the run's records.
@@ -39,7 +40,7 @@ class ArrayData:
         file: what mapped images lie in, which is looked at before and after rows are gathered.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | SparseRows
     labels: torch.Tensor | None = None
     name: str = "array"
     provenance: str = "an array"
@@ -113,8 +114,12 @@ class ArrayData:
         return replace(self, classes=tuple(classes))
 
     def select(self, rows: torch.Tensor) -> ArrayData:
-        """The samples ``rows``, (n,) int64: a copy, in memory."""
-        images, labels = self.gather(rows)
+        """The samples ``rows``, (n,) int64: a copy, in memory; of a sparse matrix, its values."""
+        if isinstance(self.images, SparseRows):
+            images = self.images[rows]
+            labels = None if self.labels is None else self.labels[rows]
+        else:
+            images, labels = self.gather(rows)
         files = None if self.files is None else [self.files[row] for row in rows.tolist()]
         own = rows if self.rows is None else self.rows[rows]
         return replace(
@@ -174,7 +179,7 @@ def from_array(
     if tensor.numel() == 0:
         raise ValueError(f"{name}: there is nothing in it; its shape is {tuple(tensor.shape)}")
     found = range_of(tensor, name) if tensor.is_floating_point() else UNIT
-    labels, classes = _labels(labels, len(tensor), name)
+    labels, classes = as_labels(labels, len(tensor), name)
     if files is not None and len(files) != len(tensor):
         raise ValueError(f"{name}: {len(tensor)} images and {len(files)} names of files")
     file = MappedFile.of(images) if mapped else None
@@ -187,11 +192,15 @@ def from_array(
 def _as_floats(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Integers, such as counts, as float32, which holds each of them."""
     floats = tensor.to(torch.float32)
-    if tensor.numel() and float(floats.abs().max()) > 2**24:
+    if tensor.numel() and float(floats.abs().max()) >= 2**24 and _largest(tensor) > 2**24:
         raise ValueError(
             f"{name}: {tensor.dtype} beyond 2^24, which float32 does not hold: scale it"
         )
     return floats
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.to(torch.float64).abs().max())
 
 
 def check_bounded(data: ArrayData) -> None:
@@ -265,7 +274,7 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
     return shape[2] in (1, 3, 4) and shape[0] > 4 and shape[1] > 4
 
 
-def _labels(
+def as_labels(
     labels: Any, count: int, name: str
 ) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
     """Labels as int64, and the classes' names where they were strings."""

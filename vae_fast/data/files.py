@@ -21,6 +21,7 @@ from vae_fast.data.npy import (
     map_npy,
     read_header,
 )
+from vae_fast.data.sparse import from_npz, from_sparse
 from vae_fast.data.words import shown
 
 SUFFIXES = (".npy", ".npz")
@@ -38,7 +39,7 @@ def read_file(path: Path, *, bounded: bool = True) -> ArrayData:
 
     An .npz file holds `images`, and perhaps `labels` (integers or strings), `classes`, the names of
     labels 0, 1, ..., and `files`, a name for each sample. An array that is alone in its file may
-    have any name.
+    have any name. A sparse matrix is what scipy.sparse.save_npz wrote, and stays sparse.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,6 +68,8 @@ def _open_npy(path: Path) -> np.ndarray:
 
 def _from_npz(path: Path, **how: object) -> ArrayData:
     names = npz_names(path)
+    if {"format", "shape", "data"} <= set(names):
+        return from_sparse(from_npz(read_npz(path, names), shown(path.name)), **how)
     key = names[0] if len(names) == 1 else "images"
     if key not in names:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ from vae_fast.data.images import SUFFIXES as IMAGE_SUFFIXES
 from vae_fast.data.ranges import check_counts, check_unit
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
+from vae_fast.data.sparse import from_sparse, is_sparse
+from vae_fast.data.sparse_rows import SparseRows
 from vae_fast.data.splits import held_out, in_runs, size_of
 from vae_fast.data.sprites import Sprites, split_rows
 from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.tables import SUFFIXES as TABLES
-from vae_fast.data.tables import read_table
+from vae_fast.data.tables import from_cells, read_table
 from vae_fast.data.torchvision_sets import NotHere, read_torchvision
 from vae_fast.data.words import shown
 from vae_fast.data_options import DataOptions
@@ -122,7 +124,8 @@ def as_data(
 
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
-            a tuple (images, labels); a path to an .npy file, which is memory-mapped and not loaded,
+            a tuple (images, labels); a sparse matrix of SciPy or torch, or it and labels; an AnnData;
+            a path to an .npy file, which is memory-mapped and not loaded,
             to an .npz file with `images` and perhaps `labels`, to a table (.csv, .parquet, .h5ad),
             to a folder of shards that `pack` wrote, to a folder of image files, to one image or to
             an IDX file; any torch Dataset, map-style or iterable, of images or (image, label) tuples; a known name, which gives its train split; or data made
@@ -140,7 +143,8 @@ def as_data(
         TypeError, ValueError: it isn't one of these, or doesn't fit; the message says why.
     """
     stream = isinstance(source, torch.utils.data.IterableDataset) or (
-        hasattr(source, "__iter__")
+        not is_sparse(source)
+        and hasattr(source, "__iter__")
         and not hasattr(source, "__getitem__")
         and not isinstance(source, (set, frozenset))
     )
@@ -156,6 +160,12 @@ def as_data(
         _check_options(type(source).__name__, options)
         if isinstance(source, Data):
             data = source
+        elif is_sparse(source):
+            data = from_sparse(source, bounded=bounded)
+        elif type(source).__module__.startswith("anndata"):
+            data = from_cells(source, bounded=bounded, labels=labels)
+        elif isinstance(source, tuple) and len(source) == 2 and is_sparse(source[0]):
+            data = from_sparse(*source, bounded=bounded)
         elif isinstance(source, (np.ndarray, torch.Tensor)):
             data = from_array(source, bounded=bounded)
         elif isinstance(source, tuple) and len(source) == 2:
@@ -167,8 +177,8 @@ def as_data(
             data = from_dataset(source, bounded=bounded, labels=labels)
         else:
             raise TypeError(
-                "data must be a name, a path, a NumPy array, a torch tensor, a tuple (images, "
-                f"labels) or a torch Dataset, and is a {type(source).__name__}"
+                "data must be a name, a path, a NumPy array, a torch tensor, a sparse matrix, a tuple "
+                f"(images, labels) or a torch Dataset, and is a {type(source).__name__}"
             )
     return _in_memory(data) if keep_in_memory else data
 
@@ -209,10 +219,12 @@ def of_counts(data: Data) -> Data:
     if isinstance(data, ShardData):
         data = data.ranged()
     if isinstance(data, (ArrayData, ShardData)):
-        images = (
-            data.images if isinstance(data, ArrayData) and data.images.is_floating_point() else ()
-        )
-        check_counts(data.range, images, data.name)
+        blocks: Iterable[torch.Tensor] = ()
+        if isinstance(data, ArrayData) and isinstance(data.images, SparseRows):
+            blocks = data.images.values.split(1 << 24)
+        elif isinstance(data, ArrayData) and data.images.is_floating_point():
+            blocks = data.images.split(max(1, (1 << 24) // data.shape.numel()))
+        check_counts(data.range, blocks, data.name)
     return data
 
 

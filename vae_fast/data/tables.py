@@ -16,6 +16,7 @@ import torch
 from vae_fast.data.arrays import ArrayData, from_array
 from vae_fast.data.npy import check_memory
 from vae_fast.data.ranges import check_digits
+from vae_fast.data.sparse import from_sparse, is_sparse
 from vae_fast.data.words import shown
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
@@ -26,7 +27,8 @@ def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> Arra
     """The data in a .csv, .parquet or .h5ad file, in memory, as (N, D).
 
     Columns of whole numbers alone stay whole numbers, which are counts; with a fraction among them
-    all become float32. Of an .h5ad file X is taken, dense, and the label column of obs.
+    all become float32. Of an .h5ad file X is taken, which stays
+    sparse if it is, and the label column of obs.
 
     Args:
         labels: False leaves the label column out.
@@ -39,8 +41,9 @@ def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> Arra
     """
     if not path.is_file():
         raise FileNotFoundError(f"{shown(path)} does not exist, or is no file")
-    read = _read_cells if path.suffix.lower() == ".h5ad" else _read_columns
-    values, found, columns = read(path)
+    if path.suffix.lower() == ".h5ad":
+        return _read_cells(path, bounded=bounded, labels=labels)
+    values, found, columns = _read_columns(path)
     data = from_array(
         values,
         found if labels else None,
@@ -111,26 +114,48 @@ def _read_columns(path: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str,
     return values, found, tuple(map(shown, features))
 
 
-def _read_cells(path: Path) -> tuple[np.ndarray, np.ndarray | None, None]:
+def _read_cells(path: Path, *, bounded: bool, labels: bool) -> ArrayData:
     anndata = _need("anndata", path)
     try:
         cells = anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{shown(path)} is not a whole .h5ad file: {reason}") from error
+    provenance = f"{shown(path.resolve())}, {cells.n_vars} columns, loaded"
+    name = shown(path.name)
+    return from_cells(cells, bounded=bounded, labels=labels, name=name, provenance=provenance)
+
+
+def from_cells(
+    cells: Any,
+    *,
+    bounded: bool = True,
+    labels: bool = True,
+    name: str = "AnnData",
+    provenance: str = "an AnnData",
+) -> ArrayData:
+    """X of an AnnData, as it is, sparse or dense, and the label column of obs.
+
+    Raises ValueError and TypeError if there is no X, a label lacks, or values don't fit.
+    """
     if cells.X is None:
-        raise ValueError(f"{shown(path)} has no X, the matrix of cells and genes")
-    check_memory(cells.n_obs * cells.n_vars * 4)
-    values = cells.X.toarray() if hasattr(cells.X, "toarray") else np.asarray(cells.X)
-    given = [name for name in LABELS if name in cells.obs]
+        raise ValueError(f"{name} has no X, the matrix of cells and genes")
+    x = cells.X
+    if hasattr(x, "to_memory"):  # of a file that is read piece by piece
+        x = x.to_memory()
+    given = [key for key in LABELS if labels and key in cells.obs]
     found = None
     if given:
         column = cells.obs[given[0]]
         if column.isna().any():
-            raise ValueError(f"{shown(path)} has cells without a {given[0]}: leave them out")
+            raise ValueError(f"{name} has cells without a {given[0]}: leave them out")
         found = np.asarray(column)
         found = found if found.dtype.kind in "iu" else found.astype(str)
-    return values.astype(np.float32, copy=False), found, None
+    how = {"name": name, "provenance": provenance, "bounded": bounded}
+    if is_sparse(x):
+        return from_sparse(x, found, **how)
+    check_memory(cells.n_obs * cells.n_vars * 4)
+    return from_array(np.asarray(x).astype(np.float32, copy=False), found, **how)
 
 
 def _listed(names: list[str]) -> str:

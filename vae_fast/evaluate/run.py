@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast.data import Batches
+from vae_fast.data import Batches, SparseRows
 from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
 from vae_fast.evaluate.factors import dci, modularity, sap
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
@@ -163,14 +163,23 @@ def binarized(config: Any) -> dict[str, str]:
 
 
 def gather(
-    data: Any, samples: int | None = None, *, binarize: bool = False, seed: int = 0
+    data: Any,
+    samples: int | None = None,
+    *,
+    binarize: bool = False,
+    seed: int = 0,
+    keep_sparse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The first ``samples`` samples of data, and their labels if all have one.
 
-    With ``binarize`` they are what training with this seed validates on.
+    With ``binarize`` they are what training with this seed validates on. ``keep_sparse`` leaves the
+    rows of a sparse matrix as they are.
     """
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
+    if keep_sparse and isinstance(getattr(data, "images", None), SparseRows):
+        first = data.slice(0, len(data) if samples is None else samples)
+        return first.images, first.labels
     images, labels, found = [], [], 0
     for batch in Batches(data, 512, shuffle=False, binarize=binarize, seed=seed):
         images.append(batch.images)

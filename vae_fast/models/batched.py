@@ -39,7 +39,10 @@ def in_batches(
     *,
     batch_size: int = 256,
 ) -> Tensor:
-    """``function(x, *condition)`` over batches on the model's device, joined on x's device."""
+    """``function(x, *condition)`` over batches on the model's device, joined on x's device.
+
+    x may be the rows of a sparse matrix (``vae_fast.data.sparse_rows``), of which a batch is dense.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if y is not None and len(y) != len(x):
@@ -49,6 +52,8 @@ def in_batches(
     with evaluating(model):
         for start in range(0, max(len(x), 1), batch_size):
             part = x[start : start + batch_size].to(device)
+            if not isinstance(part, Tensor):  # rows of a sparse matrix
+                part = part.to_dense()
             label = None if y is None else y[start : start + batch_size].to(device)
             results.append(function(part, *condition_of(model, part, label)).to(x.device))
     return torch.cat(results)
