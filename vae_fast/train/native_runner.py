@@ -1,4 +1,4 @@
-"""Steps by the native step, each epoch's first compared with the eager one."""
+"""The runner of the native step. It compares each epoch's first step with the eager one."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from vae_fast.train.step import Step
 
 
-# How far the native step may be from the eager one. A ReLU whose input is zero to rounding may be on
-# in one and off in the other: that moves a layer's gradient by a few thousandths of its length, and
-# now and then by more. So one check that differs decides nothing.
+# How far the native step may be from the eager one. A ReLU whose input is zero up to rounding may
+# be active in one and not in the other. That changes a layer's gradient by some thousandths of its
+# norm, and now and then by more. So one differing check decides nothing.
 class Bar(NamedTuple):
     terms: float  # of the largest term
-    gradient: float  # of a parameter's gradient's length, with
-    all_gradients: float  # of the length of all gradients
+    gradient: float  # of the norm of a parameter's gradient, plus
+    all_gradients: float  # of the norm of all gradients
 
 
 BARS = {"fp32": Bar(1e-5, 1e-2, 1e-4), "bf16": Bar(2e-3, 5e-2, 5e-3)}
-OF_UPDATE = 1e-3  # of the length of what one step changes, by the same gradient
-ROUNDING = 1e-6  # of a buffer's length
-IN_A_ROW = 3  # checks that differ, one step after another, before the native step is left
+OF_UPDATE = 1e-3  # of the norm of the change that one step makes with the same gradient
+ROUNDING = 1e-6  # of a buffer's norm
+IN_A_ROW = 3  # consecutive differing checks after which the native step is given up
 
 
 class NativeRunner:
-    """Takes steps by ``native``.
+    """Takes steps with ``native``.
 
-    At its start and at each epoch's first step it takes that step twice, from the same state: terms
-    and gradients are compared with the eager step's, then weights, moments and average with what
-    torch's optimizer makes of the same gradients. Where they differ, the eager step counts, and the
-    next step is compared too; after ``IN_A_ROW`` such steps the native step is left.
+    The first step of the run and of each epoch is taken twice from the same state. Terms and
+    gradients are compared with the eager step's; then weights, moments and moving average with what
+    torch's optimizer makes of the same gradients. If they differ, the eager step's result is kept
+    and the next step is compared too. After ``IN_A_ROW`` such steps the native step is given up.
 
-    What the checks have found is in ``Step.checks`` and so in checkpoints: a resumed run compares
-    the steps that the run without a stop compares, and has its bits.
+    ``Step.checks`` holds the checks' results, and checkpoints save it. So a resumed run compares
+    the same steps as the uninterrupted run and has the same bits.
     """
 
     name = "native"
@@ -57,14 +57,14 @@ class NativeRunner:
         self._step = step
         self._native = native
         self._bar = BARS[step.config.precision]
-        # Made by other code, or at another level, it is to be compared first.
+        # Compare first if the checks were made by another version or SIMD level.
         self._made_by = (
             f"vae_fast {__version__}, torch {torch.__version__}, {library().cpu_capability()}"
         )
 
     @staticmethod
     def make(step: Step) -> NativeRunner | str:
-        """The runner, or a sentence that says why ``step`` has none."""
+        """The runner, or a sentence that says why ``step`` cannot have one."""
         config, update = step.config, step.updates[0]
         if config.precision not in BARS:
             return f"the precision is {config.precision}, and it is for {' and '.join(BARS)}"
@@ -157,8 +157,8 @@ class NativeRunner:
         return self._leave(share, f"its {differs} was not the eager step's")
 
     def _gradients_differ(self, share: Share, before: Memory) -> tuple[str, Tensor]:
-        """What differs of terms and gradients, or "", and the eager step's loss; leaves the native
-        step's gradients."""
+        """What differs in terms and gradients ("" if nothing), and the eager step's loss. Leaves
+        the native step's gradients in place."""
         step, update = self._step, self._step.updates[0]
         terms = step.differentiate(share, step.phases[0], update)
         wanted = LossOutput(*(t.item() for t in terms))
@@ -183,9 +183,10 @@ class NativeRunner:
         return "", terms.loss.detach()
 
     def _update_differs(self, share: Share, before: Memory, loss: Tensor) -> tuple[str, StepTerms]:
-        """What differs of weights, moments and average, or ""; the native step has been taken.
+        """What differs in weights, moments and average ("" if nothing), after the native step was
+        taken.
 
-        Torch's optimizer takes its step by the native step's gradients, which lie where it looks.
+        torch's optimizer takes its step with the native step's gradients.
         """
         step, update = self._step, self._step.updates[0]
         old = {name: buffer.clone() for name, buffer in self._buffers().items()}
@@ -214,7 +215,7 @@ class NativeRunner:
         return found
 
     def _memory(self) -> Sequence[Tensor]:
-        """All that a step changes, but for metrics and the guard's list of norms."""
+        """All that a step changes, except metrics and the guard's list of norms."""
         step = self._step
         optimizer, guard = step.updates[0].optimizer, step.updates[0].guard
         buffers = [b for b in step.model.buffers() if b.numel()]
@@ -227,12 +228,12 @@ class NativeRunner:
 
 
 def has_tiles() -> bool:
-    """Whether the processor multiplies bfloat16 by tiles, some eight times as fast as float32."""
+    """Whether the processor has bfloat16 tiles (AMX), some eight times as fast as float32."""
     return torch.cpu._is_amx_tile_supported()
 
 
 def replaced_in(model: nn.Module) -> str:
-    """A method that one object of the model has for itself, in place of its class's, or ""."""
+    """The name of a method that is replaced on one of the model's instances, or ""."""
     for name, module in model.named_modules():
         for key in vars(module):
             if callable(getattr(type(module), key, None)):
@@ -241,7 +242,7 @@ def replaced_in(model: nn.Module) -> str:
 
 
 def _near(found: float, wanted: float, bar: float) -> bool:
-    """Within ``bar``; where the eager step is not finite, the native one must not be either."""
+    """Whether two values differ by at most ``bar``, or neither is finite."""
     if not math.isfinite(wanted):
         return not math.isfinite(found)
     return abs(found - wanted) <= bar

@@ -1,8 +1,9 @@
-"""Who takes a run's steps. ``choose`` decides, and says why; nothing else does.
+"""The runners that take a run's steps. Only ``choose`` decides which one, and it returns the
+reason.
 
-A runner is called with a batch and takes one whole step: loss, gradients, guard, optimizer, moving
-average, metrics. Eager steps are the truth. The recorded step and the CUDA graph give their bits; the
-native step rounds differently in the last places, so a run keeps its runner.
+A call with a batch takes one whole step: loss, gradients, guard, optimizer, moving average,
+metrics. The eager runner is the reference. The recorded step and the CUDA graph give the same bits
+as it does. The native step rounds differently in the last places, so a run keeps its runner.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ class Runner(Protocol):
 
     Attributes:
         name: as ``--runner`` has it.
-        why_not: a sentence once the runner is of no use any more, and then another is chosen. The
-            step in which that turns out has been taken all the same.
+        why_not: empty, or the reason why the runner cannot take further steps; then another one is
+            chosen. The step in which this becomes known is still taken.
     """
 
     name: str
     why_not: str
 
     def __call__(self, share: Share) -> Outcomes:
-        """Take a step; returns norm and skipped, of each phase in turn, as ``Step.take`` does."""
+        """Take a step; returns each phase's norm and whether it was skipped, as ``Step.take``
+        does."""
 
 
 class Eager:
-    """Every step in Python, as the model has it."""
+    """Every step runs the model's own Python."""
 
     name, why_not = "eager", ""
 
@@ -56,7 +58,8 @@ class Eager:
 
 
 class RecordedRunner:
-    """Forward and backward from a recording of their ops; the rest is a few ops over one buffer."""
+    """Forward and backward are replayed from a recording of their ops; the rest is a few ops over
+    one buffer."""
 
     name = "recorded"
 
@@ -89,14 +92,15 @@ class RecordedRunner:
 
 
 def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
-    """The runner for ``step``, and a sentence that says which it is and why no other.
+    """The runner for ``step``, and a sentence that says which it is and why the faster ones cannot
+    be used.
 
-    The configuration's ``runner`` comes first; auto is the fastest that serves, where the recorded
-    one serves models of vae_fast's own and torch's classes alone. Where that one does not serve, the
-    next in the order native, recorded, eager (on a GPU: graph, eager) takes its place.
+    The configuration's ``runner`` is tried first. ``auto`` takes the fastest usable one, and the
+    recorded runner only for models made of vae_fast's and torch's classes. If a runner cannot be
+    used, the next in the order native, recorded, eager (on a GPU: graph, eager) is tried.
 
     Args:
-        refused: runners that have turned out not to serve this run, and why.
+        refused: runners that this run has given up, and why.
     """
     config = step.config
     order = ["graph", "eager"] if step.device.type == "cuda" else ["native", "recorded", "eager"]
@@ -136,11 +140,11 @@ def _recorded(step: Step) -> Runner | str:
 
 
 def not_ours(model: nn.Module) -> str:
-    """A class among the model's modules that is neither vae_fast's nor torch's, or a method that one
-    object has for itself; "" if there is none.
+    """The name of a module class that is neither vae_fast's nor torch's, or of a method replaced on
+    an instance; "" if there is none.
 
-    A recording has the ops that Python came to. A global, a closure or the clock that a user's Python
-    goes by may change unseen; ours goes by none.
+    A recording contains the ops that Python issued. A user's code may depend on a global, a closure
+    or the clock, and the recording would not see a change. Our classes depend on none of these.
     """
     for module in model.modules():
         kind = type(module)

@@ -25,12 +25,12 @@ Differentiate = Callable[[Share, Phase, Update], LossOutput]
 
 
 class Step:
-    """Calling it with a batch updates the model once; ``meter`` gathers the loss's terms.
+    """A call with a batch updates the model once. ``meter`` accumulates the loss's terms.
 
     Args:
-        model: its ``forward`` is its loss. If it has ``phases()``, a step goes through them, each
-            with an optimizer and a guard of its own; most models have one phase.
-        steps_per_epoch: what schedules in epochs and to the end of the run count by.
+        model: its ``forward`` computes the loss. If it has ``phases()``, a step trains them in
+            turn, each with its own optimizer and guard. Most models have one phase.
+        steps_per_epoch: converts schedules given in epochs to steps.
     """
 
     def __init__(
@@ -70,25 +70,25 @@ class Step:
         self.updates = [Update(p.parameters, config, device, **options) for p in self.phases]
         flat = self.updates[0].flat
         self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
-        self._settled = False  # whether schedules have said all they will
+        self._settled = False  # whether the schedules have reached their final values
         self.meter = Meter(device, world)
         self.schedule_values = ScheduleValues(device)
         self.first_of_epoch = True
-        self.refused: dict[str, str] = {}  # runners that did not serve, and why
-        self.checks: dict[str, Any] = {}  # what a runner's checks have found; its own to write
+        self.refused: dict[str, str] = {}  # runners that this run cannot use, and why
+        self.checks: dict[str, Any] = {}  # results of a runner's checks; the runner writes them
         self.runner: Runner
         self.choose_runner()
 
     def choose_runner(self) -> None:
-        """Let ``runner`` be the one that serves now; ``runner_is`` says which that is and why."""
+        """Set ``runner``, and ``runner_is`` to a sentence that says which it is and why."""
         self.runner, self.runner_is = choose(self, self.refused)
 
     def __call__(self, share: Share, number: int) -> None:
-        """Update the model by this rank's share of batch ``number`` of the run, from 0."""
+        """Update the model by this rank's share of the run's batch ``number``, counted from 0."""
         self.follow_schedules(number)
         self.first_of_epoch = number % self.steps_per_epoch == 0
         if self.updates[0].flat is None and not isinstance(self.runner, Eager):
-            self.choose_runner()  # it may turn out so at the first gradients
+            self.choose_runner()  # known only once there are gradients
         outcomes = self.runner(share)
         for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
             update.guard.record(*outcome)
@@ -98,14 +98,14 @@ class Step:
             self.choose_runner()
 
     def take(self, share: Share, differentiate: Differentiate | None = None) -> tuple[Any, ...]:
-        """All of a step that is done on the device, in the same way at every step.
+        """The part of a step that runs on the device, the same at every step.
 
-        What differs between steps is in ``now``, and on a GPU in tensors there, so that this can
-        be captured in a CUDA graph and replayed. Returns what the guards are to remember: the
-        norm, and whether the step was skipped, of each phase in turn.
+        Values that differ between steps are in ``schedule_values``, on a GPU as tensors there, so a
+        CUDA graph can capture and replay this. Returns, for each phase in turn, the gradient's norm
+        and whether the step was skipped; the guards record both.
 
         Args:
-            differentiate: in place of the method of that name.
+            differentiate: called instead of the method of that name.
         """
         differentiate = differentiate or self.differentiate
         terms, skipped, outcomes = None, None, []
@@ -121,7 +121,7 @@ class Step:
         return tuple(outcomes)
 
     def differentiate(self, share: Share, phase: Phase, update: Update) -> LossOutput:
-        """The loss's terms, of one phase, with its gradients left where ``update`` looks."""
+        """The terms of one phase's loss; its gradients are left for ``update``."""
         if self.config.accumulate > 1:
             return self._differentiate_in_parts(share, phase, update)
         terms = self.objective(share, self.schedule_values.beta, phase.name)
@@ -129,7 +129,8 @@ class Step:
         return terms
 
     def _differentiate_in_parts(self, share: Share, phase: Phase, update: Update) -> LossOutput:
-        """The same, the mean over the batch as the parts' means by their sizes."""
+        """The same for a batch taken in parts: the mean over the batch is the parts' means,
+        weighted by their sizes."""
         count = len(share.images)
         rows = torch.arange(count, device=share.images.device).tensor_split(self.config.accumulate)
         terms = None
@@ -152,9 +153,9 @@ class Step:
     def objective(
         self, share: Share, beta: float | Tensor | None = None, phase: str | None = None
     ) -> LossOutput:
-        """The loss and its terms, in nats per sample; the same in training and validation.
+        """The loss and its terms in nats per sample, the same in training and validation.
 
-        Of a model with phases, those of one, or their sum.
+        For a model with phases: the loss of one phase, or the sum of all.
         """
         options: dict[str, Any] = {"beta": self.beta if beta is None else beta}
         if self.config.objective.free_bits > 0:
@@ -184,14 +185,14 @@ class Step:
             self.lr = lr_at(optimizer, self.config.lr, number, total)
         weight = 0.0 if self.average is None else self.average.weight(number)
         self.schedule_values.set(self.beta, self.lr, weight)
-        # Optimizers of all kinds know numbers; ours, over one buffer, tensors as well.
+        # Every optimizer accepts a number as learning rate; FlatAdam accepts tensors as well.
         for phase, update in self.each():
             update.set_lr(phase.lr * self.lr if update.flat is None else self.schedule_values.lr)
         moves = optimizer.warmup_steps > 0 or optimizer.decay != "constant" or self.schedule
         self._settled = not moves and objective.schedule == "constant" and self.average is None
 
     def read_guards(self) -> dict[str, float | None]:
-        """Mean norm of the gradients since the last read, by phase, and steps skipped in all.
+        """Each phase's mean gradient norm since the last read, and the number of all skipped steps.
 
         This waits for the device.
         """
@@ -204,7 +205,8 @@ class Step:
 
     @property
     def not_finite_in_row(self) -> int:
-        """Most steps in a row, of those that the last read saw, in which a phase was not finite."""
+        """The longest series of consecutive steps in the last read in which a phase was not
+        finite."""
         return max(update.guard.longest_not_finite for update in self.updates)
 
     def autocast(self) -> AbstractContextManager:
@@ -212,7 +214,7 @@ class Step:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def averaged(self) -> AbstractContextManager:
-        """The weights to validate and to show: the moving average, where there is one."""
+        """Use the weights for validation and pictures: the moving average, if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,7 +229,7 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._settled = False  # optimizers have their learning rates saved
+        self._settled = False  # saved optimizers contain their learning rates
         saved = state["updates"]
         if len(saved) != len(self.updates):
             raise ValueError(
@@ -237,7 +239,7 @@ class Step:
             update.load_state_dict(value)
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
-        elif self.average is not None:  # the run had none so far
+        elif self.average is not None:  # the run had no moving average so far
             self.average.restart()
         if self.schedule is not None and "schedule" in state:
             self.schedule.load_state_dict(state["schedule"])
@@ -246,7 +248,8 @@ class Step:
         self.choose_runner()
 
     def follow_arguments(self, names: Iterable[str]) -> None:
-        """Let the optimizers' arguments ``names`` be the configuration's, not what was loaded."""
+        """Set the optimizers' arguments ``names`` to the configuration's values instead of the
+        loaded ones."""
         for update in self.updates:
             update.follow_arguments(names)
 

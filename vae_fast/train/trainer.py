@@ -1,8 +1,7 @@
 """The engine: one model, one data set, one loop, read from top to bottom.
 
-Batches stay uint8 and go straight to the loss; the loss's terms stay on the device and are read
-once per log interval. What a run leaves behind is in ``run_folder``, how it is kept safe in
-``checkpoint``.
+Batches stay uint8 up to the loss. The loss's terms add up on the device, and the host reads them
+once per log interval. ``run_folder`` has a run's files, ``checkpoint`` its checkpoints.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ _OF_VALUES = (ValueError, TypeError, LookupError)
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on; the message says why and what to try."""
+    """Training cannot continue. The message says why and what to try."""
 
 
 class Trainer:
@@ -64,12 +63,13 @@ class Trainer:
     >>> Trainer(TrainConfig(model="vae", data="fashion10k", epochs=10, out="runs/first")).fit()
 
     Args:
-        config: the run; a value that can't work raises ValueError here, before any work.
-        train_data, val_data: instead of ``config.data``, anything that ``vae_fast.data.as_data``
-            takes; both or neither.
-        folder: the folder of a run to go on with (``Trainer.resume``), instead of a new one.
-        profile: trace so many steps into profile.json.
-        callbacks: are told of the run as it goes on, by its main process.
+        config: the run. A value that cannot work raises ValueError here, before any work.
+        train_data, val_data: used instead of ``config.data``; anything that
+            ``vae_fast.data.as_data`` accepts. Give both or neither.
+        folder: the folder of a run to continue (``Trainer.resume`` passes it); None makes a new
+            one.
+        profile: the number of steps to trace into profile.json.
+        callbacks: called by the main process at the events of ``Callback``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
         self.config = config
         train, val = load_data(config, train_data, val_data)
         self.device = self.world.join(resolve_device(config.device))
-        if self.device.type == "cpu":  # the same for all ranks, and when the run is resumed
+        if self.device.type == "cpu":  # the same library on all ranks, and in the resumed run
             is_main = self.world.is_main
             chosen = self.world.from_main(matmul.settle(config.matmul) if is_main else None)
             config.matmul = matmul.settle(chosen)
@@ -132,13 +132,13 @@ class Trainer:
         self.progress = Progress()
         self.total_steps = total_steps(config, len(self.batches))
         check_steps(profile, self.total_steps)
-        self.interval_seconds = 0.0  # since the last row of metrics, when the run was stopped
+        self.interval_seconds = 0.0  # between the last row of metrics and the stop of a resumed run
         self.warned_of_collapse = False
         self.diagnostics: dict[str, float] = {}  # of the last validation
-        self.improved = False  # validation has found a new best that is not saved yet
+        self.improved = False  # the last validation is the best, and not saved yet
         self.stop = StopSignals()
         self.profile = profile if self.world.is_main else 0
-        self.is_new = False  # this made the folder, and nothing has come of it so far
+        self.is_new = False  # this process made the folder, and the folder has no result yet
         if folder is None:
             made = RunFolder.create(config).path if self.world.is_main else None
             folder = RunFolder(self.world.from_main(made))
@@ -160,22 +160,22 @@ class Trainer:
         trust: Trust = False,
         **options: Any,
     ) -> Trainer:
-        """The trainer of the run in folder ``run``, where its newest whole checkpoint left it.
+        """The trainer of the run in folder ``run``, in the state of its newest whole checkpoint.
 
         Args:
-            epochs: a new number of epochs in all, to train longer.
+            epochs: the new total number of epochs, to train longer.
             changes: new values of the configuration from here on, such as {"lr": 1e-4,
                 "optimizer.clip_norm": 1.0}. They are written to the run's config.yaml.
-            say: is given a line for each change, each difference between config.yaml and what the
-                checkpoint was trained with, and each checkpoint that is damaged and passed over.
-            trust: let the run's config.yaml name classes of any module, whose code is then run
-                (True, or the import paths that it may name); else those of torch, torchvision
-                and vae_fast alone.
-            options: ``train_data`` and ``val_data``, if the run was given them; ``profile``,
-                ``callbacks``.
+            say: receives a line for each change, each difference between config.yaml and the
+                checkpoint's configuration, and each damaged checkpoint that is skipped.
+            trust: which classes config.yaml may name; their code is run. False: classes of torch,
+                torchvision and vae_fast. True: any class. A collection of import paths: those as
+                well.
+            options: ``profile``, ``callbacks``, and ``train_data`` with ``val_data`` if the run was
+                started with them.
 
-        Raises ValueError for a change of what the checkpoints are of (the model, say), in
-        ``changes`` or in config.yaml.
+        Raises ValueError if ``changes`` or config.yaml change something that checkpoints depend on,
+        such as the model.
         """
         folder = RunFolder(run)
         config, asked = folder.config(trust), dict(changes or {})
@@ -183,7 +183,8 @@ class Trainer:
             asked["epochs"] = epochs
         lines = changes_to.apply(config, asked, str(run))
         if config.runner == "auto" and "runner" not in asked:
-            # A run from before configurations named it: it goes on to the same bits by these.
+            # Configurations of older runs name no runner. These runners give the same bits as they
+            # did.
             config.runner = "recorded" if config.capture else "eager"
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
@@ -200,7 +201,7 @@ class Trainer:
             before = saved.state.get("config")
             lines += changes_to.compare(before, config, asked, str(run))
             trainer.restore(saved, say)
-            if "runner" in asked:  # whatever has become of it before
+            if "runner" in asked:  # asked for again, even if it was refused before
                 trainer.step.refused.clear()
                 trainer.step.choose_runner()
                 trainer.keep_runner(must=True)
@@ -220,8 +221,8 @@ class Trainer:
     def fit(self) -> Result:
         """Train to the last step, validating after each epoch and at the end.
 
-        Raises Interrupted after SIGINT or SIGTERM, once everything is saved, and TrainingError
-        when too many steps in a row were not finite.
+        Raises Interrupted after SIGINT or SIGTERM, once everything is saved. Raises TrainingError
+        after too many consecutive steps that were not finite.
         """
         config, progress = self.config, self.progress
         with ExitStack() as stack:
@@ -241,7 +242,8 @@ class Trainer:
                     break
                 self.batches.set_epoch(epoch)
                 self.model.train()
-                shares = self.shares_left()  # kept: a pass that nobody holds loses its place
+                # Held: a pass that is garbage-collected loses its place in the epoch.
+                shares = self.shares_left()
                 for share in shares:
                     self.step(share, progress.step)
                     progress.step += 1
@@ -271,13 +273,14 @@ class Trainer:
             return self.result()
 
     def shares_left(self) -> Iterable[Share]:
-        """The epoch's batches from its place on; none where the run has ended within the epoch."""
+        """The epoch's remaining batches; none if the run has ended within the epoch."""
         if self.is_done() and self.progress.step % len(self.batches):
             return ()
         return self.world.shares(self.batches)
 
     def is_done(self) -> bool:
-        """Whether the run has come to its last step, or validation has got no better for long."""
+        """Whether the run has taken its last step, or validation has not improved for
+        ``early_stop`` epochs."""
         progress, patience = self.progress, self.config.early_stop
         return progress.step >= self.total_steps or 0 < patience <= progress.stale
 
@@ -301,7 +304,7 @@ class Trainer:
             self.warned_of_collapse = warning is not None
             if warning is not None:
                 self.display.say(warning)
-        # While beta rises the loss does too: the best is judged by the final beta.
+        # The loss rises with beta, so the best validation is judged at the final beta.
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
             step.schedule.validated(final)
@@ -312,7 +315,7 @@ class Trainer:
 
     @contextmanager
     def discarded_if_it_fails(self) -> Iterator[None]:
-        """A start that fails leaves no folder, which would then be taken for a run."""
+        """Remove the new folder if the start fails: it would be taken for a run."""
         try:
             yield
         except BaseException:
@@ -325,7 +328,7 @@ class Trainer:
     # --- what the loop calls ---------------------------------------------------------------------
 
     def log_training(self) -> None:
-        """Write a row for the steps since the last one; this is where the device is waited for."""
+        """Write a row for the steps since the last one. This waits for the device."""
         if self.step.meter.samples == 0:
             return
         self.tell_runner()
@@ -345,12 +348,12 @@ class Trainer:
             )
 
     def keep_runner(self, must: bool) -> None:
-        """Let the configuration name the runner that was chosen, for a resumed run to repeat it.
+        """Write the chosen runner into the configuration, so that a resumed run uses the same one.
 
-        Raises ValueError if another one was asked for and ``must`` be the one.
+        Raises ValueError if another runner was asked for and ``must`` is true.
         """
         config, step = self.config, self.step
-        if config.runner == "auto":  # in a copy: whoever gave it may use it again
+        if config.runner == "auto":  # a copy: the caller may use the configuration again
             self.config = step.config = replace(config, runner=step.runner.name)
         elif must and config.runner != step.runner.name:
             why = step.runner_is.partition("; ")[2]
@@ -361,7 +364,7 @@ class Trainer:
         self.said_of_runner = ""
 
     def tell_runner(self) -> None:
-        """Say who takes the steps, at the start and when another one has to."""
+        """Print which runner takes the steps, at the start and after a change."""
         if self.step.runner_is != self.said_of_runner:
             self.said_of_runner = self.step.runner_is
             self.display.say(self.step.runner_is)
@@ -394,7 +397,7 @@ class Trainer:
         return every_epoch or self.improved or self.is_done()
 
     def save(self) -> None:
-        """Checkpoint this step, as the best too if it is."""
+        """Write a checkpoint of this step, and point ``best`` at it if it is the best."""
         folder, state = self.folder.checkpoints, self.state()
         with self.clock_stopped():
             weights = self.model.state_dict()
@@ -409,19 +412,19 @@ class Trainer:
         self.improved = False
 
     def leave(self) -> NoReturn:
-        """Checkpoint and raise Interrupted."""
+        """Write a checkpoint and raise Interrupted."""
         self.save()
         raise Interrupted(self.stop.asked, self.progress.step, self.folder.path)
 
     @contextmanager
     def clock_stopped(self) -> Iterator[float]:
-        """What is done within doesn't count as time of training; gives the time it began at."""
+        """Leave the time of this block out of the training time; gives the time at its start."""
         began = time.perf_counter()
         yield began
         self.interval_began += time.perf_counter() - began
 
     def open_displays(self, stack: ExitStack) -> None:
-        """Progress and the callbacks, for the main rank to show rows and pictures on."""
+        """Start the progress display and the callbacks on the main rank."""
         done, is_main = self.progress.step, self.world.is_main
         self.display = stack.enter_context(MetricsDisplay(done, self.total_steps, visible=is_main))
         for callback in self.callbacks:
@@ -429,7 +432,7 @@ class Trainer:
             stack.push(partial(self.tell_end, callback))
 
     def tell_end(self, callback: Callback, _: Any, error: BaseException | None, __: Any) -> None:
-        """Tell it that training has ended, and by what."""
+        """Tell a callback that training has ended, with the exception that ended it, if any."""
         callback.on_end(self, error)
 
     def draw(self, prefix: str, curves: bool) -> list[Path]:
@@ -445,9 +448,9 @@ class Trainer:
         return paths
 
     def result(self) -> Result:
-        """The last validation, and the pictures, drawn now."""
+        """The result of the last validation, with the pictures, which this draws."""
         row = self.last_validation()
-        if row is None:  # whatever became of metrics.jsonl
+        if row is None:  # kept even if metrics.jsonl could not be written
             self.validate()
             row = self.last_validation()
         speed = self.progress.samples / self.progress.seconds
@@ -468,7 +471,7 @@ class Trainer:
     # --- checkpoints -----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything the next step depends on, but the weights."""
+        """Everything that the next step depends on, except the weights."""
         return {
             "config": changes_to.plain(self.config),
             "input_shape": list(self.model.input_shape),
@@ -483,17 +486,17 @@ class Trainer:
         }
 
     def start_again(self, say: Any = print) -> None:
-        """Say so, and begin metrics.jsonl anew."""
+        """Say that the run starts again, and start a new metrics.jsonl."""
         say("the run was stopped before its first checkpoint: it starts again")
-        # A run that has validated has had a checkpoint, which then is gone.
+        # A run that has validated had a checkpoint, so that checkpoint is missing.
         validated = self.last_validation() is not None
         self.folder.keep_metrics(0, to_be_written_again=not validated, say=say)
 
     def restore(self, saved: Checkpoint, say: Any = print) -> None:
-        """The inverse of ``state``: go on from ``saved``, and set aside what came after it.
+        """The inverse of ``state``: continue from ``saved``, and set aside what came after it.
 
         Args:
-            say: is given a line for each thing that is set aside.
+            say: receives a line for each thing that is set aside.
         """
         ranks, meter, rank = saved.state["ranks"], self.step.meter, self.world.rank
         try:
@@ -505,7 +508,9 @@ class Trainer:
             if len(ranks) == self.world.size:
                 rng.restore(ranks[rank]["rng"], self.device)
                 meter.load_state_dict(ranks[rank]["meter"])
-            else:  # other ranks than these: other noise; what all of them saw is the main one's
+            else:
+                # The number of ranks has changed: each draws new noise, and the main one has all
+                # ranks' sums.
                 rng.seed_rank(self.config.seed, rank, saved.state["reached"]["step"])
                 if self.world.is_main:
                     meter.load_state_dict(meter.of_all([saw["meter"] for saw in ranks]))
@@ -528,5 +533,5 @@ class Trainer:
     def has_best(self) -> bool:
         try:
             return checkpoint.pointed(self.folder.checkpoints, "best") is not None
-        except CheckpointError:  # which the next best replaces
+        except CheckpointError:  # the next best checkpoint replaces it
             return False

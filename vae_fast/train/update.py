@@ -1,4 +1,4 @@
-"""What makes a loss into an update of some parameters: backward, guard, optimizer."""
+"""From a loss to an update of parameters: backward, guard, optimizer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from vae_fast.train.sharded import shard_state
 
 
 class Update:
-    """Calling it with a loss changes ``parameters`` once, or skips the step; nothing waits.
+    """A call with a loss updates ``parameters`` once or skips the step, without waiting for the
+    device.
 
-    A model with several losses has one of these for each, over the parameters that the loss is to
-    change; they may overlap. Between calls no parameter has a gradient.
+    A model with several losses has one Update per loss, with the parameters that this loss trains.
+    Their parameters may overlap. Between calls no parameter has a gradient.
 
     Args:
-        config: its ``optimizer``, ``lr`` and ``precision`` are followed.
-        is_distributed: the ranks' losses differ and their gradients don't: decide by gradients
-            alone, which all ranks do alike.
-        alone: no other Update has any of the parameters, which then may be moved into one buffer.
+        config: only ``optimizer``, ``lr`` and ``precision`` are used.
+        is_distributed: skip steps by the gradients alone. Ranks have different losses and equal
+            gradients, so all ranks then decide alike.
+        alone: no other Update shares these parameters, so they may be moved into one buffer.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class Update:
         self.is_distributed = is_distributed
         self.scale = LossScale(device) if config.precision == "fp16" else None
         self.flat: FlatParameters | None = None
-        # DistributedDataParallel has gradients in buffers of its own.
+        # DistributedDataParallel keeps gradients in its own buffers.
         can_be_flat = FlatAdam.serves(self.optimizer) and FlatParameters.fits(self.parameters)
-        # There gradients of layers are written, not added: of a batch in parts, to those before.
+        # In the buffer, layers overwrite gradients. A batch taken in parts has to add them.
         can_be_flat = can_be_flat and config.accumulate == 1
         if alone and not is_distributed and can_be_flat:
             half = config.precision == "bf16" and device.type == "cpu"
@@ -56,14 +57,15 @@ class Update:
             self.optimizer = FlatAdam(self.flat, self.optimizer)
 
     def objective(self) -> using:
-        """To compute a loss in: layers find what the step has prepared for them."""
+        """Compute a loss within this block: layers then find the buffers that the step has
+        prepared."""
         return using(None if self.flat is None else self.flat.prepare())
 
     def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor | bool:
-        """Returns whether the step was skipped; on a GPU as a 0-d tensor there.
+        """Returns whether the step was skipped, on a GPU as a 0-d tensor.
 
         Args:
-            loss: 0-d, this process's, of the parameters' graph.
+            loss: this process's loss, 0-d, with the graph of the parameters.
             weight: what the loss is multiplied by before backward.
         """
         norm, skipped = self.take(loss, weight)
@@ -71,19 +73,20 @@ class Update:
         return skipped
 
     def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Any, Any]:
-        """The same, without remembering the outcome: the gradient's norm, and whether skipped."""
+        """The same without recording the outcome; returns the gradient's norm and whether the step
+        was skipped."""
         self.backward(loss, weight)
         return self.follow(loss)
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
-        """The first half of ``take``: the loss's gradients, where the second half looks."""
+        """The first half of ``take``: backward, with the gradients left for the second half."""
         weighted = loss if weight == 1.0 else loss * weight
         (weighted if self.scale is None else weighted * self.scale.value).backward()
         if self.flat is not None and not self.flat.collect():
             self._take_apart()
 
     def follow(self, loss: Tensor) -> tuple[Any, Any]:
-        """The second half: guard and optimizer, by the gradients as they are."""
+        """The second half of ``take``: guard and optimizer, with the present gradients."""
         scale = None if self.scale is None else self.scale.value
         seen = None if self.is_distributed else loss
         parameters = self.parameters if self.flat is None else [self.flat.whole]
@@ -110,12 +113,12 @@ class Update:
             self._take_apart()
         self.optimizer.load_state_dict(shard_state(state["optimizer"], self.parameters))
         self.guard.load_state_dict(state["guard"])
-        if self.scale is not None and "scale" in state:  # else it was another precision
+        if self.scale is not None and "scale" in state:  # a run that changed its precision has none
             self.scale.load_state_dict(state["scale"])
 
     def follow_arguments(self, names: Iterable[str]) -> None:
-        """Let the optimizer's arguments ``names`` be what the configuration says, not what was
-        loaded."""
+        """Set the optimizer's arguments ``names`` to the configuration's values instead of the
+        loaded ones."""
         for name in names:
             if name not in self.optimizer.defaults:
                 raise ValueError(f"optimizer.args.{name} can't change when a run goes on")
@@ -123,6 +126,7 @@ class Update:
                 group[name] = self._arguments[name]
 
     def _take_apart(self) -> None:
-        """Some parameters have no gradient, which is not a gradient of zero: torch's Adam leaves
-        those as they are, and counts the steps of each by itself."""
+        """Leave the flat buffer, because some parameter has no gradient. That differs from a
+        gradient of zero: torch's Adam skips such parameters and counts the steps of each
+        separately."""
         self.optimizer, self.flat = self.optimizer.apart(), None
