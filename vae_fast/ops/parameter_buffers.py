@@ -1,9 +1,9 @@
-"""Where a training step keeps its weights' casts and wants its gradients.
+"""The buffers in which a training step keeps its weights' casts and its gradients.
 
-The engine has all gradients in one buffer, and in bf16 all weights cast in another, so that the
-norm, the optimizer and the cast are one op each. Layers that know of this (``ops.mlp``) read a
-weight's cast and write a gradient's product where the engine wants it, which spares a copy of each;
-others needn't know.
+The engine keeps all gradients in one buffer, and in bf16 all cast weights in another, so that norm,
+optimizer and cast are one op each. Layers that support this (``ops.mlp``) read a weight's cast and
+write its gradient directly into these buffers, which saves a copy of each. Gradients of other
+layers are copied.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class ParameterBuffers:
-    """For each parameter of a model, its cast and its gradient's place, where there are such.
+    """The cast and the gradient buffer of each parameter that has one.
 
     Args:
         gradients: of each parameter's shape and dtype.
@@ -25,37 +25,38 @@ class ParameterBuffers:
         self._free: dict[Tensor, Tensor] = {}
 
     def begin(self) -> None:
-        """Nothing of the last step's gradients is wanted any more."""
+        """Start a step: all gradient buffers are free again."""
         self._free = dict(self._gradients)
 
     def take(self, parameter: Tensor) -> Tensor | None:
-        """The place of the parameter's gradient for whoever asks first; None for all others.
+        """The parameter's gradient buffer for the first caller; None for all others.
 
-        A weight that is used twice has two gradients, which autograd adds up: two tensors.
+        A weight that is used twice has two gradients, and autograd adds them: they need two
+            tensors.
         """
-        place = self._free.pop(parameter, None)
-        # Another tensor of the same memory: autograd keeps what nobody else holds, and copies
-        # what somebody does.
-        return None if place is None else place.detach()
+        buffer = self._free.pop(parameter, None)
+        # A new tensor over the same memory: autograd keeps a gradient that nobody else holds, and
+        # copies others.
+        return None if buffer is None else buffer.detach()
 
 
 _current: ParameterBuffers | None = None
 
 
 def current() -> ParameterBuffers | None:
-    """The places of the step under way, if any."""
+    """The buffers of the current step, if any."""
     return _current
 
 
 class using:
     """``current()`` within a ``with`` block."""
 
-    def __init__(self, places: ParameterBuffers | None) -> None:
-        self._places = places
+    def __init__(self, buffers: ParameterBuffers | None) -> None:
+        self._buffers = buffers
 
     def __enter__(self) -> None:
         global _current
-        self._before, _current = _current, self._places
+        self._before, _current = _current, self._buffers
 
     def __exit__(self, *error: object) -> None:
         global _current

@@ -1,9 +1,8 @@
-"""A step captured once in a CUDA graph, and replayed: one launch in place of a hundred.
+"""A step captured once in a CUDA graph and replayed: one launch instead of a hundred.
 
-The graph is of fixed memory. A batch is copied to where the captured one was; weights, optimizer,
-metrics and what schedules say are changed in place, which is how all of ``Step.take`` works; noise
-comes from torch's generator, whose state a replay advances. So captured steps and eager ones give
-the same numbers.
+The graph's memory is fixed. Each batch is copied to the captured batch's memory. ``Step.take``
+changes weights, optimizer state, metrics and schedule values in place. Noise comes from torch's
+generator, whose state a replay advances. So captured and eager steps give the same numbers.
 """
 
 from __future__ import annotations
@@ -22,51 +21,51 @@ from vae_fast.train.python_snapshot import PythonSnapshot
 
 Take = Callable[[Share], tuple[Tensor, ...]]
 
-# Steps taken eagerly before the capture, in which libraries make their plans and workspaces.
+# Eager steps before the capture, in which libraries create their plans and workspaces.
 WARM_UP = 3
 
 
 class Graph(Protocol):
-    """What is needed of a CUDA graph.
+    """The operations of a CUDA graph that ``CapturedStep`` needs.
 
-    ``waited``: whether the latest work of ``warm_up`` waited for the device somewhere.
+    ``waited``: whether the work of the last ``warm_up`` waited for the device.
     """
 
     waited: bool
 
     def warm_up(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Do the work, as the capture will find it."""
+        """Do the work in the same conditions as the capture."""
 
     def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Record the work without doing it; returns the tensors that replays will write to."""
+        """Record the work without doing it. Returns the tensors that replays write to."""
 
     def replay(self) -> None:
         """Do the recorded work."""
 
 
 class CapturedStep:
-    """Takes steps as ``take`` does, by a graph of the first batch's shapes.
+    """Takes the steps of ``take`` by a graph for the first batch's shapes.
 
-    A batch of other shapes, as an epoch's last may be, is taken eagerly, which is said once; and
-    so are all steps, which is said too, if they leave something in the model's Python, such as a
-    counter of its own, or read a value back from the device.
+    A batch of another shape, such as an epoch's last, is taken eagerly, with one warning. All steps
+    are taken eagerly, with a warning, if a step changes Python state of the model, such as a
+    counter, or reads a value back from the device.
 
     Args:
-        take: a step on tensors of the device alone: it reads no value back, and what differs
-            from step to step it reads from tensors that stay where they are. What it returns is
-            of the step's own; here it is returned as copies.
-        graph: not captured yet.
-        model: whose modules a step may leave something in.
+        take: a step on the device's tensors alone. It reads no value back, and it reads all that
+            differs between steps from tensors at fixed addresses. This returns copies of what it
+            returns.
+        graph: a new graph.
+        model: its modules are checked for Python state that a step changes.
     """
 
     def __init__(self, take: Take, graph: Graph, model: nn.Module | None = None) -> None:
         self.name = "graph"
-        self.why_not = ""  # nothing is captured, and why
+        self.why_not = ""  # why steps are not captured; "" if they are
         self._take = take
         self._graph = graph
         self._model = model
         self._warmed = 0
-        self._batch: Share | None = None  # the memory that the graph reads its batch from
+        self._batch: Share | None = None  # the memory from which the graph reads its batch
         self._outputs: tuple[Tensor, ...] = ()
         self._said = False
 
@@ -91,7 +90,7 @@ class CapturedStep:
         if not self.is_captured:
             self._outputs = self._graph.capture(lambda: self._take(self._batch))
         self._graph.replay()
-        # The next replay writes to the same memory.
+        # Copies, because the next replay writes to the same memory.
         return tuple(output.clone() for output in self._outputs)
 
     def _warm_up(self, share: Share) -> tuple[Tensor, ...]:
@@ -127,10 +126,10 @@ class CapturedStep:
 
 
 class CudaGraph:
-    """torch's CUDA graph, with the side stream that a capture wants its work to be warm on."""
+    """torch's CUDA graph, with the side stream on which a capture needs its work warmed up."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device  # not the current one, where that is another
+        self._device = device  # may differ from the current device
         self.waited = False
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream()
@@ -149,7 +148,7 @@ class CudaGraph:
         return outputs
 
     def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        # The graph of a run that is over, freed by chance during a capture, would end it.
+        # Freeing the graph of an earlier run during a capture would end the capture.
         gc.collect()
         was_enabled = gc.isenabled()
         gc.disable()
@@ -175,7 +174,7 @@ class CudaGraph:
 
 @contextmanager
 def _watched() -> Iterator[list[str]]:
-    """What within waits for the GPU, in torch's words, once it is over."""
+    """After the block, the list holds torch's warnings about waiting for the GPU within it."""
     waits, mode = [], torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -1,7 +1,7 @@
-"""A model's parameters in one buffer and their gradients in another, and Adam over both.
+"""A model's parameters in one buffer, their gradients in another, and Adam over both.
 
-A small model's step is bound by the number of ops: the norm of eight gradients and eight updates
-cost more than the arithmetic in them. Over one buffer each is one op.
+The number of ops limits a small model's step: eight norms and eight updates cost more than their
+arithmetic. Over one buffer, norm and update are one op each.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from vae_fast.ops.parameter_buffers import ParameterBuffers
 
-# Elements up to which a model is flattened: beyond, ops are long, and a second copy of the
-# gradients (backward's own, and the buffer's) is memory that large models need for other things.
+# Elements up to which a model is flattened. In larger models each op takes long anyway, and the
+# second copy of the gradients (backward's and the buffer's) would cost too much memory.
 LIMIT = 1 << 24
-ALIGNED = 16  # elements: a cache line of float32, and more of anything wider
+ALIGNED = 16  # elements: a cache line of float32
 
 
 class FlatParameters:
-    """Moves parameters into one buffer: their ``data`` are views of it from then on.
+    """Moves parameters into one buffer, of which their ``data`` then are views.
 
     Attributes:
-        whole: all of them as one parameter, whose gradient is ``gradients``.
-        places: where layers that ask may put their gradients, and find casts.
+        whole: all of them as one parameter; its gradient is ``gradients``.
+        parameter_buffers: where layers find casts and may write gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], cast: torch.dtype | None = None) -> None:
@@ -50,7 +50,8 @@ class FlatParameters:
 
     @staticmethod
     def fits(parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether these can be flattened: few enough, dense, and of one dtype and device."""
+        """Whether these parameters can be flattened: few enough, dense, of one dtype and one
+        device."""
         return (
             0 < sum(p.numel() for p in parameters) <= LIMIT
             and len({(p.dtype, p.device) for p in parameters}) == 1
@@ -61,23 +62,23 @@ class FlatParameters:
         return torch.zeros_like(self.whole.data)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
-        """``buffer``'s part of each parameter, in the parameter's shape and layout."""
+        """Each parameter's part of ``buffer``, in the parameter's shape and layout."""
         return [
             buffer.as_strided(p.shape, p.stride(), begin)
             for p, begin in zip(self.parameters, self._begins, strict=True)
         ]
 
     def prepare(self) -> ParameterBuffers:
-        """For a forward pass: the parameters' casts as they are now, and all places free."""
+        """Prepare a forward pass: cast the parameters, and mark all gradient buffers as free."""
         self.parameter_buffers.begin()
         if self._cast is not None:
             self._cast.copy_(self.whole.data)
         return self.parameter_buffers
 
     def collect(self) -> bool:
-        """Bring what backward left in the parameters' ``grad`` into the buffer.
+        """Copy the gradients that backward left in the parameters' ``grad`` into the buffer.
 
-        False if some parameter has none: the buffer is then not to be used.
+        False if some parameter has no gradient: the buffer must not be used then.
         """
         elsewhere = []
         for i, p in enumerate(self.parameters):
@@ -93,7 +94,7 @@ class FlatParameters:
         return True
 
     def clear(self) -> None:
-        """Between steps no parameter has a gradient."""
+        """Remove all gradients: between steps no parameter has one."""
         for p in self.parameters:
             p.grad = None
 
@@ -103,9 +104,9 @@ def _is_dense(p: Tensor) -> bool:
 
 
 class FlatAdam:
-    """torch's fused Adam or AdamW over ``flat`` in one op, with the state of torch's own.
+    """torch's fused Adam or AdamW over ``flat`` in one op, with the state of torch's optimizer.
 
-    ``torch_optimizer`` holds that state, as views of buffers here, and the options; its own
+    ``torch_optimizer`` holds the options and the state, as views of this object's buffers. Its
     ``step`` is not called.
     """
 
@@ -128,7 +129,8 @@ class FlatAdam:
 
     @staticmethod
     def serves(torch_optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this can take the optimizer's steps: one group, fused, and nothing odd."""
+        """Whether this can replace the optimizer: one parameter group, fused, with supported
+        options."""
         return (
             type(torch_optimizer) in (torch.optim.Adam, torch.optim.AdamW)
             and len(torch_optimizer.param_groups) == 1
@@ -137,7 +139,7 @@ class FlatAdam:
         )
 
     def step(self) -> None:
-        """One step by ``flat``'s gradients; none where ``found_inf`` is 1."""
+        """One step with ``flat``'s gradients; no step if ``found_inf`` is 1."""
         group = self.param_groups[0]
         self._steps.add_(1)
         beta1, beta2 = group["betas"]
@@ -166,18 +168,19 @@ class FlatAdam:
         self.flat.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, where each parameter counts its own steps."""
+        """The state_dict of torch's optimizer, in which each parameter counts its own steps."""
         state = self.torch_optimizer.state_dict()
         own = {i: {**s, "step": s["step"].clone()} for i, s in state["state"].items()}
         return {**state, "state": own}
 
     def takes(self, state: dict[str, Any]) -> bool:
-        """Whether all parameters have taken as many steps in ``state``, as they do together."""
+        """Whether all parameters in ``state`` have taken the same number of steps, as they must
+        here."""
         found = [state["state"].get(i) for i in range(len(self.flat.parameters))]
         return len({None if f is None else float(f["step"]) for f in found}) == 1
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of this or of torch's optimizer, where ``takes`` allows it."""
+        """Load a state_dict of this or of torch's optimizer; ``takes`` must be true of it."""
         own = self.torch_optimizer
         own.load_state_dict(state)
         self.param_groups = own.param_groups
@@ -189,10 +192,11 @@ class FlatAdam:
         self._give_views()
 
     def apart(self) -> torch.optim.Optimizer:
-        """torch's optimizer, to go on with by itself, parameter by parameter."""
+        """torch's optimizer, to continue with parameter by parameter."""
         for state in self.torch_optimizer.state.values():
             state["step"] = self._steps.clone()
-        if self._steps.item() == 0:  # as a new one: state is made for parameters with gradients
+        # as in a new optimizer, which makes state for parameters with gradients
+        if self._steps.item() == 0:
             self.torch_optimizer.state.clear()
         return self.torch_optimizer
 

@@ -1,4 +1,5 @@
-"""What a model's Python remembers: one that counts its steps can't be replayed without counting."""
+"""A snapshot of a model's Python state: a model that counts its steps in Python cannot be
+replayed."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-DEPTH = 4  # of containers and objects within one another that are looked into
-MOST = 1000  # elements of a container that are looked at
+DEPTH = 4  # levels of nested containers and objects that are compared
+MOST = 1000  # elements of a container that are compared
 BYTES = 1 << 16  # of a NumPy array
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), itertools.count)
@@ -22,10 +23,10 @@ _INTERNAL = set(vars(nn.Module())) - {"training", *_HOLDERS}
 
 
 class PythonSnapshot:
-    """The attributes of a model's modules, and Python's and NumPy's generators, as they are now.
+    """The attributes of a model's modules, and Python's and NumPy's generators, at one moment.
 
-    Tensors are known by identity: what ops write to them is not Python's. Not seen are globals, what
-    functions enclose, and what lies deeper than ``DEPTH``.
+    Tensors are compared by identity, because ops may write to them. Globals, closures and what is
+    nested deeper than ``DEPTH`` are not compared.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
@@ -33,7 +34,7 @@ class PythonSnapshot:
         self._then = _state(model)
 
     def changed(self) -> str:
-        """What is not as it was, by name; empty if all is."""
+        """The name of something that has changed since; empty if nothing has."""
         now = _state(self._model)
         for name in {**self._then, **now}:
             if self._then.get(name) != now.get(name):
@@ -42,7 +43,7 @@ class PythonSnapshot:
 
 
 class _Same:
-    """An object, equal to itself alone; held, so that no other one gets its address."""
+    """An object that equals itself alone. It is held, so that no other object gets its address."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -66,15 +67,16 @@ def _state(model: nn.Module | None) -> dict[str, Any]:
 
 
 def _drawn(state: Any) -> tuple[Any, ...]:
-    """The state of one of NumPy's older generators."""
+    """The state of one of NumPy's legacy generators."""
     name, words, *rest = state
     return name, words.tobytes(), *rest
 
 
 def _frozen(value: Any, depth: int) -> Any:
-    """Something that will be equal to the same of ``value`` if it has not changed until then."""
+    """A value that compares equal to a later ``_frozen(value)`` exactly if ``value`` has not
+    changed."""
     if isinstance(value, _VALUES):
-        return type(value), repr(value)  # by which NaN is NaN, and 0.0 is not -0.0
+        return type(value), repr(value)  # as text NaN equals NaN, and 0.0 differs from -0.0
     if isinstance(value, _WHOLE) or depth == 0:
         return _Same(value)
     if isinstance(value, random.Random):

@@ -1,4 +1,4 @@
-"""When a piece of a step is recorded, when the recording is trusted, and when it is played."""
+"""The rules for recording a part of a step, trusting the recording, and playing it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vae_fast.train.tape import Tape, equal_bits, record
 
 Work = Callable[[], Sequence[Tensor]]
 
-WARM_UP = 2  # times that work is done before it is recorded
-KINDS = 8  # of work that are remembered: batches of other sizes, other weights of the KL
-ATTEMPTS = 3  # recordings that may differ from the one before, before it is left at that
+WARM_UP = 2  # times that the work is done before it is recorded
+KINDS = 8  # kinds of work that have a tape: batches of other sizes, other weights of the KL
+ATTEMPTS = 3  # differing recordings after which recording is given up
 
 
 @dataclass
 class _Kind:
-    """Work of one kind: how often it was done, its tape, and whether that may be played."""
+    """Work of one kind: how often it was done, its tape, and whether the tape may be played."""
 
     done: int = 0
     attempts: int = 0
@@ -30,20 +30,20 @@ class _Kind:
 
 
 class RecordedStep:
-    """Does work of a few kinds again and again, by a tape of it where that comes to the same.
+    """Repeats work of a few kinds, from a tape where that gives the same result.
 
-    A tape is trusted once a second recording has come to the same calls and playing it has given
-    the same bits as the work itself, from the same state; ``check`` records once more. Work that
-    decides by a tensor's value is not played, nor what Python does differently each time, nor what
-    leaves something in Python.
+    A tape is trusted once a second recording has the same calls, and playing it from the same state
+    has given the same bits as the work itself. ``check`` records and compares once more. Work is
+    not played if it branches on a tensor's value, if its calls differ each time, or if it changes
+    Python state.
 
     Args:
-        model: whose modules the work may leave something in.
+        model: its modules are checked for Python state that the work changes.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self._model = model
-        self.why_not = ""  # nothing is recorded any more, and why
+        self.why_not = ""  # why nothing is recorded any more; "" while it is
         self.played = 0
         self._kinds: dict[Hashable, _Kind] = {}
 
@@ -55,18 +55,19 @@ class RecordedStep:
         *,
         check: bool = False,
     ) -> Sequence[Tensor]:
-        """Do the work, or play it.
+        """Do the work, or play its tape.
 
         Args:
-            inputs: the tensors that differ from one time to the next.
-            kind: equal for work that comes to the same calls; the inputs' geometry is added.
-            check: the tape is to be compared with the work again.
+            inputs: the tensors that differ between calls.
+            kind: equal for work with the same calls; the inputs' geometry is part of it
+                automatically.
+            check: compare the tape with the work again.
         """
         if self.why_not:
             return work()
         kind = (kind, *(None if t is None else (t.shape, t.stride(), t.dtype) for t in inputs))
         state = self._kinds.pop(kind, None) or _Kind()
-        self._kinds[kind] = state  # the latest is the last
+        self._kinds[kind] = state  # the most recently used is the last
         if len(self._kinds) > KINDS:
             del self._kinds[next(iter(self._kinds))]
         if state.trusted and not check:
@@ -114,8 +115,8 @@ class RecordedStep:
 def _gives_the_same(
     tape: Tape, inputs: Sequence[Tensor | None], before: Memory, outputs: Sequence[Tensor]
 ) -> bool:
-    """Whether playing from the state ``before`` ends with these outputs and in the present state,
-    which it leaves as it is."""
+    """Whether playing from the state ``before`` gives these outputs and ends in the present state.
+    The present state is kept."""
     after = Memory(tape.outside())
     before.restore()
     try:
@@ -129,7 +130,7 @@ def _gives_the_same(
 
 
 class Memory:
-    """What tensors of the CPU hold, and torch's generator, as they are; to be put back later."""
+    """A copy of CPU tensors' contents and of torch's generator, to be restored later."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # Whole storages, as bytes: a tensor may be an expanded part of one.

@@ -1,10 +1,10 @@
-"""Work on the CPU recorded once, as the ops that it comes to, and played again without its Python.
+"""Record the ops of a piece of work on the CPU, and play them again without the model's Python.
 
-The CPU's counterpart of a CUDA graph: a small model's step spends as long in Python and autograd as
-in some of its products. What is played are the calls that reached the kernels, backward's too, on
-the same parameters and buffers, with the same numbers, in the same order: so with the same bits.
-What is made on the way is allocated anew each time, and freed after its last use; random ops draw
-from torch's generator as they did.
+This is the CPU's counterpart of a CUDA graph: a small model's step spends as long in Python and
+autograd as in some of its products. A tape holds the calls that reached the kernels, in forward and
+backward. It plays them on the same parameters and buffers, with the same numbers, in the same
+order, so the bits are the same. Intermediate tensors are allocated at each playing and freed after
+their last use. Random ops draw from torch's generator as before.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch.utils._pytree import tree_iter
 _aten = torch.ops.aten
 _as_strided = _aten.as_strided.default
 _ALIASES = {_aten.detach.default, _aten.alias.default}
-# Ops whose result has none of their inputs' values in it.
+# Ops whose result does not depend on their inputs' values.
 _MAKERS = {
     _aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default,
     _aten.ones.default, _aten.zeros.default, _aten.full.default, _aten.scalar_tensor.default,
 }  # fmt: skip
-# Ops that write to arguments, and whose schema does not say so.
+# Ops that write to arguments although their schema does not say so.
 _WRITERS = {_aten.native_batch_norm.default, _aten.batch_norm_update_stats.default}
 _RESIZERS = {_aten.resize_.default, _aten.resize_as_.default, _aten.set_.source_Tensor}
 
-# The same ops by torch's own functions, which cost less to call than ops of any schema.
+# torch's own functions for these ops: calling them costs less than calling an op by its schema.
 _SHORTER: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.view.default: Tensor.view, _aten.t.default: torch.t, _aten.copy_.default: Tensor.copy_,
     _aten.mm.default: torch.mm, _aten.mm.out: torch.mm, _aten.addmm.default: torch.addmm,
@@ -48,10 +48,10 @@ Geometry = tuple[Any, ...]
 
 @dataclass
 class _Call:
-    """One op. ``results`` are the names of the tensors it makes, None where it makes no new one;
-    ``parts``: what it returns as a tuple, the number of tensors of each list in it, and None for a
-    tensor; None if it returns one tensor. ``acts``: it writes to memory or draws random numbers, and
-    can't be left out."""
+    """One op. ``results``: the names of the tensors that it makes, None for one that is not new.
+    ``parts``: None if it returns one tensor; for a tuple, the number of tensors of each list in it,
+    and None for each tensor. ``acts``: it writes to memory or draws random numbers, so it must be
+    played."""
 
     op: Callable[..., Any]
     arguments: list[str]
@@ -62,7 +62,7 @@ class _Call:
 
     @property
     def target(self) -> str:
-        """The names as what Python assigns the op's result to."""
+        """The left side of the Python assignment of the op's result."""
         names = iter([name or "_" for name in self.results])
         if self.parts is None:
             return next(names)
@@ -75,10 +75,10 @@ class _Call:
 
 @dataclass
 class Tape:
-    """``play(*inputs)`` does what was recorded and returns what the work returned.
+    """``play(*inputs)`` repeats the recorded ops and returns what the work returned.
 
     Attributes:
-        constants: what ops are called with that is not made on the way, by name.
+        constants: the ops' arguments that no recorded op made, by name.
     """
 
     calls: list[_Call] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Tape:
     play: Callable[..., tuple[Tensor, ...]] = lambda *_: ()
 
     def finish(self) -> None:
-        """Leave out what nobody needs, and make ``play``."""
+        """Leave out ops whose results are not used, and compile ``play``."""
         needed, kept = set(self.outputs), []
         for call in reversed(self.calls):
             if call.acts or not needed.isdisjoint(call.results):
@@ -98,11 +98,11 @@ class Tape:
         self.play = _compiled(self)
 
     def outside(self) -> list[Tensor]:
-        """The memory that playing reads and writes beside its inputs."""
+        """The memory, other than inputs, that playing reads and writes."""
         return _tensors(list(self.constants.values()))
 
     def does_the_same_as(self, other: Tape) -> bool:
-        """Whether two recordings of the same work came to the same."""
+        """Whether two recordings of the same work have the same calls."""
         if len(self.calls) != len(other.calls) or self.outputs != other.outputs:
             return False
         return all(
@@ -114,16 +114,16 @@ class Tape:
 def record(
     work: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor | None]
 ) -> tuple[tuple[Tensor, ...], Tape | str]:
-    """Do the work and write it down.
+    """Do the work and record its ops.
 
     Args:
-        work: returns tensors. What differs from one time to the next it takes from ``inputs``, from
-            memory that stays where it is, and from torch's generator.
-        inputs: tensors that ``play`` will be given others for, of the same sizes and strides.
+        work: returns tensors. All that differs between calls comes from ``inputs``, from memory
+            that is not moved, or from torch's generator.
+        inputs: tensors that ``play`` replaces by others of the same sizes and strides.
 
     Returns:
-        (outputs, tape): what the work returned, and what can be played; or, in place of that, why
-        the work is more than its ops.
+        (outputs, tape): what the work returned, and the tape; instead of a tape, a sentence that
+        says why the ops alone do not repeat the work.
     """
     recorder = _Recorder(inputs)
     with recorder:
@@ -132,7 +132,7 @@ def record(
 
 
 class _NotRecordable(Exception):
-    """Playing the ops would not be the work."""
+    """The ops alone do not repeat the work."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -142,11 +142,12 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._tape = Tape()
         self._why_not = ""
-        # By storage: the tensors made on the way, by their geometry. Storages are held, so that
-        # none's address is used twice; tensors are not, since autograd looks who else holds them.
+        # For each storage, its intermediate tensors by geometry. Storages are held, so that no
+        # address is used twice. Tensors are not held, because autograd checks whether anyone else
+        # holds them.
         self._made: dict[int, dict[Geometry, str]] = {}
         self._held: list[Any] = []
-        self._unvarying: set[str] = set()  # tensors that have the same values at each playing
+        self._unvarying: set[str] = set()  # tensors with the same values at each playing
         self._outside: dict[Geometry, str] = {}
         self._count = 0
         for t in inputs:
@@ -164,7 +165,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._why_not:  # the work goes on all the same
+        if self._why_not:  # the work itself continues
             return op(*args, **kwargs)
         given, names = _tensors((args, kwargs)), []
         try:
@@ -179,7 +180,7 @@ class _Recorder(TorchDispatchMode):
                     self._write_down(op, args, kwargs, given, names, result)
                 elif torch.Tag.inplace_view not in op.tags or op in _RESIZERS:
                     raise _NotRecordable("a tensor's memory is changed for another")
-                # Else it is another view of its memory, and found as such.
+                # Otherwise it is another view of its memory, and is found as a view.
             except _NotRecordable as error:
                 self._why_not = f"{op}: {error}"
         return result
@@ -197,7 +198,7 @@ class _Recorder(TorchDispatchMode):
         if op._schema.is_mutable:
             self._forget_values(op._schema, args, kwargs)
         elif not acts and (op in _ALIASES or self._stays(made, storages)):
-            return  # found again by its geometry; or a view of memory that stays
+            return  # found by its geometry, or a view of memory that is not moved
         arguments = [self._render(a) for a in args]
         arguments += [f"{k}={self._render(v)}" for k, v in kwargs.items()]
         results = [None if self._has_name(r, storages) else self._make(r) for r in made]
@@ -209,12 +210,13 @@ class _Recorder(TorchDispatchMode):
         self._tape.calls.append(_Call(op, arguments, names, results, parts, acts))
 
     def _stays(self, made: Sequence[Tensor | None], given: set[int]) -> bool:
-        """Whether all are views of memory from outside."""
+        """Whether all are views of memory that the work did not allocate."""
         found = [_storage(r) for r in made if r is not None]
         return all(s in given and s not in self._made for s in found)
 
     def _has_name(self, t: Tensor | None, given: set[int]) -> bool:
-        """Whether it is nothing new: a tensor made before, or memory from outside."""
+        """Whether the tensor is known: made before, or a view of memory that the work did not
+        allocate."""
         if t is None:
             return True
         found = self._made.get(_storage(t))
@@ -229,7 +231,7 @@ class _Recorder(TorchDispatchMode):
                 self._unvarying.difference_update(self._made.get(_storage(t), {}).values())
 
     def _name_of(self, t: Tensor) -> str:
-        """The name of a tensor made on the way, or of one from outside, which it gets now."""
+        """The name of an intermediate tensor, or of one from outside, which gets a new name."""
         if type(t) not in (Tensor, torch.nn.Parameter) or t.layout != torch.strided:
             raise _NotRecordable(f"a {type(t).__name__} of layout {t.layout} is not a plain tensor")
         geometry, found = _geometry(t), self._made.get(_storage(t))
@@ -237,9 +239,9 @@ class _Recorder(TorchDispatchMode):
             if geometry not in self._outside:
                 self._outside[geometry] = self._constant(t.detach())  # a tensor of our own
             return self._outside[geometry]
-        if geometry not in found:  # autograd's own view, made without an op
+        if geometry not in found:  # a view that autograd made without an op
             base = next((name for key, name in found.items() if key[0] == t.dtype), None)
-            if base is None or base in self._tape.inputs:  # whose place in memory may differ
+            if base is None or base in self._tape.inputs:  # its place in memory may differ
                 raise _NotRecordable(f"a view of {t.dtype} comes from nowhere")
             view = [str(tuple(t.shape)), str(t.stride()), str(t.storage_offset())]
             self._tape.calls.append(
@@ -289,7 +291,7 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
             return False
-        # One memory, or a constant that Python makes anew each time.
+        # The same memory, or a constant that Python creates again each time.
         return a.data_ptr() == b.data_ptr() or equal_bits(a, b)
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
         return math.isnan(b)
@@ -302,7 +304,7 @@ def equal_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
-    """The tape as a Python function, which is the least that Python can make of it."""
+    """The tape as one generated Python function: the least overhead that Python allows."""
     last_use = {name: i for i, call in enumerate(tape.calls) for name in call.reads}
     inputs = [name or f"unused{i}" for i, name in enumerate(tape.inputs)]
     kept = {*tape.outputs, *inputs, *tape.constants}
