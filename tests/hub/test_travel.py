@@ -54,6 +54,66 @@ def test_a_folder_that_hugging_face_knows(run, tmp_path, capsys):
     assert json.loads((again / "config.json").read_text()) == config
 
 
+def test_push_and_pull_by_a_hub_on_this_machine(run, tmp_path, capsys, monkeypatch):
+    """What is uploaded, to whom and with whose token; and the model that comes back is the run's."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    from safetensors.torch import load
+
+    from tests.hub.endpoint import hub as local_hub
+
+    with local_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template[1] + template[2]
+        )
+        monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+        command = ["export", str(run), "--format", "pretrained", "--push", "me/digits"]
+        assert main([*command, "--out", str(tmp_path / "out")]) == 0
+        assert f"{server.url}/me/digits/commit/" in capsys.readouterr().out
+        assert server.created == [("me/digits", False)]
+        assert server.messages == ["Push model using huggingface_hub."]
+        tokens = {token for _, path, token in server.requests if "me/digits" in path}
+        assert tokens == {"Bearer hf_of_nobody"}
+        files = server.files["me/digits"]
+        assert files.keys() - {".gitattributes"} == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        }
+        for name in ("README.md", "config.json", "model.safetensors"):
+            assert files[name] == (tmp_path / "out" / name).read_bytes(), name
+        expected = load_model(run, "best", "cpu").model
+        weights = load(files["model.safetensors"])
+        for name, value in expected.state_dict().items():
+            assert torch.equal(weights[f"model.{name}"], value), name
+        config = json.loads(files["config.json"])
+        assert (config["model"], config["input_shape"]) == ("vae", [1, 8, 8])
+        assert config["model_args"]["latent_dim"] == 3
+        card = files["README.md"].decode()
+        for fact in ("| epochs | 1 |", "| step | 2 |", "| batch size | 32 |", "| seed | 0 |"):
+            assert fact in card
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        loss = next(row["loss"] for row in rows if row["split"] == "val")
+        assert f"| validation loss | {loss:.4f} |" in card
+
+        made = hub.pretrained_class().from_pretrained("me/digits", cache_dir=tmp_path / "cache")
+        x = torch.rand(4, 1, 8, 8)
+        assert all(map(torch.equal, made.encode(x), expected.encode(x)))
+
+        hub.pretrained(run).push_to_hub(
+            "us/more", private=True, commit_message="Two steps", token="hf_of_us"
+        )
+        assert server.created[-1] == ("us/more", True)
+        assert server.messages[-1] == "Two steps"
+        assert server.requests[-1][2] == "Bearer hf_of_us"
+        assert server.files["us/more"]["model.safetensors"] == files["model.safetensors"]
+
+        # A hub that refuses says why, and the command fails with that.
+        monkeypatch.setattr(constants, "ENDPOINT", server.url + "/nowhere")
+        assert main([*command, "--out", str(tmp_path / "again")]) != 0
+
+
 def test_a_folder_that_names_code_of_others_is_not_followed(run, tmp_path):
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     hub.pretrained(run).save_pretrained(tmp_path)

@@ -153,12 +153,11 @@ def pretrained(run: str | Path, which: str | int = "best", *, trust: Trust = Fal
 
 
 def _measured(run: Path, step: int) -> dict[str, float]:
-    """The last validation losses up to ``step``, out of metrics.jsonl."""
+    """The last validation's loss and its terms up to ``step``, out of metrics.jsonl."""
     found: dict[str, float] = {}
     path = run / "metrics.jsonl"
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if row.get("step", 0) <= step:
-                found |= {k: v for k, v in row.items() if k.startswith("val") and v is not None}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        if row.get("split") == "val" and row.get("step", 0) <= step:
+            found |= {f"validation {k}": row.get(k) for k in ("loss", "recon", "kl")}
     return {k: round(v, 4) for k, v in found.items() if isinstance(v, (int, float))}
