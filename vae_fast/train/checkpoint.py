@@ -1,16 +1,17 @@
-"""Checkpoints: written beside and renamed, tensors in safetensors, the rest in JSON, no pickle.
+"""Checkpoints: written to a temporary folder and renamed; tensors in safetensors, the rest in JSON,
+no pickle.
 
 ::
 
     checkpoints/00000790/model.safetensors      the model's state_dict
-    checkpoints/00000790/training.safetensors   every other tensor the next step depends on
+    checkpoints/00000790/training.safetensors   every other tensor that the next step depends on
     checkpoints/00000790/shards/                of both, what ranks hold in parts, a file of each rank
     checkpoints/00000790/state.json             everything else, sizes and checksums (``manifest``)
     checkpoints/last, checkpoints/best          pointers: files with the name of a folder
     checkpoints/set-aside-00000800              what could not be used, and is never removed
 
-A folder with a step's name is whole: it got the name after its files were on the disk. ``keeping``
-has the rules by which old ones go.
+A folder named by a step is whole: it gets this name after its files are on the disk. ``keeping``
+has the rules for removing old checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _LARGEST = 1 << 62  # bytes of a file of tensors
 
 
 class Checkpoint(NamedTuple):
-    """What ``load`` returns: the model's state_dict, and the tree that ``save`` was given."""
+    """The result of ``load``: the model's state_dict, and the tree that was passed to ``save``."""
 
     weights: dict[str, torch.Tensor]
     state: dict[str, Any]
@@ -69,18 +70,18 @@ def save(
     """Write the checkpoint of ``step`` under ``parent`` and point ``last`` at it.
 
     Args:
-        parent: made if it is missing, in a folder that exists.
+        parent: created if missing; its own parent must exist.
         weights: a state_dict.
         state: a tree of dicts, lists, tuples, tensors, strings, numbers, bools and None.
-        world: Collective: call on every rank. The main one writes; of sharded tensors, in
-            ``weights`` or ``state``, every rank writes its part.
-        say: is given a line for each thing that is in the way and set aside.
+        world: Collective: call on every rank. The main rank writes; every rank writes its part of
+            sharded tensors in ``weights`` and ``state``.
+        say: receives a line for each file or folder that is in the way and set aside.
 
     Returns:
-        The folder, which exists whole or, if this raises, not at all.
+        The folder. It is whole; if this raises, it does not exist.
 
     Raises:
-        OSError: it can't be written, on all ranks alike. The checkpoints before are as they were.
+        OSError: it cannot be written; all ranks raise it. Earlier checkpoints are unchanged.
     """
     folder, beside = parent / f"{step:08d}", parent / f".writing-{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
@@ -117,7 +118,7 @@ def save(
         world.on_main(finish)
     except BaseException as error:
         if world.is_main and begun:
-            shutil.rmtree(beside, ignore_errors=True)  # which this very call has made
+            shutil.rmtree(beside, ignore_errors=True)  # made by this call
         if isinstance(error, OSError):
             raise OSError(
                 error.errno,
@@ -135,12 +136,12 @@ def load(
     mesh: Any = None,
     check: Callable[[dict[str, Any]], object] = lambda state: None,
 ) -> Checkpoint:
-    """Read a checkpoint, or what a pointer leads to, to the CPU.
+    """Read a checkpoint, or the one that a pointer names, to the CPU.
 
     Args:
-        world: Collective: call on every rank. All of them get the error that one has.
-        mesh: the device mesh over which to shard what was saved sharded; None reads it whole.
-        check: is given the state, and raises CheckpointError if it can't be that of a run.
+        world: Collective: call on every rank. If one has an error, all raise it.
+        mesh: the device mesh over which to shard what was saved sharded; None reads whole tensors.
+        check: called with the state; raises CheckpointError if it cannot be a run's state.
 
     Raises:
         CheckpointError: it is truncated, damaged, not ours, or of another version.
@@ -165,7 +166,7 @@ def load(
         except Exception as error:  # noqa: BLE001 (their checksums fit: they were not ours)
             problem = f"{folder / SHARDS} is damaged: {error}"
     for name, tensor in shards.items():
-        # What tree named begins with a slash; no weight's name does.
+        # Names made by tree begin with a slash; no weight's name does.
         (tensors if name.startswith("/") else weights)[name] = tensor
     state: dict[str, Any] = {}
     try:
@@ -194,7 +195,7 @@ def _pointed(pointer: Path) -> Path:
 
 
 def _tensors(folder: Path, name: str, content: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What a safetensors file holds, if size and checksum are those in state.json."""
+    """The tensors of a safetensors file, if its size and checksum match state.json."""
     path = folder / name
     data = manifest.read_bytes(path, at_most=_LARGEST, exactly=content["bytes"].get(name))
     _check(path, zlib.crc32(data), content["crc32"][name])
@@ -205,7 +206,7 @@ def _tensors(folder: Path, name: str, content: dict[str, Any]) -> dict[str, torc
 
 
 def _check_shards(folder: Path, content: dict[str, Any], world: World) -> None:
-    """Compare the shards' checksums, of those that fall to this rank."""
+    """Compare the checksums of the shards assigned to this rank."""
     expected = {k: v for k, v in content["crc32"].items() if k.startswith(SHARDS)}
     for name in expected:
         if not (folder / name).is_file():
@@ -229,9 +230,9 @@ def load_newest(
     mesh: Any = None,
     check: Callable[[dict[str, Any]], object] = lambda state: None,
 ) -> Checkpoint | None:
-    """The newest checkpoint under ``parent`` that can be used, None if there never was one.
+    """The newest usable checkpoint under ``parent``; None if there never was one.
 
-    Damaged ones are passed over, said aloud; if all are, CheckpointError.
+    Damaged ones are skipped with a warning. If all are damaged, raises CheckpointError.
     """
 
     def find() -> list[Path]:

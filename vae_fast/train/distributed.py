@@ -1,9 +1,9 @@
-"""One process or many: who this is, its share of a batch, and sums over all.
+"""One process or many: this process's rank, its share of a batch, and sums over all ranks.
 
-Processes are started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. The batch size is
-the global one: every rank takes its part of each batch, and a rank's gradient is weighted so that
-the mean over ranks, which DistributedDataParallel and FSDP2 take, is the mean over the whole batch,
-even an uneven one.
+torchrun starts the processes and sets RANK, WORLD_SIZE and LOCAL_RANK. The batch size is global:
+each rank takes its part of every batch. DistributedDataParallel and FSDP2 take the mean of the
+ranks' gradients, so each rank's loss is weighted to make this the mean over the whole batch, also
+for an uneven batch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
 
-# On GPUs, gloo beside NCCL: what ranks agree on in between goes from host to host, and waits for no
+# On GPUs, gloo beside NCCL: what ranks agree on between steps goes from host to host, and waits for
+# no
 # device.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 class Share(NamedTuple):
-    """A rank's part of a batch; its loss is to be multiplied by ``weight`` before backward."""
+    """A rank's part of a batch. Multiply its loss by ``weight`` before backward."""
 
     images: Tensor
     labels: Tensor | None
@@ -37,11 +38,13 @@ class Share(NamedTuple):
 
 
 class RankFailed(RuntimeError):
-    """Another process of the run failed, so this one can't go on; the message has its reason."""
+    """Another process of the run failed, so this one cannot continue. The message has the
+    reason."""
 
 
 class World:
-    """The processes that train together: ``rank`` of ``size``; by itself, 0 of 1."""
+    """The processes that train together: this is rank ``rank`` of ``size``, 0 of 1 for a single
+    process."""
 
     def __init__(self, size: int | None = None) -> None:
         self.size = _from_environment("WORLD_SIZE", 1, default=1) if size is None else size
@@ -50,11 +53,11 @@ class World:
             self.rank = _from_environment("RANK", 0, self.size - 1)
             self.local_rank = _from_environment("LOCAL_RANK", 0, self.size - 1, default=0)
         self.is_main = self.rank == 0
-        self._board: Any = None  # where a rank that fails writes why
+        self._board: Any = None  # where a failing rank writes its reason
         self.is_distributed = self.size > 1
 
     def join(self, device: torch.device) -> torch.device:
-        """Meet the other processes; returns the device of this one."""
+        """Join the other processes; returns this process's device."""
         if not self.is_distributed:
             return device
         if device.type == "cuda":
@@ -87,11 +90,12 @@ class World:
         *,
         every_parameter: bool = True,
     ) -> nn.Module:
-        """The model with its gradients averaged over ranks, as ``config.distributed`` says: every
-        rank has all of it, or a part (then ``model`` itself is changed); its forward is its loss.
+        """Wrap the model so that gradients are averaged over ranks. ``config.distributed`` decides:
+        ddp keeps all of the model on every rank; fsdp keeps a part, and changes ``model`` itself.
+        The wrapped model's forward computes the loss.
 
         Args:
-            every_parameter: every call's loss has a gradient for every parameter.
+            every_parameter: whether every call's loss gives every parameter a gradient.
         """
         if not self.is_distributed:
             return model
@@ -116,7 +120,7 @@ class World:
         return Batches(data, size, rank=self.rank, world_size=self.size, **options)
 
     def shares(self, batches: Batches) -> Iterator[Share]:
-        """A pass over ``batches``, each with the weight of this rank's part of it."""
+        """A pass over ``batches``, with the weight of this rank's part of each batch."""
         for images, labels in batches:
             weight = 1.0
             if self.is_distributed:
@@ -126,7 +130,8 @@ class World:
             yield Share(images, labels, weight)
 
     def joined(self, share: Share) -> AbstractContextManager:
-        """What a model defines on a batch's mean is of all ranks' shares together within."""
+        """Within the block, means over a batch that a model takes are means over all ranks'
+        shares."""
         if not self.is_distributed:
             return nullcontext()
         return batch_joined_by(
@@ -138,7 +143,7 @@ class World:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks; every rank has to ask."""
+        """The sum over ranks. Collective: call on every rank."""
         if self.is_distributed:
             dist.all_reduce(values)
         return values
@@ -150,7 +155,8 @@ class World:
         return value
 
     def most(self, *values: float) -> list[float]:
-        """The largest of the ranks' values, each; every rank has to ask. No device is waited for."""
+        """The largest of the ranks' values, elementwise. Collective: call on every rank. Waits for
+        no device."""
         if not self.is_distributed:
             return list(values)
         largest = torch.tensor(values, dtype=torch.float64)
@@ -158,7 +164,7 @@ class World:
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The ranks' values in their order; every rank has to ask."""
+        """The ranks' values in rank order. Collective: call on every rank."""
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * self.size
@@ -166,7 +172,7 @@ class World:
         return values
 
     def from_main(self, value: Any) -> Any:
-        """The main rank's value; every rank has to ask, and waits for the main one."""
+        """The main rank's value. Collective: call on every rank; each waits for the main one."""
         if not self.is_distributed:
             return value
         box = [value]
@@ -174,7 +180,8 @@ class World:
         return box[0]
 
     def on_main(self, do: Callable[[], Any]) -> Any:
-        """What ``do`` gives on the main rank; every rank has to ask, and fails if it fails."""
+        """The result of ``do`` on the main rank. Collective: call on every rank; if it fails, all
+        ranks fail."""
         if not self.is_distributed:
             return do()
         value = error = None
@@ -192,10 +199,10 @@ class World:
 
     @contextmanager
     def together(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Within, a rank that fails tells the others why, and they fail with its reason.
+        """Within the block, a failing rank sends its reason to the others, and they fail with it.
 
-        They would else learn no more than that a connection is closed. ``but`` are exceptions that
-        all ranks raise alike.
+        Otherwise they would learn only that a connection was closed. ``but``: exceptions that all
+        ranks raise together.
         """
         try:
             yield
@@ -204,12 +211,12 @@ class World:
         except Exception as error:
             if self._board is None or isinstance(error, RankFailed):
                 raise
-            # The first to fail has the reason; its exit is what makes the others fail.
+            # The first rank to fail has the reason. The others fail because it exits.
             reason = f"rank {self.rank} failed: {reason_of(error)}"
             lost = any(word in str(error) for word in ("Connection", "gloo", "NCCL"))
             try:
                 first = self._board.compare_set("failed", "", "" if lost else reason).decode()
-            except RuntimeError:  # the board went with the rank that had it
+            except RuntimeError:  # the store ended with the rank that hosted it
                 first = ""
             if first == reason or not (lost or first):
                 raise
@@ -242,7 +249,7 @@ def _not_set(name: str) -> ValueError:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception in a line, with its kind where the text alone would not say."""
+    """An exception in one line, with its type if the text alone is not clear."""
     text = str(error)
     return text if isinstance(error, (ValueError, OSError)) and text else repr(error)
 

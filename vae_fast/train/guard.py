@@ -1,8 +1,8 @@
-"""What stands between backward and the optimizer: clipping, and steps that must not be taken.
+"""Between backward and the optimizer: gradient clipping, and skipping of bad steps.
 
-On a GPU all is decided there: a fused optimizer is handed the decision as the tensors that torch's
-gradient scaler also uses, ``found_inf`` and ``grad_scale``, so that nothing waits; for another
-optimizer the host reads it. On the CPU, where nothing has to be waited for, it is Python's numbers.
+On a GPU the decision is made on the device. A fused optimizer receives it as ``found_inf`` and
+``grad_scale``, the tensors that torch's gradient scaler uses, so the host does not wait. For
+another optimizer the host reads the decision. On the CPU the decision is a Python number.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ if "cpu" in _libraries:
     from vae_fast.ops.norm import euclidean_norm
 
 SETTLING = 50  # steps before the mean of norms is trusted
-MOMENTUM = 0.98  # of the running mean of norms
+MOMENTUM = 0.98  # decay of the running mean of norms
 LARGEST = torch.finfo(torch.float32).max
 
 
 class Guard:
-    """Skips steps that are not finite, or whose gradient's norm is far above the usual.
+    """Skips steps that are not finite, or whose gradient norm is far above the running mean.
 
-    A step skipped for its norm alone can't be skipped for ever: after ``patience`` in a row the
-    next one is taken. Steps that are not finite are counted, for the trainer to stop at a limit.
+    After ``patience`` consecutive steps skipped for their norm alone, the next one is taken. Steps
+    that are not finite are counted, and the trainer stops at a limit.
     """
 
     def __init__(self, config: OptimizerConfig, device: torch.device) -> None:
         self.config = config
-        self.decides_on_device = device.type != "cpu"  # on the CPU there is nothing to wait for
+        self.decides_on_device = device.type != "cpu"  # on the CPU, reading a value does not wait
         self.skipped_in_all = 0
         self.not_finite_in_row = 0  # as of the last read
-        self.longest_not_finite = 0  # the longest such row that the last read saw
+        self.longest_not_finite = 0  # the longest such series in the last read
         self._largest = torch.tensor(LARGEST, device=device)
-        # Since the last read: norms, NaN where the loss was not finite, and whether skipped.
+        # Since the last read: each step's norm (NaN if the loss was not finite) and whether it was
+        # skipped.
         self._norms: list[Tensor | float] = []
         self._skips: list[Tensor | bool] = []
-        # Of the adaptive threshold: mean of norms, steps taken, steps skipped in a row.
+        # State of the adaptive threshold: mean of norms, steps taken, consecutive skipped steps.
         self._usual = torch.zeros(3, device=device)
 
     @torch.no_grad()
@@ -62,16 +63,16 @@ class Guard:
         loss: Tensor | None,
         loss_scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | tuple[float, bool]:
-        """Take the optimizer's step, or skip it, without remembering for ``read`` what was done.
+        """Take the optimizer's step, or skip it, without recording the outcome for ``read``.
 
         Args:
-            parameters: whose gradients are looked at.
-            loss: looked at too; None to look at gradients alone.
-            loss_scale: what the loss was multiplied by before backward.
+            parameters: their gradients are examined.
+            loss: examined too; None examines the gradients alone.
+            loss_scale: the loss's factor before backward.
 
         Returns:
-            (norm, skipped): the gradient's norm, NaN where the loss was not finite, and whether
-            the step was skipped; 0-d tensors on a GPU.
+            (norm, skipped): the gradient's norm, NaN if the loss was not finite, and whether the
+            step was skipped; 0-d tensors on a GPU.
         """
         norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
         if loss_scale is not None:
@@ -85,7 +86,7 @@ class Guard:
         self, optimizer: Any, norm: Tensor, loss: Tensor | None, loss_scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if loss is not None:
-            # 0 * loss is NaN for a loss that is not finite, and NaN is not below any limit.
+            # 0 * loss is NaN if the loss is not finite, and NaN is below no limit.
             norm = torch.add(norm, loss, alpha=0)
         limit = self._limit() if self.config.skip_above > 0 else self._largest
         skipped = (norm <= limit).logical_not_()
@@ -107,16 +108,16 @@ class Guard:
         return value, skipped
 
     def limit(self) -> float:
-        """The norm above which this step is skipped, for a step that decides on the host."""
+        """The norm above which this step is skipped, for runners that decide on the host."""
         return self._limit().item() if self.config.skip_above > 0 else LARGEST
 
     def learn(self, norm: Tensor | float, skipped: bool) -> None:
-        """Follow the norm of a step that was taken, or skipped, on the host."""
+        """Update the threshold by the norm of a step that was taken or skipped, on the host."""
         if self.config.skip_above > 0:
             self._learn(torch.as_tensor(norm, dtype=torch.float32), torch.tensor(skipped))
 
     def _scale(self, norm: Tensor, loss_scale: Tensor | None) -> Tensor | None:
-        """What gradients are to be divided by, if by anything."""
+        """The divisor of the gradients, or None."""
         clip = self.config.clip_norm
         scale = (norm / clip).clamp_min_(1.0) if clip > 0 else None
         if loss_scale is None:
@@ -124,12 +125,13 @@ class Guard:
         return loss_scale if scale is None else scale * loss_scale
 
     def record(self, norm: Tensor | float, skipped: Tensor | bool) -> None:
-        """Remember what ``take`` returned, until it is read."""
+        """Record what ``take`` returned, until ``read``."""
         self._norms.append(norm)
         self._skips.append(skipped)
 
     def read(self) -> dict[str, float | None]:
-        """Mean norm of the steps taken since the last read, and steps skipped in all.
+        """The mean norm of the steps taken since the last read, and the number of all skipped
+        steps.
 
         This waits for the device.
         """
@@ -169,7 +171,7 @@ class Guard:
         return torch.where(active, self.config.skip_above * mean, self._largest)
 
     def _learn(self, norm: Tensor, skipped: Tensor) -> None:
-        """Follow the norms of the steps taken: their plain mean first, then an exponential one."""
+        """Update the mean of norms: first a plain mean, then an exponential moving average."""
         mean, taken, in_row = self._usual.unbind()
         in_row.add_(1).mul_(skipped)
         taken.add_(~skipped)
@@ -194,14 +196,15 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _numbers(values: Sequence[Tensor | float | bool]) -> list[float | bool]:
-    """Values of any kind and device, read at once where they are tensors of one."""
+    """Values as Python numbers; tensors of one device are read in one transfer."""
     if values and all(isinstance(v, Tensor) and v.device == values[0].device for v in values):
         return torch.stack(list(values)).tolist()
     return [v.item() if isinstance(v, Tensor) else v for v in values]
 
 
 def _step(optimizer: Any, skipped: Tensor | None, scale: Tensor | None, *, on_device: bool) -> None:
-    """The optimizer's step, by gradients divided by ``scale``, unless it is ``skipped``."""
+    """Take the optimizer's step with the gradients divided by ``scale``, unless it is
+    ``skipped``."""
     fused = bool(optimizer.defaults.get("fused"))
     if fused and on_device:
         optimizer.found_inf = skipped.float()

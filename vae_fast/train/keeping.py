@@ -1,8 +1,9 @@
-"""Which checkpoints stay. Nothing is removed that was not proved superseded.
+"""Which checkpoints are kept. A checkpoint is removed only if a newer one has proved to supersede
+it.
 
-Removed is only what this program wrote, which its state.json tells and no name does, and only once
-a whole checkpoint of the same or a later step is there. Anything else that is in the way is set
-aside, under a name that says so.
+Only folders that this program wrote are removed, judged by their state.json and not by their name,
+and only once a whole checkpoint of the same or a later step exists. Anything else that is in the
+way is renamed to ``set-aside-...``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, Checkpoint
 
 _STEP = re.compile(r"\d{8}|[1-9]\d{8,17}", re.ASCII)
 _TEMPORARY = re.compile(r"\.(?:writing|removing)-(?:\d{8}|[1-9]\d{8,17})", re.ASCII)
-_OLD = ".writing-old-"  # before the name of a checkpoint while one of its step takes its place
+# prefix of an old checkpoint while a new one of the same step takes its place
+_OLD = ".writing-old-"
 
 
 def step_folders(parent: Path) -> list[Path]:
-    """Folders of checkpoints, whole or damaged, oldest step first.
+    """The checkpoint folders, whole or damaged, by ascending step.
 
-    A folder of that kind of name that has none of a checkpoint's files is somebody else's.
+    A folder with such a name and none of a checkpoint's files is not ours, and is left out.
     """
     try:
         names = os.listdir(parent)
@@ -43,16 +45,16 @@ def _may_be_a_checkpoint(folder: Path) -> bool:
             return True
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError:  # what can't be looked into may be one
+        except OSError:  # a folder that cannot be read may be one
             return True
     return False
 
 
 def pointed(parent: Path, name: str) -> Path | None:
-    """The folder that the pointer ``name`` (best, last) leads to; None if there is no such folder.
+    """The folder that the pointer ``name`` (best, last) names; None if there is no such folder.
 
-    Pointers are files with a folder's name. Links, which they were once, and folders, which a copy
-    of a run may have made of those links, are read as well.
+    A pointer is a file that contains a folder's name. Older versions wrote links, and copying a run
+    may turn links into folders; both are read as well.
     """
     path = parent / name
     try:
@@ -72,7 +74,7 @@ def pointed(parent: Path, name: str) -> Path | None:
 
 
 def point(parent: Path, name: str, folder: Path, say: Say = warn) -> None:
-    """Make the pointer ``name`` under ``parent`` lead to ``folder``, at once."""
+    """Atomically set the pointer ``name`` under ``parent`` to ``folder``."""
     pointer = parent / name
     if pointer.is_dir() and not pointer.is_symlink():
         set_aside(pointer, "is a folder where a pointer belongs", say)
@@ -83,7 +85,7 @@ def point(parent: Path, name: str, folder: Path, say: Say = warn) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Give a checkpoint back its name, if a kill came while another was to take its place."""
+    """Restore a checkpoint's name if the process was killed while a new one took its place."""
     for old in parent.glob(f"{_OLD}*"):
         place = parent / old.name.removeprefix(_OLD)
         if _STEP.fullmatch(place.name) and not os.path.lexists(place) and not old.is_symlink():
@@ -91,7 +93,7 @@ def recover(parent: Path) -> None:
 
 
 def sweep(parent: Path, say: Say = warn) -> None:
-    """Remove what kills have left half-written or half-removed."""
+    """Remove folders that a killed process left half-written or half-removed."""
     recover(parent)
     for left in sorted(parent.glob(".*")):
         if (
@@ -105,14 +107,14 @@ def sweep(parent: Path, say: Say = warn) -> None:
 
 
 def take_place(new: Path, folder: Path, say: Say = warn) -> None:
-    """Rename ``new`` to ``folder``, which may exist: then it is superseded, or set aside."""
+    """Rename ``new`` to ``folder``. An existing ``folder`` is superseded or set aside."""
     if not os.path.lexists(folder):
         os.rename(new, folder)
     elif not _is_superseded(folder, folder.name):
         set_aside(folder, "is in the place of a new checkpoint and not ours to replace", say)
         os.rename(new, folder)
     else:
-        # A folder can't be replaced at once. One that is whole is kept until the new one is there.
+        # A folder cannot be replaced atomically. A whole one is kept until the new one is in place.
         old = folder.with_name(_OLD + folder.name)
         if os.path.lexists(old):
             set_aside(old, "has a name that is needed", say)
@@ -122,15 +124,15 @@ def take_place(new: Path, folder: Path, say: Say = warn) -> None:
 
 
 def later_than(folder: Path) -> list[Path]:
-    """The checkpoints beside ``folder`` that are of later steps."""
+    """The checkpoints of later steps beside ``folder``."""
     return [f for f in step_folders(folder.parent) if int(f.name) > int(folder.name)]
 
 
 def go_back_to(folder: Path, *, is_best: bool, say: Say = warn) -> None:
-    """Make the checkpoint in ``folder`` the last one again; later ones, which were of no use, are
-    set aside.
+    """Make the checkpoint in ``folder`` the last one again, and set aside later ones, which could
+    not be used.
 
-    A kill may have come before the pointers were written, so they are written here again.
+    The pointers are written again, because the process may have been killed before writing them.
     """
     parent = folder.parent
     for later in later_than(folder):
@@ -141,10 +143,11 @@ def go_back_to(folder: Path, *, is_best: bool, say: Say = warn) -> None:
 
 
 def prune(parent: Path, keep: int, say: Say = warn) -> None:
-    """Remove checkpoints before the last ``keep``, but for ``best``; call it after a ``save``."""
+    """Remove checkpoints older than the last ``keep``, except ``best``. Call this after
+    ``save``."""
     try:
         last, best = pointed(parent, "last"), pointed(parent, "best")
-    except CheckpointError:  # nobody knows what is to stay
+    except CheckpointError:  # it is not known which checkpoint to keep
         return
     if last is None or not _STEP.fullmatch(last.name):
         return
@@ -153,14 +156,15 @@ def prune(parent: Path, keep: int, say: Say = warn) -> None:
         try:
             if (best is None or not folder.samefile(best)) and _is_superseded(folder, folder.name):
                 removing = parent / f".removing-{folder.name}"
-                os.rename(folder, removing)  # so that a folder with a step's name is whole
+                # renamed first, so that a folder named by a step is whole
+                os.rename(folder, removing)
                 _remove(removing, say)
         except OSError as error:
             say(f"the old checkpoint {folder} can't be removed: {error.strerror}")
 
 
 def _is_superseded(folder: Path, step: str) -> bool:
-    """Whether this is a checkpoint of ours of that step, which a newer one is there for."""
+    """Whether this is our checkpoint of that step, and a newer one exists."""
     try:
         return not folder.is_symlink() and manifest.read(folder)["step"] == int(step)
     except CheckpointError:
@@ -168,7 +172,8 @@ def _is_superseded(folder: Path, step: str) -> bool:
 
 
 def _remove(folder: Path, say: Say) -> None:
-    """Remove a checkpoint's own files, and the folder if that was all; links are not followed."""
+    """Remove a checkpoint's own files, and the folder if nothing else is in it. Links are not
+    followed."""
     if folder.is_symlink() or not folder.is_dir():
         set_aside(folder, "has a name of our temporary folders and is none", say)
         return
@@ -185,7 +190,8 @@ def _remove(folder: Path, say: Say) -> None:
 
 
 def _remove_if_empty(folder: Path) -> bool:
-    """False if something stays in it, other than what a network drive holds for who has it open."""
+    """Remove an empty folder; False if something remains in it, except the files that a network
+    drive keeps while they are open."""
     try:
         os.rmdir(folder)
     except OSError as error:

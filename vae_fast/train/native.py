@@ -1,14 +1,13 @@
 """The native step: forward, backward, guard, optimizer and moving average in one call.
 
-For models that are MLPs around a Gaussian latent, with an elementwise likelihood, on a CPU: in
-float32, or with the operands of products rounded to bfloat16, as autocast has them. It computes what
-the eager step does, with the eager step's noise, and rounds differently in the last places. Its bits
-are the same for any number of threads.
+It serves MLPs around a Gaussian latent with an elementwise likelihood, on a CPU, in float32 or bf16
+(operands of products rounded to bfloat16, as autocast does). It computes the eager step, with the
+eager step's noise, and rounds differently in the last places. Its bits do not depend on the number
+of threads.
 
-The truth about weights and moments is in torch's own tensors at all times: parameters, optimizer
-state and moving average may be read, saved and compared between any two steps. What the step makes
-of the weights for itself is made again after somebody else has written to them; ``step`` sees that by
-torch's version counters.
+torch's tensors always hold the weights, moments and moving average, so they may be read, saved and
+compared between any two steps. The step keeps packed copies of the weights. It packs them again
+after other code has written to the weights, which torch's version counters show.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ _COUNTS = _DTYPES | {
 
 
 class StepTerms(NamedTuple):
-    """What a step leaves: nats per sample; the gradient's norm, NaN where the loss is not finite."""
+    """The results of a step: terms in nats per sample; the gradient's norm, NaN if the loss is not
+    finite."""
 
     loss: float
     recon: float
@@ -69,9 +69,10 @@ class _Layer:
 
 @dataclass
 class _Param:
-    """A parameter of the likelihood: what it is made of, and how (csrc/step/plan.h, Param)."""
+    """A parameter of the likelihood: its source and its transformation (csrc/step/plan.h,
+    Param)."""
 
-    source: int = 0  # the network, a fixed number, a parameter that is learned once
+    source: int = 0  # the network, a constant, or one learned parameter for all samples
     transform: int = 0  # v, exp(v) or least + softplus(v - least), times factor
     factor: float = 1.0
     least: float = 0.0
@@ -82,7 +83,7 @@ class _Param:
 
 
 class _Refusal(Exception):
-    """Why a model has no native step."""
+    """The reason why a model has no native step."""
 
 
 def build(
@@ -97,8 +98,8 @@ def build(
 
     Args:
         optimizer: a ``FlatAdam`` over all of the model's parameters.
-        average: follows each step, skipped ones included, as the eager step's does.
-        clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
+        average: updated after each step, also after skipped ones, as in the eager step.
+        clip_norm: gradients with a larger norm are scaled down to it; 0 for no clipping.
         bf16: operands of products are rounded to bfloat16.
     """
     try:
@@ -193,20 +194,20 @@ class NativeStep:
         weight: float = 1.0,
         update: bool = True,
     ) -> StepTerms:
-        """One step; the noise is what the eager step would draw at this point.
+        """Take one step. The noise is what the eager step would draw here.
 
         Args:
-            images: a batch (B, *input_shape), or, with ``index``, all of the data: contiguous
-                float32, uint8 (x / 255) or bool; counts also of other dtypes.
-            labels: of the batch's samples (``index`` is not applied to them).
+            images: a batch (B, *input_shape), or with ``index`` all data: contiguous float32, uint8
+                (x / 255) or bool; counts may have other dtypes.
+            labels: the batch's labels (``index`` is not applied to them).
             index: (B,) int64, rows of ``images``.
             binary_key: draw each pixel from Bernoulli(x / 255), as ``gather_batch`` does with this
                 ``noise_key`` and ``first_row``.
-            noise_key: of eps; None draws one from torch's generator.
+            noise_key: the key of eps; None draws one from torch's generator.
             limit: a step whose gradient has a larger norm is skipped.
-            average_weight: what the moving average moves by, as a part of the way.
-            weight: what the loss is multiplied by before backward.
-            update: False leaves weights and moments alone; the gradients are in ``flat``'s buffer.
+            average_weight: the weight of the new weights in the moving average.
+            weight: the loss's factor before backward.
+            update: False computes the gradients into ``flat``'s buffer and changes nothing else.
         """
         samples = len(images) if index is None else len(index)
         self._check(images, index, binary_key, samples)
@@ -260,7 +261,7 @@ class NativeStep:
             optimizer._steps.add_(1)
         if not sampled and self.model.training:
             self.model._follow(self._z(samples))
-        if self.columns is not None:  # the density of x, not of what it was brought to
+        if self.columns is not None:  # the density of x, not of its standardized value
             terms = terms._replace(recon=terms.recon + float(self.columns.log_volume(images)))
         return terms._replace(loss=terms.recon + beta * terms.kl)
 
@@ -273,7 +274,8 @@ class NativeStep:
         return dtype in self._dtypes
 
     def weights_changed(self) -> None:
-        """Say that the weights were written to in a way that torch's version counters don't show."""
+        """Call this after writing to the weights in a way that torch's version counters do not
+        show."""
         self._native.weights_changed()
 
     def _refresh(self) -> None:
@@ -338,7 +340,7 @@ def _need(condition: bool, why_not: str) -> None:
 
 
 def _layers_of(model: nn.Module) -> tuple[list[_Layer], int]:
-    """The model's linear layers in order, and how many are the encoder's."""
+    """The model's linear layers in order, and the number of the encoder's."""
     encoder = _chain(model.encoder, "its encoder")
     decoder = _chain(model.decoder, "its decoder")
     if type(model) is CVAE:
@@ -380,8 +382,8 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
 
 
 def plain_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
-    """A VAE's encoder and decoder as torch's linear layers and activations, over (N, features);
-    None if they are more than that."""
+    """A VAE's encoder and decoder as torch's linear layers and activations over (N, features); None
+    if they contain anything else."""
     try:
         _layers_of(model)
     except _Refusal:
@@ -400,8 +402,9 @@ def _flattened(network: nn.Module) -> list[nn.Module]:
 
 
 def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], list[nn.Parameter]]:
-    """What each of the likelihood's parameters is made of, as its ``given`` makes them, and those
-    that are learned once. ``places`` are the parameters' in the flat buffers, by id."""
+    """The source and transformation of each of the likelihood's parameters, as its ``given``
+    computes them, and the parameters learned for all samples. ``places``: each parameter's offset
+    in the flat buffers, by id."""
     kind = type(p_x)
     learned: list[nn.Parameter] = []
 
