@@ -1,5 +1,7 @@
 #include "cpu/threads.h"
 
+#include "cpu/float_mode.h"
+
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -366,6 +368,13 @@ int quota_cpus(const std::string& root, const std::string& membership) {
   }
   return int(std::ceil(least));
 }
+
+FlushSubnormals::FlushSubnormals(bool wanted) : before_(float_mode()) {
+#if defined(__x86_64__)
+  if (wanted) set_float_mode(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+#endif
+}
+FlushSubnormals::~FlushSubnormals() { set_float_mode(before_); }
 
 int usable_cpus() { return usable(affinity_of_caller()); }
 

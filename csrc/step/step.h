@@ -8,6 +8,7 @@
 // each and are added in order. So threads and load change no bit.
 #pragma once
 
+#include "cpu/float_mode.h"
 #include "cpu/gather.h"
 #include "cpu/likelihood.h"
 #include "cpu/normal.h"
@@ -628,6 +629,10 @@ class Step {
   void update_piece(int64_t piece) {
     const bool skipped = result_->skipped;
     if (skipped && call_.average == nullptr) return;
+    // A ReLU that is off for all samples gives gradients of zero, and their first moments, a tenth
+    // less with every step, are subnormal after some 800. Arithmetic on such numbers takes a hundred
+    // times as long, and made a step half as long again. Beside a usual eps they are nothing.
+    const cpu::FlushSubnormals flushed(!without_eps());
     const int64_t beyond = piece - panel_starts_[plan_.layer_count];
     if (beyond >= 0) {
       const Param& of = plan_.params[learned_[beyond]];
@@ -652,6 +657,9 @@ class Step {
     pack_panel(layer(i), piece - panel_starts_[i]);
   }
 
+  // No eps that estimates, and zeros for subnormal numbers, would vanish beside.
+  VF_FN bool without_eps() const { return !(call_.eps >= 1e-15); }
+
   // Kingma & Ba 2015; decoupled: Loshchilov & Hutter 2019.
   void adam(int64_t place, int64_t count, float multiplier) {
     float* const weights = call_.weights + place;
@@ -665,7 +673,7 @@ class Step {
     const float decay = call_.decoupled ? 0.0f : float(call_.weight_decay);
     const float size = float(call_.lr / call_.bias1), eps = float(call_.eps);
     const float root = float(1.0 / std::sqrt(call_.bias2));
-    const bool exact = !(call_.eps >= 1e-15);
+    const bool exact = without_eps();
     const auto at = [&](int64_t i, int64_t left) __attribute__((always_inline)) {
       T w = load_some<M>(weights + i, left) * keep;
       const T g = sign * load_some<M>(gradients + i, left) + decay * w;

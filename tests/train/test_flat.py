@@ -7,7 +7,7 @@ from torch import nn
 from vae_fast.layers import MLP
 from vae_fast.train import OptimizerConfig, TrainConfig
 from vae_fast.train.average import WeightAverage
-from vae_fast.train.flat import LIMIT, FlatAdam, FlatParameters
+from vae_fast.train.flat import FLUSHED_EVERY, LIMIT, FlatAdam, FlatParameters
 from vae_fast.train.update import Update
 
 CPU = torch.device("cpu")
@@ -160,3 +160,20 @@ def test_the_average_of_one_buffer_is_that_of_many():
     with averages[0].applied():
         assert torch.allclose(ours.conv.weight, before - 0.75)
     assert torch.equal(ours.conv.weight, before)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_moments_that_became_subnormal_are_zeros_soon(eps):
+    """Of what has no gradient any more. Without an eps they count, and stay."""
+    net = nn.Linear(3, 2)
+    flat = FlatParameters(list(net.parameters()))
+    made = FlatAdam(flat, torch.optim.Adam(net.parameters(), fused=True, eps=eps))
+    moments = [made._buffers[name] for name in ("exp_avg", "exp_avg_sq")]
+    for moment in moments:
+        moment.fill_(1e-39)
+        moment[0] = 1e-30
+    for taken in range(1, FLUSHED_EVERY + 1):
+        made.step()
+        zeros = [int((moment == 0).sum()) for moment in moments]
+        flushed = taken == FLUSHED_EVERY and eps != 0
+        assert zeros == [len(moment) - 1 if flushed else 0 for moment in moments]

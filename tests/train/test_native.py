@@ -297,6 +297,29 @@ def test_steps_that_are_not_finite_or_too_large_are_skipped_and_the_average_foll
         assert run.optimizer._steps.item() == 0
 
 
+SUBNORMAL = 1e-40
+
+
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+def test_moments_that_became_subnormal_are_zeros(cpu_level, threads, eps):
+    """Of what has no gradient any more, such as a ReLU that is off: else each step takes half as long
+    again. Without an eps they count, and stay."""
+    threads(2)
+    model, shape = made("vae")
+    run, key = Run(model, eps=eps), torch.tensor([1, 2])
+    x = torch.zeros(8, *shape, dtype=torch.uint8)  # so the first layer's weights have no gradient
+    weight = run.model.encoder[1].weight
+    before = weight.detach().clone()
+    state = run.optimizer.torch_optimizer.state[weight]
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name].fill_(SUBNORMAL)
+    run.native.step(x, lr=1e-3, noise_key=key)
+    kept = [bool((state[name] != 0).all()) for name in ("exp_avg", "exp_avg_sq")]
+    assert kept == [eps == 0] * 2
+    assert torch.equal(weight, before)
+    assert torch.tensor(SUBNORMAL) * 0.5 != 0  # the caller's own arithmetic has not changed
+
+
 def test_it_sees_that_weights_were_written_to():
     model, shape = made("odd")
     x, key = torch.rand(6, *shape), torch.tensor([1, 2])

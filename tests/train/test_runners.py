@@ -157,8 +157,7 @@ def _wrong_terms(step, terms, update):
 
 
 def _wrong_gradient(step, terms, update):
-    if not update:
-        step.optimizer.flat._gradients[1].mul_(1.1)
+    step.optimizer.flat._gradients[1].mul_(1.1)
     return terms
 
 
@@ -248,6 +247,18 @@ def test_a_native_step_that_differs_once_or_twice_is_kept(monkeypatch):
             broken[0] = native
         _take(again, number)
     assert _same(run, again)
+
+
+def test_a_comparison_waits_for_no_other_thread(monkeypatch, threads):
+    """Torch's threads wait for one another, which on a busy machine takes them milliseconds each time."""
+    threads(2)
+    step, seen = make("native", ema=0.9), []
+    eager = step.differentiate
+    monkeypatch.setattr(
+        step, "differentiate", lambda *args: [seen.append(torch.get_num_threads()), eager(*args)][1]
+    )
+    small.train(step, [8] * (PER_EPOCH + 1))
+    assert seen == [1, 1] and torch.get_num_threads() == 2 and step.runner.taken == PER_EPOCH + 1
 
 
 def test_what_is_done_to_a_model_in_mid_run_is_seen_at_the_next_epoch():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -40,9 +41,9 @@ IN_A_ROW = 3  # consecutive differing checks after which the native step is give
 class NativeRunner:
     """Takes steps with ``native``.
 
-    The first step of the run and of each epoch is taken twice from the same state. Terms and
-    gradients are compared with the eager step's; then weights, moments and moving average with what
-    torch's optimizer makes of the same gradients. If they differ, the eager step's result is kept
+    The first step of the run and of each epoch is compared. Terms and gradients are compared with
+    the eager step's from the same state; then weights, moments and moving average with what torch's
+    optimizer makes of the native step's gradients. If they differ, the eager step's result is kept
     and the next step is compared too. After ``IN_A_ROW`` such steps the native step is given up.
 
     ``Step.checks`` holds the checks' results, and checkpoints save it. So a resumed run compares
@@ -139,13 +140,17 @@ class NativeRunner:
 
     def _checked(self, share: Share) -> tuple[Any, ...]:
         before = Memory(self._memory())
-        differs, loss = self._gradients_differ(share, before)
+        terms = self._take(share)
+        with by_one_thread():
+            after, gradient = Memory(self._memory()), self._gradient.clone()
+            before.restore()
+            differs, loss = self._gradients_differ(share, terms, gradient)
+            differs = differs or self._update_differs(before, after, gradient, loss)
+            (before if differs else after).restore()
+            self._native.weights_changed()
         if not differs:
-            differs, terms = self._update_differs(share, before, loss)
-            if not differs:
-                self._step.checks["differed"] = 0
-                return self._kept(terms, share)
-        self._go_back(before)
+            self._step.checks["differed"] = 0
+            return self._kept(terms, share)
         self._step.checks["differed"] += 1
         if self._step.checks["differed"] < IN_A_ROW:
             return self._step.take(share)
@@ -156,56 +161,47 @@ class NativeRunner:
         )
         return self._leave(share, f"its {differs} was not the eager step's")
 
-    def _gradients_differ(self, share: Share, before: Memory) -> tuple[str, Tensor]:
-        """What differs in terms and gradients ("" if nothing), and the eager step's loss. Leaves
-        the native step's gradients in place."""
+    def _gradients_differ(
+        self, share: Share, found: StepTerms, gradient: Tensor
+    ) -> tuple[str, Tensor]:
+        """What differs in terms and gradients ("" if nothing) from the native step's ``found`` and
+        ``gradient``, and the eager step's loss."""
         step, update = self._step, self._step.updates[0]
         terms = step.differentiate(share, step.phases[0], update)
-        wanted = LossOutput(*(t.item() for t in terms))
-        gradient = update.flat.whole.grad.clone()
+        loss, wanted = terms.loss.detach(), LossOutput(*(t.item() for t in terms))
         update.optimizer.zero_grad()
-        self._go_back(before)
-        found = self._take(share, update=False)
-        self._go_back(before)
         scale = max(1.0, *map(abs, wanted))
         for name, value in wanted._asdict().items():
             if not _near(getattr(found, name), value, self._bar.terms * scale):
-                return name, terms.loss
-        length = gradient.norm().item()
+                return name, loss
+        length = self._gradient.norm().item()
         if not (math.isfinite(wanted.loss) and math.isfinite(length)):  # a step that is skipped
-            return "" if found.skipped else "skipping", terms.loss.detach()
+            return "" if found.skipped else "skipping", loss
         names = {id(p): name for name, p in step.model.named_parameters()}
-        views = (update.flat.views(update.flat.whole.grad), update.flat.views(gradient))
+        views = (update.flat.views(gradient), update.flat.views(self._gradient))
         for p, mine, eager in zip(update.flat.parameters, *views, strict=True):
             bar = self._bar.gradient * eager.norm().item() + self._bar.all_gradients * length
             if not _near((mine - eager).norm().item(), 0.0, bar):
-                return f"gradient of {names[id(p)]}", terms.loss
-        return "", terms.loss.detach()
+                return f"gradient of {names[id(p)]}", loss
+        return "", loss
 
-    def _update_differs(self, share: Share, before: Memory, loss: Tensor) -> tuple[str, StepTerms]:
-        """What differs in weights, moments and average ("" if nothing), after the native step was
-        taken.
-
-        torch's optimizer takes its step with the native step's gradients.
-        """
-        step, update = self._step, self._step.updates[0]
-        old = {name: buffer.clone() for name, buffer in self._buffers().items()}
-        update.follow(loss)
+    def _update_differs(self, before: Memory, after: Memory, gradient: Tensor, loss: Tensor) -> str:
+        """What differs in weights, moments and moving average ("" if nothing) from those ``after`` the
+        native step. Torch's optimizer takes its step with the native step's ``gradient``."""
+        step = self._step
+        self._gradient.copy_(gradient)
+        step.updates[0].follow(loss)
         if step.average is not None:
             step.average.update(step.schedule_values.average_weight)
-        wanted = {name: buffer.clone() for name, buffer in self._buffers().items()}
-        self._go_back(before)
-        terms = self._take(share)
-        for name, found in self._buffers().items():
-            same = (found == wanted[name]) | (found.isnan() & wanted[name].isnan())
-            distance = (found - wanted[name]).masked_fill(same, 0.0).norm().item()
-            moved, length = (
-                t.nan_to_num(0.0, 0.0, 0.0).norm().item()
-                for t in (wanted[name] - old[name], wanted[name])
-            )
-            if not distance <= OF_UPDATE * moved + ROUNDING * length:
-                return name, terms
-        return "", terms
+        for name, buffer in self._buffers().items():
+            if not _updated_alike(after.was(buffer), buffer, before.was(buffer)):
+                return name
+        return ""
+
+    @property
+    def _gradient(self) -> Tensor:
+        """All gradients of the latest step, the eager or the native one."""
+        return self._step.updates[0].flat.whole.grad
 
     def _buffers(self) -> dict[str, Tensor]:
         optimizer, average = self._step.updates[0].optimizer, self._step.average
@@ -222,9 +218,30 @@ class NativeRunner:
         averages = [] if step.average is None else step.average._averages
         return [*self._buffers().values(), optimizer._steps, guard._usual, *averages, *buffers]
 
-    def _go_back(self, before: Memory) -> None:
-        before.restore()
-        self._native.weights_changed()
+
+@contextmanager
+def by_one_thread() -> Iterator[None]:
+    """Torch's own ops run on the calling thread alone within. Several wait for one another after
+    each, and beside busy processes that made a comparison take half a second in place of 50 ms."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def _updated_alike(found: Tensor, wanted: Tensor, old: Tensor) -> bool:
+    """Whether one step has made ``found`` and ``wanted`` of ``old``. What is not finite in one must be
+    the same in the other."""
+    between = wanted - old
+    moved, length = between.norm().item(), wanted.norm().item()
+    distance = torch.sub(found, wanted, out=between).norm().item()
+    if not math.isfinite(distance + moved + length):
+        same = (found == wanted) | (found.isnan() & wanted.isnan())
+        distance = (found - wanted).masked_fill(same, 0.0).norm().item()
+        moved, length = (t.nan_to_num(0.0, 0.0, 0.0).norm().item() for t in (wanted - old, wanted))
+    return distance <= OF_UPDATE * moved + ROUNDING * length
 
 
 def has_tiles() -> bool:

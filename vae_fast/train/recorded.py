@@ -146,6 +146,13 @@ class Memory:
             memory.copy_(content)
         torch.set_rng_state(self._noise)
 
+    def was(self, tensor: Tensor) -> Tensor:
+        """What ``tensor``, one of those, held."""
+        storage = tensor.untyped_storage()._cdata
+        (content,) = (c for m, c in self._memory if m.untyped_storage()._cdata == storage)
+        place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return tensor.new_empty(0).set_(content.untyped_storage(), *place)
+
     def is_now(self) -> bool:
         return torch.equal(self._noise, torch.get_rng_state()) and all(
             torch.equal(memory, content) for memory, content in self._memory
