@@ -8,7 +8,7 @@ have_nvcc || skip "there is no nvcc here"
 # Hidden, should there be one: a build must not need it.
 export CUDA_VISIBLE_DEVICES=""
 env="$(environment new "$NEW_TORCH")"
-wheel="$(build_wheel "$env")"
+wheel="$(build_wheel)"
 "$env/bin/python" -m pip install -q --disable-pip-version-check --no-deps "$wheel"
 
 said="$(python_in "$env" '

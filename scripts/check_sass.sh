@@ -35,11 +35,17 @@ fi
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 status=0
+# nvcc uses one core for a file.
+export nvcc ARCH work
+# shellcheck disable=SC2016  # the inner shell's variables
+printf '%s\n' csrc/cuda/*.cu | xargs -P "$(nproc 2>/dev/null || echo 2)" -I '{}' bash -c '
+    name="$(basename "{}" .cu)"
+    "$nvcc" -O3 -std=c++20 --expt-relaxed-constexpr -I csrc -arch="$ARCH" -Xptxas -v -cubin \
+        -o "$work/$name.cubin" "{}" >"$work/$name.log" 2>&1 ||
+        { cat "$work/$name.log"; echo "check_sass: FAIL: {} does not compile for $ARCH"; exit 1; }' ||
+    exit 1
 for source in csrc/cuda/*.cu; do
     name="$(basename "$source" .cu)"
-    "$nvcc" -O3 -std=c++20 --expt-relaxed-constexpr -I csrc -arch="$ARCH" -Xptxas -v -cubin \
-        -o "$work/$name.cubin" "$source" >"$work/$name.log" 2>&1 ||
-        { cat "$work/$name.log"; echo "check_sass: FAIL: $source does not compile for $ARCH"; exit 1; }
     kernels="$(grep -c 'bytes spill stores' "$work/$name.log" || true)"
     spills="$(grep 'bytes spill stores' "$work/$name.log" |
         grep -vc ' 0 bytes spill stores, 0 bytes spill loads' || true)"

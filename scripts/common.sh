@@ -66,20 +66,26 @@ sources() {
 
 have_nvcc() { command -v nvcc || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; } >/dev/null
 
-# build_wheel ENVIRONMENT: prints the path of a wheel built with the torch of that environment, with
-# CUDA kernels where there is an nvcc. It is built once for as long as the sources stay the same.
+# build_wheel: prints the path of the wheel that pip makes of the sources by itself, as `pip install .`
+# does: build isolation on, so against the newest torch, with CUDA kernels for every architecture of the
+# default list where there is an nvcc. It is built once for as long as the sources stay the same.
 build_wheel() {
-    local folder="$VERIFY_DIR/wheel" source="$VERIFY_DIR/wheel-src" choice=cpu state
-    if have_nvcc; then choice=cuda; fi
+    local folder="$VERIFY_DIR/wheel" source="$VERIFY_DIR/wheel-src" log="$VERIFY_DIR/wheel.log" state
     sources "$source"
-    state="$choice ${TORCH_CUDA_ARCH_LIST:-} $(cd "$source" &&
+    state="${TORCH_CUDA_ARCH_LIST:-} $(cd "$source" &&
         find setup.py pyproject.toml csrc vae_fast -type f -print0 | sort -z |
         xargs -0 cat | cksum)"
     if [ "$(cat "$folder/state" 2>/dev/null)" != "$state" ]; then
-        say "building a wheel, VAE_FAST_BUILD=$choice" >&2
+        say "building a wheel; all that pip says is in $log" >&2
         rm -rf "$folder"
-        VAE_FAST_BUILD=$choice "$1/bin/python" -m pip wheel -q --disable-pip-version-check \
-            --no-deps --no-build-isolation -w "$folder" "$source" >&2
+        # A GPU here would narrow the list of architectures, and a build must not need one.
+        CUDA_VISIBLE_DEVICES="" "$PYTHON" -m pip wheel -v --disable-pip-version-check \
+            --no-deps -w "$folder" "$source" >"$log" 2>&1 ||
+            { tail -n 40 "$log" >&2; fail "pip could not build a wheel"; }
+        local wanted="building CPU kernels against torch"
+        if have_nvcc; then wanted="building CUDA kernels with"; fi
+        grep -q "vae_fast: $wanted" "$log" ||
+            { grep "vae_fast: " "$log" >&2; fail "the build does not say '$wanted'"; }
         echo "$state" >"$folder/state"
     fi
     ls "$folder"/*.whl

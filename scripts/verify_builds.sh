@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 checks=(check_cuda_toolkit_missing check_sass check_oldest_torch check_no_compiler
-    check_isolated_install check_cuda_without_gpu check_wheel_two_torches)
+    check_cuda_without_gpu check_wheel_two_torches)
 [ $# -gt 0 ] && checks=("$@")
 
 summary=()
