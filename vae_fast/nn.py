@@ -8,6 +8,8 @@ beyond that, see ``vae_fast.models``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -166,7 +168,9 @@ class VAE(nn.Module):
         return self.decoder(z), mu, logvar
 
 
-def _rename_flat_names(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+def _rename_flat_names(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
     for old, new in _FLAT_NAMES.items():
         for kind in ("weight", "bias"):
             if f"{prefix}{old}.{kind}" in state_dict:

@@ -267,7 +267,7 @@ class Batches:
         order = epoch_order(count, self.seed, epoch) if self.shuffle else torch.arange(count)
         return order.to(device)
 
-    def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader:
+    def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader[Any]:
         return DataLoader(
             data,
             batch_sampler=self._loader_rows,

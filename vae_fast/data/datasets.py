@@ -38,7 +38,7 @@ class DatasetData:
         takes: the labels that are looked for; each is checked as it is read.
     """
 
-    dataset: Dataset
+    dataset: Dataset[Any]
     shape: torch.Size
     dtype: torch.dtype
     labelled: bool
@@ -119,7 +119,7 @@ def first_item(item: Any, name: str, bounded: bool, labels: bool) -> tuple[torch
 
 
 def from_dataset(
-    dataset: Dataset, *, name: str | None = None, bounded: bool = True, labels: bool = True
+    dataset: Dataset[Any], *, name: str | None = None, bounded: bool = True, labels: bool = True
 ) -> DatasetData:
     """Look at the first item and wrap the Dataset.
 

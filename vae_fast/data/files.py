@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _open_npy(path: Path) -> np.ndarray:
         ) from error
 
 
-def _from_npz(path: Path, **how: object) -> ArrayData:
+def _from_npz(path: Path, **how: Any) -> ArrayData:
     names = npz_names(path)
     if {"format", "shape", "data"} <= set(names):
         return from_sparse(from_npz(read_npz(path, names), shown(path.name)), **how)

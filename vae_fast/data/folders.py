@@ -40,7 +40,7 @@ _QUIET = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".html", ".ts
 Parts = tuple[str, ...]
 
 
-class ImageFolder(Dataset):
+class ImageFolder(Dataset[Any]):
     """All image files in a folder and those below it, in the order of their paths; or one file.
 
     Where all of them lie in subfolders, the subfolders directly below `root` are the classes, in

@@ -213,7 +213,7 @@ def _run(
 
 def _in_flight(pool: Executor, count: int, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Results as they come, never more than `most` shards ahead."""
-    numbers, pending = iter(range(count)), set[Future]()
+    numbers, pending = iter(range(count)), set[Future[Any]]()
     while True:
         while len(pending) < most and (number := next(numbers, None)) is not None:
             pending.add(pool.submit(_write_shard, number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ DTYPES = {"uint8": torch.uint8, "bool": torch.bool, "float32": torch.float32,
           "float16": torch.float16, "float64": torch.float64}  # fmt: skip
 
 
-def read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> dict[str, Any]:
     """index.json, checked for what it must have.
 
     Raises:
@@ -58,7 +59,7 @@ def read_index(folder: Path) -> dict:
     return index
 
 
-def _check_fields(path: Path, found: dict, fields: dict) -> None:
+def _check_fields(path: Path, found: dict[str, Any], fields: dict[str, Any]) -> None:
     if missing := sorted(set(fields) - set(found)):
         raise ValueError(f"{path} lacks {', '.join(missing)}; run pack again")
     for name, (right, what) in fields.items():

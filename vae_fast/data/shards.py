@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -308,7 +309,7 @@ def open_shards(
     return data
 
 
-def _range(index: dict, dtype: torch.dtype) -> Range | None:
+def _range(index: dict[str, Any], dtype: torch.dtype) -> Range | None:
     if not dtype.is_floating_point:
         return UNIT
     found = index.get("range")
@@ -316,7 +317,7 @@ def _range(index: dict, dtype: torch.dtype) -> Range | None:
     return tuple(map(float, found)) if known and all(type(n) is float for n in found) else None
 
 
-def _classes(index: dict) -> tuple[str, ...] | None:
+def _classes(index: dict[str, Any]) -> tuple[str, ...] | None:
     found = index.get("classes")
     known = isinstance(found, list) and all(isinstance(name, str) for name in found)
     return tuple(found) if known and found else None

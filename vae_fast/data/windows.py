@@ -6,6 +6,7 @@ import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class Gathering:
     """A window on its way."""
 
     window: Gathered
-    tasks: list[Future]
+    tasks: list[Future[Any]]
 
     def wait(self) -> Gathered:
         """The window, once it is whole; the first error of a task, if there was one."""

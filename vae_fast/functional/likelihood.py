@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 
@@ -387,7 +388,7 @@ def _function(family: str, specs: list[Spec]) -> Callable[..., torch.Tensor]:
     extra = list(dict.fromkeys(extra))
     positional = [*usual.params, "target"]
 
-    def function(*args, reduction: Reduction = "sum", **named):
+    def function(*args, reduction: Reduction = "sum", **named: Any):
         if len(args) == len(positional) and not named and not any(a is None for a in args):
             *params, target = args
             return nll_of(usual, params, target, reduction)

@@ -104,7 +104,7 @@ def pretrained_class() -> type[nn.Module]:
             )
             self.model = models.build(model, tuple(input_shape), **(model_args or {}))
 
-        def forward(self, *args, **options):
+        def forward(self, *args, **options: Any):
             return self.model(*args, **options)
 
         def __getattr__(self, name: str) -> Any:
@@ -119,7 +119,7 @@ def pretrained_class() -> type[nn.Module]:
             return hub.ModelCard(card_of(self.described))
 
         @classmethod
-        def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options):
+        def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options: Any):
             """A config.json names code: a class of others only if ``trust`` says so."""
             return super()._from_pretrained(model=named_by(model, trust), **options)
 

@@ -7,6 +7,7 @@ that only the value's formula has to be written. Needs mpmath, which torch's own
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +21,7 @@ def _numbers(t: Tensor) -> np.ndarray:
     return t.detach().cpu().double().numpy()
 
 
-def elementwise(nll: Callable, *tensors: Tensor) -> Truth:
+def elementwise(nll: Callable[..., Any], *tensors: Tensor) -> Truth:
     """``nll(mpmath.mp, *params, x)``, elementwise, and its derivative by each parameter."""
     from mpmath import mp
 
@@ -35,7 +36,7 @@ def elementwise(nll: Callable, *tensors: Tensor) -> Truth:
     return value, grads
 
 
-def positions(nll: Callable, planes: Tensor, target: Tensor) -> Truth:
+def positions(nll: Callable[..., Any], planes: Tensor, target: Tensor) -> Truth:
     """``nll(mpmath.mp, planes, values)`` for each position of planes (N, P, ...) and a target
     (N, values, ...), and its derivative by each plane, of the planes' shape."""
     from mpmath import mp
@@ -57,7 +58,9 @@ def positions(nll: Callable, planes: Tensor, target: Tensor) -> Truth:
     return out[:, 0].reshape(p.shape[:-1]), [grads]
 
 
-def _value_and_grads(mp, nll: Callable, row: Sequence[float], wanted: Sequence[int]) -> list:
+def _value_and_grads(
+    mp, nll: Callable[..., Any], row: Sequence[float], wanted: Sequence[int]
+) -> list:
     values = [mp.mpf(v) for v in row]
     if any(map(mp.isnan, values)):
         return [mp.nan] * (1 + len(wanted))

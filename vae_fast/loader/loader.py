@@ -51,7 +51,7 @@ class _Served:
             return False
 
 
-class DataLoader(torch.utils.data.DataLoader):
+class DataLoader(torch.utils.data.DataLoader[Any]):
     """``torch.utils.data.DataLoader``, which serves data sets in memory without going through samples.
 
     It *is* torch's loader: its arguments, attributes, samplers and random draws. Where a batch of

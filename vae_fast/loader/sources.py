@@ -179,7 +179,7 @@ class Array:
 class Part:
     """A Subset of any of these."""
 
-    def __init__(self, dataset: Subset, source: Source) -> None:
+    def __init__(self, dataset: Subset[Any], source: Source) -> None:
         self._dataset, self._source = dataset, source
         self.what = f"a part of {source.what}"
 
@@ -192,7 +192,7 @@ class Part:
         )
 
     @classmethod
-    def of(cls, dataset: Subset) -> Part | str:
+    def of(cls, dataset: Subset[Any]) -> Part | str:
         source = source_of(dataset.dataset)
         return source if isinstance(source, str) else cls(dataset, source)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class AAE(LatentModel):
         discriminator: nn.Module,
         *,
         generator_lr: float = 0.7,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(encoder, decoder, **options)
         if not generator_lr > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class AE(WideBuffers, LatentModel):
     is_probabilistic = False
     takes_objective = True
 
-    def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options) -> None:
+    def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options: Any) -> None:
         super().__init__(*networks, **options)
         self.momentum = momentum
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class AutoencoderKL(BetaVAE):
         latent_shape: Sequence[int],
         likelihood: Likelihood | None = None,
         channels_last: bool | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__(
             encoder,
@@ -128,7 +129,7 @@ class AutoencoderKL(BetaVAE):
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
-        **options: object,
+        **options: Any,
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
         if self.objective is not None or self.posterior is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ class LatentModel(NotScriptable, nn.Module):
     def _from_learned_prior(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
         return self.learned_prior.sample(eps, self.encode, generator)
 
-    def forward(self, x: Tensor, *condition: Tensor, **options: object) -> LossOutput:
+    def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
         """``loss``: what DistributedDataParallel and torch.compile wrap."""
         return self.loss(x, *condition, **options)
 

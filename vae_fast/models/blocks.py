@@ -15,6 +15,7 @@ A block can forget what it computed and compute it again in backward (``recomput
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,12 @@ class Recomputable(NotScriptable, nn.Module):
         return self.compute(h)
 
 
-def _same_backend_again() -> tuple[AbstractContextManager, AbstractContextManager]:
+def _same_backend_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Around forward and its repetition, which has to keep the same tensors as forward did."""
     return nullcontext(), _Within(get_backend())
 
 
-class _Within(AbstractContextManager):
+class _Within(AbstractContextManager[Any]):
     """A backend, as often as it is entered: a graph that is kept is recomputed again."""
 
     def __init__(self, backend: Backend) -> None:

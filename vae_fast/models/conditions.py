@@ -7,6 +7,7 @@ image-to-image translation trains on plain images: half an image, or its edges.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +158,7 @@ def make_condition(
     condition: str | Condition,
     input_shape: Sequence[int],
     network: str,
-    network_options: dict,
+    network_options: dict[str, Any],
     *,
     num_classes: int = 10,
     size: int | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class CVAE(BetaVAE):
         decoder: nn.Module,
         condition: Condition,
         prior_network: nn.Module | None = None,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(encoder, decoder, **options)
         self.head = head
@@ -69,7 +71,7 @@ class CVAE(BetaVAE):
             torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
         )
 
-    def loss(self, x: Tensor, y: Tensor | None = None, **options):
+    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any):
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
 
         Takes what ``BetaVAE.loss`` takes.

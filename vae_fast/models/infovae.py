@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class PriorMMD:
         *networks: object,
         kernel: str = "imq",
         bandwidths: Sequence[float] | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__(*networks, **options)
         if bandwidths is None:
@@ -62,7 +63,7 @@ class InfoVAE(PriorMMD, BetaVAE):
     takes_objective = takes_posterior = False
 
     def __init__(
-        self, *networks: object, alpha: float = 0.5, mmd_weight: float = 100.0, **options: object
+        self, *networks: object, alpha: float = 0.5, mmd_weight: float = 100.0, **options: Any
     ) -> None:
         super().__init__(*networks, **options)
         if self.learned_prior is not None:

@@ -6,6 +6,8 @@ bound; ``IWAE`` is the VAE so turned.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from vae_fast.models import importance
@@ -26,7 +28,7 @@ class ImportanceWeighted:
     takes_objective = False
 
     def __init__(
-        self, *networks: object, num_samples: int = 5, dreg: bool = False, **options: object
+        self, *networks: object, num_samples: int = 5, dreg: bool = False, **options: Any
     ) -> None:
         super().__init__(*networks, **options)
         if num_samples < 1:
@@ -42,7 +44,7 @@ class ImportanceWeighted:
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
-        **options: object,
+        **options: Any,
     ) -> LossOutput:
         """loss = -log (1/K) sum_k w_k, in nats; recon and kl are the ELBO's, as for a VAE.
 

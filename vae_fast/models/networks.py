@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +64,14 @@ def mlp(
 
 
 def mlp_encoder(
-    input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: object
+    input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: Any
 ) -> nn.Sequential:
     """(N, *input_shape) to (N, features); one hidden layer of 400 is the tutorial's."""
     return MLP(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
 
 
 def mlp_decoder(
-    features: int, output_shape: Sequence[int], *, hidden: Sequence[int] = (400,), **options: object
+    features: int, output_shape: Sequence[int], *, hidden: Sequence[int] = (400,), **options: Any
 ) -> nn.Sequential:
     """(N, features) to (N, *output_shape), hidden layers in reverse order."""
     sizes = [features, *reversed(hidden), math.prod(output_shape)]
@@ -191,7 +192,7 @@ class ResidualBlock(nn.Module):
         return x + self.residual(x)
 
 
-def _residuals(blocks: int, channels: int, **options: object) -> list[nn.Module]:
+def _residuals(blocks: int, channels: int, **options: Any) -> list[nn.Module]:
     return [ResidualBlock(channels, **options) for _ in range(blocks)]
 
 
@@ -239,7 +240,7 @@ DECODERS = {"mlp": mlp_decoder, "conv": conv_decoder, "resnet": resnet_decoder}
 
 
 def make_encoder(
-    network: str, input_shape: Sequence[int], features: int, **options: object
+    network: str, input_shape: Sequence[int], features: int, **options: Any
 ) -> nn.Module:
     """An encoder by the name of its network: mlp, conv or resnet."""
     _check_name(network)
@@ -247,7 +248,7 @@ def make_encoder(
 
 
 def make_decoder(
-    network: str, features: int, output_shape: Sequence[int], **options: object
+    network: str, features: int, output_shape: Sequence[int], **options: Any
 ) -> nn.Module:
     """The decoder that goes with ``make_encoder``."""
     _check_name(network)

@@ -7,7 +7,7 @@ has a KL in closed form: log q(z | x) - log p(z) at the sampled z stands for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class FlowPrior(nn.Module):
 
     has_marginals = False
 
-    def __init__(self, latent_dim: int, kind: str = "realnvp", **options: object) -> None:
+    def __init__(self, latent_dim: int, kind: str = "realnvp", **options: Any) -> None:
         super().__init__()
         self.flow, self.from_noise = make_flow(kind, latent_dim, **options), kind == "iaf"
 
@@ -130,7 +130,7 @@ class FlowPrior(nn.Module):
 
 
 def make_prior(
-    name: str, latent_dim: int, input_shape: Sequence[int], **options: object
+    name: str, latent_dim: int, input_shape: Sequence[int], **options: Any
 ) -> MixturePrior | FlowPrior | None:
     """A prior by name; None for "standard", N(0, 1).
 

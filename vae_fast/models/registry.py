@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -52,7 +53,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
 }
 
 
-def build(name: str, input_shape: Sequence[int], **options: object) -> nn.Module:
+def build(name: str, input_shape: Sequence[int], **options: Any) -> nn.Module:
     """Build a model for samples of shape ``input_shape``.
 
     Args:

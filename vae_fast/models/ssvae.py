@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class SSVAE(CVAE):
         classifier: nn.Module,
         *,
         alpha: float = 10.0,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(encoder, head, decoder, condition, **options)
         self.classifier = classifier
@@ -117,7 +118,7 @@ class SSVAE(CVAE):
         *,
         num_samples: int,
         noise_key: Tensor | None = None,
-        **options: object,
+        **options: Any,
     ) -> WeightedSamples:
         """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled.
 

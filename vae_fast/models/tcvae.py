@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
@@ -32,7 +34,7 @@ class BetaTCVAE(BetaVAE):
         alpha: float = 1.0,
         gamma: float = 1.0,
         sampling: str = "stratified",
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__(*networks, **options)
         if self.learned_prior is not None:

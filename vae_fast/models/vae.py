@@ -6,6 +6,7 @@ beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the objective.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class BetaVAE(LatentModel):
     takes_objective = takes_posterior = True
 
     def __init__(
-        self, *networks: nn.Module, posterior: nn.Module | None = None, **options: object
+        self, *networks: nn.Module, posterior: nn.Module | None = None, **options: Any
     ) -> None:
         super().__init__(*networks, **options)
         if posterior is not None and not self.takes_posterior:
@@ -103,7 +104,7 @@ class BetaVAE(LatentModel):
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
-        **options: object,
+        **options: Any,
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, one z per sample.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class VQVAE(WideBuffers, LatentModel):
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
-        **options: object,
+        **options: Any,
     ) -> LossOutput:
         """-log p(x | z) + beta * the quantiser's loss, summed over places (equation 3).
 

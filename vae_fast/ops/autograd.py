@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -128,7 +129,7 @@ def differentiable_again(
     return tuple(found)
 
 
-def _autocast(t: torch.Tensor, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+def _autocast(t: torch.Tensor, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     """What ``forward`` ran under: autocast to ``dtype``, or none."""
     device = t.device.type
     if not torch.amp.is_autocast_available(device):

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 
-def register_fake(name: str, fake: Callable | None = None) -> Callable:
+def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """``torch.library.register_fake`` for ``vae_fast::name``, of tensors on one device."""
     if fake is None:
         return functools.partial(register_fake, name)
 
     @functools.wraps(fake)
-    def checked(*args, **kwargs):
+    def checked(*args, **kwargs: Any):
         devices = {t.device for t in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)}
         if len(devices) > 1:
             raise RuntimeError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,13 +39,13 @@ NONE, SUM, BATCHMEAN = range(3)  # reductions
 class Ops(NamedTuple):
     """The native ops of one likelihood; csrc/torch/likelihood.h has their schemas."""
 
-    nll: Callable
-    nll_backward: Callable
-    nll_with_grad: Callable
-    nll_with_grad_out: Callable
-    elbo: Callable
-    elbo_backward: Callable
-    elbo_with_grad: Callable
+    nll: Callable[..., Any]
+    nll_backward: Callable[..., Any]
+    nll_with_grad: Callable[..., Any]
+    nll_with_grad_out: Callable[..., Any]
+    elbo: Callable[..., Any]
+    elbo_backward: Callable[..., Any]
+    elbo_with_grad: Callable[..., Any]
 
 
 @functools.cache
@@ -527,7 +527,7 @@ def _fake_grads(params: Sequence[Tensor], wanted: int) -> list[Tensor]:
     return [torch.empty_like(p) for j, p in enumerate(params) if wanted >> j & 1]
 
 
-def _fakes(planes: int) -> dict[str, Callable]:
+def _fakes(planes: int) -> dict[str, Callable[..., Any]]:
     def nll(params, target, reduction):
         return _fake_loss(params, target, reduction, planes)
 

@@ -4,6 +4,7 @@ convolution of a doubled image."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ def _fits(self) -> bool:
     return not self.deterministic and self.mean.dim() == 4 and self.mean.shape == self.logvar.shape
 
 
-def _sample(original: Callable) -> Callable:
+def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         # A list of generators has one for each image, and deterministic posteriors have no noise.
         one = generator is None or isinstance(generator, torch.Generator)
@@ -39,7 +40,7 @@ def _sample(original: Callable) -> Callable:
     return sample
 
 
-def _kl(original: Callable) -> Callable:
+def _kl(original: Callable[..., Any]) -> Callable[..., Any]:
     def kl(self, other=None) -> Tensor:
         if not _fits(self) or (other is not None and not _fits(other)):
             return original(self, other)
@@ -50,7 +51,7 @@ def _kl(original: Callable) -> Callable:
     return kl
 
 
-def _nll(original: Callable) -> Callable:
+def _nll(original: Callable[..., Any]) -> Callable[..., Any]:
     def negative_log_likelihood(self, sample: Tensor, dims=(1, 2, 3)) -> Tensor:
         whole = tuple(dims) == (1, 2, 3) and sample.shape == self.mean.shape
         if not _fits(self) or not whole or sample.requires_grad:
@@ -77,8 +78,10 @@ def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
     return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-def _block(original: Callable) -> Callable:
-    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args, **kwargs) -> Tensor:
+def _block(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self, input_tensor: Tensor, temb: Tensor | None = None, *args, **kwargs: Any
+    ) -> Tensor:
         # An autoencoder's blocks: no embedding of a time, and the same size as before.
         plain = temb is None and self.time_emb_proj is None and not args and not kwargs
         plain = plain and self.time_embedding_norm != "scale_shift"

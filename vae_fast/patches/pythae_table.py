@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from vae_fast.patches.core import Noise, Table, Target
 Losses = tuple[Tensor, ...]
 
 
-def _sample_gauss(noise: Noise, original: Callable) -> Callable:
+def _sample_gauss(noise: Noise, original: Callable[..., Any]) -> Callable[..., Any]:
     def sample(self, mu: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         if noise == "torch":
             eps = torch.randn_like(std)
@@ -69,10 +70,10 @@ def _weighed(log_w: Tensor) -> Tensor:
     return -(torch.softmax(log_w, 1).detach() * log_w).sum(1)
 
 
-def _usual(method: Callable) -> Callable[[Callable], Callable]:
+def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a loss_function that leaves losses that it doesn't know to the original."""
 
-    def replace(original: Callable) -> Callable:
+    def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def loss_function(self, recon_x, x, *args):
             if self.model_config.reconstruction_loss not in ("bce", "mse"):
@@ -260,7 +261,7 @@ def _densities(self, z, mu, log_var, dataset_size: int) -> tuple[Tensor, Tensor]
     return torch.logsumexp(torch.stack(sums), 0), parts
 
 
-def _beta_tc(original: Callable) -> Callable:
+def _beta_tc(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def loss_function(self, recon_x, x, mu, log_var, z, dataset_size):
         usual = self.model_config.reconstruction_loss in ("bce", "mse") and z.dim() == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,9 @@ def _shared(t: Tensor) -> Tensor:
     return t
 
 
-def _log_prob(likelihood: str, params: tuple[str, ...], original: Callable) -> Callable:
+def _log_prob(
+    likelihood: str, params: tuple[str, ...], original: Callable[..., Any]
+) -> Callable[..., Any]:
     always_validates = likelihood.startswith("zero_inflated")
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ def _round(step: Step, work: list) -> float:
     return step.meter.read()[0]["loss"]
 
 
-class OneByOne(Dataset):
+class OneByOne(Dataset[Any]):
     """Images as torchvision's MNIST classes with ToTensor give them: each by itself, through PIL,
     to floats in [0, 1]."""
 

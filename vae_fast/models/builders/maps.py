@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -30,13 +31,13 @@ def latent_maps(
     checkpointing: str = "none",
     channels_last: bool | None = None,
     likelihood: str | Likelihood = "bernoulli",
-    likelihood_options: dict | None = None,
+    likelihood_options: dict[str, Any] | None = None,
     prior: str = "standard",
-    prior_options: dict | None = None,
+    prior_options: dict[str, Any] | None = None,
     objective: str = "elbo",
-    objective_options: dict | None = None,
+    objective_options: dict[str, Any] | None = None,
     posterior: str = "gaussian",
-    posterior_options: dict | None = None,
+    posterior_options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
     p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
@@ -72,18 +73,18 @@ def quantized(
     input_shape: Sequence[int],
     *,
     quantizer: str = "vq",
-    quantizer_options: dict | None = None,
+    quantizer_options: dict[str, Any] | None = None,
     code_dim: int | None = None,
     places: int = 16,
     network: str | None = None,
-    network_options: dict | None = None,
+    network_options: dict[str, Any] | None = None,
     decoder_network: str | None = None,
-    decoder_options: dict | None = None,
+    decoder_options: dict[str, Any] | None = None,
     likelihood: str | Likelihood = "bernoulli",
-    likelihood_options: dict | None = None,
+    likelihood_options: dict[str, Any] | None = None,
     objective: str = "elbo",
-    objective_options: dict | None = None,
-    **options: object,
+    objective_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """A VQ-VAE. network="maps", the default for images, has ``code_dim`` latent maps, whose places are
     those of the codes; its options are those of ``networks_of_maps``. Of other networks' features

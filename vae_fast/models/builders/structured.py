@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -29,12 +30,12 @@ def recurrent(
     layers: int = 1,
     embedding: int = 64,
     likelihood: str | Likelihood | None = None,
-    likelihood_options: dict | None = None,
+    likelihood_options: dict[str, Any] | None = None,
     condition: str | Condition | None = None,
-    condition_options: dict | None = None,
+    condition_options: dict[str, Any] | None = None,
     prior: str = "standard",
-    prior_options: dict | None = None,
-    **options: object,
+    prior_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
     for images; tokens need likelihood_options={"num_classes": ...}. Under any other likelihood,
@@ -83,7 +84,7 @@ def recurrent(
 
 
 def importance_weighted(
-    input_shape: Sequence[int], *, of: str = "vae", **options: object
+    input_shape: Sequence[int], *, of: str = "vae", **options: Any
 ) -> nn.Module:
     """The K-sample bound ``of`` a vae, cvae, hvae or vrae, with that model's options; a vae with a
     ``condition`` among them is a cvae.
@@ -110,7 +111,7 @@ def hierarchical(
     hidden: Sequence[int] = (400,),
     likelihood: str | Likelihood = "bernoulli",
     likelihood_options: dict | None = None,
-    **options: object,
+    **options: Any,
 ) -> nn.Module:
     """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
     levels), coarse to fine, VDVAE's shape on a small image by default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -28,18 +29,18 @@ def gaussian(
         *,
         latent_dim: int = 20,
         network: str = "mlp",
-        network_options: dict | None = None,
+        network_options: dict[str, Any] | None = None,
         decoder_network: str | None = None,
-        decoder_options: dict | None = None,
+        decoder_options: dict[str, Any] | None = None,
         likelihood: str | Likelihood = "bernoulli",
-        likelihood_options: dict | None = None,
+        likelihood_options: dict[str, Any] | None = None,
         prior: str = default_prior,
-        prior_options: dict | None = None,
+        prior_options: dict[str, Any] | None = None,
         objective: str = "elbo",
-        objective_options: dict | None = None,
+        objective_options: dict[str, Any] | None = None,
         posterior: str = "gaussian",
-        posterior_options: dict | None = None,
-        **options: object,
+        posterior_options: dict[str, Any] | None = None,
+        **options: Any,
     ) -> nn.Module:
         chosen = (objective, objective_options, posterior, posterior_options)
         options |= parts(latent_dim, input_shape, *chosen)
@@ -64,9 +65,9 @@ def parts(
     latent_dim: int,
     input_shape: Sequence[int],
     objective: str,
-    objective_options: dict | None,
+    objective_options: dict[str, Any] | None,
     posterior: str = "gaussian",
-    posterior_options: dict | None = None,
+    posterior_options: dict[str, Any] | None = None,
 ) -> dict[str, nn.Module]:
     """The arguments of a model's constructor that these names make."""
     made = {
@@ -82,9 +83,9 @@ def decoder_like(
     features: int,
     output_shape: Sequence[int],
     network: str,
-    network_options: dict,
+    network_options: dict[str, Any],
     decoder_network: str | None,
-    decoder_options: dict | None,
+    decoder_options: dict[str, Any] | None,
 ) -> nn.Module:
     """The decoder of the encoder's kind and options, or of its own where they are given."""
     if decoder_options is None:
@@ -97,7 +98,7 @@ def adversarial(
     *,
     latent_dim: int = 8,
     discriminator_hidden: Sequence[int] = (128, 128),
-    **options: object,
+    **options: Any,
 ) -> nn.Module:
     judge = mlp([latent_dim, *discriminator_hidden, 1], activation="leaky_relu")
     builder = gaussian(lambda encoder, decoder, **rest: AAE(encoder, decoder, judge, **rest), 1)
@@ -112,21 +113,21 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         *,
         latent_dim: int = 20,
         network: str = "mlp",
-        network_options: dict | None = None,
+        network_options: dict[str, Any] | None = None,
         decoder_network: str | None = None,
-        decoder_options: dict | None = None,
+        decoder_options: dict[str, Any] | None = None,
         likelihood: str | Likelihood = "bernoulli",
-        likelihood_options: dict | None = None,
+        likelihood_options: dict[str, Any] | None = None,
         condition: str | Condition = "labels",
-        condition_options: dict | None = None,
+        condition_options: dict[str, Any] | None = None,
         hidden: int = 256,
         prior: str = "standard",
-        prior_options: dict | None = None,
+        prior_options: dict[str, Any] | None = None,
         objective: str = "elbo",
-        objective_options: dict | None = None,
+        objective_options: dict[str, Any] | None = None,
         posterior: str = "gaussian",
-        posterior_options: dict | None = None,
-        **options: object,
+        posterior_options: dict[str, Any] | None = None,
+        **options: Any,
     ) -> nn.Module:
         chosen = (objective, objective_options, posterior, posterior_options)
         options |= parts(latent_dim, input_shape, *chosen)
@@ -166,7 +167,7 @@ def semi_supervised(
     *,
     hidden: int = 256,
     classifier_dropout: float = 0.5,
-    **options: object,
+    **options: Any,
 ) -> nn.Module:
     """SSVAE, with a linear classifier on the encoder's ``hidden`` features, behind dropout: few
     labels would be learned by heart, were one feature enough to tell them by.
@@ -175,7 +176,7 @@ def semi_supervised(
         raise ValueError("the prior of M2 is N(0, 1); a learned one is for cvae")
 
     def with_classifier(
-        encoder: nn.Module, head: nn.Module, decoder: nn.Module, y: Condition, **rest: object
+        encoder: nn.Module, head: nn.Module, decoder: nn.Module, y: Condition, **rest: Any
     ) -> SSVAE:
         if not isinstance(y, Labels):
             raise TypeError(

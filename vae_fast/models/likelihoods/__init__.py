@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from vae_fast.likelihoods import SPECS
 from vae_fast.models.likelihoods.common import Likelihood, OfSpec
@@ -86,7 +87,7 @@ def make_likelihood(
     shape: Sequence[int] | None = None,
     *,
     standardize: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Likelihood:
     """A likelihood by name, with its options, or the given one itself; ``shape`` is a sample's.
 

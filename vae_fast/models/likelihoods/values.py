@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +123,9 @@ class Gaussian(OfSpec):
         self.started.copy_(is_finite)
         self._waits = not (torch.compiler.is_compiling() or bool(is_finite))
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: object
+    ) -> None:
         if self.variance == "shared" and f"{prefix}logvar" in state_dict:
             # Weights from before there was ``started`` had.
             state_dict.setdefault(f"{prefix}started", torch.ones_like(self.started))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from vae_fast.models.objectives.common import Objective
 from vae_fast.models.objectives.disentangle import DIP, Factor
@@ -33,7 +34,7 @@ OBJECTIVE_NAMES = ("elbo", *_MAKERS)
 
 
 def make_objective(
-    name: str, latent_dim: int, input_shape: Sequence[int], **options: object
+    name: str, latent_dim: int, input_shape: Sequence[int], **options: Any
 ) -> Objective | None:
     """An objective by name; None for "elbo", the model's own loss.
 

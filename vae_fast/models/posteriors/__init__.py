@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vae_fast.models.posteriors.ball import PoincareNormal
 from vae_fast.models.posteriors.common import FlowPosterior, PosteriorPart
 from vae_fast.models.posteriors.sphere import VonMisesFisher
@@ -9,7 +11,7 @@ from vae_fast.models.posteriors.sphere import VonMisesFisher
 POSTERIORS = ("gaussian", "planar", "radial", "iaf", "realnvp", "vmf", "poincare")
 
 
-def make_posterior(name: str, latent_dim: int, **options: object) -> PosteriorPart | None:
+def make_posterior(name: str, latent_dim: int, **options: Any) -> PosteriorPart | None:
     """A posterior by name; None for "gaussian".
 
     Args:

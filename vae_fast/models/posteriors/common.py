@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ class FlowPosterior(PosteriorPart):
         name: planar, radial, iaf, maf or realnvp. options: ``steps``, ``hidden``.
     """
 
-    def __init__(self, latent_dim: int, name: str, **options: object) -> None:
+    def __init__(self, latent_dim: int, name: str, **options: Any) -> None:
         super().__init__()
         self.name, self.flow = name, make_flow(name, latent_dim, **options)
 

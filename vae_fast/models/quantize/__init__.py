@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vae_fast.models.quantize.codebook import VQ
 from vae_fast.models.quantize.common import Quantized, Quantizer, perplexity
 from vae_fast.models.quantize.composed import Grouped, Residual
@@ -23,7 +25,7 @@ __all__ = [
 ]
 
 
-def make_quantizer(name: str, dim: int, *, groups: int = 1, **options: object) -> Quantizer:
+def make_quantizer(name: str, dim: int, *, groups: int = 1, **options: Any) -> Quantizer:
     """A quantiser by name.
 
     Args:

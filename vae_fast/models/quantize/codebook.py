@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -200,6 +202,8 @@ class VQ(WideBuffers, Quantizer):
         self.started.fill_(True)
         self._waits = False
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: object
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self._waits = not bool(self.started)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def fit_sampler(
     *,
     seed: int | None = None,
     batch_size: int = 256,
-    **options: object,
+    **options: Any,
 ) -> Sampler | None:
     """A sampler fitted to the codes of x, on the model's device; None for "prior", the model's own.
 
