@@ -13,11 +13,12 @@ import sys
 import sysconfig
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
+from typing_extensions import Self
 
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = get_args(Backend)
@@ -25,7 +26,7 @@ MINIMUM_TORCH = (2, 11)
 
 _PACKAGE = Path(__file__).parent
 _choice: Backend = "auto"
-_libraries: dict[str, object] = {}  # device type -> extension module
+_libraries: dict[str, Any] = {}  # device type -> extension module
 _reasons: dict[str, str] = {}  # device type -> why there is no library for it
 _warned: set[str] = set()
 
@@ -134,7 +135,7 @@ class set_backend:
         self._previous = _choice
         _choice = name
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -176,14 +177,16 @@ def _is_transforming_in_a_trace() -> bool:
 
 # What torch.compiler.assume_constant_result sets: the function is called while Dynamo traces, and
 # its answer stands in the graph. The decorator itself would import Dynamo, which takes seconds.
-_is_transforming_in_a_trace._dynamo_marked_constant = True
+_is_transforming_in_a_trace.__dict__["_dynamo_marked_constant"] = True
 
 
 def _exports_onnx() -> bool:
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
-_exports_onnx._dynamo_marked_constant = True  # Dynamo would take torch's function to say no
+_exports_onnx.__dict__["_dynamo_marked_constant"] = (
+    True  # Dynamo would take torch's function to say no
+)
 
 
 def _refuse_onnx() -> None:
@@ -239,7 +242,7 @@ def native_reason(device_type: str) -> str | None:
     return _reasons.get(device_type, f"there is no kernel for device type {device_type!r}")
 
 
-def library(device_type: str = "cpu") -> object:
+def library(device_type: str = "cpu") -> Any:
     """The extension module that serves ``device_type``, or RuntimeError with the reason."""
     if device_type not in _libraries:
         raise RuntimeError(native_reason(device_type))

@@ -35,7 +35,11 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def draw_reconstructions(
-    path: Path, originals: torch.Tensor, reconstructions: torch.Tensor, caption: str, columns=10
+    path: Path,
+    originals: torch.Tensor,
+    reconstructions: torch.Tensor,
+    caption: str,
+    columns: Any = 10,
 ) -> None:
     """Write a PNG of row pairs: originals above their reconstructions.
 
@@ -146,7 +150,9 @@ def _row(tiles: np.ndarray, columns: int) -> np.ndarray:
     return row
 
 
-def _write_page(path: Path, bands: list[np.ndarray], title: str, caption: str, band_gap: int):
+def _write_page(
+    path: Path, bands: list[np.ndarray], title: str, caption: str, band_gap: int
+) -> None:
     image_module = need("PIL.Image", "drawing pictures")
     draw_module = need("PIL.ImageDraw", "drawing pictures")
     head = 62

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from vae_fast.likelihoods.bernoulli import BERNOULLI
 from vae_fast.likelihoods.spec import Spec
-from vae_fast.types import GatherMode, LossOutput, Reduction
+from vae_fast.types import GatherMode, LossOutput, TermsReduction
 
 _MASK32 = 0xFFFFFFFF
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
@@ -105,7 +105,7 @@ def samples_of(t: torch.Tensor) -> int:
 
 
 def reduce(
-    values: torch.Tensor, reduction: Reduction, has_samples: bool | None = None
+    values: torch.Tensor, reduction: TermsReduction, has_samples: bool | None = None
 ) -> torch.Tensor:
     """Sum elementwise ``values`` as ``reduction`` asks. A 1-D tensor is one sample."""
     if has_samples is None:
@@ -162,7 +162,7 @@ def gaussian_kl(
     logvar: torch.Tensor,
     prior_mu: torch.Tensor | None = None,
     prior_logvar: torch.Tensor | None = None,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> torch.Tensor:
     return reduce(gaussian_kl_terms(mu, logvar, prior_mu, prior_logvar), reduction)
 
@@ -173,7 +173,7 @@ def sample_and_kl(
     prior_mu: torch.Tensor | None = None,
     prior_logvar: torch.Tensor | None = None,
     noise_key: torch.Tensor | None = None,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     z = reparameterize(mu, logvar, noise_key=noise_key)
     return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
@@ -212,7 +212,7 @@ def nll(
     spec: Spec,
     params: Sequence[torch.Tensor],
     target: torch.Tensor,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> torch.Tensor:
     terms = nll_terms(spec, params, target)
     if spec.planes == 0 and terms.dim() > target.dim():  # K sets of samples: (K, B, ...)
@@ -227,7 +227,7 @@ def elbo(
     mu: torch.Tensor,
     logvar: torch.Tensor,
     beta: float | torch.Tensor = 1.0,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> LossOutput:
     if any((p.dtype == torch.float64) != (mu.dtype == torch.float64) for p in params):
         params, mu, logvar = [p.double() for p in params], mu.double(), logvar.double()
@@ -243,7 +243,7 @@ def linear_bernoulli_nll(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     target: torch.Tensor,
-    reduction: Reduction = "sum",
+    reduction: TermsReduction = "sum",
 ) -> torch.Tensor:
     return nll(BERNOULLI, [F.linear(hidden, weight, bias)], target, reduction)
 

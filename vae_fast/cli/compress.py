@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vae_fast.cli.compressed_file import read_compressed
 from vae_fast.cli.flags import parse
@@ -35,7 +36,7 @@ def compress(arguments: list[str], program: str) -> int:
     if y is not None:
         arrays["labels"] = y.cpu().numpy()
 
-    def save(path):
+    def save(path: Any) -> None:
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 

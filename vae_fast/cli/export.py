@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vae_fast.cli.flags import one_of, parse
 from vae_fast.cli.runs import checkpoint_of, restore, run_parser
@@ -46,7 +47,7 @@ def export(arguments: list[str], program: str) -> int:
     return 0
 
 
-def _check_push(values) -> None:
+def _check_push(values: Any) -> None:
     from vae_fast.cli.flags import Usage
 
     if values.push and values.format != "pretrained":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vae_fast.cli.flags import data_options, one_of, parse, whole_numbers
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import write_file
@@ -96,7 +98,7 @@ def anomaly(arguments: list[str], program: str) -> int:
     threshold = anomaly_threshold(normal, values.quantile)
     out = out_path(values, "anomaly_scores.npy")
 
-    def save(path):
+    def save(path: Any) -> None:
         with open(path, "wb") as file:
             np.save(file, scores.float().cpu().numpy(), allow_pickle=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class DataUnavailableError(RuntimeError):
@@ -27,6 +28,6 @@ class DataUnavailableError(RuntimeError):
             + "".join(f"  - {line}\n" for line in self.remedies).rstrip("\n")
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         # The default would call __init__ with the message alone, and so break in worker processes.
         return type(self), (self.name, self.tried, self.remedies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Literal, overload
 
 import torch
 
@@ -92,6 +93,30 @@ def _check_eps(eps: torch.Tensor, mu: torch.Tensor, num_samples: int | None) -> 
         )
 
 
+@overload
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor | None = ...,
+    *,
+    scale: torch.Tensor | None = ...,
+    num_samples: int | None = ...,
+    noise_key: torch.Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    eps: torch.Tensor | None = ...,
+    return_eps: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor | None = ...,
+    *,
+    scale: torch.Tensor | None = ...,
+    num_samples: int | None = ...,
+    noise_key: torch.Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    eps: torch.Tensor | None = ...,
+    return_eps: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
 def reparameterize(
     mu: torch.Tensor,
     logvar: torch.Tensor | None = None,

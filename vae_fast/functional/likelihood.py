@@ -388,7 +388,7 @@ def _function(family: str, specs: list[Spec]) -> Callable[..., torch.Tensor]:
     extra = list(dict.fromkeys(extra))
     positional = [*usual.params, "target"]
 
-    def function(*args, reduction: Reduction = "sum", **named: Any):
+    def function(*args: Any, reduction: Reduction = "sum", **named: Any) -> Any:
         if len(args) == len(positional) and not named and not any(a is None for a in args):
             *params, target = args
             return nll_of(usual, params, target, reduction)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class LatentDecomposition(NamedTuple):
     dimension_kl: Tensor
 
 
-def _ops_for(t: Tensor):
+def _ops_for(t: Tensor) -> Any:
     return _pairwise if t.is_cpu and use_native("cpu") else reference
 
 

@@ -104,7 +104,7 @@ def pretrained_class() -> type[nn.Module]:
             )
             self.model = models.build(model, tuple(input_shape), **(model_args or {}))
 
-        def forward(self, *args, **options: Any):
+        def forward(self, *args: Any, **options: Any) -> Any:
             return self.model(*args, **options)
 
         def __getattr__(self, name: str) -> Any:
@@ -119,12 +119,12 @@ def pretrained_class() -> type[nn.Module]:
             return hub.ModelCard(card_of(self.described))
 
         @classmethod
-        def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options: Any):
+        def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options: Any) -> Any:
             """A config.json names code: a class of others only if ``trust`` says so."""
             return super()._from_pretrained(model=named_by(model, trust), **options)
 
         @classmethod
-        def from_pretrained(cls, *args: Any, trust: Trust = False, **options: Any):
+        def from_pretrained(cls, *args: Any, trust: Trust = False, **options: Any) -> Any:
             """A model out of a folder or of a repository's name, in evaluation mode.
 
             Args:

@@ -8,6 +8,7 @@ binary.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +44,11 @@ class _FromProbabilities(torch.autograd.Function):
         return torch.where((target >= 0.0) & (target <= 1.0), value, torch.nan)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         p, target = ctx.saved_tensors
         grad_p = grad_target = None
         if ctx.needs_input_grad[0]:
@@ -60,12 +61,12 @@ class _FromProbabilities(torch.autograd.Function):
 
 class _FromProbabilitiesWithTangent(_FromProbabilities):
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def jvp(ctx, p_tangent: Tensor | None, target_tangent: Tensor | None):
+    def jvp(ctx: Any, p_tangent: Tensor | None, target_tangent: Tensor | None) -> Any:
         p, target = ctx.saved_tensors
         tangent = torch.zeros_like(p)
         if p_tangent is not None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def inputs(
 
 
 def truth(logits: Tensor, target: Tensor) -> Truth:
-    def nll(mp, values, x):
+    def nll(mp: Any, values: Any, x: Any) -> Any:
         return mp.log(mp.fsum(mp.exp(v - values[int(x[0])]) for v in values))
 
     return positions(nll, logits, target.unsqueeze(1))

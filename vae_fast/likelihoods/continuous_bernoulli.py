@@ -7,6 +7,7 @@ Bernoulli's terms a density of grey values. At l = 0 it is uniform.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def inputs(
 
 
 def truth(logits: Tensor, target: Tensor) -> Truth:
-    def nll(mp, l, x):
+    def nll(mp: Any, l: Any, x: Any) -> Any:
         if l == 0:
             return mp.mpf(0)
         return -l * x + mp.log(mp.expm1(l) / l)  # the density is e^(l x) l / (e^l - 1)

@@ -16,6 +16,7 @@ as in Child 2021). Parameters are (N, 10 K, H, W), the target (N, 3, H, W), a te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,8 +148,8 @@ def mixture_inputs(
     return [torch.cat([logits, planes], 1).to(dtype)], _levels(loc[:, :, 0], generator)
 
 
-def _nll(mp, m, s, x):
-    def end(k):
+def _nll(mp: Any, m: Any, s: Any, x: Any) -> Any:
+    def end(k: Any) -> Any:
         return ((2 * x - 255 + k) / mp.mpf(255) - m) / mp.exp(s)
 
     up, low = end(1), end(-1)
@@ -157,7 +158,7 @@ def _nll(mp, m, s, x):
     if x > 254.5:
         return log1pexp(mp, low)
 
-    def sigmoid(v):
+    def sigmoid(v: Any) -> Any:
         return 1 / (1 + mp.exp(-v))
 
     beside = sigmoid(low) + sigmoid(-up)
@@ -171,14 +172,14 @@ def truth(loc: Tensor, log_scale: Tensor, target: Tensor) -> Truth:
 
 
 def mixture_truth(params: Tensor, target: Tensor) -> Truth:
-    def nll(mp, planes, x):
+    def nll(mp: Any, planes: Any, x: Any) -> Any:
         k = len(planes) // 10
         red, green = ((2 * v - 255) / mp.mpf(255) for v in x[:2])
 
-        def plane(channel, which, j):
+        def plane(channel: Any, which: Any, j: Any) -> Any:
             return planes[k + (3 * channel + which) * k + j]
 
-        def joint(j):
+        def joint(j: Any) -> Any:
             q = [mp.tanh(plane(c, 2, j)) for c in range(3)]
             moved = (0, q[0] * red, q[1] * red + q[2] * green)
             return planes[j] - mp.fsum(

@@ -15,6 +15,7 @@ has the derivation).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,7 +223,7 @@ def zero_inflated_inputs_by_log(
     return [torch.log(rate), *rest], target
 
 
-def _nll(mp, m, t, x, log_rate=None):
+def _nll(mp: Any, m: Any, t: Any, x: Any, log_rate: Any = None) -> Any:
     e = mp.mpf(EPS)
     both = mp.log(t + m + e)
     gammas = mp.loggamma(x + t) - mp.loggamma(t) - mp.loggamma(x + 1)
@@ -230,7 +231,7 @@ def _nll(mp, m, t, x, log_rate=None):
     return -(t * (mp.log(t + e) - both) + x * (log_rate - both) + gammas)
 
 
-def _zero_inflated_nll(mp, m, t, logit, x, log_rate=None):
+def _zero_inflated_nll(mp: Any, m: Any, t: Any, logit: Any, x: Any, log_rate: Any = None) -> Any:
     nll = _nll(mp, m, t, x, log_rate)
     if x > 0:
         return nll + log1pexp(mp, logit)
@@ -239,7 +240,7 @@ def _zero_inflated_nll(mp, m, t, logit, x, log_rate=None):
     return -mp.log1p(-lacking) if lacking < 0.5 else _log_sum(mp, nll, logit)
 
 
-def _log_sum(mp, nll, logit):
+def _log_sum(mp: Any, nll: Any, logit: Any) -> Any:
     return -mp.log((mp.exp(logit) + mp.exp(-nll)) / (1 + mp.exp(logit)))
 
 

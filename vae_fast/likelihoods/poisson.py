@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def inputs_by_log(
     return [torch.log(rate)], target
 
 
-def _nll(mp, rate, x):
+def _nll(mp: Any, rate: Any, x: Any) -> Any:
     return rate + mp.loggamma(x + 1) - (x * mp.log(rate) if x != 0 else 0)
 
 

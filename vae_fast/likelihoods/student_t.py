@@ -8,6 +8,7 @@ Accurate from df near 0 to 1e8, where it is the Gaussian.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def inputs_by_scale(
     return [loc, torch.exp(log_scale), df], target
 
 
-def _nll(mp, m, s, n, x):
+def _nll(mp: Any, m: Any, s: Any, n: Any, x: Any) -> Any:
     constant = mp.loggamma((n + 1) / 2) - mp.loggamma(n / 2) - mp.log(n * mp.pi * s**2) / 2
     return (n + 1) / 2 * mp.log1p(((x - m) / s) ** 2 / n) - constant
 

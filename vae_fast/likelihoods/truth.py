@@ -47,7 +47,7 @@ def positions(nll: Callable[..., Any], planes: Tensor, target: Tensor) -> Truth:
     )
     out = np.empty((len(rows), 1 + p.shape[-1]), dtype=np.longdouble)
 
-    def on_row(mp, *values):
+    def on_row(mp: Any, *values: Any) -> Any:
         return nll(mp, values[: p.shape[-1]], values[p.shape[-1] :])
 
     with mp.workdps(DIGITS):
@@ -59,7 +59,7 @@ def positions(nll: Callable[..., Any], planes: Tensor, target: Tensor) -> Truth:
 
 
 def _value_and_grads(
-    mp, nll: Callable[..., Any], row: Sequence[float], wanted: Sequence[int]
+    mp: Any, nll: Callable[..., Any], row: Sequence[float], wanted: Sequence[int]
 ) -> list:
     values = [mp.mpf(v) for v in row]
     if any(map(mp.isnan, values)):
@@ -72,13 +72,13 @@ def _value_and_grads(
     return out
 
 
-def _longdouble(v) -> np.longdouble:
+def _longdouble(v: Any) -> np.longdouble:
     high = float(v)
     if not np.isfinite(high):
         return np.longdouble(high)
     return np.longdouble(high) + np.longdouble(float(v - high))
 
 
-def log1pexp(mp, x):
+def log1pexp(mp: Any, x: Any) -> Any:
     """softplus(x)."""
     return mp.log1p(mp.exp(x)) if x < 100 else x + mp.exp(-x)

@@ -71,7 +71,7 @@ class CVAE(BetaVAE):
             torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
         )
 
-    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any):
+    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> Any:
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
 
         Takes what ``BetaVAE.loss`` takes.

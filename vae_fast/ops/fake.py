@@ -20,7 +20,7 @@ def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Callable
         return functools.partial(register_fake, name)
 
     @functools.wraps(fake)
-    def checked(*args, **kwargs: Any):
+    def checked(*args: Any, **kwargs: Any) -> Any:
         devices = {t.device for t in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)}
         if len(devices) > 1:
             raise RuntimeError(

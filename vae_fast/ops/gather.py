@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast.ops.fake import register_fake
 
 _gather_batch = torch.ops.vae_fast.gather_batch.default
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 
 
@@ -24,6 +26,6 @@ def gather_batch(
 
 
 @register_fake("gather_batch")
-def _(data, index, mode, key, first_row, first_row_tensor):
+def _(data: Any, index: Any, mode: Any, key: Tensor, first_row: Any, first_row_tensor: Any) -> Any:
     dtype = (data.dtype, torch.float32, torch.bool)[mode]
     return data.new_empty((index.shape[0], *data.shape[1:]), dtype=dtype)

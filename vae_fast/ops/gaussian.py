@@ -9,7 +9,10 @@ first: the same key gives a channels-last tensor the noise of a contiguous one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
@@ -28,7 +31,6 @@ _sample_and_kl_keeping = _ops.sample_and_kl_keeping.default
 _gaussian_backward = _ops.gaussian_backward.default
 _gaussian_prior_backward = _ops.gaussian_prior_backward.default
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 
 
@@ -55,7 +57,9 @@ def _pair(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu, like(logvar, mu)
 
 
-def _sampled_again(ctx, grad_z: Tensor, mu: Tensor, logvar: Tensor, key: Tensor, count: int | None):
+def _sampled_again(
+    ctx: Any, grad_z: Tensor, mu: Tensor, logvar: Tensor, key: Tensor, count: int | None
+) -> Any:
     """The gradients by plain PyTorch."""
 
     def sampled(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -66,13 +70,15 @@ def _sampled_again(ctx, grad_z: Tensor, mu: Tensor, logvar: Tensor, key: Tensor,
 
 class _Reparameterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None) -> Tensor:
+    def forward(
+        ctx: Any, mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int | None
+    ) -> Tensor:
         ctx.save_for_backward(mu, logvar, key)
         ctx.num_samples = num_samples
         return _reparameterize(mu, logvar, key, num_samples)
 
     @staticmethod
-    def backward(ctx, grad_z: Tensor):
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         mu, logvar, key = ctx.saved_tensors
         if beyond_native(grad_z):
             return _sampled_again(ctx, grad_z, mu, logvar, key, ctx.num_samples)
@@ -82,13 +88,13 @@ class _Reparameterize(torch.autograd.Function):
 
 class _ReparameterizeKeeping(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mu: Tensor, logvar: Tensor, key: Tensor) -> Tensor:
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, key: Tensor) -> Tensor:
         z, slope = _reparameterize_keeping(mu, logvar, key)
         ctx.save_for_backward(mu, logvar, key, slope)  # the first three for second derivatives
         return z
 
     @staticmethod
-    def backward(ctx, grad_z: Tensor):
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         mu, logvar, key, slope = ctx.saved_tensors
         if beyond_native(grad_z):
             return _sampled_again(ctx, grad_z, mu, logvar, key, None)
@@ -133,13 +139,15 @@ def _backward(
 
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mu, logvar, prior_mu, prior_logvar, reduction) -> Tensor:
+    def forward(
+        ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, reduction: int
+    ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
         ctx.reduction = reduction
         return _gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
 
     @staticmethod
-    def backward(ctx, grad_kl: Tensor):
+    def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         if beyond_native(grad_kl):
 
             def kl(*gaussians: Maybe) -> Tensor:
@@ -151,7 +159,15 @@ class _GaussianKL(torch.autograd.Function):
 
 class _SampleAndKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mu, logvar, prior_mu, prior_logvar, key, reduction) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        mu: Tensor,
+        logvar: Tensor,
+        prior_mu: Tensor,
+        prior_logvar: Tensor,
+        key: Tensor,
+        reduction: int,
+    ) -> tuple[Tensor, Tensor]:
         ctx.reduction = reduction
         ctx.set_materialize_grads(False)
         if keeps_slope(mu):
@@ -165,7 +181,7 @@ class _SampleAndKL(torch.autograd.Function):
         return z, kl
 
     @staticmethod
-    def backward(ctx, grad_z: Maybe, grad_kl: Maybe):
+    def backward(ctx: Any, grad_z: Maybe, grad_kl: Maybe) -> tuple[Tensor | None, ...]:
         *gaussians, key, slope = ctx.saved_tensors
         if beyond_native(grad_z, grad_kl):
 
@@ -215,40 +231,62 @@ def empty_sum(t: Tensor, reduction: int) -> Tensor:
 
 
 @register_fake("reparameterize")
-def _(mu, logvar, key, num_samples):
+def _(mu: Tensor, logvar: Tensor, key: Tensor, num_samples: int) -> Any:
     return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
 
 
 @register_fake("reparameterize_backward")
-def _(grad_z, logvar, key, num_samples):
+def _(grad_z: Tensor, logvar: Tensor, key: Tensor, num_samples: int) -> Any:
     return torch.empty_like(logvar), torch.empty_like(logvar)
 
 
 @register_fake("reparameterize_keeping")
-def _(mu, logvar, key):
+def _(mu: Tensor, logvar: Tensor, key: Tensor) -> Any:
     return torch.empty_like(mu), torch.empty_like(mu)
 
 
 @register_fake("gaussian_kl")
-def _(mu, logvar, prior_mu, prior_logvar, reduction):
+def _(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, reduction: int) -> Any:
     return empty_sum(mu, reduction)
 
 
 @register_fake("sample_and_kl")
-def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
+def _(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, key: Tensor, reduction: int
+) -> Any:
     return torch.empty_like(mu), empty_sum(mu, reduction)
 
 
 @register_fake("sample_and_kl_keeping")
-def _(mu, logvar, prior_mu, prior_logvar, key, reduction):
+def _(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, key: Tensor, reduction: int
+) -> Any:
     return torch.empty_like(mu), empty_sum(mu, reduction), torch.empty_like(mu)
 
 
 @register_fake("gaussian_backward")
-def _(grad_z, grad_kl, mu, logvar, key, slope, reduction):
+def _(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    key: Tensor,
+    slope: Tensor,
+    reduction: int,
+) -> Any:
     return torch.empty_like(mu), torch.empty_like(mu)
 
 
 @register_fake("gaussian_prior_backward")
-def _(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, reduction):
+def _(
+    grad_z: Tensor,
+    grad_kl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor,
+    prior_logvar: Tensor,
+    key: Tensor,
+    slope: Tensor,
+    reduction: int,
+) -> Any:
     return tuple(torch.empty_like(mu) for _ in range(4))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
@@ -13,20 +16,19 @@ from vae_fast.reference import compute_dtype
 _group_norm_silu = torch.ops.vae_fast.group_norm_silu.default
 _group_norm_silu_backward = torch.ops.vae_fast.group_norm_silu_backward.default
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 
 
 class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Maybe, bias: Maybe, groups: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Maybe, bias: Maybe, groups: int, eps: float) -> Tensor:
         y, mean, rstd = _group_norm_silu(x, weight, bias, groups, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups, ctx.eps = groups, eps
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if beyond_native(grad):
 
@@ -69,12 +71,12 @@ def group_norm_silu(x: Tensor, groups: int, weight: Maybe, bias: Maybe, eps: flo
 
 
 @register_fake("group_norm_silu")
-def _(x, weight, bias, groups, eps):
+def _(x: Tensor, weight: Tensor, bias: Any, groups: int, eps: Any) -> Any:
     statistics = x.new_empty((x.shape[0], groups), dtype=compute_dtype(x))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
 @register_fake("group_norm_silu_backward")
-def _(grad_y, x, weight, bias, mean, rstd):
+def _(grad_y: Tensor, x: Tensor, weight: Tensor, bias: Any, mean: Tensor, rstd: Tensor) -> Any:
     grad = x.new_empty((x.shape[1],), dtype=compute_dtype(x))
     return torch.empty_like(x), grad, torch.empty_like(grad)

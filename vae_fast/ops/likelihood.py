@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.backend import has_native, library, node
@@ -31,7 +32,6 @@ from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
 from vae_fast.types import REDUCTIONS, LossOutput
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 NONE, SUM, BATCHMEAN = range(3)  # reductions
 
@@ -217,7 +217,7 @@ def _dense(grad: Maybe) -> Maybe:
 
 class _NLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
         ctx.save_for_backward(target, *params)
         ctx.options = name, reduction
         ctx.grads = None
@@ -228,7 +228,7 @@ class _NLL(torch.autograd.Function):
         return ops.nll(params, target, reduction)
 
     @staticmethod
-    def backward(ctx, grad_nll: Tensor):
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
         needs = ctx.needs_input_grad[2:]
@@ -285,13 +285,13 @@ class _NLLTraced(torch.autograd.Function):
     """The same without state between forward and backward, which torch.compile can follow."""
 
     @staticmethod
-    def forward(ctx, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
         ctx.save_for_backward(target, *params)
         ctx.options = name, reduction
         return ops_of(name).nll(params, target, reduction)
 
     @staticmethod
-    def backward(ctx, grad_nll: Tensor):
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
         target, *params = ctx.saved_tensors
         name, reduction = ctx.options
         needs = [True] * len(params)
@@ -326,7 +326,17 @@ def nll(spec: Spec, params: Sequence[Tensor], target: Tensor, reduction: int) ->
 
 class _Elbo(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, name, beta, beta_tensor, reduction, target, mu, logvar, *params):
+    def forward(
+        ctx: Any,
+        name: Any,
+        beta: Any,
+        beta_tensor: Any,
+        reduction: int,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *params: Tensor,
+    ) -> Any:
         ctx.save_for_backward(beta_tensor, target, mu, logvar, *params)
         ctx.options = name, beta, reduction
         ctx.set_materialize_grads(False)
@@ -340,7 +350,7 @@ class _Elbo(torch.autograd.Function):
         return ops.elbo(*arguments)
 
     @staticmethod
-    def backward(ctx, *upstream: Maybe):
+    def backward(ctx: Any, *upstream: Maybe) -> tuple[Tensor | None, ...]:
         beta_tensor, *inputs = ctx.saved_tensors  # which says if beta was changed since
         name, beta, reduction = ctx.options
         grads, ctx.grads = ctx.grads, None
@@ -402,13 +412,25 @@ class _ElboTraced(torch.autograd.Function):
     """The same without state between forward and backward, which torch.compile can follow."""
 
     @staticmethod
-    def forward(ctx, name, beta, beta_tensor, reduction, target, mu, logvar, *params):
+    def forward(
+        ctx: Any,
+        name: Any,
+        beta: Any,
+        beta_tensor: Any,
+        reduction: int,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *params: Tensor,
+    ) -> Any:
         ctx.save_for_backward(target, mu, logvar, beta_tensor, *params)
         ctx.options = name, beta, reduction
         return ops_of(name).elbo(params, target, mu, logvar, beta, beta_tensor, reduction)
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor):
+    def backward(
+        ctx: Any, grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor
+    ) -> tuple[Tensor | None, ...]:
         target, mu, logvar, beta_tensor, *params = ctx.saved_tensors
         name, beta, reduction = ctx.options
         grads, grad_mu, grad_logvar = ops_of(name).elbo_backward(
@@ -528,30 +550,52 @@ def _fake_grads(params: Sequence[Tensor], wanted: int) -> list[Tensor]:
 
 
 def _fakes(planes: int) -> dict[str, Callable[..., Any]]:
-    def nll(params, target, reduction):
+    def nll(params: Any, target: Tensor, reduction: int) -> Any:
         return _fake_loss(params, target, reduction, planes)
 
-    def nll_backward(grad_nll, params, target, reduction, wanted):
+    def nll_backward(
+        grad_nll: Tensor, params: Any, target: Tensor, reduction: int, wanted: Any
+    ) -> Any:
         return _fake_grads(params, wanted)
 
-    def nll_with_grad(params, target, reduction, grad_scale, wanted):
+    def nll_with_grad(
+        params: Any, target: Tensor, reduction: int, grad_scale: Tensor, wanted: Any
+    ) -> Any:
         return _fake_loss(params, target, reduction, planes), _fake_grads(params, wanted)
 
-    def nll_with_grad_out(params, target, reduction, grad_scale, grads):
+    def nll_with_grad_out(
+        params: Any, target: Tensor, reduction: int, grad_scale: Tensor, grads: Tensor
+    ) -> Any:
         return _fake_loss(params, target, reduction, planes)
 
-    def elbo(params, target, mu, logvar, beta, beta_tensor, reduction):
+    def elbo(
+        params: Any,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        beta: Any,
+        beta_tensor: Any,
+        reduction: int,
+    ) -> Any:
         return tuple(_fake_loss(params, target, reduction, planes) for _ in range(3))
 
     def elbo_backward(
-        grad_loss, grad_recon, grad_kl, params, target, mu, logvar, beta, beta_tensor, reduction,
-        wanted,
-    ):  # fmt: skip
+        grad_loss: Tensor, grad_recon: Tensor, grad_kl: Tensor, params: Any, target: Tensor, mu: Tensor, logvar: Tensor, beta: Any, beta_tensor: Any, reduction: int,
+        wanted: Any,
+    ) -> Any:  # fmt: skip
         return _fake_grads(params, wanted), torch.empty_like(mu), torch.empty_like(mu)
 
     def elbo_with_grad(
-        params, target, mu, logvar, beta, beta_tensor, reduction, grad_scale, wanted
-    ):
+        params: Any,
+        target: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        beta: Any,
+        beta_tensor: Any,
+        reduction: int,
+        grad_scale: Tensor,
+        wanted: Any,
+    ) -> Any:
         losses = elbo(params, target, mu, logvar, beta, beta_tensor, reduction)
         grads = _fake_grads(params, wanted)
         return *losses, grads, torch.empty_like(mu), torch.empty_like(mu)

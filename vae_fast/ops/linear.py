@@ -7,7 +7,10 @@ bias. What autograd would do in three passes over (B, D) happens in one over (ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.backend import is_watched
@@ -19,7 +22,6 @@ from vae_fast.types import REDUCTIONS
 
 _ops = ops_of("bernoulli")
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 NONE, SUM, BATCHMEAN = 0, 1, 2
 
@@ -136,7 +138,9 @@ def _value_and_grads(
 
 class _LinearBernoulliNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int
+    ) -> Any:
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.reduction = reduction
         ctx.grads = None
@@ -146,11 +150,11 @@ class _LinearBernoulliNLL(torch.autograd.Function):
         return nll
 
     @staticmethod
-    def backward(ctx, grad_nll: Tensor):
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target = ctx.saved_tensors
         if beyond_native(grad_nll):
 
-            def nll(*inputs: Maybe) -> Tensor:
+            def nll(*inputs: Any) -> Tensor:
                 return reference.linear_bernoulli_nll(*inputs, REDUCTIONS[ctx.reduction])
 
             return differentiable_again(nll, ctx.saved_tensors, (grad_nll,), ctx.needs_input_grad)

@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vae_fast.backend import is_watched
 
-Tensor = torch.Tensor
 LIBRARIES = ("mkl", "onednn")
 
 # rows * in * out from which oneDNN's preparations, some 10 us, are less than what it saves.

@@ -8,9 +8,11 @@ ReLU and its gradient are taken in place; gradients of weights go where the step
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -18,7 +20,6 @@ from vae_fast.ops.autograd import beyond_native, differentiable_again
 from vae_fast.ops.matmul import bias_grad, linear, product, weight_grad
 from vae_fast.ops.parameter_buffers import current
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -52,7 +53,9 @@ def serves(x: Tensor, parameters: Sequence[Maybe]) -> bool:
 
 class _MLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, relus: tuple[bool, ...], dtype: torch.dtype, *parameters: Maybe):
+    def forward(
+        ctx: Any, x: Tensor, relus: tuple[bool, ...], dtype: torch.dtype, *parameters: Maybe
+    ) -> Any:
         buffers = current()
         casts = {} if buffers is None else buffers.casts
         weights, h, inputs = [], x.to(dtype), []
@@ -66,7 +69,7 @@ class _MLP(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         count, relus = len(ctx.relus), ctx.relus
         parameters, outputs = rest[: 2 * count], rest[2 * count :]
@@ -104,7 +107,7 @@ def _cast(parameter: Maybe, dtype: torch.dtype, casts: dict[Tensor, Tensor]) -> 
     return parameter.to(dtype) if found is None or found.dtype != dtype else found
 
 
-def _place(buffers, parameter: Tensor) -> Tensor:
+def _place(buffers: Any, parameter: Tensor) -> Tensor:
     found = None if buffers is None else buffers.take(parameter)
     return torch.empty_like(parameter) if found is None else found
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast.ops.fake import register_fake
 
@@ -10,5 +13,5 @@ euclidean_norm = torch.ops.vae_fast.euclidean_norm.default
 
 
 @register_fake("euclidean_norm")
-def _(x):
+def _(x: Tensor) -> Any:
     return x.new_empty(())

@@ -5,7 +5,10 @@ Backward makes the pairs again: what forward keeps is its inputs and its sums.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vae_fast import reference_pairwise as reference
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
@@ -19,13 +22,22 @@ _mmd = _ops.mmd.default
 _mmd_backward = _ops.mmd_backward.default
 _nearest_code = _ops.nearest_code.default
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 
 
 class _PairDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, mu, logvar, logits, own, next, offset, want_parts):
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        logits: Tensor,
+        own: Any,
+        next: Any,
+        offset: int,
+        want_parts: bool,
+    ) -> Any:
         whole, parts, state = _density(z, mu, logvar, logits, own, next, offset, want_parts)
         ctx.save_for_backward(z, mu, logvar, logits, state)
         ctx.weights, ctx.want_parts = (own, next, offset), want_parts
@@ -33,13 +45,13 @@ class _PairDensity(torch.autograd.Function):
         return whole, parts
 
     @staticmethod
-    def backward(ctx, grad_whole: Maybe, grad_parts: Maybe):
+    def backward(ctx: Any, grad_whole: Maybe, grad_parts: Maybe) -> tuple[Tensor | None, ...]:
         *inputs, state = ctx.saved_tensors
         if not ctx.want_parts:
             grad_parts = None  # of the empty tensor
         if beyond_native(grad_whole, grad_parts):
 
-            def density(*inputs: Maybe) -> tuple[Tensor, Tensor]:
+            def density(*inputs: Any) -> tuple[Tensor, Tensor]:
                 return reference.pair_density(*inputs, *ctx.weights, ctx.want_parts)
 
             grads = (grad_whole, grad_parts)
@@ -72,13 +84,15 @@ def pair_density(
 
 class _Mmd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scales, bandwidths, kernel, unbiased):
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scales: Tensor, bandwidths: Any, kernel: Any, unbiased: bool
+    ) -> Any:
         ctx.save_for_backward(x, y, scales)
         ctx.bandwidths, ctx.options = bandwidths, (kernel, unbiased)
         return _mmd(x, y, scales, kernel, unbiased)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scales = ctx.saved_tensors
         if beyond_native(grad):
 
@@ -108,7 +122,16 @@ def nearest_code(x: Tensor, codes: Tensor) -> Tensor:
 
 
 @register_fake("pair_density")
-def _(z, mu, logvar, logits, own, next, offset, want_parts):
+def _(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    logits: Tensor,
+    own: Any,
+    next: Any,
+    offset: int,
+    want_parts: bool,
+) -> Any:
     dtype = compute_dtype(z)
     rows = z.shape[0]
     whole = z.new_empty((rows,), dtype=dtype)
@@ -118,21 +141,32 @@ def _(z, mu, logvar, logits, own, next, offset, want_parts):
 
 
 @register_fake("pair_density_backward")
-def _(grad_whole, grad_parts, z, mu, logvar, logits, state, own, next, offset):
+def _(
+    grad_whole: Tensor,
+    grad_parts: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    logits: Tensor,
+    state: Any,
+    own: Any,
+    next: Any,
+    offset: int,
+) -> Any:
     of_logits = z.new_empty((0,)) if logits is None else torch.empty_like(logits)
     return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar), of_logits
 
 
 @register_fake("mmd")
-def _(x, y, bandwidths, kernel, unbiased):
+def _(x: Tensor, y: Tensor, bandwidths: Any, kernel: Any, unbiased: bool) -> Any:
     return x.new_empty((), dtype=compute_dtype(x))
 
 
 @register_fake("mmd_backward")
-def _(grad, x, y, bandwidths, kernel, unbiased):
+def _(grad: Tensor, x: Tensor, y: Tensor, bandwidths: Any, kernel: Any, unbiased: bool) -> Any:
     return torch.empty_like(x), torch.empty_like(y)
 
 
 @register_fake("nearest_code")
-def _(x, codes):
+def _(x: Tensor, codes: Tensor) -> Any:
     return x.new_empty((x.shape[0],), dtype=torch.int64)

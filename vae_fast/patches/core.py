@@ -156,7 +156,7 @@ class Patch:
                 )
         _active.pop(self.library, None)
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Deferred(torch.Tensor):
     """
 
     @staticmethod
-    def __new__(cls, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]):
+    def __new__(cls, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]) -> Any:
         return Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
 
     def __init__(
@@ -35,7 +36,7 @@ class Deferred(torch.Tensor):
         return self._made
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func == _SHAPE:  # a new object at each access, which "is" would not find
             with torch._C.DisableTorchFunctionSubclass():
@@ -49,7 +50,7 @@ class Deferred(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> None:
         raise TypeError(
             f"{func} was given terms that are not made yet, past torch's functions: add 0 to them first"
         )

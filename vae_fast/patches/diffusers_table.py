@@ -41,7 +41,7 @@ def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kl(original: Callable[..., Any]) -> Callable[..., Any]:
-    def kl(self, other=None) -> Tensor:
+    def kl(self, other: Any = None) -> Tensor:
         if not _fits(self) or (other is not None and not _fits(other)):
             return original(self, other)
         prior = (None, None) if other is None else (other.mean, other.logvar)
@@ -52,7 +52,7 @@ def _kl(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _nll(original: Callable[..., Any]) -> Callable[..., Any]:
-    def negative_log_likelihood(self, sample: Tensor, dims=(1, 2, 3)) -> Tensor:
+    def negative_log_likelihood(self, sample: Tensor, dims: Any = (1, 2, 3)) -> Tensor:
         whole = tuple(dims) == (1, 2, 3) and sample.shape == self.mean.shape
         if not _fits(self) or not whole or sample.requires_grad:
             return original(self, sample, dims)
@@ -80,7 +80,7 @@ def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
 
 def _block(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
-        self, input_tensor: Tensor, temb: Tensor | None = None, *args, **kwargs: Any
+        self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         # An autoencoder's blocks: no embedding of a time, and the same size as before.
         plain = temb is None and self.time_emb_proj is None and not args and not kwargs

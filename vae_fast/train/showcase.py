@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Ten
         return run_whole(model, lambda: model.sample(n, **options))
 
 
-def draw_pictures(trainer, prefix: str = "", curves: bool = True) -> list[Path]:
+def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[Path]:
     """Draw reconstructions.png and samples.png, of images or series, and curves.png.
 
     A picture that can't be drawn costs a warning, and not the run.

@@ -163,7 +163,7 @@ class _Recorder(TorchDispatchMode):
         self._tape.finish()
         return self._tape
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._why_not:  # the work itself continues
             return op(*args, **kwargs)
@@ -185,7 +185,9 @@ class _Recorder(TorchDispatchMode):
                 self._why_not = f"{op}: {error}"
         return result
 
-    def _write_down(self, op, args, kwargs, given, names, result) -> None:
+    def _write_down(
+        self, op: Any, args: Any, kwargs: Any, given: Any, names: Any, result: Any
+    ) -> None:
         returned = list(result) if isinstance(result, (tuple, list)) else [result]
         made = [t for r in returned for t in (r if isinstance(r, (tuple, list)) else [r])]
         if not all(r is None or isinstance(r, Tensor) for r in made):
@@ -222,7 +224,7 @@ class _Recorder(TorchDispatchMode):
         found = self._made.get(_storage(t))
         return _storage(t) in given if found is None else _geometry(t) in found
 
-    def _forget_values(self, schema, args, kwargs) -> None:
+    def _forget_values(self, schema: Any, args: Any, kwargs: Any) -> None:
         given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
         for argument in schema.arguments:
             if argument.alias_info is None or not argument.alias_info.is_write:

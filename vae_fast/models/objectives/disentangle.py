@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,10 +53,10 @@ class Factor(Objective):
         model: nn.Module,
         x: Tensor,
         *condition: Tensor,
-        beta,
-        noise_key,
+        beta: Any,
+        noise_key: Any,
         phase: str | None = None,
-    ):
+    ) -> Any:
         if phase not in (None, "model", "discriminator"):
             raise ValueError(f"unknown phase {phase!r}; known: model, discriminator")
         drawn = model.draw(x, *condition, noise_key=noise_key)
@@ -107,7 +109,9 @@ class DIP(Objective):
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
         mu = drawn.q.mu.to(recon.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,9 @@ class Capacity(Steps):
             )
         self.capacity, self.gamma, self.rise = capacity, gamma, rise
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         c = self.capacity * (self.part(self.rise) if self.rise > 0 else 1.0)
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
@@ -51,7 +55,9 @@ class MSSSIM(Objective):
         super().__init__()
         self.weight = weight
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         made = model.as_input(model.likelihood.mean(model.decode(drawn.z, *condition)), x.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ class Hamiltonian(Objective):
         self.leaps, self.temperature = leaps, temperature
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         q, p = model.encode(x, *condition), model.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         zeros = torch.zeros_like(z)
@@ -49,7 +52,9 @@ class Hamiltonian(Objective):
         kl = log_q - model.log_prior(moved, p) + kinetic
         return recon + beta * kl, recon, kl
 
-    def moved(self, model: nn.Module, x: Tensor, z: Tensor, gamma: Tensor, p, *condition: Tensor):
+    def moved(
+        self, model: nn.Module, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
+    ) -> Any:
         """z_K and rho_K, by the leapfrog and the tempering after each step."""
         start, step = math.sqrt(self.temperature), torch.exp(self.log_step)
         rho, before = gamma / start, start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ class Samples(Objective):
             )
         self.samples, self.estimates = samples, estimates
 
-    def weights(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def weights(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         given = {"beta": beta, "noise_key": noise_key}
         return model.weighted_samples(
             x, *condition, num_samples=self.samples * self.estimates, **given
@@ -38,7 +41,9 @@ class MIWAE(Samples):
     """-1/M sum_m log 1/K sum_k w_mk: less noise in the encoder's gradient than M K samples in one
     bound, and a tighter bound than K = 1."""
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         return -self.mean_bound(found.log_weight), found.nll.mean(0).detach(), found.kl.detach()
 
@@ -49,7 +54,9 @@ class PIWAE(Samples):
     The loss's value is the first one. Each draws its own samples.
     """
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         encoder = {id(p) for part in encoders(model) for p in part.parameters()}
         others = [p for p in model.parameters() if id(p) not in encoder]
         given = {"beta": beta, "noise_key": noise_key}
@@ -71,7 +78,9 @@ class CIWAE(Samples):
             raise ValueError(f"mix is a part from 0 to 1, got {mix}")
         self.mix = mix
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> Any:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         log_w = found.log_weight
         loss = -self.mix * log_w.mean(0) - (1 - self.mix) * importance.bound(log_w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,10 +89,10 @@ class LatentDiffusion(Steps):
         model: nn.Module,
         x: Tensor,
         *condition: Tensor,
-        beta,
-        noise_key,
+        beta: Any,
+        noise_key: Any,
         phase: str | None = None,
-    ):
+    ) -> Any:
         if phase not in (None, "autoencoder", "discriminator"):
             raise ValueError(f"unknown phase {phase!r}; known: autoencoder, discriminator")
         truth = model.network_input(x)

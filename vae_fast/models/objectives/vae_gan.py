@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +62,10 @@ class VAEGAN(Objective):
         model: nn.Module,
         x: Tensor,
         *condition: Tensor,
-        beta,
-        noise_key,
+        beta: Any,
+        noise_key: Any,
         phase: str | None = None,
-    ):
+    ) -> Any:
         names = ("encoder", "decoder", "discriminator")
         if phase not in (None, *names):
             raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,14 @@ class PoincareNormal(PosteriorPart):
             raise ValueError(f"curvature must be above 0, got {curvature}")
         self.dim, self.root = latent_dim, math.sqrt(curvature)
 
-    def sample(self, q, *, num_samples=None, noise_key=None, constant=False):
+    def sample(
+        self,
+        q: Any,
+        *,
+        num_samples: int | None = None,
+        noise_key: Any = None,
+        constant: Any = False,
+    ) -> Any:
         self.refuse(constant)
         mu, logvar = self._expmap0(wide(q[0])), wide(q[1])
         v = torch.exp(0.5 * logvar) * normals((self.dim,), mu, num_samples, noise_key)

@@ -61,7 +61,14 @@ class FlowPosterior(PosteriorPart):
         super().__init__()
         self.name, self.flow = name, make_flow(name, latent_dim, **options)
 
-    def sample(self, q, *, num_samples=None, noise_key=None, constant=False):
+    def sample(
+        self,
+        q: Any,
+        *,
+        num_samples: int | None = None,
+        noise_key: Any = None,
+        constant: Any = False,
+    ) -> Any:
         self.refuse(constant)
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
         log_q = log_density(z, *q)

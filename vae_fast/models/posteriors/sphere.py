@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,14 @@ class VonMisesFisher(PosteriorPart):
         mu, raw = wide(q[0]), wide(q[1])
         return F.normalize(mu, dim=-1), 1 + F.softplus(raw.mean(-1))
 
-    def sample(self, q, *, num_samples=None, noise_key=None, constant=False):
+    def sample(
+        self,
+        q: Any,
+        *,
+        num_samples: int | None = None,
+        noise_key: Any = None,
+        constant: Any = False,
+    ) -> Any:
         self.refuse(constant)
         mu, kappa = self.parameters_of(q)
         d = self.dim
