@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def draw_reconstructions(
         originals, reconstructions: (N, C, H, W), uint8 or floating in [0, 1].
     """
     above, below = to_uint8(originals), to_uint8(reconstructions)
+    columns = min(columns, len(above))
     bands = [
         np.concatenate(
             [_row(above[i : i + columns], columns), _row(below[i : i + columns], columns)]
@@ -61,6 +63,7 @@ def draw_samples(
 ) -> None:
     """Write a PNG of samples (N, C, H, W), uint8 or floating in [0, 1], ``columns`` to a row."""
     tiles = to_uint8(images)
+    columns = min(columns, len(tiles))
     bands = [_row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
     _write_page(path, bands, title, caption, band_gap=0)
 
@@ -111,7 +114,7 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
         points = [(row["step"], row[key]) for row in rows if row["split"] == split]
         points = [(x, y) for x, y in points if y is not None and np.isfinite(y)]
         if points:
-            lines[split] = np.array(points).T
+            lines[split] = np.array(points if split == "val" else _even(points)).T
     highest = max(lines, key=lambda split: lines[split][1][-1], default=None)
     for split, (x, y) in lines.items():
         is_val = split == "val"
@@ -137,6 +140,24 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     axis.margins(x=0.02)
 
 
+def _even(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of intervals that end at ``step``, the short ones joined with the one before.
+
+    An epoch's last interval may be a few steps, whose mean would stand out for no reason.
+    """
+    steps = [0.0, *(step for step, _ in points)]
+    spans = [after - before for before, after in pairwise(steps)]
+    usual = float(np.median(spans))
+    joined: list[tuple[float, float, float]] = []  # step, mean, span
+    for (step, mean), span in zip(points, spans, strict=True):
+        if joined and 0 < span < usual / 2:
+            _, last, length = joined.pop()
+            mean = (last * length + mean * span) / (length + span)
+            span += length
+        joined.append((step, mean, span))
+    return [(step, mean) for step, mean, _ in joined]
+
+
 def _row(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Tiles (n, H, W, 3) side by side, enlarged by whole pixels, blank up to ``columns``."""
     scale = max(1, -(-_TILE // tiles.shape[1]))
@@ -157,9 +178,8 @@ def _write_page(
     draw_module = need("PIL.ImageDraw", "drawing pictures")
     head = 62
     height = sum(len(band) for band in bands) + band_gap * (len(bands) - 1) - _GAP
-    page = image_module.new(
-        "RGB", (bands[0].shape[1] + 2 * _MARGIN, height + head + 2 * _MARGIN - 8), _PAPER
-    )
+    width = max(bands[0].shape[1], 8 * len(caption))  # few tiles are narrower than the words
+    page = image_module.new("RGB", (width + 2 * _MARGIN, height + head + 2 * _MARGIN - 8), _PAPER)
     draw = draw_module.Draw(page)
     _write_text(draw, (_MARGIN, _MARGIN - 6), title, _INK, 24)
     _write_text(draw, (_MARGIN, _MARGIN + 26), caption, _FAINT, 14)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vae_fast import pictures
-from vae_fast.train import Trainer
+from vae_fast import models, pictures
+from vae_fast.tasks import pictures as of_tasks
+from vae_fast.train import Trainer, showcase
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -37,6 +38,34 @@ def test_samples_fill_rows(tmp_path):
     assert (page[80:] == 128).sum() == 7 * 96 * 96  # below the caption
 
 
+def test_few_tiles_leave_no_blanks_beside_them(tmp_path):
+    images = torch.ones(3, 1, 28, 28) * 0.5
+    pictures.draw_samples(tmp_path / "x.png", images, "c")
+    pictures.draw_reconstructions(tmp_path / "y.png", images, images, "c")
+    for name in ("x.png", "y.png"):
+        width = 3 * 84 + 2 * pictures._GAP
+        assert Image.open(tmp_path / name).size[0] == width + 2 * pictures._MARGIN
+    pictures.draw_samples(tmp_path / "z.png", images, "a caption of many words " * 3)
+    assert Image.open(tmp_path / "z.png").size[0] > 3 * 84 + 200
+
+
+def test_samples_stand_in_columns_of_classes():
+    for count, columns in [(12, 12), (10, 10), (1, 10), (30, 10)]:
+        model = models.build("cvae", (1, 8, 8), condition_options={"num_classes": count})
+        assert showcase.classes_of(model) == columns
+    assert showcase.classes_of(models.build("vae", (1, 8, 8))) == 10
+
+
+def test_a_short_interval_is_joined_with_the_one_before():
+    even = pictures._even([(50, 8.0), (79, 6.0), (100, 4.0), (150, 3.0), (158, 9.0)])
+    assert even == [(50, 8.0), (79, 6.0), (100, 4.0), (158, pytest.approx((50 * 3 + 8 * 9) / 58))]
+
+
+def test_every_label_has_a_colour_of_its_own():
+    for count in (3, 10, 12, 20, 60):
+        assert len({of_tasks._colour(label, count) for label in range(count)}) == count
+
+
 def test_curves_leave_out_what_is_not_finite(tmp_path):
     rows = [
         {"step": s, "split": split, "loss": v, "recon": v, "kl": 1.0}
@@ -50,8 +79,6 @@ ODD = "data $x_{$ naïve \udcff \n .npy"  # no mathematics, and bytes that are n
 
 
 def test_pictures_of_odd_names_are_drawn(tmp_path, monkeypatch):
-    from vae_fast.tasks import pictures as of_tasks
-
     rows = [{"step": 1, "split": "val", "loss": 9.0, "recon": 8.0, "kl": 1.0}]
     images, series = torch.rand(4, 1, 8, 8), torch.rand(4, 16)
     labels, names = torch.tensor([0, 1, 0, 1]), ["$a_{$", "_b"]

@@ -59,6 +59,7 @@ def sample(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import generate
     from vae_fast.train.memory import check_fits
     from vae_fast.train.run_data import class_names, label_of, labels_for
+    from vae_fast.train.showcase import classes_of
 
     restored = restore(values)
     size = values.n * math.prod(restored.model.input_shape) * 4
@@ -78,7 +79,9 @@ def sample(arguments: list[str], program: str) -> int:
     if out.suffix == ".txt":
         write_text(out, images)
         return 0
-    write(out, lambda path: pictures.draw_samples(path, images, caption(restored)), images, images)
+    columns = classes_of(restored.model) if y is None else 10
+    said = caption(restored)
+    write(out, lambda path: pictures.draw_samples(path, images, said, columns), images, images)
     return 0
 
 

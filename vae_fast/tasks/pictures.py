@@ -64,19 +64,26 @@ def draw_latent_map(
 
 def _scatter(axis: Any, points: Tensor, labels: Tensor, names: Sequence[str] | None) -> None:
     """Points in the colours of their labels, with a legend."""
-    colours = need("matplotlib", "drawing a latent map").colormaps["tab10"]
-    handles = []
-    for label in sorted(set(labels.tolist())):
+    handles, found = [], sorted(set(labels.tolist()))
+    for label in found:
         chosen = points[(labels == label).cpu()]
-        color = colours(int(label) % 10)
+        color = _colour(int(label), max(*map(int, found), len(names or ()) - 1) + 1)
         handles.append(axis.scatter(*chosen.t(), s=4, alpha=0.6, linewidths=0, color=color))
     labels_of = [
         printable(names[label] if names and 0 <= label < len(names) else str(label))
-        for label in sorted(set(labels.tolist()))
+        for label in found
     ]
-    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": -(-len(found) // 25)}
     # By handles: a label that begins with an underscore is left out otherwise.
     axis.legend(handles, labels_of, markerscale=4, frameon=False, **where)
+
+
+def _colour(label: int, count: int) -> tuple[float, float, float, float]:
+    """Of one of ``count`` labels: a colour that no other has."""
+    colormaps = need("matplotlib", "drawing a latent map").colormaps
+    if count <= 20:
+        return colormaps["tab10" if count <= 10 else "tab20"](label)
+    return colormaps["turbo"](label / (count - 1))
 
 
 def draw_score_histogram(

@@ -11,11 +11,19 @@ from torch import Tensor, nn
 
 from vae_fast import pictures
 from vae_fast.data import Batch, Batches
+from vae_fast.models.conditions import Labels
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.train import rng
 from vae_fast.train.sharded import run_whole
 
-RECONSTRUCTIONS, SAMPLES, SERIES = 40, 100, 20
+SERIES = 20
+
+
+def classes_of(model: nn.Module) -> int:
+    """Columns of the samples: a class each where samples are of 2 to 20 classes in turn, else 10."""
+    condition = getattr(model, "condition", None)
+    count = condition.features if isinstance(condition, Labels) else 10
+    return count if 2 <= count <= 20 else 10
 
 
 def first_samples(batches: Batches, n: int) -> Batch:
@@ -60,7 +68,8 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
     are_images = len(model.input_shape) == 3
     are_series = len(model.input_shape) == 1 and not getattr(model.likelihood, "discrete", True)
     if are_images or are_series:  # by every rank, for each may have a part of the model
-        pairs, draws_of_prior = (RECONSTRUCTIONS, SAMPLES) if are_images else (SERIES, SERIES)
+        columns = classes_of(model) if are_images else 5
+        pairs, draws_of_prior = (4 * 10, 10 * columns) if are_images else (SERIES, SERIES)
         try:
             batch = first_samples(trainer.val_batches, pairs)
             again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
@@ -81,7 +90,7 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
         draws["reconstructions.png"] = lambda path: pictures.draw_reconstructions(
             path, batch.images, again, caption
         )
-        draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption)
+        draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption, columns)
     if are_series:
         if standardized(getattr(model, "likelihood", None)):  # columns that have no common unit
             shown = model.network_input
