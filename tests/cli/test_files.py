@@ -184,12 +184,12 @@ def test_samples_that_cannot_be(run, capsys):
 METRICS = {
     "no json": ("{'epoch': 1}", "line 2, is no JSON"),
     "a list": ("[1, 2]", "line 2, is no row"),
-    "no split": ('{"epoch": 1}', "line 2, has split None, which is train or val"),
+    "no split": ('{"epoch": 1}', "line 2, has split None; it must be train or val"),
     "no loss": ('{"split": "val", "epoch": 1, "step": 2}', "line 2, lacks loss"),
     "deep": ("[" * 100_000, "line 2, is no JSON"),
     "a word": (
         '{"split": "val", "epoch": 1, "step": 2, "loss": "low"}',
-        "line 2, has loss 'low', which is a number",
+        "line 2, has loss 'low'; it must be a number",
     ),
 }
 

@@ -50,7 +50,7 @@ def test_captured_steps_give_the_numbers_of_eager_ones(data, tmp_path, precision
 
 
 def test_batches_of_another_size_are_taken_eagerly(data, tmp_path):
-    with pytest.warns(UserWarning, match="is taken step by step"):
+    with pytest.warns(UserWarning, match="is taken eagerly"):
         trainer(data[:950], tmp_path / "run").fit()
 
 

@@ -45,7 +45,7 @@ def test_few_labels_train_a_classifier(tmp_path):
 
 def test_the_configuration_is_checked():
     config = from_dict({"labels": {"repeat": 5}})
-    with pytest.raises(ValueError, match="labels.repeat is 5, and goes with labels.keep"):
+    with pytest.raises(ValueError, match="labels.repeat is 5, and needs labels.keep"):
         config.check()
     with pytest.raises(ValueError, match="labels.keep must be at least 0"):
         from_dict({"labels": {"keep": -1}}).check()

@@ -96,7 +96,7 @@ def test_a_batch_in_parts_has_the_batchs_loss_and_gradients(config, clothes):
         step.follow_schedules(0)
         terms = step.differentiate(Share(clothes[0][:100], None), *next(step.each()))
         found.append([*(t.detach() for t in terms), *(p.grad.clone() for p in model.parameters())])
-    assert "batches are taken in parts" in step.runner_is
+    assert "accumulate takes batches in parts" in step.runner_is
     for whole, parts in zip(*found, strict=True):
         assert (whole - parts).abs().max() <= 2e-6 * whole.abs().max()
 
@@ -138,7 +138,9 @@ def test_several_processes_take_no_parts(config):
     config.accumulate = 2
     world = World(2)
     model = build_model(config, (1, 28, 28))
-    with pytest.raises(ValueError, match="accumulate 2 is one process's, and 2 share a batch"):
+    with pytest.raises(
+        ValueError, match="accumulate 2 needs a single process, and 2 share each batch"
+    ):
         world.wrap = lambda model, *_, **__: model
         Step(model, TrainConfig(accumulate=2, device="cpu"), torch.device("cpu"), world, 3)
 

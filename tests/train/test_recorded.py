@@ -257,7 +257,7 @@ def test_a_value_that_python_reads_is_not_played():
     recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 0
-    assert "read by Python" in recorded.why_not
+    assert "Python reads" in recorded.why_not
 
 
 def test_a_value_that_is_always_the_same_may_be_read():

@@ -100,10 +100,10 @@ class CapturedStep:
         if snapshot is not None and (changed := snapshot.changed()):
             self.why_not = f"each step changes {changed}, in Python"
         elif self._graph.waited:
-            self.why_not = "each step waits for the device, or has numbers from the host"
+            self.why_not = "each step waits for the device or copies values from the host"
         if self.why_not:
             warnings.warn(
-                f"steps are taken one by one, and not captured in a CUDA graph: {self.why_not}",
+                f"steps are taken eagerly and not captured in a CUDA graph: {self.why_not}",
                 stacklevel=4,
             )
         return outputs
@@ -119,7 +119,7 @@ class CapturedStep:
         if not self._said:
             self._said = True
             warnings.warn(
-                f"a batch of shape {tuple(share.images.shape)} is taken step by step: the "
+                f"a batch of shape {tuple(share.images.shape)} is taken eagerly: the "
                 f"captured step is for {tuple(self._batch.images.shape)}",
                 stacklevel=4,
             )

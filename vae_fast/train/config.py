@@ -1,7 +1,8 @@
-"""What a run is: dataclasses that a YAML file and command-line flags both fill.
+"""The configuration of a run: dataclasses filled from a YAML file and from command-line flags.
 
-Checked as a whole before anything is loaded or written, so that a misspelt name costs nothing.
-Imports torch only to look for a device: the command line's help and mistakes need none.
+It is checked as a whole before anything is loaded or written, so a misspelt name costs no time.
+torch is imported only to look for a device; the command line's help and error messages need no
+torch.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class ObjectiveConfig:
         period: length of the linear rise or of a cycle, in units.
         unit: epochs or steps.
         ramp: the part of a cycle in which beta rises.
-        free_bits: nats of KL per latent dimension (hvae: per level), batch-averaged, below which it
-            has no gradient.
+        free_bits: nats of batch-averaged KL per latent dimension (hvae: per level). A dimension
+            with less KL has no KL gradient.
     """
 
     beta: float | None = None
@@ -80,13 +81,13 @@ class OptimizerConfig:
         final_lr: where the cosine ends, as a part of lr.
         scheduler: in place of warmup_steps and decay, a class of torch.optim.lr_scheduler, such as
             ReduceLROnPlateau, which goes by the validation loss; or an import path.
-        scheduler_args: its arguments; T_max and total_steps are the run's length where not given.
-        scheduler_unit: what it counts, epochs or steps.
+        scheduler_args: its arguments. T_max and total_steps default to the run's length.
+        scheduler_unit: the unit of the scheduler's steps, epochs or steps.
         clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
-        skip_above: a step is skipped if its gradient's norm is so many times the running mean of
-            norms; 0 skips none.
-        patience: after so many steps skipped in a row for their norm, the next is taken.
-        max_not_finite: after so many steps in a row that are not finite, the run stops.
+        skip_above: a step is skipped if its gradient's norm exceeds this multiple of the running
+            mean of norms; 0 skips none.
+        patience: number of consecutive steps skipped for their norm after which the next is taken.
+        max_not_finite: number of consecutive steps that are not finite after which the run stops.
     """
 
     name: str = "adam"
@@ -111,11 +112,11 @@ class OptimizerConfig:
         known("optimizer.scheduler_unit", self.scheduler_unit, UNITS)
         if self.scheduler and (self.decay != "constant" or self.warmup_steps > 0):
             raise ValueError(
-                f"optimizer.scheduler {self.scheduler} stands in the place of optimizer.decay and "
-                "optimizer.warmup_steps: give one or the others"
+                f"optimizer.scheduler {self.scheduler} replaces optimizer.decay and "
+                "optimizer.warmup_steps: give either it or them"
             )
         if self.scheduler_args and not self.scheduler:
-            raise ValueError("optimizer.scheduler_args go with optimizer.scheduler: name one")
+            raise ValueError("optimizer.scheduler_args need an optimizer.scheduler: name one")
         at_least("optimizer.clip_norm", self.clip_norm, 0)
         at_least("optimizer.skip_above", self.skip_above, 0)
         if 0 < self.skip_above <= 1:
@@ -129,12 +130,12 @@ class OptimizerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written; one is at the end of every run.
+    """When checkpoints are written. The end of a run always writes one.
 
     Args:
-        every_epochs: epochs between two, 0 for none.
-        every_steps: steps between two, 0 for none.
-        keep: how many to keep, beside the best.
+        every_epochs: epochs between two checkpoints, 0 for none.
+        every_steps: steps between two checkpoints, 0 for none.
+        keep: number of checkpoints to keep, in addition to the best.
     """
 
     every_epochs: int = 1
@@ -149,12 +150,12 @@ class CheckpointConfig:
 
 @dataclass
 class LabelsConfig:
-    """Which labels of the training data are shown, for models that learn from a few.
+    """Which labels of the training data the model sees, for models that learn from a few.
 
     Args:
-        keep: how many samples keep their label, of every class as many, chosen by the run's seed;
-            0 keeps all. The others' is -1. Validation keeps its labels.
-        repeat: how often an epoch goes through the samples that keep theirs.
+        keep: number of samples that keep their label, the same number of every class, chosen by the
+            run's seed; 0 keeps all. The other labels become -1. Validation keeps its labels.
+        repeat: how often an epoch repeats the samples that keep their labels.
     """
 
     keep: int = 0
@@ -165,7 +166,7 @@ class LabelsConfig:
         at_least("labels.repeat", self.repeat, 1)
         if self.repeat > 1 and self.keep == 0:
             raise ValueError(
-                f"labels.repeat is {self.repeat}, and goes with labels.keep: how many labels"
+                f"labels.repeat is {self.repeat}, and needs labels.keep, the number of labels"
             )
 
 
@@ -179,52 +180,53 @@ class TrainConfig:
         data: a data set's name, such as fashion10k, or a path to a file or folder.
         data_options: how image files are read, and which samples are held out; on the command line
             --data.size, --data.mode, ...
-        binarize: none; dynamic, pixels drawn from Bernoulli(x / 255) anew every epoch; or static,
-            drawn once. Either way the validation data are drawn once, by the seed.
-        standardize: on, columns of real values are brought to mean 0 and deviation 1 within the model,
-            which keeps both and undoes them in what it makes; off; or auto, on for tables (.csv,
-            .parquet) of real values, which the run's config then says.
+        binarize: none; dynamic, pixels drawn from Bernoulli(x / 255) in every epoch; or static,
+            drawn once. Validation data are always drawn once, by the seed.
+        standardize: on, the model shifts and scales columns of real values to mean 0 and standard
+            deviation 1, and undoes this in its outputs; off; or auto, on for tables (.csv,
+            .parquet) of real values. The run's config records the choice.
         augment: transforms of training batches, each {name: Class of torchvision.transforms.v2 or
             package.module:Class, args: {...}}.
         workers: processes that read the items of a torch Dataset or of a stream; data in memory, and
             shards, need none.
         epochs: passes over the training data.
-        max_steps: the run ends after so many steps, if that is before its last epoch; 0 for no limit.
-        early_stop: the run ends after so many validations in a row whose loss was not the lowest so
-            far; 0 for never.
+        max_steps: the largest number of steps, also before the last epoch; 0 for no limit.
+        early_stop: the number of consecutive validations without a new lowest loss after which the
+            run ends; 0 for never.
         batch_size: samples per step.
-        accumulate: a batch goes through the model in so many parts, one after another, and their
-            gradients are added up: for batches that don't fit into memory. Steps are then eager.
-        lr: learning rate, at its highest.
+        accumulate: the number of parts in which a batch goes through the model, whose gradients are
+            added: for batches that do not fit into memory. Steps are then eager.
+        lr: learning rate, at its peak.
         precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
             scaled, on GPUs only.
-        emulate_bf16: take bf16 on a device without instructions for it, where it is many times
+        emulate_bf16: allow bf16 on a device without instructions for it, where it is many times
             slower than fp32.
-        matmul: the library of large float32 products on the CPU, mkl or onednn; auto is the one that
-            was measured to be faster on this machine, which the run's config then names.
-        runner: who takes the steps: eager, every step in Python; native, all of it in one call, on the
-            CPU; recorded, from a recording of its ops, on the CPU; graph, a CUDA graph, on a GPU;
-            auto, the fastest that serves, which the run's config then names. auto records no model
-            with classes of yours, whose Python may go by what a recording can't see.
-        capture: take a small model's steps as a recording of them, made after the first few: on a
-            GPU a CUDA graph. False for a model whose Python does something else from step to step:
-            all steps are then eager, unless ``runner`` says otherwise.
+        matmul: the library of large float32 products on the CPU, mkl or onednn; auto takes the one
+            measured to be faster on this machine. The run's config records the choice.
+        runner: how steps are taken: eager, in Python; native, in one call on the CPU; recorded,
+            from a recording of the step's ops on the CPU; graph, by a CUDA graph on a GPU; auto,
+            the fastest that the model allows. The run's config records the choice. auto does not
+            record models with your own classes, whose Python may depend on what a recording cannot
+            see.
+        capture: record a small model's steps after the first few, on a GPU as a CUDA graph. Set it
+            to false for a model whose Python differs between steps: all steps are then eager,
+            unless ``runner`` says otherwise.
         compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
-        distributed: of several processes, each has the whole model (ddp) or shares of weights,
-            gradients and optimizer state (fsdp).
+        distributed: with several processes, each holds the whole model (ddp), or a share of
+            weights, gradients and optimizer state (fsdp).
         seed: seeds the weights, the order of the data and the noise.
-        init_from: folder of another run whose weights this one starts from: those whose names and
-            shapes fit.
-        out: folder of the run; runs/MODEL-DATA, numbered if taken, when not given.
+        init_from: folder of another run. This run starts from its weights whose names and shapes
+            fit.
+        out: folder of the run; by default runs/MODEL-DATA, with a number if that exists.
         log_every: steps between two rows of metrics.jsonl.
-        ema: decay of a moving average of the weights, such as 0.999, validated and shown instead
-            of the weights; 0 for none.
-        pictures_every: epochs between two sets of pictures, kept under pictures/; 0 for the end's
-            alone.
+        ema: decay of a moving average of the weights, such as 0.999, which validation and pictures
+            use instead of the weights; 0 for none.
+        pictures_every: epochs between two sets of pictures under pictures/; 0 draws them at the end
+            only.
         tensorboard: auto (where it is installed), on or off.
-        log_to: where rows and pictures go beside the run's folder: none, wandb or mlflow.
-        labels: which labels are shown.
+        log_to: where rows and pictures go in addition to the run's folder: none, wandb or mlflow.
+        labels: which labels the model sees.
         objective: the loss.
         optimizer: how gradients become updates.
         checkpoint: when checkpoints are written.
@@ -266,7 +268,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError for the first value that can't work, saying what would."""
+        """Raise ValueError or TypeError for the first value that cannot work; the message says what
+        would."""
         self.check_values()
         check_precision(self, resolve_device(self.device))
 
@@ -309,22 +312,22 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-GIVEN = "python:"  # before the name of data that were given as objects
+GIVEN = "python:"  # prefix of the name of data given as Python objects
 
 
 def data_of(config: TrainConfig) -> str:
-    """What ``config.data`` names; ValueError for data that were given in Python."""
+    """The source that ``config.data`` names; ValueError for data given as Python objects."""
     if config.data.startswith(GIVEN):
         raise ValueError(
             f"this run was trained on data given in Python ({config.data.removeprefix(GIVEN)}), "
-            "which it has no name for: use --data, or Trainer.resume(run, train_data=..., "
+            "which config.yaml cannot name: use --data, or Trainer.resume(run, train_data=..., "
             "val_data=...)"
         )
     return config.data
 
 
 def known(what: str, value: str, names: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``names``, listing them and the nearest."""
+    """Raise ValueError unless ``value`` is in ``names``; the message lists them and the nearest."""
     names = list(names)
     if value not in names:
         raise ValueError(_unknown(what, value, names))
@@ -376,7 +379,7 @@ def resolve_device(name: str) -> Any:
 
 
 def check_precision(config: TrainConfig, device: Any) -> None:
-    """Raise ValueError for a precision that ``device`` has no instructions for."""
+    """Raise ValueError if ``device`` has no instructions for the precision."""
     if config.precision == "fp16" and device.type == "cpu":
         raise ValueError(
             "precision fp16 needs a GPU: on the CPU its small numbers are zero and its "
@@ -392,14 +395,14 @@ def check_precision(config: TrainConfig, device: Any) -> None:
 
 
 def has_bf16(device: Any) -> bool:
-    """Whether ``device``, a torch.device, multiplies bfloat16 by instructions of its own."""
+    """Whether ``device``, a torch.device, has instructions for bfloat16 products."""
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     found = {k: v for k, v in torch.cpu.get_capabilities().items() if k.endswith("bf16")}
-    return any(found.values()) or not found  # a CPU of which torch knows nothing is tried
+    return any(found.values()) or not found  # a CPU unknown to torch is tried
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -408,7 +411,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 class UnknownKey(ValueError):
-    """A key that no configuration has. ``key`` is its full name, ``known`` are those there are."""
+    """An unknown key. ``key`` is its full name, ``known`` are the existing keys."""
 
     def __init__(self, key: str, known: list[str]) -> None:
         super().__init__(_unknown("config key", key, known))
@@ -419,12 +422,12 @@ def from_dict(values: Mapping[str, Any], *, trust: Trust = False) -> TrainConfig
     """The inverse of ``to_dict``, for values that were read from a file.
 
     Args:
-        trust: let import paths in ``values`` lead to any module, whose code then runs: True, or
-            those paths that may. False follows them to torch's, torchvision's and our own classes.
+        trust: which classes import paths in ``values`` may name; their code runs. False: torch's,
+            torchvision's and our own. True: any. A collection: those paths as well.
 
     Raises:
-        ValueError: a key that does not exist (UnknownKey), listing those that do, or a number that
-            can't be.
+        ValueError: an unknown key (UnknownKey; the message lists the known ones), or an impossible
+            number.
         TypeError: a value of another type.
     """
     config = _from_dict(values, TrainConfig, "")
@@ -493,13 +496,13 @@ def shown(value: Any) -> str:
     """A value for a message, cut short."""
     try:
         text = reprlib.repr(value)
-    except ValueError:  # Python writes out no numbers of more than 4,300 digits
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
         text = f"a {type(value).__name__} too long to be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _number(value: Any, hint: Any) -> Any:
-    """YAML 1.1 takes 1e-3, without a dot, for text."""
+    """YAML 1.1 reads 1e-3, without a dot, as text."""
     if isinstance(value, str) and float in (hint, *get_args(hint)):
         try:
             return float(value)

@@ -129,7 +129,7 @@ class NativeStep:
             flat.whole.dtype == torch.float32 and flat.whole.is_cpu,
             f"its weights are {flat.whole.dtype} on {flat.whole.device}",
         )
-        _need(not has_hooks(model), "hooks are to be called in its forward pass")
+        _need(not has_hooks(model), "its forward pass has hooks, which a native step cannot call")
         kind = type(model)
         _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
         for part in ("learned_prior", "objective", "posterior"):

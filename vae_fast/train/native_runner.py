@@ -68,11 +68,11 @@ class NativeRunner:
         """The runner, or a sentence that says why ``step`` cannot have one."""
         config, update = step.config, step.updates[0]
         if config.precision not in BARS:
-            return f"the precision is {config.precision}, and it is for {' and '.join(BARS)}"
+            return f"the precision is {config.precision}, and the native step supports {' and '.join(BARS)}"
         if config.precision == "bf16" and config.runner == "auto" and has_tiles():
-            return "this processor's bf16 tiles (AMX) are faster, and it does not use them"
+            return "this processor's bf16 tiles (AMX) are faster, and the native step does not use them"
         if config.objective.free_bits > 0:
-            return "it knows no free bits"
+            return "it does not support free bits"
         if changed := replaced_in(step.model):
             return f"{changed} is not its class's"
         native = build(
@@ -106,9 +106,9 @@ class NativeRunner:
             return f"the images are {share.images.dtype}"
         if self._step.first_of_epoch or self.taken == 0:
             if has_hooks(self._step.model):
-                return "hooks are to be called in its forward pass"
+                return "its forward pass has hooks, which a native step cannot call"
             if not all(p.requires_grad for p in self._step.updates[0].parameters):
-                return "a parameter was frozen since the start"
+                return "a parameter was frozen after the start"
             if changed := replaced_in(self._step.model):
                 return f"{changed} is not its class's"
         return ""
@@ -155,11 +155,11 @@ class NativeRunner:
         if self._step.checks["differed"] < IN_A_ROW:
             return self._step.take(share)
         warnings.warn(
-            f"in {IN_A_ROW} steps in a row the native step's {differs} was not the eager step's: "
-            "steps are taken otherwise from here on. To have all of them so: --runner recorded",
+            f"in {IN_A_ROW} steps in a row the native step's {differs} differed from the eager step's: "
+            "another runner takes the steps from here on. --runner recorded does so from the start",
             stacklevel=4,
         )
-        return self._leave(share, f"its {differs} was not the eager step's")
+        return self._leave(share, f"its {differs} differed from the eager step's")
 
     def _gradients_differ(
         self, share: Share, found: StepTerms, gradient: Tensor

@@ -92,8 +92,8 @@ class RecordedStep:
         if state.tape is None or not tape.does_the_same_as(state.tape):
             if state.trusted:
                 warnings.warn(
-                    "the model's Python does something else than it did before: its steps are "
-                    "taken one by one from here on. To have all of them so: --capture false",
+                    "the model's Python has issued other ops than before: its steps are "
+                    "taken eagerly from here on. --capture false takes all of them eagerly",
                     stacklevel=5,
                 )
                 return self._leave(outputs, "its calls have changed")

@@ -1,7 +1,7 @@
-"""The data of a run: loaded as its config says, split as it was at its start.
+"""The data of a run: loaded by its configuration, and split as at its start.
 
-data.json in the run's folder has the names of the classes and which samples were held out, so that
-files that are added later do not move samples from training to validation.
+data.json in the run's folder holds the class names and the held-out samples, so that files added
+later do not move samples between training and validation.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ RECORD = "data.json"
 
 
 def load_split(config: TrainConfig, split: str) -> Any:
-    """Training ("train") or validation ("val") data of the run; in what range is not looked at."""
+    """Training ("train") or validation ("val") data of the run. Values are not checked."""
     kept = _record(config).get("held_out")
     options = config.data_options
     return datasets.load(data_of(config), split=split, bounded=False, options=options, kept=kept)
 
 
 def load_other(config: TrainConfig, source: str, options: DataOptions | None = None) -> Any:
-    """Other data for the run's model; image files are read as the run's are, or by ``options``."""
+    """Other data for the run's model. Image files are read with ``options``, or with the run's
+    options."""
     if options is None and datasets.holds_images(source):
         options = config.data_options
     return datasets.as_data(source, bounded=False, options=options)
 
 
 def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
-    """Labels counted as in the names ``classes``, where data count them by names of their ``own``.
+    """Convert labels that index the class names ``own`` to labels that index ``classes``.
 
     Raises:
-        ValueError: a class that is not among them.
+        ValueError: a class of ``own`` is not in ``classes``.
     """
     if labels is None or own is None or classes is None or tuple(own) == tuple(classes):
         return labels
@@ -55,11 +56,11 @@ def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
 
 
 def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -> Tensor | None:
-    """Labels of data for the trained model called ``name``.
+    """Check labels for the trained model called ``name``, and return them.
 
     Raises:
-        ValueError: the model is conditioned on labels, and one is none that it can have been trained
-            with: it would condition on nothing, or on another class's place.
+        ValueError: the model is conditioned on labels, and a label cannot have occurred in
+            training. The model would use no condition, or another class's.
     """
     condition = getattr(model, "condition", None)
     if labels is None or not getattr(model, "uses_labels", False) or type(condition) is not Labels:
@@ -72,23 +73,23 @@ def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -
 
 
 def in_support(model: nn.Module, data: Any) -> Any:
-    """The data, if their values are what the model's likelihood is of; else ValueError."""
+    """The data, if the model's likelihood is defined on their values; else ValueError."""
     target = getattr(getattr(model, "likelihood", None), "target", None)
     if target == "category":
-        return data  # uint8 are classes there
+        return data  # uint8 values are classes for this likelihood
     if target == "count":
         return datasets.of_counts(data)
     return datasets.in_support(data, unit=needs_unit(model))
 
 
 def needs_unit(model: nn.Module) -> bool:
-    """Whether the model takes values in [0, 1] alone; one whose likelihood is not known does."""
+    """Whether the model takes only values in [0, 1]; assumed if its likelihood is not known."""
     likelihood = getattr(model, "likelihood", None)
     return likelihood is None or getattr(likelihood, "target", None) in ("unit", "level")
 
 
 def record(folder: Path, train: Any, val: Any) -> None:
-    """Write data.json, unless the run has one."""
+    """Write data.json if the run has none."""
     if (folder / RECORD).exists():
         return
     facts: dict[str, Any] = {"train": train.provenance, "validation": val.provenance}
@@ -108,7 +109,7 @@ def class_names(config: TrainConfig) -> tuple[str, ...] | None:
 
 
 def label_of(name: str, classes: tuple[str, ...] | None) -> int:
-    """The number of a class: by its name, where classes have names, or else the number itself.
+    """The number of a class, given by its name if classes have names, or by its number.
 
     Raises:
         ValueError: neither a known name nor a number; the names are listed.
@@ -125,7 +126,7 @@ def label_of(name: str, classes: tuple[str, ...] | None) -> int:
 
 
 def _record(config: TrainConfig) -> dict[str, Any]:
-    """data.json of the run that ``config`` is of; empty of a run that is yet to start."""
+    """The content of data.json of ``config``'s run; empty for a run that has not started."""
     if config.out is None or not (Path(config.out) / "config.yaml").is_file():
         return {}
     path = Path(config.out) / RECORD

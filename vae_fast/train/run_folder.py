@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, where it ran, and what came of it.
+"""The folder of a run: its configuration, its environment and its results.
 
 ::
 
@@ -41,7 +41,8 @@ except ImportError:  # Windows
 
 
 class RunFolder:
-    """Paths and files of a run. ``create`` starts one, ``RunFolder(path)`` opens one."""
+    """Paths and files of a run. ``create`` makes a new folder, ``RunFolder(path)`` opens an
+    existing one."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -59,7 +60,7 @@ class RunFolder:
             return
         path = Path(config.out)
         marks = [path / "config.yaml", path / "metrics.jsonl"]
-        marks += (path / "checkpoints").glob("[0-9]*")  # which a run made here would go on from
+        marks += (path / "checkpoints").glob("[0-9]*")  # a run made here would continue from it
         if any(mark.exists() for mark in marks):
             raise ValueError(
                 f"{path} already holds a run: choose another --out, continue it with "
@@ -68,7 +69,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder ``config.out``, or a fresh one under runs/, and write the config there.
+        """Create the folder ``config.out``, or a new one under runs/, and write the configuration
+        there.
 
         Raises ValueError if it holds a run already, OSError if it can't be written.
         """
@@ -94,9 +96,9 @@ class RunFolder:
         return cls(path)
 
     def discard(self) -> None:
-        """Undo ``create``, if nothing has come of the run: no row of metrics and no checkpoint.
+        """Undo ``create`` if the run has no row of metrics and no checkpoint.
 
-        What else the folder held before stays, and the folder with it.
+        Other files that the folder held before are kept, and so is the folder then.
         """
         if (self.path / "metrics.jsonl").stat().st_size or any(self.checkpoints.iterdir()):
             return
@@ -107,7 +109,7 @@ class RunFolder:
         for event in (self.path / "tensorboard").glob("events.*"):
             event.unlink()
         for folder in (self.checkpoints, self.path / "tensorboard", self.path):
-            with suppress(OSError):  # it isn't there, or not empty
+            with suppress(OSError):  # the folder is missing, or not empty
                 folder.rmdir()
 
     def _marks(self) -> bool:
@@ -118,10 +120,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def config(self, trust: Trust = False) -> TrainConfig:
-        """Read config.yaml; unknown keys raise ValueError.
+        """Read config.yaml. Unknown keys raise ValueError.
 
         Args:
-            trust: let the file name classes of any module, whose code then runs; or those it may.
+            trust: whether the file may name classes of any module, whose code then runs; or the
+                import paths that it may name.
         """
         try:
             config = from_dict(read_yaml(self.path / "config.yaml"), trust=trust)
@@ -133,13 +136,14 @@ class RunFolder:
         return config
 
     def write_config(self, config: TrainConfig) -> None:
-        """Let config.yaml be ``config``, for whoever resumes the run next."""
+        """Write ``config`` to config.yaml, which the next resume reads."""
         _write_yaml(self.path / "config.yaml", to_dict(config))
 
     def hold(self) -> None:
-        """Keep other processes from training this run until ``let_go``, or the process's end.
+        """Lock the run against training by other processes, until ``let_go`` or the process's end.
 
-        Raises ValueError if one does. Where files can't be locked nothing is kept.
+        Raises ValueError if another process has the lock. Does nothing on a file system without
+        locks.
         """
         if fcntl is None or self._lock is not None:
             return
@@ -159,7 +163,7 @@ class RunFolder:
         except OSError:  # a file system without locks
             lock.close()
             return
-        if not held:  # or of a process that was leaving, and has removed it
+        if not held:  # or the lock of a process that was ending and has removed it
             lock.close()
             raise ValueError(f"{self.path} is being trained by another process")
         self._lock = lock
@@ -171,7 +175,8 @@ class RunFolder:
             self._lock = None
 
     def record_environment(self, config: TrainConfig, device: torch.device, runner: str) -> None:
-        """Append what this start ran with to environment.json; ``runner`` says who takes steps."""
+        """Append this start's versions and device to environment.json; ``runner`` names the
+        runner."""
         file = self.path / "environment.json"
         starts = self._starts(file) if file.exists() else []
         starts.append(
@@ -202,7 +207,7 @@ class RunFolder:
         return starts
 
     def append_metrics(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write a row, and return it as written: numbers that are not finite are null in JSON."""
+        """Write a row and return it as written: a number that is not finite is null in JSON."""
         row = {key: _finite(value) for key, value in row.items()}
         path = self.path / "metrics.jsonl"
         try:
@@ -218,7 +223,7 @@ class RunFolder:
         return row
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line cut short by a kill is left out.
+        """The rows of metrics.jsonl, without an incomplete last line that a killed process left.
 
         Raises ValueError for any other line that is not a row.
         """
@@ -228,7 +233,7 @@ class RunFolder:
             if not line.strip():
                 continue
             if problem := _problem_of(line):
-                if number == len(lines):  # it has no end: a part of a row
+                if number == len(lines):  # without a line end it is a part of a row
                     break
                 raise ValueError(
                     f"{path}, line {number}, {problem}: mend or remove that line, or copy the file "
@@ -238,11 +243,11 @@ class RunFolder:
         return rows
 
     def keep_metrics(self, count: int, *, to_be_written_again: bool = True, say: Say = warn) -> int:
-        """Keep the first ``count`` rows, and say how many there were of them.
+        """Keep the first ``count`` rows; returns how many of them there were.
 
         Args:
-            to_be_written_again: the run will write the other rows again. Where it will not, or
-                where rows are missing, the file as it was is set aside.
+            to_be_written_again: whether the run will write the other rows again. If it will not, or
+                if rows are missing, the old file is set aside.
         """
         path, why = self.path / "metrics.jsonl", None
         rows = self.metrics() if path.exists() else []
@@ -258,7 +263,7 @@ class RunFolder:
         return len(rows)
 
     def write_picture(self, name: str, draw: Callable[[Path], None]) -> Path:
-        """Let ``draw`` write the picture ``name`` at once or not at all; returns where it is."""
+        """Let ``draw`` write the picture ``name``, atomically; returns its path."""
         (self.path / name).parent.mkdir(exist_ok=True)
         with written_beside(self.path / name) as beside:
             draw(beside)
@@ -266,7 +271,7 @@ class RunFolder:
 
 
 def _problem_of(line: str) -> str | None:
-    """What is wrong with a row of metrics.jsonl, if anything is."""
+    """What is wrong with a row of metrics.jsonl, or None."""
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
@@ -274,12 +279,12 @@ def _problem_of(line: str) -> str | None:
     if not isinstance(row, dict):
         return "is no row, {name: value, ...}"
     if row.get("split") not in ("train", "val"):
-        return f"has split {row.get('split')!r}, which is train or val"
+        return f"has split {row.get('split')!r}; it must be train or val"
     numbers = (int, float, type(None))
     names = ("epoch", "step", "loss", "recon", "kl", "seconds", "samples_per_second")
     for name, value in row.items():
         if name in names and (not isinstance(value, numbers) or isinstance(value, bool)):
-            return f"has {name} {value!r}, which is a number"
+            return f"has {name} {value!r}; it must be a number"
     lacks = [name for name in names if name not in row]
     return f"lacks {lacks[0]}" if lacks else None
 
@@ -291,7 +296,7 @@ def _finite(value: Any) -> Any:
 
 
 def _fresh(config: TrainConfig) -> Path:
-    """runs/MODEL-DATA, with the first number appended that makes it new."""
+    """runs/MODEL-DATA, with the lowest number appended that makes the name new."""
     data = Path(config.data.removeprefix(GIVEN)).stem
     name = f"{config.model}-{data}".replace("/", "-").replace(":", "-")
     path, number = Path("runs") / name, 2
@@ -307,7 +312,7 @@ def _write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether files differ from it; None outside git."""
+    """The commit of the working directory and whether files differ from it; None outside git."""
 
     def git(*args: str) -> str:
         return subprocess.run(

@@ -85,7 +85,7 @@ class RecordedRunner:
             return step.differentiate(share, phase, update)
 
         if (step.first_of_epoch or self.played == 0) and has_hooks(step.model):
-            self.why_not = "its modules have hooks, which are to be called"
+            self.why_not = "its modules have hooks, which a recording cannot call"
             return work()
         kind, check = (step.schedule_values.beta, share.weight), step.first_of_epoch
         return LossOutput(*self.recorded(work, share[:2], kind, check=check))
@@ -135,7 +135,7 @@ def _recorded(step: Step) -> Runner | str:
     if step.config.compile:
         return "the networks are to run under torch.compile"
     if step.config.runner != "recorded" and (foreign := not_ours(step.model)):
-        return f"{foreign} is not vae_fast's, and may go by what a recording can't see"
+        return f"{foreign} is not vae_fast's, and may depend on what a recording can't see"
     return _not_over_one_buffer(step) or RecordedRunner(step)
 
 
@@ -167,7 +167,7 @@ def _not_over_one_buffer(step: Step) -> str:
     if step.world.is_distributed:
         return "several processes train together"
     if step.config.accumulate > 1:
-        return "batches are taken in parts"
+        return "accumulate takes batches in parts"
     if len(step.phases) > 1:
         return "the model trains several losses in turn"
     return (

@@ -1,4 +1,4 @@
-"""From a configuration to data and model."""
+"""Build data, model and optimizer from a configuration."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from vae_fast.train.run_data import load_split
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
-    """Training and validation data of ``config.data``, or those given instead, which it then names.
+    """Training and validation data of ``config.data``, or the given data, which ``config.data``
+    then names.
 
-    With static binarisation the training data come drawn; all else is drawn batch by batch.
+    With static binarisation the training data are binarised here; otherwise each batch is.
     """
     if (train is None) != (val is None):
         raise TypeError("train_data and val_data: give both, or neither")
@@ -38,7 +39,7 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
     if not given:
         train, val = (load_split(config, split) for split in ("train", "val"))
     train, val = (datasets.as_data(data, bounded=False) for data in (train, val))
-    if config.binarize != "none":  # which takes uint8 for x / 255
+    if config.binarize != "none":  # interprets uint8 as x / 255
         train, val = (datasets.in_support(data, unit=True) for data in (train, val))
     if given and train.name != config.data:
         config.data = GIVEN + train.name
@@ -60,8 +61,8 @@ def build_model(
 ) -> nn.Module:
     """The model of ``config`` for samples of ``input_shape``, on the CPU.
 
-    One of ours that can't fit raises ValueError first. ``device`` is where it is to be trained; of
-    each weight there are then two there, with its gradient, or a process's share of them.
+    A vae_fast model too large for the memory raises ValueError first. ``device`` is the device of
+    training, which holds each weight and its gradient, or a process's share of them.
     """
 
     def build() -> nn.Module:
@@ -80,21 +81,21 @@ def build_model(
 
 
 def tell_dataset_size(model: nn.Module, train: Any) -> None:
-    """Say how many samples batches are drawn from to a model that asks and was not told."""
+    """Set the model's ``dataset_size`` if it has that attribute and was given no value."""
     if getattr(model, "dataset_size", 0) is None:
         model.dataset_size = len(train)
 
 
 def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[Any, ...]:
-    """The parts, training and validation data; ValueError if the model is conditioned on labels and
-    they have none, or others.
+    """Training and validation data; ValueError if the model is conditioned on labels and the data
+    have none, or other ones.
 
-    Labels that can be had without reading the images are looked at. Others, of a stream and of
-    some torch Datasets, are as they are read.
+    Labels that are known without reading the images are checked here. Labels of streams and of some
+    torch Datasets are checked as they are read.
     """
     if not getattr(model, "uses_labels", False):
         return parts
-    infers = hasattr(model, "predict")  # and takes what labels there are
+    infers = hasattr(model, "predict")  # uses the labels that exist
     if not infers and not all(part.labelled for part in parts):
         raise ValueError(
             f"{config.model} is conditioned on labels, and {config.data} has none: train on data "
@@ -131,9 +132,10 @@ def _labels_of(data: Any) -> Iterator[torch.Tensor]:
 
 
 def check_single(model: nn.Module, config: TrainConfig, batches: Any, device: torch.device) -> None:
-    """Raise ValueError if a batch of one sample comes up, and batch norm can't be trained on it.
+    """Raise ValueError if a batch will have one sample and the model has batch norm, which needs
+    more.
 
-    It is tried on zeros. Nothing of the model is changed, nor of the random generators.
+    A batch of zeros is tried. The model and the random generators are not changed.
     """
     size = len(batches.data)
     last = size % config.batch_size or config.batch_size
@@ -164,7 +166,7 @@ def check_single(model: nn.Module, config: TrainConfig, batches: Any, device: to
 
 
 def _without_single(size: int, near: int, ranks: int) -> int:
-    """The batch size nearest to ``near`` that leaves every process two samples or more."""
+    """The batch size nearest to ``near`` that gives every process at least two samples."""
     sizes = range(2 * ranks, max(near, 2 * ranks) * 2 + 1, ranks)
     fit = [b for b in sizes if (size % b or b) // ranks != 1]
     return min(fit, key=lambda b: abs(b - near), default=size)
@@ -191,9 +193,9 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
 
 
 def compile_networks(model: nn.Module) -> None:
-    """Make the model's networks, its children with parameters, run under torch.compile.
+    """Compile the model's networks, its children with parameters, by torch.compile.
 
-    In place: parameters and state_dict keep their names.
+    This is in place: parameters and state_dict keep their names.
     """
     for network in model.children():
         if any(True for _ in network.parameters()):
@@ -201,7 +203,7 @@ def compile_networks(model: nn.Module) -> None:
 
 
 def final_beta(config: TrainConfig) -> float:
-    """beta as configured, or else the model's own default."""
+    """beta from the configuration, or else the model's default."""
     if config.objective.beta is not None:
         return config.objective.beta
     return models.OBJECTIVES.get(config.model, {}).get("beta", 1.0)

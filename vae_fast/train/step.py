@@ -45,13 +45,13 @@ class Step:
         alone = len(phases_of(model)) == 1
         if not alone and world.is_distributed and config.distributed == "fsdp":
             raise ValueError(
-                f"{config.model} trains several losses in turn, which needs all of it on every "
+                f"{config.model} trains several losses in turn, which needs the whole model on every "
                 "rank: use --distributed ddp"
             )
         if config.accumulate > 1 and world.is_distributed:
             raise ValueError(
-                f"accumulate {config.accumulate} is one process's, and {world.size} share a batch "
-                "already: start more of them, or leave it at 1"
+                f"accumulate {config.accumulate} needs a single process, and {world.size} share each "
+                "batch: start more processes, or set accumulate to 1"
             )
         self.network = world.wrap(model, device, config, every_parameter=alone)
         self.phases = phases_of(model)

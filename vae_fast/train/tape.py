@@ -179,7 +179,7 @@ class _Recorder(TorchDispatchMode):
                 if before == [_geometry(t) for t in given]:
                     self._write_down(op, args, kwargs, given, names, result)
                 elif torch.Tag.inplace_view not in op.tags or op in _RESIZERS:
-                    raise _NotRecordable("a tensor's memory is changed for another")
+                    raise _NotRecordable("a tensor's memory is replaced")
                 # Otherwise it is another view of its memory, and is found as a view.
             except _NotRecordable as error:
                 self._why_not = f"{op}: {error}"
@@ -193,7 +193,7 @@ class _Recorder(TorchDispatchMode):
         if not all(r is None or isinstance(r, Tensor) for r in made):
             if self._unvarying.issuperset(names):
                 return
-            raise _NotRecordable("a tensor's value is read by Python")
+            raise _NotRecordable("Python reads a tensor's value")
         storages = {_storage(t) for t in given}
         draws = torch.Tag.nondeterministic_seeded in op.tags
         acts = op._schema.is_mutable or draws or not op._schema.returns or op in _WRITERS

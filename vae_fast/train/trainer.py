@@ -458,7 +458,7 @@ class Trainer:
         if row["loss"] is None:
             raise TrainingError(
                 f"the run has ended with a validation loss that is not finite. Try a lower --lr (it "
-                f"is {self.config.lr:g}) or --optimizer.clip-norm; {self.folder.path} has what it was"
+                f"is {self.config.lr:g}) or --optimizer.clip-norm; the run's files are in {self.folder.path}"
             )
         return Result(row["loss"], row["recon"], row["kl"], speed, paths, self.diagnostics)
 
@@ -487,7 +487,7 @@ class Trainer:
 
     def start_again(self, say: Any = print) -> None:
         """Say that the run starts again, and start a new metrics.jsonl."""
-        say("the run was stopped before its first checkpoint: it starts again")
+        say("the run was stopped before its first checkpoint, so it starts from the beginning")
         # A run that has validated had a checkpoint, so that checkpoint is missing.
         validated = self.last_validation() is not None
         self.folder.keep_metrics(0, to_be_written_again=not validated, say=say)
