@@ -91,7 +91,7 @@ def test_a_captured_step_gives_the_numbers_of_an_eager_one(model):
 
 def test_a_model_that_counts_in_python_is_not_captured():
     eager, captured = counting(make(False)), counting(make(True))
-    with pytest.warns(UserWarning, match="one by one.*each step changes count, in Python"):
+    with pytest.warns(UserWarning, match="taken eagerly.*each step changes count, in Python"):
         found = train(captured)
     for mine, other in zip(leaves(found[1]), leaves(train(eager)[1]), strict=True):
         assert torch.equal(mine, other)

@@ -1,7 +1,8 @@
 """Data: sources by name, arrays, files and torch Datasets, and uint8 mini-batches of them.
 
-`load` gives a split of a data set, `as_data` wraps one's own, `Batches` serves either to a training
-loop; `pack` writes any of them to shards, for data larger than memory. Importing this needs torch and NumPy only.
+`load` gives a split of a data set, and `as_data` wraps your own data. `Batches` serves either to a
+training loop. `pack` writes them to shards, for data larger than memory. Importing this needs torch
+and NumPy only.
 """
 
 from vae_fast.data.arrays import ArrayData, from_array

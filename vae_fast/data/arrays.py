@@ -1,4 +1,4 @@
-"""Data held as one array: what every in-memory source becomes."""
+"""Data held as one array. Every in-memory source becomes this."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ArrayData:
         images: (N, C, H, W), or (N, D) for vectors. uint8 (0..255 stands for x/255), bool, or
             floating point; or the rows of a sparse matrix, of which batches are made dense.
         labels: (N,) int64, or None.
-        name: what the data set is called.
+        name: the data set's name.
         provenance: where it came from, for the run's records.
-        mapped: the images lie in a memory-mapped file: they are read as they are needed, and
+        mapped: whether the images are in a memory-mapped file. They are read when needed, and
             writing to them crashes.
         range: the least and largest value of floating-point images; else (0, 1).
         classes: the names of labels 0, 1, ..., or None.
         files: the name of each sample, such as its file's; or None.
         rows: where in its source each sample is, (N,) int64, if samples were chosen.
         columns: the names of vectors' columns, of a table; or None.
-        file: what mapped images lie in, which is looked at before and after rows are gathered.
+        file: the file of mapped images. It is checked before and after rows are gathered.
     """
 
     images: torch.Tensor | SparseRows
@@ -69,7 +69,7 @@ class ArrayData:
         return self.labels is not None
 
     def to(self, device: torch.device) -> ArrayData:
-        """The same data on a device; memory-mapped data stays where it is."""
+        """The same data on a device; memory-mapped data is not moved."""
         if self.mapped:
             return self
         labels = None if self.labels is None else self.labels.to(device)
@@ -136,9 +136,9 @@ def from_array(
     bounded: bool = True,
     files: Sequence[str] | None = None,
 ) -> ArrayData:
-    """Check an array and wrap it; the values are neither copied nor scaled where they fit.
+    """Check an array and wrap it. Values are not scaled, and copied only if they must be converted.
 
-    Bytes of a bool array other than 0 and 1 are taken as True.
+    Bytes of a bool array other than 0 and 1 count as True.
 
     Args:
         images: (N, H, W), (N, C, H, W) or (N, D); uint8, bool, or floating point in [0, 1]. A NumPy
@@ -204,8 +204,8 @@ def _largest(tensor: torch.Tensor) -> float:
 
 
 def check_bounded(data: ArrayData) -> None:
-    """Raise ValueError unless the values are what a Bernoulli likelihood takes: floats in [0, 1],
-    uint8 of 0..255 and not of 0 and 1."""
+    """Raise ValueError unless a Bernoulli likelihood accepts the values: floats in [0, 1], or uint8
+    with values above 1."""
     check_unit(data.range, data.name)
     check_binary(data)
 
@@ -226,7 +226,7 @@ def check_binary(data: ArrayData) -> None:
 
 
 def as_tensor(array: Any, name: str) -> torch.Tensor:
-    """A tensor over the array's own memory, or over a copy where torch can't use that memory."""
+    """A tensor over the array's memory, or over a copy if torch cannot use that memory."""
     if isinstance(array, torch.Tensor):
         if array.layout != torch.strided or array.is_quantized or array.is_nested:
             kind = "a nested tensor" if array.is_nested else array.layout
@@ -262,7 +262,7 @@ def as_tensor(array: Any, name: str) -> torch.Tensor:
 
 
 def _true_bools(tensor: torch.Tensor) -> torch.Tensor:
-    """Bools whose bytes are 0 and 1: a view of a mask of 0 and 255 as bool has others."""
+    """Bools whose bytes are 0 and 1. A mask of 0 and 255 viewed as bool has other bytes."""
     if tensor.dtype != torch.bool or tensor.numel() == 0:
         return tensor
     values = tensor.view(torch.uint8)
@@ -277,7 +277,7 @@ def is_channels_last(shape: tuple[int, ...]) -> bool:
 def as_labels(
     labels: Any, count: int, name: str
 ) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
-    """Labels as int64, and the classes' names where they were strings."""
+    """Labels as int64, and the class names if the labels were strings."""
     if labels is None:
         return None, None
     classes = None

@@ -15,17 +15,17 @@ Augment = Callable[[torch.Tensor], torch.Tensor]
 
 
 def build_augment(entries: Sequence[Mapping[str, Any]]) -> Augment | None:
-    """The transforms of a config, one after another; None of an empty list.
+    """The transforms of a configuration, in order; None for an empty list.
 
     Args:
-        entries: each {"name": ..., "args": {...}}, args perhaps left out. A name is a class of
-            torchvision.transforms.v2, or an import path, package.module:Class; what it makes is
-            called with a batch (B, C, H, W) and returns one.
+        entries: each {"name": ..., "args": {...}}; args is optional. A name is a class of
+            torchvision.transforms.v2, or an import path, package.module:Class. Its instances map a
+            batch (B, C, H, W) to a batch.
 
     Raises:
         ValueError, TypeError: an entry of another form, a name that does not exist, arguments that
             the class does not take.
-        ModuleNotFoundError: torchvision is wanted and is not installed.
+        ModuleNotFoundError: torchvision is needed and not installed.
     """
     check_entries(entries)
     made = [_make(entry["name"], entry.get("args") or {}) for entry in entries]
@@ -41,11 +41,11 @@ def build_augment(entries: Sequence[Mapping[str, Any]]) -> Augment | None:
 
 
 def augmented(augment: Augment, images: torch.Tensor, seed: int) -> torch.Tensor:
-    """The batch augmented by draws that ``seed`` decides; torch's generators are left as they were.
+    """The augmented batch. ``seed`` determines the draws; torch's generators are not changed.
 
     Raises:
-        ValueError: the images came back in another number, shape or a dtype that isn't theirs or
-            floating.
+        ValueError: the transforms changed the number or shape of the images, or their dtype to one
+            that is not floating.
     """
     if images.dim() != 4:
         raise ValueError(

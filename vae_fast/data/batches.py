@@ -1,4 +1,4 @@
-"""Mini-batches in an order that depends on the seed and the epoch alone, and can be resumed."""
+"""Mini-batches in an order that depends only on seed and epoch, and that can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vae_fast.data.sources import as_data
 from vae_fast.data.streams import StreamData
 from vae_fast.functional import gather_batch
 
-# Of small batches, up to so many bytes are gathered at once.
+# Small batches are gathered together, up to this many bytes.
 GATHERED_BYTES = 1 << 20
 
 Parts = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
@@ -34,38 +34,37 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """An iterable of `Batch`, one pass over the data each time it is iterated.
+    """An iterable of `Batch`. Each iteration is one pass over the data.
 
-    Arrays are put on the device once, in their own dtype (uint8 stays uint8), and batches are
-    gathered there; a memory-mapped file stays where it is and only the batch's rows are read.
-    Shards are read ahead by threads, and shuffled as `ShardData` says. A torch Dataset is read
-    through a DataLoader, an IterableDataset as `StreamData` says. Floating-point images come as
-    float32.
+    Arrays are copied to the device once, in their own dtype (uint8 stays uint8), and batches are
+    gathered there. Of a memory-mapped file only the batch's rows are read. Threads read shards
+    ahead; `ShardData` describes their shuffling. A DataLoader reads a torch Dataset, and
+    `StreamData` an IterableDataset. Floating-point images become float32.
 
-    A pass that is iterated to its end moves on to the next epoch; one that is left early doesn't,
-    and the next pass begins anew. `state_dict` taken within a pass, before its loop is left, and
-    given to `load_state_dict`, there or in another process, makes the next pass go on after the last
-    batch that had been handed out; with another number of ranks too, if all ranks' batches together
-    are as large as they were. (A Dataset that draws random numbers for its items, as its own
-    augmentations do, draws others after a resume in the middle of an epoch.)
+    A completed pass advances the epoch. A pass that is left early does not, and the next pass
+    starts the epoch again. To resume within an epoch, call `state_dict` inside the loop and
+    `load_state_dict` later, in this or another process: the next pass continues after the last
+    batch served. The number of ranks may change if the global batch size does not. (A Dataset that
+    draws random numbers for its items draws different ones after a resume within an epoch.)
 
     Args:
-        data: what `load` gives, or anything that `as_data` takes.
+        data: the result of `load`, or anything that `as_data` accepts.
         batch_size: samples per batch.
-        shuffle: a new order every epoch, or always the data's own.
-        seed: of the order, at least 0.
-        drop_last: leave out the last batch where it would be smaller.
-        device: where batches are wanted.
-        num_workers: of the DataLoader, for a torch Dataset.
-        rank, world_size: serve this process's share of every batch among so many processes.
-        binarize: hand out bool images, each pixel drawn from Bernoulli(x / 255). The draws depend
-            on the seed, the epoch and the place of a sample in the epoch's order alone: not on the
-            size of batches, ranks or the device. Without shuffle every pass has the same.
-        augment: called with every batch of images, on the device and before it is binarised
-            (`build_augment`); what torch's generators give it depends on seed, epoch, batch and
-            rank alone, so that a resumed pass has the same.
-        unit: floating-point images must lie in [0, 1] after augmentation too, as a Bernoulli
-            likelihood needs; the first batch of every pass is looked at.
+        shuffle: True for a new order every epoch, False for the data's own order.
+        seed: the seed of the order, at least 0.
+        drop_last: leave out the last batch if it is smaller.
+        device: the device of the batches.
+        num_workers: worker processes of the DataLoader for a torch Dataset.
+        rank, world_size: this process's number and the number of processes. Each serves its share
+            of every batch.
+        binarize: serve bool images, each pixel drawn from Bernoulli(x / 255). The draws depend only
+            on the seed, the epoch and the sample's place in the epoch's order, not on batch size,
+            ranks or device. Without shuffle every pass has the same draws.
+        augment: called with every batch of images, on the device and before binarisation
+            (`build_augment`). Its random draws depend only on seed, epoch, batch and rank, so a
+            resumed pass has the same ones.
+        unit: require floating-point images in [0, 1] after augmentation, as a Bernoulli likelihood
+            needs. The first batch of every pass is checked.
     """
 
     def __init__(
@@ -107,9 +106,9 @@ class Batches:
         except ValueError as error:
             raise ValueError(f"{self.data.name}: {error}") from None
         self._epoch = 0
-        self._given = 0  # batches of the current pass that have been handed out
-        self._begin = 0  # batch at which the next pass begins
-        self._pass: object = None  # the pass under way, which the numbers above are of
+        self._given = 0  # batches of the current pass that have been served
+        self._begin = 0  # first batch of the next pass
+        self._pass: object = None  # the current pass, to which the numbers above belong
         if isinstance(self.data, ArrayData):
             self._placed = self.data.to(self.device)
         elif isinstance(self.data, DatasetData):
@@ -125,25 +124,25 @@ class Batches:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the pass under way, or of the next one."""
+        """The epoch of the current pass, or of the next one."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass; a place to resume at within that epoch is kept."""
+        """Set the epoch of the next pass. A place to resume at within that epoch is kept."""
         if epoch < 0:
             raise ValueError(f"an epoch is at least 0, and this one is {epoch}")
         if epoch != self._epoch:
             self._epoch, self._given, self._begin, self._pass = epoch, 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in which epoch this is, and what the order depends on: plain numbers."""
+        """The epoch, the place in it, and what the order depends on, as plain numbers."""
         return {"epoch": self._epoch, "batch": self._given, **self._order_depends_on()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next pass continue where `state` was taken.
+        """Make the next pass continue from `state`.
 
         Raises:
-            ValueError: it was taken with other data or settings, so that it names another order.
+            ValueError: the state belongs to other data or settings, which have another order.
         """
         missing = {"epoch", "batch", *self._order_depends_on()} - set(state)
         if missing:
@@ -178,12 +177,12 @@ class Batches:
                     self._given = given
                 yield batch
             whole = True
-        finally:  # left early: the next pass begins anew, and that is where it will be
+        finally:  # left early: the next pass starts the epoch again
             if self._pass is mine:
                 self._epoch, self._given = epoch + whole, 0
 
     def _parts(self, epoch: int, begin: int) -> Parts:
-        """Images and labels of the batches from ``begin`` on, wherever they come from."""
+        """Images and labels of the batches from ``begin`` on, from any kind of source."""
         data = self.data
         if isinstance(data, ShardData):
             pin, shuffle = self.device.type == "cuda", self.shuffle
@@ -216,8 +215,8 @@ class Batches:
                 yield images[own], None if labels is None else labels[own]
 
     def _groups(self, begin: int) -> Iterator[range]:
-        """Batches from ``begin`` on, as many together as are gathered at once: small ones cost more
-        in the asking than in the bytes. (The batches of one of many ranks are not neighbours.)"""
+        """Groups of batches from ``begin`` on that are gathered together: for small batches a call
+        costs more than the copy. (The batches of one rank of several are not adjacent.)"""
         bytes_each = self.batch_size * math.prod(self.data.shape) * self.data.dtype.itemsize
         most = max(1, min(8, GATHERED_BYTES // max(1, bytes_each)))
         step = most if self.cuts.world_size == 1 else 1
@@ -225,7 +224,7 @@ class Batches:
             yield range(first, min(first + step, len(self)))
 
     def _load(self, epoch: int, begin: int) -> Parts:
-        # The DataLoader draws its workers' seeds from this generator; else from the global one.
+        # Without this generator the DataLoader would draw its workers' seeds from the global one.
         seed = epoch_generator(self.seed, epoch, self.cuts.rank).initial_seed()
         self._loader.generator.manual_seed(seed)
         self._loader_rows.rows = self._rows(torch.device("cpu"), epoch, begin)
@@ -289,10 +288,10 @@ class Batches:
 
 
 class _Rows:
-    """A DataLoader's batch sampler that gives the rows it was last handed.
+    """A DataLoader's batch sampler that yields the rows it was last given.
 
-    It knows nothing of its Batches: a cycle would leave the worker processes to the garbage
-    collector, which can't end them in order.
+    It holds no reference to its Batches: with a cycle, the garbage collector would end the worker
+    processes, and not in order.
     """
 
     def __init__(self) -> None:

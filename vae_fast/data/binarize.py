@@ -1,7 +1,7 @@
-"""Binarised images: pixels drawn from Bernoulli(x / 255), anew every epoch or once and for all.
+"""Binarised images: pixels drawn from Bernoulli(x / 255), every epoch or once.
 
-Salakhutdinov and Murray 2008 draw MNIST's pixels so. Likelihoods of binary and of grey images, and of
-two different draws, are not to be compared: reports say which they are of.
+Salakhutdinov and Murray 2008 draw MNIST's pixels this way. Likelihoods of binary and of grey
+images, or of two different draws, cannot be compared, so reports say which images they used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vae_fast.functional import gather_batch
 
 
 def check_binarizable(data: Any) -> None:
-    """Raise unless the data's pixels are bytes, which stand for probabilities, or binary already."""
+    """Raise unless the pixels are bytes, which stand for probabilities, or already binary."""
     if data.dtype not in (torch.uint8, torch.bool):
         raise TypeError(
             f"{data.name}: binarising takes uint8 images (0..255), and these are {data.dtype}; "
@@ -26,9 +26,9 @@ def check_binarizable(data: Any) -> None:
 
 
 def binarized_once(data: Any, seed: int) -> ArrayData:
-    """The data with every pixel drawn once, as bool: a sample is the same in every epoch.
+    """The data with every pixel drawn once, as bool. A sample is the same in every epoch.
 
-    What is drawn depends on the seed and the sample's place in the data alone.
+    The draws depend only on the seed and the sample's place in the data.
 
     Raises:
         TypeError: the images aren't uint8 or bool.
@@ -41,7 +41,7 @@ def binarized_once(data: Any, seed: int) -> ArrayData:
             "be in memory; use dynamic, or load the array yourself (np.load) and hand it over"
         )
     every = torch.arange(len(data), device=data.images.device)
-    # A stream after that of a pass of `Batches`, which may well be over the validation data.
+    # Another stream than that of a pass of `Batches`, which may be over the validation data.
     key = noise_key(seed) + torch.tensor([0, 1])
     images = gather_batch(data.images, every, mode="binarize", noise_key=key.to(every.device))
     provenance = f"{data.provenance}; binarised once, seed {seed}"

@@ -1,4 +1,4 @@
-"""The data sets known by name, and where each is looked for."""
+"""The data sets known by name, and where their files are searched."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Entry:
         held_out: how many of the training set, its last ones, are the validation split.
         idx: whether its files are IDX, which are read without torchvision.
         folders: folders of the system that may hold the files.
-        package: the system package that brings them.
-        classes: the names of its labels 0, 1, ...; empty where they are numbers.
+        package: the system package that contains them.
+        classes: the names of labels 0, 1, ...; empty if the classes are numbers.
     """
 
     torchvision: str
@@ -58,7 +58,7 @@ NAMES = (EMBEDDED, *CATALOG, GENERATED)
 
 
 def canonical(name: str) -> str | None:
-    """The catalogue's name for a name however written (FashionMNIST, fashion_mnist), or None."""
+    """The catalogue's name for any spelling of it (FashionMNIST, fashion_mnist), or None."""
     plain = {known.replace("-", ""): known for known in NAMES}
     return plain.get(name.lower().replace("-", "").replace("_", ""))
 
@@ -70,7 +70,7 @@ def suggestion(name: str) -> str:
 
 
 def default_root() -> Path:
-    """Where downloads go: $VAE_FAST_DATA, or else vae_fast/data in the user's cache."""
+    """The folder of downloads: $VAE_FAST_DATA, or else vae_fast/data in the user's cache."""
     if root := os.environ.get("VAE_FAST_DATA"):
         return Path(root)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""Any map-style torch Dataset as a source: its items are turned into images as they are read."""
+"""Any map-style torch Dataset as a source. Items are converted to images when they are read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vae_fast.data.ranges import UNIT, LabelRange, Range, check_not_binary, chec
 
 @dataclass(frozen=True)
 class DatasetData:
-    """A torch Dataset that is read item by item, by worker processes if so asked.
+    """A torch Dataset, read item by item, on request by worker processes.
 
     Items are images, tuples of which the first is the image and the second the label, or mappings
     with the keys image and, perhaps, label (as those of HF datasets). An image
     is a torch tensor (C, H, W), (H, W) or (D,), a NumPy array of those shapes or (H, W, C), or a PIL
     image. All have one shape and dtype.
 
-    Transparency of a PIL image other than RGBA, whose four channels are kept, is put over white.
+    RGBA images keep their four channels. Other transparent PIL images are put over white.
 
     Attributes:
         dataset: the Dataset.
@@ -35,7 +35,7 @@ class DatasetData:
         classes: the names of labels 0, 1, ..., or None.
         files: the name of each sample, such as its file's; or None.
         rows: where in its source each sample is, (N,) int64, if samples were chosen.
-        takes: the labels that are looked for; each is checked as it is read.
+        takes: the labels that the model accepts; each label is checked when it is read.
     """
 
     dataset: Dataset[Any]
@@ -55,7 +55,7 @@ class DatasetData:
 
     @property
     def range(self) -> Range | None:
-        """The least and largest value that images can have; None if any."""
+        """The smallest and largest value that images can have; None if not known."""
         return UNIT if self.bounded or self.dtype not in FLOATS else None
 
     def slice(self, start: int, stop: int) -> DatasetData:
@@ -79,12 +79,13 @@ class DatasetData:
             check_not_binary(samples, len(self), self.name)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int | None]:
-        """One image and its label; ValueError if it isn't like the first one."""
+        """One image and its label; ValueError if its shape or dtype differs from the first
+        one's."""
         return checked_item(self, self.dataset[index], index)
 
 
 def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | None]:
-    """An item's image and label, if they are like those of the data; ValueError if not."""
+    """An item's image and label; ValueError if shape or dtype differ from the data's."""
     image, label = _split(item, like.name)
     image = image_tensor(image, f"{like.name}, item {index}", bounded=like.bounded)
     if (image.shape, image.dtype) != (like.shape, like.dtype):
@@ -121,7 +122,7 @@ def first_item(item: Any, name: str, bounded: bool, labels: bool) -> tuple[torch
 def from_dataset(
     dataset: Dataset[Any], *, name: str | None = None, bounded: bool = True, labels: bool = True
 ) -> DatasetData:
-    """Look at the first item and wrap the Dataset.
+    """Check the first item and wrap the Dataset.
 
     Args:
         bounded: as in `from_array`.
@@ -158,14 +159,14 @@ def from_dataset(
 
 
 def known_labels(data: DatasetData) -> Any:
-    """The labels of all samples, (N,), if the Dataset has them at hand; else None."""
+    """The labels of all samples, (N,), if the Dataset stores them; else None."""
     return _list_of(data.dataset, ("labels", "targets")) if data.labelled else None
 
 
 def check_known_labels(data: DatasetData, takes: LabelRange) -> None:
-    """Raise ValueError for a label that is seen to be another without reading all items.
+    """Raise ValueError for a label out of range, as far as this is known without reading all items.
 
-    What a list says of an item is believed once that item was read: a transform may change labels.
+    A stored label counts only after its item was read, because a transform may change labels.
     """
     known = known_labels(data)
     if known is None:
@@ -181,7 +182,8 @@ def check_known_labels(data: DatasetData, takes: LabelRange) -> None:
 
 
 def _list_of(dataset: Any, names: tuple[str, ...]) -> Any:
-    """A Dataset's attribute that has an entry for every item, also of Subsets and joined ones."""
+    """A Dataset's attribute with an entry for every item; also for Subsets and concatenated
+    Datasets."""
     if isinstance(dataset, Subset):
         whole = _list_of(dataset.dataset, names)
         return None if whole is None else [whole[int(i)] for i in dataset.indices]
@@ -200,7 +202,7 @@ def _list_of(dataset: Any, names: tuple[str, ...]) -> Any:
 
 
 def _classes(dataset: Any) -> tuple[str, ...] | None:
-    """The names of the classes, as torchvision's and Hugging Face's data sets give them."""
+    """The class names, as torchvision's and Hugging Face's data sets store them."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     found = getattr(dataset, "classes", None)
@@ -212,7 +214,8 @@ def _classes(dataset: Any) -> tuple[str, ...] | None:
 
 
 def in_memory(data: DatasetData) -> ArrayData:
-    """Read every item once into one array, which trains far faster than items read again."""
+    """Read every item once into one array, which trains far faster than reading items every
+    epoch."""
     images = torch.empty((len(data), *data.shape), dtype=data.dtype)
     labels = torch.empty(len(data), dtype=torch.int64) if data.labelled else None
     for i in range(len(data)):
@@ -281,7 +284,7 @@ def image_tensor(image: Any, name: str, *, bounded: bool = True) -> torch.Tensor
 
 
 def _split(item: Any, name: str) -> tuple[Any, Any]:
-    """An item's image and label. What else is in it is refused where it would be missed."""
+    """An item's image and label. Raises for other parts of the item that must not be ignored."""
     if isinstance(item, Mapping):
         if "mask" in item:
             raise TypeError(f"{name}: its items have a mask, which can't be used: leave it out")
@@ -304,7 +307,7 @@ def _split(item: Any, name: str) -> tuple[Any, Any]:
 
 
 def _whole(label: Any) -> int | None:
-    """The label as an int if it is one whole number, else None."""
+    """The label as an int if it is a single integer, else None."""
     if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
         label = label.item()
     return int(label) if isinstance(label, (int, np.integer, np.bool_)) else None

@@ -1,4 +1,4 @@
-"""The one error of this package that isn't a ValueError or TypeError: data that can't be had."""
+"""The error for data that cannot be found."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 class DataUnavailableError(RuntimeError):
-    """A data set was asked for by name and no place that may hold it did.
+    """A data set was asked for by name and none of its possible places has it.
 
-    The message says what was tried, in order, with each reason, and how to get the data.
+    The message lists the places tried, in order, with the reasons, and says how to get the data.
 
     Args:
         name: the data set's name.
-        tried: one line for every place looked at and why it did not serve.
+        tried: one line for every place, with the reason why it failed.
         remedies: one line for every way to get the data.
     """
 

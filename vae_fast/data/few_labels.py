@@ -1,4 +1,4 @@
-"""Data of which most labels are hidden: what semi-supervised learning trains on."""
+"""Data with most labels hidden, for semi-supervised learning."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ UNLABELLED = -1
 
 
 def keep_labels(data: Any, keep: int, *, seed: int = 0, repeat: int = 1) -> ArrayData:
-    """The same data with ``keep`` labels in all, every class as often, and -1 for the others.
+    """The same data with ``keep`` labels in total, equally many of every class, and -1 for the
+    others.
 
     Args:
         data: labelled data in memory.
-        keep: how many samples keep their label; a class with too few leaves its part to others.
-        seed: of the choice.
-        repeat: how often an epoch goes through the samples that keep theirs. A hundred among ten
-            thousand are one in a batch of 100; repeated ten times, ten.
+        keep: number of samples that keep their label. If a class has too few, other classes get
+            more.
+        seed: the seed of the choice.
+        repeat: how often an epoch repeats the samples that keep their label. Of 10,000 samples with
+            100 labels, a batch of 100 has one label; with 10 repeats it has ten.
 
     Raises:
-        TypeError: data that is read from disk as it is needed.
-        ValueError: data without labels, or more to keep than there are.
+        TypeError: the data is read from disk when needed.
+        ValueError: the data has no labels, or fewer than ``keep``.
     """
     if not isinstance(data, ArrayData) or data.mapped:
         raise TypeError(

@@ -26,25 +26,25 @@ from vae_fast.data.sparse import from_npz, from_sparse
 from vae_fast.data.words import shown
 
 SUFFIXES = (".npy", ".npz")
-# What may go wrong in reading an archive: zipfile has RuntimeError for encryption and what it
-# can't unpack.
+# Errors of reading an archive. zipfile raises RuntimeError for encryption and unknown compression.
 _DAMAGE = (
     ValueError, EOFError, OSError, RuntimeError, OverflowError, MemoryError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
-_MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
+_MOST_DEFLATED = 1032  # the most bytes that one byte of deflate expands to
 
 
 def read_file(path: Path, *, bounded: bool = True) -> ArrayData:
     """The data in one .npy file, memory-mapped, or in one .npz file, loaded.
 
     An .npz file holds `images`, and perhaps `labels` (integers or strings), `classes`, the names of
-    labels 0, 1, ..., and `files`, a name for each sample. An array that is alone in its file may
-    have any name. A sparse matrix is what scipy.sparse.save_npz wrote, and stays sparse.
+    labels 0, 1, ..., and `files`, a name for each sample. A single array in a file may have any
+    name. A file of scipy.sparse.save_npz is a sparse matrix, and stays sparse.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, TypeError: it isn't what its name says, or its array doesn't fit (`from_array`).
+        ValueError, TypeError: the content does not match the suffix, or the array does not fit
+            (`from_array`).
     """
     if not path.exists() or path.is_dir():
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"
@@ -122,7 +122,7 @@ def npz_names(path: Path) -> list[str]:
 
 
 def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file, in memory; sizes are checked before memory is taken.
+    """Arrays of an .npz file, in memory. Sizes are checked before memory is allocated.
 
     Raises:
         ValueError: it isn't a whole .npz file; an array is not there, holds Python objects or is

@@ -26,7 +26,7 @@ from vae_fast.data.images import (
 from vae_fast.data.words import counted, shown
 from vae_fast.data_options import DataOptions
 
-# Folders that programs leave behind; those that begin with a dot are passed over as well.
+# Folders that programs leave behind. Names that begin with a dot are skipped as well.
 TOOL_FOLDERS = {
     "__MACOSX", "__pycache__", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN",
     "System Volume Information", "lost+found",
@@ -34,37 +34,36 @@ TOOL_FOLDERS = {
 TOOL_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val",
                  "validation": "val", "test": "test", "testing": "test"}  # fmt: skip
-# Not images, and nobody takes them for such: notes, lists, licences.
+# Not images, and not mistaken for images: notes, lists, licences.
 _QUIET = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".html", ".tsv", ".log", ""}
 
 Parts = tuple[str, ...]
 
 
 class ImageFolder(Dataset[Any]):
-    """All image files in a folder and those below it, in the order of their paths; or one file.
+    """All image files in a folder and its subfolders, in the order of their paths; or one file.
 
-    Where all of them lie in subfolders, the subfolders directly below `root` are the classes, in
-    the order of their names. Where the subfolders are called train, val (valid, validation) and
-    test, they are the splits, and the classes are the folders in them; this is then the first of
-    them that is there, and `part` gives the others. Hidden folders and those of tools (.git,
-    __MACOSX, @eaDir) are passed over. A warning, one line, says what else is not used, with counts.
+    If all files are in subfolders, the subfolders directly below `root` are the classes, in the
+    order of their names. If the subfolders are called train, val (valid, validation) and test, they
+    are the splits, and the folders in them are the classes. This object is then the first existing
+    split, and `part` gives the others. Hidden folders and folders of tools (.git, __MACOSX, @eaDir)
+    are skipped. One warning line counts other files that are not used.
 
-    All headers are read at once, so that sizes, colour and what is no image are known at the start.
-    Pixels are decoded with Pillow when they are asked for: turned upright, of several pages the
-    first, transparent ones over `background`. Grey pixels of 16 bits are shifted to 8 by the bits
-    that the largest of them needs. Formats: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP, by suffix and by
-    content.
+    All headers are read at the start, so sizes, colours and files that are not images are known
+    early. Pillow decodes pixels on access: turned upright, the first page only, transparent pixels
+    over `background`. Grey pixels of 16 bits are shifted to 8 bits, by as much as the largest value
+    in the folder needs. Formats: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP, by suffix and by content.
 
     Attributes:
         files: each file's path below `root`.
         classes: the classes' names; empty without classes.
         labels: each file's class, or None.
-        splits: the split folders that are there, such as {"train": "train", "val": "valid"}.
+        splits: the existing split folders, such as {"train": "train", "val": "valid"}.
 
     Args:
         root: the folder, or a file.
-        size: None takes images as they are, and they must then be of one size; an int resizes the
-            shorter side to it and cuts out the square in the middle.
+        size: None keeps images as they are; all must then have one size. An int resizes the shorter
+            side to it and crops the square in the middle.
         mode: Pillow's "L" for grey or "RGB" for colour; None is RGB if any image has colour.
         background: the colour behind transparent pixels, a name or #rrggbb.
 
@@ -130,7 +129,7 @@ class ImageFolder(Dataset[Any]):
         return image
 
     def _choose(self, splits: Iterable[str]) -> None:
-        """Take the files of these splits; of all where there are none."""
+        """Select the files of these splits, or all files if there are no splits."""
         if not self.splits:
             chosen, depth = self._found, 0
             self.classes = _classes(self._found, 0)
@@ -162,7 +161,7 @@ class ImageFolder(Dataset[Any]):
     def _warn(
         self, skipped: Counter, damaged: dict[Parts, str], loose: list[Parts], pages: int
     ) -> None:
-        """Say in one line what is there and not used."""
+        """Warn, in one line, of files that are not used."""
         words = [f"{counted(count, what)}" for what, count in sorted(skipped.items())]
         if damaged:
             first, reason = next(iter(damaged.items()))
@@ -189,7 +188,7 @@ def _path(root: Path, parts: Parts) -> Path:
 
 
 def _find(root: Path) -> tuple[list[Parts], Counter]:
-    """The files with an image's suffix, in order, and what else there is, counted."""
+    """The files with an image suffix, in order, and counts of all other files."""
     if root.is_file():
         return [(root.name,)], Counter()
     if not root.is_dir():
@@ -215,8 +214,8 @@ def _find(root: Path) -> tuple[list[Parts], Counter]:
 
 
 def _walk(root: Path, skipped: Counter) -> Iterator[tuple[Parts, int | None]]:
-    """Every file below root, with its mode (None: a broken link). Links to folders are followed, but
-    none twice: a link may lead to a folder above it."""
+    """Every file below root, with its mode (None: a broken link). Links to folders are followed
+    once, because a link may point to a parent folder."""
     seen, todo = set(), [((), root)]
     while todo:
         parts, folder = todo.pop()
@@ -240,7 +239,7 @@ def _walk(root: Path, skipped: Counter) -> Iterator[tuple[Parts, int | None]]:
 
 
 def _headers(root: Path, found: list[Parts]) -> tuple[dict[Parts, Header], dict[Parts, str]]:
-    """What the files say of themselves, and of those that can't be read, why."""
+    """The files' headers, and for unreadable files the reason."""
     pillow()
 
     def look(parts: Parts) -> Header | str:
@@ -250,8 +249,9 @@ def _headers(root: Path, found: list[Parts]) -> tuple[dict[Parts, Header], dict[
             return str(error)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, and of sizes
-        with ThreadPoolExecutor(8, "vae_fast-headers") as pool:  # a network drive answers late
+        warnings.simplefilter("ignore")  # Pillow warns of unusual metadata and sizes
+        # threads, because network drives answer late
+        with ThreadPoolExecutor(8, "vae_fast-headers") as pool:
             looked = list(pool.map(look, found))
     good = {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, Header)}
     return good, {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, str)}
@@ -266,9 +266,9 @@ def _mode(headers: Iterable[Header], background: str) -> str:
 
 
 def _shift(root: Path, headers: dict[Parts, Header]) -> int:
-    """How far 16-bit values are shifted to fit 8, by the largest that there is.
+    """By how many bits 16-bit values are shifted to fit 8 bits, from the largest value.
 
-    Many such files hold 10 or 12 bits: their upper 8 would be nearly nothing.
+    Many such files hold 10 or 12 bits: their upper 8 bits alone would be nearly black.
     """
     deep = [parts for parts, header in headers.items() if header.bits == 16]
     largest = {True: 0, False: 0}  # of grey ones, of colour
@@ -308,7 +308,7 @@ def _split_folders(root: Path, found: list[Parts]) -> dict[str, str]:
     known = [top for top in tops if top.lower() in SPLIT_FOLDERS]
     kinds = {SPLIT_FOLDERS[top.lower()]: top for top in known}
     others = [top for top in tops if top not in known]
-    if not known or (others and len(kinds) == 1):  # a class may well be called train
+    if not known or (others and len(kinds) == 1):  # a class may be called train
         return {}
     if others or len(kinds) < len(known):
         raise ValueError(
@@ -320,7 +320,7 @@ def _split_folders(root: Path, found: list[Parts]) -> dict[str, str]:
 
 
 def _classes(found: list[Parts], depth: int) -> list[str]:
-    """The names of the folders at this depth, if every file is in one; else none."""
+    """The names of the folders at this depth if every file is in one; else empty."""
     if not found or any(len(parts) < depth + 2 for parts in found):
         return []
     return sorted({parts[depth] for parts in found})

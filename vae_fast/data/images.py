@@ -1,7 +1,7 @@
-"""Image files, decoded by Pillow: which are opened, and what becomes of their pixels.
+"""Image files, decoded by Pillow: accepted formats, and conversion of pixels.
 
-Pillow, left alone, opens some 40 formats by their content, and hands some of them (EPS) to programs of
-the system. Here it is given the list of those that it decodes itself.
+By default Pillow opens some 40 formats by their content and passes some (EPS) to system programs.
+Here it gets a list of formats that it decodes itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 
 
 class Header(NamedTuple):
-    """What an image file says of itself, its pixels not decoded.
+    """An image file's header; no pixels are decoded.
 
     Attributes:
         size: (width, height), upright.
@@ -52,7 +52,7 @@ def pillow() -> Any:
 def read_header(path: Path) -> Header:
     """Raises ValueError if the file is not one of FORMATS or its header is damaged."""
     with opened(path) as image:
-        # A phone's JPEG may bring a depth map as a second page; nobody means that one.
+        # A phone's JPEG may have a depth map as its second page, which is not wanted.
         pages = 2 if image.format != "MPO" and getattr(image, "is_animated", False) else 1
         width, height = image.size
         size = (height, width) if _orientation(image) in _TURNED else (width, height)
@@ -61,7 +61,7 @@ def read_header(path: Path) -> Header:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The image, not decoded; whatever goes wrong with it, there or within, is a ValueError."""
+    """The opened image, not decoded. Any error, here or within the block, becomes a ValueError."""
     image_module = pillow()
     try:
         with image_module.open(path, formats=FORMATS) as image:
@@ -79,13 +79,13 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _orientation(image: Any) -> int:
-    # Of a PNG, getexif would decode the pixels to look for what may follow them.
+    # For a PNG, getexif would decode the pixels to look for metadata behind them.
     known = image.format != "PNG" or "exif" in image.info
     return image.getexif().get(0x0112, 1) if known else 1
 
 
 def is_grey(image: Any) -> bool:
-    """Whether an image has no colour; one with a palette has none if its palette has none."""
+    """Whether an image, or its palette if it has one, has no colour."""
     if image.mode in ("P", "PA") and image.palette is not None:
         colours = np.array(image.getpalette() or [], dtype=np.uint8).reshape(-1, 3)
         return bool((colours == colours[:, :1]).all())
@@ -99,7 +99,7 @@ def is_transparent(image: Any) -> bool:
 
 
 def bits_of(image: Any) -> int:
-    """Bits of a channel: 8 or 16. ValueError for 32, whose range is not known."""
+    """Bits per channel: 8 or 16. ValueError for 32 bits, whose range is not known."""
     if image.mode == "F":
         raise ValueError("it has floating-point pixels, whose range is not known; give an array")
     if image.mode in _GREY and image.mode.startswith("I"):
@@ -108,12 +108,13 @@ def bits_of(image: Any) -> int:
 
 
 def _raw(image: Any) -> str:
-    """How a file stores its pixels: Pillow opens 16 bits of colour as 8, and says so here alone."""
+    """How a file stores its pixels. Pillow opens 16-bit colour as 8 bits, and only this shows
+    it."""
     return repr(getattr(image, "tile", ""))
 
 
 def values_16(image: Any) -> np.ndarray:
-    """The pixels of a grey image of 16 bits, (H, W) uint16; ValueError if they are of more."""
+    """The pixels of a 16-bit grey image, (H, W) uint16; ValueError if they have more bits."""
     values = np.asarray(image)
     if values.size and (int(values.min()) < 0 or int(values.max()) > 0xFFFF):
         raise ValueError(
@@ -124,7 +125,8 @@ def values_16(image: Any) -> np.ndarray:
 
 
 def largest_16(path: Path) -> int:
-    """The largest value in an image of 16 bits; of colour, which Pillow cuts, its upper 8 bits."""
+    """The largest value in a 16-bit image; for colour, of which Pillow keeps the upper 8 bits, of
+    those."""
     with opened(path) as image:
         if image.mode.startswith("I"):
             return int(values_16(image).max())
@@ -151,7 +153,7 @@ def decoded(path: Path, mode: str, background: str, shift: int) -> Any:
 
 
 def flat(image: Any, background: str = "white") -> Any:
-    """The image over a background, where it has transparency; else the image itself."""
+    """The image over a background if it has transparency; else the image itself."""
     if not is_transparent(image):
         return image
     Image = pillow()

@@ -1,4 +1,4 @@
-"""A mapped file that changes while it is read: said, where reading it would end the process."""
+"""Detect a memory-mapped file that changes while it is read, which could end the process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 @dataclass
 class MappedFile:
-    """A file that an array is mapped from, as it was when that was made.
+    """The file of a memory-mapped array, in its state when the array was made.
 
-    Reading what is no longer in a mapped file is no error that Python knows: it is SIGBUS, or zeros
-    up to the end of a page. A file that was replaced or removed is no problem: the map is of the one
-    that was opened.
+    Reading beyond the new end of a shortened file gives SIGBUS, which is no Python exception, or
+    zeros up to the end of a page. Replacing or removing the file is harmless: the map keeps the
+    opened file.
     """
 
     path: str
@@ -24,7 +24,7 @@ class MappedFile:
 
     @classmethod
     def of(cls, array: np.memmap) -> MappedFile | None:
-        """The file of a memory map; None of one that has no path."""
+        """The file of a memory map; None if it has no path."""
         path = array.filename
         if not isinstance(path, (str, Path)):
             return None
@@ -34,12 +34,12 @@ class MappedFile:
             return None
 
     def check(self) -> None:
-        """To be called before and after values are read.
+        """Call this before and after values are read.
 
-        A cut that comes between the call before and the reading is still the process's end.
+        If the file is cut between the first call and the read, the process still ends.
 
         Raises:
-            OSError: the file is shorter than it was. Another change of it is warned of, once.
+            OSError: the file is shorter than it was. Any other change gives one warning.
         """
         try:
             now = os.stat(self.path)

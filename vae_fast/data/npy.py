@@ -1,4 +1,4 @@
-"""Arrays in .npy form: headers that are believed only as far as the bytes behind them go."""
+"""Arrays in .npy form. A header is accepted only if the file has as many bytes as it declares."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Header(NamedTuple):
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise unless this is a file; a pipe would be waited for, and a device may have no end.
+    """Raise unless this is a regular file: reading a pipe may block, and a device may have no end.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: it does not exist.
         ValueError: it is a folder, a pipe or a device.
     """
     mode = os.stat(path).st_mode
@@ -51,9 +51,9 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 def read_header(file: IO[bytes]) -> Header:
     """The header of an .npy file, from its beginning.
 
-    NumPy reads a header with Python's parser, which in CPython before 3.11.8 and 3.12.2 fails now
-    and then when two threads use it ("SystemError: AST constructor recursion depth mismatch",
-    python/cpython#106905). Headers as NumPy writes them are read here without it.
+    NumPy reads a header with Python's parser, which in CPython before 3.11.8 and 3.12.2 sometimes
+    fails when two threads use it ("SystemError: AST constructor recursion depth mismatch",
+    python/cpython#106905). This reads headers in NumPy's own form without that parser.
 
     Raises:
         ValueError: it isn't one, or is one of Python objects.
@@ -118,14 +118,14 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def check_size(header: Header, found: int) -> None:
-    """Raise ValueError unless as many bytes are there as the header says."""
+    """Raise ValueError unless the file has as many bytes as the header declares."""
     if found != header.nbytes:
         state = "cut short" if found < header.nbytes else "longer than it says"
         raise ValueError(f"it is {state}: its header says {header}, and {found:,} bytes follow")
 
 
 def check_memory(nbytes: int) -> None:
-    """Raise ValueError for more bytes than this machine has memory."""
+    """Raise ValueError if ``nbytes`` exceeds this machine's memory."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows

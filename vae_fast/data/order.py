@@ -1,4 +1,4 @@
-"""The order of an epoch and its cuts into batches, the same in every process that knows the seed."""
+"""The order of an epoch and its division into batches, computed by every process from the seed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 
 def epoch_generator(*key: int) -> torch.Generator:
-    """A CPU generator of its own for (seed, epoch, ...); no global random state is touched."""
+    """A separate CPU generator for (seed, epoch, ...). The global random state is not used."""
     mixed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
-# Beside the order's own numbers: what else is drawn of a seed has a stream apart.
+# Streams for other draws from the same seed, separate from the order's.
 _BINARIZE, _AUGMENT = 1, 2
 
 
 def noise_key(seed: int, epoch: int | None = None) -> torch.Tensor:
-    """The key of the draws that binarise an epoch, or any pass that is always the same: 2 int64."""
+    """The noise key that binarises an epoch, or every pass without shuffling: 2 int64."""
     key = (seed, 0 if epoch is None else 1 + epoch)
     words = np.random.SeedSequence(key, spawn_key=(_BINARIZE,)).generate_state(2, np.uint64)
     return torch.from_numpy(words.view(np.int64))
@@ -39,21 +39,21 @@ def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Cuts:
-    """How `count` samples in a row are cut into global batches, and each into the ranks' shares.
+    """How `count` samples are divided into global batches, and each batch into the ranks' shares.
 
-    All ranks have the same number of batches, and none of them is empty, so that ranks never wait
-    for each other in vain; together they have every sample once (with drop_last, all but the last
-    incomplete global batch). The order being everybody's, so is the place in it: a run that goes on
-    with another number of ranks and the same global batch size sees the same batches.
+    All ranks have the same number of batches and none is empty, so no rank waits for one that has
+    finished. Together they have every sample once (with drop_last, all but the last incomplete
+    global batch). Order and place are the same on all ranks: a run resumed with another number of
+    ranks and the same global batch size sees the same batches.
 
     Args:
-        count: samples in all.
-        batch_size: samples of one rank's batch.
-        rank, world_size: this process among how many.
-        drop_last: leave out the last global batch where it would be smaller.
+        count: total number of samples.
+        batch_size: number of samples in one rank's batch.
+        rank, world_size: number of this process, and number of processes.
+        drop_last: leave out the last global batch if it is smaller.
 
     Raises:
-        ValueError: a value out of range, or no way to give every rank a sample of every batch.
+        ValueError: a value is out of range, or some rank would have no sample of a batch.
     """
 
     count: int
@@ -111,7 +111,7 @@ class Cuts:
             return place
         if place >= self.count:
             return self.count
-        # A last batch of fewer samples than ranks takes what it lacks from the one before.
+        # A last batch with fewer samples than ranks takes samples from the batch before it.
         return min(place, self.count - self.world_size)
 
     def _last_two(self) -> Iterator[tuple[int, int]]:
