@@ -211,7 +211,9 @@ def test_a_native_step_that_goes_on_differing_is_left_for_the_recorded_one(monke
         for step in runs:
             _take(step, number)
         assert runs[0].runner.name == "native" and _same(*runs)
-    with pytest.warns(UserWarning, match="3 steps in a row the native step's .* differed from the eager"):
+    with pytest.warns(
+        UserWarning, match="3 steps in a row the native step's .* differed from the eager"
+    ):
         _take(runs[0], PER_EPOCH + 2)
     _take(runs[1], PER_EPOCH + 2)
     assert "not the eager step" in runs[0].runner_is and runs[0].runner.name == "recorded"
