@@ -24,6 +24,8 @@ SHELL := /bin/bash
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Says every second that something silent still runs.
+TOLD := scripts/told.sh
 # One stamp per wish, so that another TORCH is another stamp: "torch==2.13.0" is torch--2.13.0.
 TORCH_DONE := $(DONE)/$(subst :,-,$(subst /,-,$(subst >,-,$(subst <,-,$(subst =,-,$(subst $() $(),_,$(TORCH)))))))
 NATIVE_SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu \
@@ -137,12 +139,12 @@ $(DONE)/dist: $(DONE)/venv
 
 $(TORCH_DONE): $(DONE)/venv
 	@echo "installing $(TORCH): this can be several GB, and takes a minute or two"
-	$(PIP) install -q "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" ninja numpy
+	@$(TOLD) "installing $(TORCH)" $(PIP) install -q "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" ninja numpy
 	rm -f $(DONE)/torch* && touch $@
 
 # The package itself is installed editable and without its kernels: those are compiled below, where
 # only what changed is compiled again.
-INSTALL = VAE_FAST_BUILD=off $(PIP) install -q --no-build-isolation
+INSTALL = @VAE_FAST_BUILD=off $(TOLD) "installing what $(@F) needs" $(PIP) install -q --no-build-isolation
 
 $(DONE)/train: $(TORCH_DONE) pyproject.toml
 	$(INSTALL) -e ".[train]"
@@ -160,7 +162,7 @@ $(DONE)/bench: $(TORCH_DONE) pyproject.toml
 $(DONE)/native: $(TORCH_DONE) $(NATIVE_SOURCES)
 	@mkdir -p build
 	@echo "compiling the kernels: about a minute; the compiler's words go to build/native.log"
-	@$(BIN)/python setup.py -q build_ext --inplace > build/native.log 2>&1 || \
+	@$(TOLD) "compiling" sh -c '$(BIN)/python setup.py -q build_ext --inplace > build/native.log 2>&1' || \
 		{ cat build/native.log; exit 1; }
 	@grep "^vae_fast: " build/native.log
 	touch $@
