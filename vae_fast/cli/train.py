@@ -9,7 +9,14 @@ from vae_fast.cli.flags import Usage, load_package, make_parser, nearest, parse
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.import_paths import paths_typed
 from vae_fast.train import changes
-from vae_fast.train.config import TrainConfig, UnknownKey, from_dict, hints, to_dict
+from vae_fast.train.config import (
+    OptimizerConfig,
+    TrainConfig,
+    UnknownKey,
+    from_dict,
+    hints,
+    to_dict,
+)
 
 TRUST = "let the {} name classes of any module, whose code is then run"
 # What --help shows of the flags; --help-all shows every one.
@@ -95,7 +102,7 @@ def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
-    """Flags into model_args and optimizer.args, by keys and value, out of all flags.
+    """Flags into model_args and the optimizer's dicts and lists, by keys and value, out of all flags.
 
     The parser would take the values of dicts within for text.
     """
@@ -108,7 +115,9 @@ def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str]
                 f"{flag} has fields, each with a flag of its own, such as {_field_of(keys[0])}"
             )
         into = keys[0] == "model_args" and len(keys) > 1
-        into |= keys[:2] == ["optimizer", "args"] and len(keys) > 2
+        if keys[0] == "optimizer" and len(keys) > 1:
+            field = getattr(OptimizerConfig(), keys[1], None)
+            into |= isinstance(field, list) or (isinstance(field, dict) and len(keys) > 2)
         if not (flag.startswith("--") and into):
             rest.append(argument)
             continue
@@ -179,8 +188,9 @@ def _take_dicts(values: dict[str, Any], of_file: dict[str, Any], flags: list[str
     given = {flag.partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
     if "__model_args" not in given:
         values["model_args"] = of_file["model_args"]
-    if "__optimizer.args" not in given:
-        values["optimizer"]["args"] = of_file["optimizer"]["args"]
+    for name, value in of_file["optimizer"].items():
+        if isinstance(value, (dict, list)) and f"__optimizer.{name}" not in given:
+            values["optimizer"][name] = value
     if "__augment" not in given:
         values["augment"] = of_file["augment"] + values["augment"]  # --augment+ appends
 

@@ -11,7 +11,8 @@ from vae_fast.train.config import TrainConfig, hints, known, to_dict
 from vae_fast.train.manifest import CheckpointError
 
 # What a checkpoint is of: its weights, its optimizer's state, its place in the order of the data.
-FIXED = ("model", "model_args", "standardize", "seed", "batch_size", "labels", "optimizer.name")
+FIXED = ("model", "model_args", "standardize", "seed", "batch_size", "labels", "optimizer.name",
+         "optimizer.groups", "optimizer.phases")  # fmt: skip
 _OF_THE_START = ("init_from", "out")
 
 

@@ -76,6 +76,11 @@ class OptimizerConfig:
     Args:
         name: adam, adamw, or an import path, package.module:Class.
         args: further arguments of the optimizer, such as weight_decay.
+        groups: arguments of some parameters alone, [{parameters: "encoder.*", lr: 0.1}, ...]: a pattern
+            of names, as a shell's, and arguments; lr is a multiple of the run's. A parameter goes by the
+            first that fits it.
+        phases: arguments of one phase's optimizer, {discriminator: {lr: 2, betas: [0.5, 0.9]}}, for
+            models that train several losses in turn; lr is a multiple of what the phase has.
         warmup_steps: steps in which the learning rate rises to lr.
         decay: constant, or cosine down to lr * final_lr at the end of the run.
         final_lr: where the cosine ends, as a part of lr.
@@ -92,6 +97,8 @@ class OptimizerConfig:
 
     name: str = "adam"
     args: dict[str, Any] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    phases: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
     decay: str = "constant"
     final_lr: float = 0.0
@@ -106,6 +113,21 @@ class OptimizerConfig:
     def check(self) -> None:
         if ":" not in self.name:
             known("optimizer.name", self.name, OPTIMIZERS)
+        for entry in self.groups:
+            pattern = entry.get("parameters")
+            if not isinstance(pattern, str) or len(entry) < 2:
+                raise ValueError(
+                    "optimizer.groups has entries {parameters: PATTERN, ARGUMENT: VALUE, ...}, got "
+                    f"{shown(entry)}"
+                )
+            _check_arguments(f"optimizer.groups, {pattern}", entry)
+        for name, arguments in self.phases.items():
+            if not isinstance(arguments, dict):
+                raise TypeError(
+                    f"optimizer.phases has for each phase {{ARGUMENT: VALUE, ...}}, got {name}: "
+                    f"{shown(arguments)}"
+                )
+            _check_arguments(f"optimizer.phases.{name}", arguments)
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         known("optimizer.decay", self.decay, DECAYS)
         at_least("optimizer.final_lr", self.final_lr, 0)
@@ -126,6 +148,13 @@ class OptimizerConfig:
             )
         at_least("optimizer.patience", self.patience, 1)
         at_least("optimizer.max_not_finite", self.max_not_finite, 1)
+
+
+def _check_arguments(where: str, arguments: Mapping[str, Any]) -> None:
+    if "lr" in arguments:
+        positive(f"{where}: lr", typed(f"{where}: lr", arguments["lr"], float))
+    if "params" in arguments:
+        raise ValueError(f"{where}: params are the parameters themselves, and no argument")
 
 
 @dataclass

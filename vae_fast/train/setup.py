@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -180,16 +181,74 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return imported(name, "optimizer.name", kind, "a subclass of torch.optim.Optimizer")
 
 
-def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of ``config.optimizer``; adam and adamw are torch's fused ones."""
+def build_optimizer(
+    config: TrainConfig,
+    parameters: list[nn.Parameter],
+    names: Mapping[nn.Parameter, str] | None = None,
+    phase: str | None = None,
+) -> tuple[torch.optim.Optimizer, list[dict[str, Any]]]:
+    """The optimizer of ``config.optimizer``, and the arguments that are each param group's own.
+
+    adam and adamw are torch's fused ones.
+
+    Args:
+        names: of the parameters, for ``optimizer.groups``.
+        phase: whose optimizer this is.
+    """
     name, arguments = config.optimizer.name, dict(config.optimizer.args)
     if name in OPTIMIZERS:
         arguments.setdefault("fused", True)
+    of_phase = dict(config.optimizer.phases.get(phase or "", {}))
+    arguments |= {k: v for k, v in of_phase.items() if k != "lr"}
     kind = optimizer_class(name)
+    groups: dict[int, list[nn.Parameter]] = {}
+    entries = config.optimizer.groups
+    for p in parameters:
+        fits = (fnmatchcase((names or {}).get(p, ""), e["parameters"]) for e in entries)
+        groups.setdefault(next((i for i, fit in enumerate(fits) if fit), len(entries)), []).append(
+            p
+        )
+    own = [{**entries[i]} if i < len(entries) else {} for i in groups]
+    for arguments_of in own:
+        arguments_of.pop("parameters", None)
+    given = [
+        {"params": group, **{k: _as_pair(v) for k, v in more.items() if k != "lr"}}
+        for group, more in zip(groups.values(), own, strict=True)
+    ]
+    arguments = {k: _as_pair(v) for k, v in arguments.items()}
     try:
-        return kind(parameters, lr=config.lr, **arguments)
+        made = kind(given if entries else parameters, lr=config.lr, **arguments)
     except TypeError as error:
         raise ValueError(f"optimizer.args {arguments} don't fit {name}: {error}") from error
+    unknown = {key for more in own for key in more} - made.defaults.keys()
+    if unknown:
+        raise ValueError(
+            f"optimizer.groups: {name} has no argument {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(made.defaults)}"
+        )
+    return made, own
+
+
+def _as_pair(value: Any) -> Any:
+    """YAML and JSON have lists where optimizers take tuples, as for betas."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_optimizer(
+    config: TrainConfig, names: Iterable[str], phases: Iterable[str | None]
+) -> None:
+    """Raise ValueError for a group that has no parameters, or a phase that the model doesn't have."""
+    names, known = list(names), [name for name in phases if name is not None]
+    for entry in config.optimizer.groups:
+        if not any(fnmatchcase(name, entry["parameters"]) for name in names):
+            raise ValueError(
+                f"optimizer.groups: no parameter is called {entry['parameters']}; {config.model} has "
+                f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+            )
+    for name in config.optimizer.phases:
+        if name not in known:
+            has = f"the phases {', '.join(known)}" if known else "one loss, and no phases"
+            raise ValueError(f"optimizer.phases.{name}: {config.model} has {has}")
 
 
 def compile_networks(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from vae_fast.train.distributed import Share, World
 from vae_fast.train.meter import Meter
 from vae_fast.train.runners import Eager, Runner, choose
 from vae_fast.train.schedules import ScheduleValues, beta_at, lr_at
-from vae_fast.train.setup import compile_networks, final_beta
+from vae_fast.train.setup import check_optimizer, compile_networks, final_beta
 from vae_fast.train.torch_schedule import TorchSchedule
 from vae_fast.train.update import Update
 from vae_fast.types import LossOutput
@@ -67,7 +67,12 @@ class Step:
         if config.compile:
             compile_networks(model)
         options = {"is_distributed": world.is_distributed, "alone": alone}
-        self.updates = [Update(p.parameters, config, device, **options) for p in self.phases]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        check_optimizer(config, names.values(), (phase.name for phase in self.phases))
+        self.updates = [
+            Update(p.parameters, config, device, names=names, phase=p.name, **options)
+            for p in self.phases
+        ]
         flat = self.updates[0].flat
         self.average = WeightAverage(model, config.ema, flat) if config.ema > 0 else None
         self._settled = False  # whether the schedules have reached their final values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,16 +39,24 @@ class Update:
         *,
         is_distributed: bool = False,
         alone: bool = True,
+        names: Mapping[nn.Parameter, str] | None = None,
+        phase: str | None = None,
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer: Any = build_optimizer(config, self.parameters)
+        self.optimizer: Any
+        self.optimizer, self._own = build_optimizer(config, self.parameters, names, phase)
+        self._lr = float(config.optimizer.phases.get(phase or "", {}).get("lr", 1.0))
         self._arguments = dict(self.optimizer.defaults)
         self.guard = Guard(config.optimizer, device)
         self.is_distributed = is_distributed
         self.scale = LossScale(device) if config.precision == "fp16" else None
         self.flat: FlatParameters | None = None
         # DistributedDataParallel keeps gradients in its own buffers.
-        can_be_flat = FlatAdam.serves(self.optimizer) and FlatParameters.fits(self.parameters)
+        can_be_flat = (
+            not config.optimizer.groups
+            and FlatAdam.serves(self.optimizer)
+            and FlatParameters.fits(self.parameters)
+        )
         # In the buffer, layers overwrite gradients. A batch taken in parts has to add them.
         can_be_flat = can_be_flat and config.accumulate == 1
         if alone and not is_distributed and can_be_flat:
@@ -97,8 +105,9 @@ class Update:
         return norm, skipped
 
     def set_lr(self, lr: float | Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, own in zip(self.optimizer.param_groups, self._own, strict=True):
+            scale = self._lr * own.get("lr", 1.0)
+            group["lr"] = lr if scale == 1.0 else lr * scale
 
     def state_dict(self) -> dict[str, Any]:
         scale = {} if self.scale is None else {"scale": self.scale.state_dict()}
@@ -122,8 +131,9 @@ class Update:
         for name in names:
             if name not in self.optimizer.defaults:
                 raise ValueError(f"optimizer.args.{name} can't change when a run goes on")
-            for group in self.optimizer.param_groups:
-                group[name] = self._arguments[name]
+            for group, own in zip(self.optimizer.param_groups, self._own, strict=True):
+                if name not in own:
+                    group[name] = self._arguments[name]
 
     def _take_apart(self) -> None:
         """Leave the flat buffer, because some parameter has no gradient. That differs from a
