@@ -67,7 +67,7 @@ def parse(
         checks: are called with what was parsed, beside ``parser.check``.
         load: import the package with its kernels, once nothing is wrong with the flags.
     """
-    if parser.common and "--help-all" in arguments:
+    if "--help-all" in arguments:
         parser.common, arguments = None, ["--help"]
     try:
         values = parser.parse_args([_underscored(argument) for argument in arguments])

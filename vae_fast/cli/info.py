@@ -8,7 +8,7 @@ from vae_fast.cli.output import print_table
 
 def info(arguments: list[str], program: str) -> int:
     """show versions, instruction sets and why a backend is missing"""
-    if arguments in (["-h"], ["--help"]):
+    if arguments in (["-h"], ["--help"], ["--help-all"]):
         print(f"usage: {program}\n\n{info.__doc__}")
         return 0
     if arguments:
