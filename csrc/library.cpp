@@ -54,6 +54,20 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
       "Tensor rstd) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+  // A training step's own, between and behind its products (ops/step.h); the CPU's are plain PyTorch
+  // (vae_fast/ops/step.py).
+  m.def("step_sample(Tensor heads, Tensor key) -> Tensor");
+  m.def(
+      "step_sample_backward(Tensor grad_z, Tensor heads, Tensor key, Tensor beta, float scale) -> "
+      "Tensor");
+  m.def(
+      "step_decide(Tensor(a!) gradients, int[] ranges, Tensor[] columns, int[] places, Tensor recon, "
+      "Tensor? heads, Tensor beta, Tensor(b!) steps, Tensor(c!) usual, Tensor(d!) sums, int rows, "
+      "float[] guard, float beta1, float beta2) -> Tensor");
+  m.def(
+      "step_update(Tensor(a!) weights, Tensor gradients, Tensor(b!) first, Tensor(c!) second, "
+      "Tensor(d!)? average, Tensor outcome, Tensor lr, Tensor average_weight, float beta1, "
+      "float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()");
   // The Euclidean norm of a vector, 0-d, float32; CPU only.
   m.def("euclidean_norm(Tensor x) -> Tensor");
   vae_fast::define_pairwise(m);

@@ -7,6 +7,7 @@
 #include "torch/gaussian.h"
 #include "torch/group_norm.h"
 #include "torch/likelihood.h"
+#include "torch/step.h"
 
 namespace vae_fast {
 namespace {
@@ -85,6 +86,23 @@ struct Cuda {
   static void gather(const Gather& args, const Tensor& like) {
     launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::gather(args, stream); });
   }
+  static void step_sample(const StepSample& args, const Tensor& like) {
+    launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::step_sample(args, stream); });
+  }
+  static void step_sample_backward(const StepSampleBackward& args, const Tensor& like) {
+    launch_on(like, 0, [&](void*, cudaStream_t stream) {
+      return cuda::step_sample_backward(args, stream);
+    });
+  }
+  static void step_decide(const StepDecide& args, const Tensor& like) {
+    const size_t bytes = cuda::step_decide_workspace(args);
+    launch_on(like, bytes, [&](void* workspace, cudaStream_t stream) {
+      return cuda::step_decide(args, workspace, stream);
+    });
+  }
+  static void step_update(const StepUpdate& args, const Tensor& like) {
+    launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::step_update(args, stream); });
+  }
 };
 
 }  // namespace
@@ -95,4 +113,5 @@ STABLE_TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) {
   vae_fast::LikelihoodOps<vae_fast::Cuda>::register_all(m);
   vae_fast::GatherOps<vae_fast::Cuda>::register_all(m);
   vae_fast::GroupNormOps<vae_fast::Cuda>::register_all(m);
+  vae_fast::StepOps<vae_fast::Cuda>::register_all(m);
 }

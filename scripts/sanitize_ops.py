@@ -130,6 +130,33 @@ def check_group_norm(shape: tuple[int, ...], dtype: torch.dtype, offset: int, la
     finite(*torch.autograd.grad(y.sum(), (there, weight)))
 
 
+def check_step(offset: int) -> None:
+    """A training step's own ops, against plain PyTorch on the CPU."""
+    ops, rows = torch.ops.vae_fast, 37
+    heads, columns = torch.linspace(-1, 1, rows * 10).view(rows, 10), torch.ones(rows, 35)
+    key, beta = torch.tensor([123, -4]), torch.tensor(0.5)
+    flat = [torch.linspace(0.1, 1, 5003) for _ in range(5)]
+    state = (torch.tensor(3.0), torch.zeros(3), torch.zeros(4, dtype=torch.float64))
+    guard = [1.0, 5.0, 3.0, 50.0, 0.02]
+
+    def run(move) -> list[torch.Tensor]:
+        own, there, k, b = [move(t) for t in flat], move(heads), move(key), move(beta)
+        kept = [move(t) for t in state]
+        z = ops.step_sample(there, k)
+        grad = ops.step_sample_backward(z, there, k, b, 1 / rows)
+        found = ops.step_decide(
+            own[0], [0, 4500], [move(columns)], [4600], b, there, b, *kept, rows, guard, 0.9, 0.99
+        )
+        ops.step_update(
+            own[1], own[0], own[2], own[3], own[4], found, b, b, 0.9, 0.99, 1e-8, 0.1, True, False
+        )
+        return [z, grad, found, *own, *kept]
+
+    wanted = run(torch.Tensor.clone)
+    for found, right in zip(run(lambda t: on_gpu(t, offset)), wanted, strict=True):
+        close(found, right, torch.float32)
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("sanitize_ops.py needs a CUDA GPU, and torch sees none.")
@@ -145,6 +172,8 @@ def main() -> None:
     for number, (dtype, last) in enumerate(itertools.product(DTYPES, (False, True))):
         for shape in ((1, 3, 1, 1), (2, 39, 7, 5), (2, 6, 40, 41)):
             check_group_norm(shape, dtype, number % 2, last)
+    for offset in (0, 1):
+        check_step(offset)
     torch.cuda.synchronize()
     print(f"{len(combinations)} combinations of dtype, shape and reduction ran")
 

@@ -326,12 +326,31 @@ def opcheck_cases():
         "group_norm_silu": [(x, None, None, 3, 1e-5), (last.to(half), pm[0, :3], pm[1, :3], 1, 1e-5), (m.double(), None, None, 1, 0.1)],
         "group_norm_silu_backward": [(x, x, None, None, pm[:, :3].contiguous(), pv[:, :3].exp(), ), (last, last, pm[0, :3], pm[1, :3], pm[:, :1].contiguous(), pv[:, :1].exp())],
         **pairwise_cases(),
+        **step_cases(),
         **{
             f"{spec.name}_{op}": calls
             for spec in SPECS.values()
             for op, calls in likelihood_cases(spec, m, v, one, each, beta).items()
         },
     }  # fmt: skip
+
+
+def step_cases():
+    heads, key, beta = torch.randn(4, 6), torch.tensor([1, 2]), torch.tensor(0.5)
+    numbers = [torch.randn(32) for _ in range(4)]
+    columns = [torch.randn(4, 5), torch.randn(4, 1)]
+    state = [torch.tensor(3.0), torch.zeros(3), torch.zeros(4, dtype=torch.float64)]
+    outcome, guard = torch.tensor([2.0, 0.0, 1.0, 0.1, 0.2]), [1.0, 5.0, 3.0, 50.0, 0.02]
+    decided = (numbers[0], [0, 9, 16, 2], columns, [24, 10], beta, heads, beta, *state, 4, guard)
+    return {
+        "step_sample": [(heads, key)],
+        "step_sample_backward": [(heads[:, :3].contiguous(), heads, key, beta, 0.25)],
+        "step_decide": [(*decided, 0.9, 0.999)],
+        "step_update": [
+            (*numbers, None, outcome, beta, beta, 0.9, 0.999, 1e-8, 0.0, False, False),
+            (*numbers, torch.zeros(32), outcome, beta, beta, 0.9, 0.999, 1e-8, 0.1, True, True),
+        ],
+    }
 
 
 def pairwise_cases():

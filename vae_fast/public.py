@@ -42,7 +42,8 @@ globals().update(FUNCTIONS)  # gaussian_nll, laplace_nll, ...: one for each fami
 
 if has_native("cpu"):
     # No function below calls it; every op has its fake kernel once the package is imported.
-    import vae_fast.ops.norm  # noqa: F401
+    import vae_fast.ops.norm
+    import vae_fast.ops.step  # noqa: F401
 
 __all__ = [
     "VAE",

@@ -15,6 +15,7 @@
 
 #include "norm/args.h"
 #include "ops/args.h"
+#include "ops/step.h"
 
 namespace vae_fast::cuda {
 
@@ -40,6 +41,12 @@ cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t 
 size_t group_norm_backward_workspace(const GroupNormSiluBackward& args);
 cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspace,
                                 cudaStream_t stream);
+
+cudaError_t step_sample(const StepSample& args, cudaStream_t stream);
+cudaError_t step_sample_backward(const StepSampleBackward& args, cudaStream_t stream);
+size_t step_decide_workspace(const StepDecide& args);
+cudaError_t step_decide(const StepDecide& args, void* workspace, cudaStream_t stream);
+cudaError_t step_update(const StepUpdate& args, cudaStream_t stream);
 
 // An index outside the data ends the kernel with a trap, before the data is read.
 cudaError_t gather(const Gather& args, cudaStream_t stream);

@@ -4,6 +4,7 @@
 
 #include "norm/args.h"
 #include "ops/args.h"
+#include "ops/step.h"
 
 #define VF_ARGS(BEGIN, FIELD, END)                                                               \
   BEGIN(Upstream)                                                                                \
@@ -62,4 +63,33 @@
   FIELD(GroupNormSiluBackward, rstd) FIELD(GroupNormSiluBackward, grad_y)                        \
   FIELD(GroupNormSiluBackward, grad_x) FIELD(GroupNormSiluBackward, grad_weight)                 \
   FIELD(GroupNormSiluBackward, grad_bias)                                                        \
-  END(GroupNormSiluBackward)
+  END(GroupNormSiluBackward)                                                                     \
+  BEGIN(StepSample)                                                                              \
+  FIELD(StepSample, rows) FIELD(StepSample, latent) FIELD(StepSample, heads)                     \
+  FIELD(StepSample, key) FIELD(StepSample, z)                                                    \
+  END(StepSample)                                                                                \
+  BEGIN(StepSampleBackward)                                                                      \
+  FIELD(StepSampleBackward, rows) FIELD(StepSampleBackward, latent)                              \
+  FIELD(StepSampleBackward, heads) FIELD(StepSampleBackward, key)                                \
+  FIELD(StepSampleBackward, grad_z) FIELD(StepSampleBackward, beta)                              \
+  FIELD(StepSampleBackward, scale) FIELD(StepSampleBackward, grad_heads)                         \
+  END(StepSampleBackward)                                                                        \
+  BEGIN(StepPart)                                                                                \
+  FIELD(StepPart, begin) FIELD(StepPart, count) FIELD(StepPart, columns)                         \
+  END(StepPart)                                                                                  \
+  BEGIN(StepDecide)                                                                              \
+  FIELD(StepDecide, rows) FIELD(StepDecide, latent) FIELD(StepDecide, parts)                     \
+  FIELD(StepDecide, part) FIELD(StepDecide, gradients) FIELD(StepDecide, recon)                  \
+  FIELD(StepDecide, heads) FIELD(StepDecide, beta) FIELD(StepDecide, clip)                       \
+  FIELD(StepDecide, skip_above) FIELD(StepDecide, patience) FIELD(StepDecide, settling)          \
+  FIELD(StepDecide, followed) FIELD(StepDecide, beta1) FIELD(StepDecide, beta2)                  \
+  FIELD(StepDecide, usual) FIELD(StepDecide, steps) FIELD(StepDecide, sums)                      \
+  FIELD(StepDecide, outcome)                                                                     \
+  END(StepDecide)                                                                                \
+  BEGIN(StepUpdate)                                                                              \
+  FIELD(StepUpdate, n) FIELD(StepUpdate, weights) FIELD(StepUpdate, gradients)                   \
+  FIELD(StepUpdate, first) FIELD(StepUpdate, second) FIELD(StepUpdate, average)                  \
+  FIELD(StepUpdate, outcome) FIELD(StepUpdate, lr) FIELD(StepUpdate, average_weight)             \
+  FIELD(StepUpdate, beta1) FIELD(StepUpdate, beta2) FIELD(StepUpdate, eps)                       \
+  FIELD(StepUpdate, weight_decay) FIELD(StepUpdate, decoupled) FIELD(StepUpdate, maximize)       \
+  END(StepUpdate)

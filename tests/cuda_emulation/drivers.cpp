@@ -77,6 +77,17 @@ EXPORT size_t emulated_group_norm_backward_workspace(const GroupNormSiluBackward
 EXPORT int emulated_group_norm_backward(const GroupNormSiluBackward* args, void* workspace) {
   return cuda::group_norm_backward(*args, workspace, nullptr);
 }
+EXPORT int emulated_step_sample(const StepSample* args) { return cuda::step_sample(*args, nullptr); }
+EXPORT int emulated_step_sample_backward(const StepSampleBackward* args) {
+  return cuda::step_sample_backward(*args, nullptr);
+}
+EXPORT size_t emulated_step_decide_workspace(const StepDecide* args) {
+  return cuda::step_decide_workspace(*args);
+}
+EXPORT int emulated_step_decide(const StepDecide* args, void* workspace) {
+  return cuda::step_decide(*args, workspace, nullptr);
+}
+EXPORT int emulated_step_update(const StepUpdate* args) { return cuda::step_update(*args, nullptr); }
 // How a problem is cut: tasks, lanes of a team and blocks; and one task's segment, begin and end.
 EXPORT void emulated_split(int64_t segments, int64_t length, int half, int64_t* cut, int64_t task,
                            int64_t* range) {

@@ -25,7 +25,7 @@ constexpr size_t kStack = 256 * 1024;
 
 // --- what the test declared and wants to know ---
 
-enum class Kind { input, output, counter };
+enum class Kind { input, output, counter, changed };
 
 // Who wrote a byte last, and when.
 struct Write {
@@ -40,6 +40,7 @@ struct Region {
   Kind kind;
   std::vector<uint8_t> writes;  // how often each byte was written
   std::vector<Write> last;
+  std::vector<Write> read;  // of what is changed: who read a byte last, before it is written
 };
 
 std::vector<Region> regions;
@@ -315,9 +316,15 @@ bool check(const void* p, size_t bytes, Access access) {
   const size_t offset = static_cast<const char*>(p) - region->begin;
   const Write now{launches, blockIdx.x, current, fibers[current].barriers, ++clock_time};
   for (size_t i = offset; i < offset + bytes; ++i) {
+    const bool as_it_was = region->kind == Kind::changed && region->writes[i] == 0;
     if (access == Access::write) {
+      if (as_it_was && region->read[i].launch != 0 && !is_ordered(region->read[i])) {
+        complain("write to memory whose read is not ordered before");
+      }
       region->writes[i] = static_cast<uint8_t>(std::min(255, region->writes[i] + 1));
       region->last[i] = now;
+    } else if (as_it_was) {
+      region->read[i] = now;
     } else if (region->writes[i] == 0) {
       complain("read of memory that nothing has written");
       return false;
@@ -378,7 +385,7 @@ extern "C" cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStat
 cudaError_t emulated_symbol(void** address, void* symbol, size_t bytes) {
   *address = symbol;
   emulation::symbols.push_back({static_cast<const char*>(symbol), bytes, emulation::Kind::counter,
-                                {}, {}});
+                                {}, {}, {}});
   return cudaSuccess;
 }
 
@@ -394,12 +401,14 @@ EXPORT void emulation_reset(unsigned order) {
 }
 EXPORT void emulation_capturing(int on) { emulation::capturing = on != 0; }
 EXPORT void emulation_lockstep(int on) { emulation::lockstep = on != 0; }
-// 0: only read. 1: written once, and then perhaps read. 2: a counter.
+// 0: only read. 1: written once, and then perhaps read. 2: a counter. 3: read, and perhaps then
+// written, once.
 EXPORT void emulation_declare(const void* p, size_t bytes, int kind) {
-  const size_t watched = kind == 1 ? bytes : 0;
+  const size_t watched = kind == 1 || kind == 3 ? bytes : 0;
   emulation::regions.push_back({static_cast<const char*>(p), bytes,
                                 static_cast<emulation::Kind>(kind), std::vector<uint8_t>(watched),
-                                std::vector<emulation::Write>(watched)});
+                                std::vector<emulation::Write>(watched),
+                                std::vector<emulation::Write>(kind == 3 ? bytes : 0)});
 }
 // The fewest and the most writes of a byte of the i-th declared region.
 EXPORT void emulation_writes(int i, int* fewest, int* most) {

@@ -125,12 +125,15 @@ def _structs(layout: str) -> dict[str, type[ctypes.Structure]]:
     return structs
 
 
+# What ``emulation_declare`` calls them.
+INPUT, OUTPUT, CHANGED = 0, 1, 3
+
 # --- calling -------------------------------------------------------------------------------------
 
 
 # The drivers that need a workspace, and what the function that says its size is called by.
 _SIZED = {"gaussian_forward": "gaussian", "nll": "nll", "elbo": "elbo"}
-_SIZED |= {name: name for name in ("group_norm", "group_norm_backward")}
+_SIZED |= {name: name for name in ("group_norm", "group_norm_backward", "step_decide")}
 
 
 class Emulator:
@@ -162,9 +165,10 @@ class Emulator:
         self.offset = offset
         self._buffers: list[torch.Tensor] = []
         self._written: list[int] = []  # which regions must be written exactly once
+        self._changed: list[int] = []  # and which at most once
         self.launches = 0
 
-    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, writable: bool) -> torch.Tensor:
+    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, kind: int) -> torch.Tensor:
         count = 1
         for extent in shape:
             count *= extent
@@ -173,22 +177,30 @@ class Emulator:
         start = -raw.data_ptr() % 64 + self.offset * size
         t = raw[start : start + count * size].view(dtype).view(shape)
         self._buffers.append(raw)
-        self.lib.emulation_declare(t.data_ptr(), count * size, int(writable))
+        self.lib.emulation_declare(t.data_ptr(), count * size, kind)
         return t
 
     def give(self, t: torch.Tensor | None) -> torch.Tensor | None:
         """An input: a copy of ``t`` that the kernel may read."""
         if t is None:
             return None
-        copy = self._buffer(tuple(t.shape), t.dtype, writable=False)
+        copy = self._buffer(tuple(t.shape), t.dtype, INPUT)
         if t.dtype == torch.bool:  # byte by byte: torch's own copy would make every true a 1
             copy, t = copy.view(torch.uint8), t.view(torch.uint8)
         copy.copy_(t)
         return copy  # of which only the address is used
 
+    def change(self, t: torch.Tensor | None) -> torch.Tensor | None:
+        """A copy of ``t`` that the kernel may read, and write once where it has been read."""
+        if t is None:
+            return None
+        copy = self._buffer(tuple(t.shape), t.dtype, CHANGED)
+        self._changed.append(len(self._buffers) - 1)
+        return copy.copy_(t)
+
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An output: poisoned, to be written once."""
-        t = self._buffer(shape, dtype, writable=True)
+        t = self._buffer(shape, dtype, OUTPUT)
         self._written.append(len(self._buffers) - 1)
         return t
 
@@ -198,7 +210,7 @@ class Emulator:
         if name in _SIZED:
             need = getattr(self.lib, f"emulated_{_SIZED[name]}_workspace")(ctypes.byref(args))
             offset, self.offset = self.offset, 0  # torch allocates the workspace: it is aligned
-            workspace = self._buffer((need,), torch.uint8, writable=True) if need else None
+            workspace = self._buffer((need,), torch.uint8, OUTPUT) if need else None
             self.offset = offset
             pointer = ctypes.c_void_p(workspace.data_ptr() if need else None)
             code = call(ctypes.byref(args), pointer)
@@ -219,6 +231,9 @@ class Emulator:
         assert not error and code == 0, f"{error or 'the driver failed'} (code {code})"
         self.launches = self.lib.emulation_launches()
         fewest, most = ctypes.c_int(), ctypes.c_int()
+        for region in self._changed:
+            self.lib.emulation_writes(region, ctypes.byref(fewest), ctypes.byref(most))
+            assert most.value <= 1, f"bytes of region {region} were written {most.value} times"
         for region in [*self._written, *([] if workspace is None else [workspace])]:
             self.lib.emulation_writes(region, ctypes.byref(fewest), ctypes.byref(most))
             assert (fewest.value, most.value) == (1, 1), (

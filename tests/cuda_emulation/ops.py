@@ -101,9 +101,7 @@ def gaussian_forward(
     }
     for name, t in inputs.items():
         setattr(args, name, pointer(run.give(t)))
-    offset, run.offset = run.offset, 0  # a key is a tensor of its own, or torch would not draw it
-    args.key = pointer(run.give(key))
-    run.offset = offset
+    args.key = pointer(None if key is None else _key(run, key))
     args.num_samples = num_samples
     args.reduction = e.REDUCTIONS.index(reduction)
     z = run.take((num_samples, rows, cols), mu.dtype) if key is not None else None
@@ -328,3 +326,95 @@ def group_norm_backward(
     args.grad_x, args.grad_weight, args.grad_bias = (pointer(t) for t in found)
     run.run("group_norm_backward", args)
     return found
+
+
+def step_sample(run: Emulator, heads: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    rows, latent = len(heads), heads.shape[1] // 2
+    z = run.take((rows, latent), torch.float32)
+    given = {"heads": run.give(heads), "key": _key(run, key), "z": z}
+    pointers = {name: pointer(t) for name, t in given.items()}
+    run.run("step_sample", run.structs["StepSample"](rows=rows, latent=latent, **pointers))
+    return z
+
+
+def step_sample_backward(
+    run: Emulator,
+    grad_z: torch.Tensor,
+    heads: torch.Tensor,
+    key: torch.Tensor,
+    beta: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    rows, latent = grad_z.shape
+    grad = run.take(tuple(heads.shape), torch.float32)
+    given = {
+        name: run.give(t) for name, t in (("heads", heads), ("grad_z", grad_z), ("beta", beta))
+    }
+    given |= {"key": _key(run, key), "grad_heads": grad}
+    pointers = {name: pointer(t) for name, t in given.items()}
+    kind = run.structs["StepSampleBackward"]
+    run.run("step_sample_backward", kind(rows=rows, latent=latent, scale=scale, **pointers))
+    return grad
+
+
+def step_decide(
+    run: Emulator,
+    *,
+    ranges: Sequence[tuple[int, int]],
+    columns: Sequence[tuple[int, torch.Tensor]],
+    rows: int,
+    guard: Sequence[float],
+    **given: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """``gradients``, ``usual``, ``steps``, ``sums`` as they are afterwards, and the ``outcome``."""
+    heads = given["heads"]
+    args = run.structs["StepDecide"](rows=rows, beta1=0.9, beta2=0.999)
+    args.latent = 0 if heads is None else heads.shape[1] // 2
+    part = run.structs["StepPart"]
+    parts = [part(begin, count, None) for begin, count in ranges]
+    parts += [part(place, t.shape[1], pointer(run.give(t))) for place, t in columns]
+    args.parts = len(parts)
+    for i, one in enumerate(parts):
+        args.part[i] = one
+    names = ("clip", "skip_above", "patience", "settling", "followed")
+    for name, value in zip(names, guard, strict=True):
+        setattr(args, name, value)
+    for name in ("recon", "heads", "beta"):
+        setattr(args, name, pointer(run.give(given[name])))
+    found = {name: run.change(given[name]) for name in ("gradients", "usual", "steps", "sums")}
+    found["outcome"] = run.take((5,), torch.float32)
+    for name, t in found.items():
+        setattr(args, name, pointer(t))
+    run.run("step_decide", args)
+    return found
+
+
+def step_update(
+    run: Emulator,
+    weights: torch.Tensor,
+    gradients: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    average: torch.Tensor | None,
+    outcome: torch.Tensor,
+    lr: float,
+    average_weight: float,
+    betas: tuple[float, float],
+    **options: float | bool,
+) -> list[torch.Tensor | None]:
+    """Weights, both moments and the average as they are afterwards."""
+    args = run.structs["StepUpdate"](n=len(weights), beta1=betas[0], beta2=betas[1], **options)
+    changed = {"weights": weights, "first": first, "second": second, "average": average}
+    found = {name: run.change(t) for name, t in changed.items()}
+    numbers = {"lr": torch.tensor(lr), "average_weight": torch.tensor(average_weight)}
+    given = {"gradients": gradients, "outcome": outcome, **numbers}
+    for name, t in (found | {name: run.give(t) for name, t in given.items()}).items():
+        setattr(args, name, pointer(t))
+    run.run("step_update", args)
+    return list(found.values())
+
+
+def _key(run: Emulator, key: torch.Tensor) -> torch.Tensor:
+    offset, run.offset = run.offset, 0  # a key is a tensor of its own, or torch would not draw it
+    given, run.offset = run.give(key), offset
+    return given

@@ -2,7 +2,8 @@
 
 The graph's memory is fixed. Each batch is copied to the captured batch's memory. ``Step.take``
 changes weights, optimizer state, metrics and schedule values in place. Noise comes from torch's
-generator, whose state a replay advances. So captured and eager steps give the same numbers.
+generator, whose state a replay advances. So captured and eager steps give the same numbers, to the
+bit unless their launches are merged (``vae_fast.train.merged``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vae_fast.train.distributed import Share
 from vae_fast.train.python_snapshot import PythonSnapshot
+
+if TYPE_CHECKING:
+    from vae_fast.train.merged import MergedStep
 
 Take = Callable[[Share], tuple[Tensor, ...]]
 
@@ -56,14 +60,24 @@ class CapturedStep:
             returns.
         graph: a new graph.
         model: its modules are checked for Python state that a step changes.
+        merged: the same step in fewer launches, or why there is none. The first batch compares it
+            with ``take``. If they differ, this warns and captures ``take``.
     """
 
-    def __init__(self, take: Take, graph: Graph, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        take: Take,
+        graph: Graph,
+        model: nn.Module | None = None,
+        merged: MergedStep | str = "",
+    ) -> None:
         self.name = "graph"
         self.why_not = ""  # why steps are not captured; "" if they are
         self._take = take
         self._graph = graph
         self._model = model
+        self._merged = None if isinstance(merged, str) else merged
+        self.how = f", op by op ({merged})" if isinstance(merged, str) and merged else ""
         self._warmed = 0
         self._batch: Share | None = None  # the memory from which the graph reads its batch
         self._outputs: tuple[Tensor, ...] = ()
@@ -77,6 +91,8 @@ class CapturedStep:
         """Take the step on this batch."""
         if self.why_not:
             return self._take(share)
+        if self._merged is not None:
+            self._settle_merged(share)
         if self._batch is None:
             self._batch = Share(*(None if t is None else t.clone() for t in share[:2]))
         if not self._fits(share):
@@ -91,7 +107,19 @@ class CapturedStep:
             self._outputs = self._graph.capture(lambda: self._take(self._batch))
         self._graph.replay()
         # Copies, because the next replay writes to the same memory.
-        return tuple(output.clone() for output in self._outputs)
+        return _copies(self._outputs)
+
+    def _settle_merged(self, share: Share) -> None:
+        """Take steps by ``merged`` from here on, if it does what ``take`` does."""
+        merged, self._merged = self._merged, None
+        if differs := merged.differs(share):
+            warnings.warn(
+                f"the {differs} of the step with merged launches is not the eager step's: steps are "
+                "captured op by op",
+                stacklevel=4,
+            )
+        else:
+            self._take = merged.take
 
     def _warm_up(self, share: Share) -> tuple[Tensor, ...]:
         self._warmed += 1
@@ -123,6 +151,15 @@ class CapturedStep:
                 f"captured step is for {tuple(self._batch.images.shape)}",
                 stacklevel=4,
             )
+
+
+def _copies(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies; of places in one small tensor, the places of one copy."""
+    whole = outputs[0]._base if outputs else None
+    if whole is None or not all(output._base is whole for output in outputs):
+        return tuple(output.clone() for output in outputs)
+    copy = whole.clone()
+    return tuple(copy[output.storage_offset()] for output in outputs)
 
 
 class CudaGraph:

@@ -167,8 +167,8 @@ class FlatAdam:
             found_inf=self.found_inf,
         )
         if self.found_inf is not None:
-            self._steps.sub_(self.found_inf)
-        if self._data.is_cpu and self._steps.item() % FLUSHED_EVERY == 0:
+            self._steps.sub_(self.found_inf)  # a step that decides on its device reads nothing back
+        elif self._data.is_cpu and self._steps.item() % FLUSHED_EVERY == 0:
             self._flush_subnormals(group["eps"])
 
     def _flush_subnormals(self, eps: float) -> None:

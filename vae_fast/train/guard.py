@@ -141,7 +141,7 @@ class Guard:
         for norm in norms:
             self.not_finite_in_row = 0 if math.isfinite(norm) else self.not_finite_in_row + 1
             self.longest_not_finite = max(self.longest_not_finite, self.not_finite_in_row)
-        self.skipped_in_all += sum(skips)
+        self.skipped_in_all += int(sum(skips))
         taken = [norm for norm, skipped in zip(norms, skips, strict=True) if not skipped]
         return {
             "grad_norm": sum(taken) / len(taken) if taken else None,

@@ -82,7 +82,26 @@ class _Param:
     count: int = 0
 
 
-class _Refusal(Exception):
+class Parts(NamedTuple):
+    """The parts of a model that steps are written for.
+
+    Attributes:
+        encoder_layers: how many of the layers belong to the encoder.
+        likelihood: the model's, or the one behind its standardization.
+        params: what each parameter of the likelihood is made of.
+        learned: the model parameters among those.
+        places: where each model parameter begins in the flat buffers, by id.
+    """
+
+    layers: list[_Layer]
+    encoder_layers: int
+    likelihood: nn.Module
+    params: list[_Param]
+    learned: list[nn.Parameter]
+    places: dict[int, int]
+
+
+class Refusal(Exception):
     """The reason why a model has no native step."""
 
 
@@ -104,7 +123,7 @@ def build(
     """
     try:
         return NativeStep(model, optimizer, average, clip_norm, bf16)
-    except _Refusal as why_not:
+    except Refusal as why_not:
         return str(why_not)
 
 
@@ -120,38 +139,20 @@ class NativeStep:
         bf16: bool = False,
     ) -> None:
         if (reason := native_reason("cpu")) is not None:
-            raise _Refusal(reason)
+            raise Refusal(reason)
         _need(get_backend() != "reference", "the backend is 'reference'")
-        _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
-        _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
-        flat = optimizer.flat
+        parts = take_apart(model, optimizer)
+        flat, layers, places = optimizer.flat, parts.layers, parts.places
         _need(
             flat.whole.dtype == torch.float32 and flat.whole.is_cpu,
             f"its weights are {flat.whole.dtype} on {flat.whole.device}",
         )
-        _need(not has_hooks(model), "its forward pass has hooks, which a native step cannot call")
-        kind = type(model)
-        _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
-        for part in ("learned_prior", "objective", "posterior"):
-            _need(getattr(model, part, None) is None, f"it does not know the model's {part}")
         self.model, self.optimizer, self.average = model, optimizer, average
         self.clip_norm, self.bf16 = clip_norm, bf16
         self.condition = getattr(model, "condition", None)
-        layers, encoder_layers = _layers_of(model)
-        places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
         self.columns = standardized(model.likelihood)
-        p_x = model.likelihood if self.columns is None else self.columns.inner
-        params, learned = _params_of(p_x, places)
-        spec = p_x.spec
+        spec = parts.likelihood.spec
         self._dtypes = _COUNTS if spec.target == "count" else _DTYPES
-        used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
-        used = [*(p for p in used if p is not None), *learned]
-        _need(len(set(map(id, used))) == len(used), "two of its layers share a weight")
-        _need(
-            {id(p) for p in used} == set(places) and all(p.is_contiguous() for p in used),
-            "some of its parameters are frozen, or not its linear layers' or its likelihood's",
-        )
-        _need(len(layers) <= MOST_LAYERS, f"it has more than {MOST_LAYERS} linear layers")
         self._native = library().Step(
             {
                 "layers": [
@@ -165,17 +166,17 @@ class NativeStep:
                     }
                     for layer in layers
                 ],
-                "encoder_layers": encoder_layers,
+                "encoder_layers": parts.encoder_layers,
                 "latent": model.latent_dim,
-                "sampled": kind is not AE,
+                "sampled": type(model) is not AE,
                 "columns": math.prod(model.input_shape),
                 "condition": 0 if self.condition is None else self.condition.features,
                 "likelihood": library().step_likelihoods().index(spec.name),
-                "params": [asdict(p) for p in params],
+                "params": [asdict(p) for p in parts.params],
                 "bf16": bf16,
             }
         )
-        self._watched = [*used, flat.whole, optimizer._data]
+        self._watched = [*flat.parameters, flat.whole, optimizer._data]
         self._versions: list[int] = []
 
     def step(
@@ -334,9 +335,35 @@ class NativeStep:
         ]
 
 
+def take_apart(model: nn.Module, optimizer: Any) -> Parts:
+    """The parts of ``model``; raises if its step is more than what can be made of them."""
+    _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
+    _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
+    _need(not has_hooks(model), "its forward pass has hooks, which a native step cannot call")
+    kind = type(model)
+    _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
+    for part in ("learned_prior", "objective", "posterior"):
+        _need(getattr(model, part, None) is None, f"it does not know the model's {part}")
+    layers, encoder_layers = _layers_of(model)
+    flat = optimizer.flat
+    places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
+    columns = standardized(model.likelihood)
+    p_x = model.likelihood if columns is None else columns.inner
+    params, learned = _params_of(p_x, places)
+    used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
+    used = [*(p for p in used if p is not None), *learned]
+    _need(len(set(map(id, used))) == len(used), "two of its layers share a weight")
+    _need(
+        {id(p) for p in used} == set(places) and all(p.is_contiguous() for p in used),
+        "some of its parameters are frozen, or not its linear layers' or its likelihood's",
+    )
+    _need(len(layers) <= MOST_LAYERS, f"it has more than {MOST_LAYERS} linear layers")
+    return Parts(layers, encoder_layers, p_x, params, learned, places)
+
+
 def _need(condition: bool, why_not: str) -> None:
     if not condition:
-        raise _Refusal(why_not)
+        raise Refusal(why_not)
 
 
 def _layers_of(model: nn.Module) -> tuple[list[_Layer], int]:
@@ -376,7 +403,7 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
         elif kind in _ACTIVATIONS and layers and layers[-1].after == 0:
             layers[-1].after = _ACTIVATIONS[kind]
         elif kind is not nn.Flatten and kind is not nn.Unflatten:
-            raise _Refusal(f"{name} is not linear layers with ReLU or SiLU: it has {kind.__name__}")
+            raise Refusal(f"{name} is not linear layers with ReLU or SiLU: it has {kind.__name__}")
     _need(bool(layers), f"{name} has no linear layer")
     return layers
 
@@ -386,7 +413,7 @@ def plain_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | 
     if they contain anything else."""
     try:
         _layers_of(model)
-    except _Refusal:
+    except Refusal:
         return None
     parts = map(_flattened, (model.encoder, model.decoder))
     encoder, decoder = (
@@ -420,8 +447,8 @@ def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], li
     def above(least: float) -> dict[str, Any]:
         return {"transform": 2, "least": least}
 
-    def refused() -> _Refusal:
-        return _Refusal(f"the likelihood {kind.__name__} has no native step")
+    def refused() -> Refusal:
+        return Refusal(f"the likelihood {kind.__name__} has no native step")
 
     if kind is likelihoods.Gaussian:
         _need(not p_x._waits, "its likelihood's scale begins with the first batch")
@@ -444,7 +471,7 @@ def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], li
             params = [network(0), once(p_x.log_dispersion, transform=1)]
         if len(p_x.spec.params) > 2:
             params.append(network(p_x.parameters_per_element - 1))
-    elif kind in _AS_GIVEN and not p_x.spec.planes:
+    elif kind in AS_GIVEN and not p_x.spec.planes:
         params = [network(plane) for plane in range(len(p_x.spec.params))]
     else:
         raise refused()
@@ -453,7 +480,8 @@ def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], li
     return params, learned
 
 
-_AS_GIVEN = (
+# Whose parameters are what the decoder gives.
+AS_GIVEN = (
     likelihoods.Bernoulli,
     likelihoods.ContinuousBernoulli,
     likelihoods.DiscretizedLogistic,

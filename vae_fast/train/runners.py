@@ -17,6 +17,7 @@ from vae_fast.layers import has_hooks
 from vae_fast.models.phases import Phase
 from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.distributed import Share
+from vae_fast.train.merged import merged
 from vae_fast.train.native_runner import NativeRunner, replaced_in
 from vae_fast.train.recorded import RecordedStep
 from vae_fast.train.update import Update
@@ -116,7 +117,7 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
         found = refused.get(name) or _MAKERS[name](step)
         if not isinstance(found, str):
             why = "".join(f"; {reason}" for reason in reasons)
-            return found, f"Steps are taken by the {name} runner{why}"
+            return found, f"Steps are taken by the {name} runner{getattr(found, 'how', '')}{why}"
         reasons.append(f"not the {name} one: {found}")
     raise AssertionError("eager steps serve every run")
 
@@ -157,8 +158,9 @@ def not_ours(model: nn.Module) -> str:
 def _graph(step: Step) -> Runner | str:
     if step.device.type != "cuda":
         return "it needs a CUDA GPU"
-    why_not = _not_over_one_buffer(step)
-    return why_not or CapturedStep(step.take, CudaGraph(step.device), step.model)
+    if why_not := _not_over_one_buffer(step):
+        return why_not
+    return CapturedStep(step.take, CudaGraph(step.device), step.model, merged(step))
 
 
 def _not_over_one_buffer(step: Step) -> str:

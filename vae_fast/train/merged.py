@@ -1,0 +1,273 @@
+"""A step of few launches on a GPU, written out: for the models that the native step takes on a CPU.
+
+Autograd's step of the tutorial's VAE is 43 launches. Here it is 20: bias and ReLU are in a product's
+epilogue, gradients are written where the optimizer looks, mu and logvar stay side by side, value and
+gradient of the likelihood are one launch, all biases' gradients, the norm, the guard's decision and the
+metrics another, Adam with the moving average another. It draws the eager step's noise and rounds
+differently in the last places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fast.backend import get_backend, native_reason
+from vae_fast.functional import gather_batch
+from vae_fast.models.ae import AE
+from vae_fast.models.likelihoods.standardized import standardized
+from vae_fast.noise import new_key
+from vae_fast.train import rng
+from vae_fast.train.distributed import Share
+from vae_fast.train.guard import MOMENTUM, SETTLING
+from vae_fast.train.native import AS_GIVEN, Parts, Refusal, take_apart
+from vae_fast.train.native_runner import replaced_in
+
+if TYPE_CHECKING:
+    from vae_fast.train.step import Step
+
+_aten = torch.ops.aten
+RELU, SILU = 1, 2  # csrc/step/plan.h, Activation
+# How far loss and gradients may be from the eager step's, as a part of their size: a ReLU whose input is
+# 0 to rounding may be on in one and off in the other.
+OF_LOSS, OF_GRADIENT = 1e-4, 1e-2
+
+
+class _Ran(NamedTuple):
+    """What backward needs of a layer: its input, what the activation got, and what it gave."""
+
+    x: Tensor
+    before: Tensor | None
+    after: Tensor
+
+
+class MergedStep:
+    """``take`` is ``Step.take`` in few launches. Made by ``merged``."""
+
+    def __init__(self, step: Step, parts: Parts) -> None:
+        self._step, self._parts = step, parts
+        self._update = step.updates[0]
+        self._optimizer = self._update.optimizer
+        self._model = step.model
+        self._sampled = type(step.model) is not AE
+        flat = self._optimizer.flat
+        self._gradients = dict(
+            zip(map(id, flat.parameters), flat.views(flat.whole.grad), strict=True)
+        )
+        linears = [layer.linear for layer in parts.layers]
+        self._biases = [m.bias for m in linears if m.bias is not None]
+        plain = [*(m.weight for m in linears), *parts.learned]
+        self._every: dict[int, Tensor] = {}  # the rows of a batch in their order, by their number
+        self._ranges = [n for p in plain for n in (parts.places[id(p)], p.numel())]
+
+    @torch.no_grad()
+    def take(self, share: Share) -> tuple[Tensor, Tensor]:
+        """A whole step, on tensors of the device alone; the norm, and 1 where it was skipped."""
+        step, optimizer = self._step, self._optimizer
+        outcome = self._differentiate(share, optimizer._steps, self._guard._usual, step.meter._sums)
+        group = optimizer.param_groups[0]
+        average = None if step.average is None else step.average._averages[-1]
+        now = step.schedule_values
+        torch.ops.vae_fast.step_update(
+            optimizer._data,
+            optimizer.flat.whole.grad,
+            optimizer._buffers["exp_avg"],
+            optimizer._buffers["exp_avg_sq"],
+            average,
+            outcome,
+            now.lr,
+            now.average_weight,
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            isinstance(optimizer.torch_optimizer, torch.optim.AdamW),
+            group["maximize"],
+        )
+        return outcome[0], outcome[1]
+
+    def differs(self, share: Share) -> str:
+        """What of this batch's loss and gradients is not as the eager step has it, or "".
+
+        Leaves everything as it was. It waits for the device.
+        """
+        step, device = self._step, self._step.device
+        whole = self._optimizer.flat.whole
+        before = rng.state(device)
+        buffers = [(b, b.clone()) for b in self._model.buffers()]
+
+        def go_back() -> None:
+            rng.restore(before, device)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+        wanted = step.differentiate(share, step.phases[0], self._update).loss.item()
+        gradient = whole.grad.clone()
+        whole.grad.zero_()  # or what is written elsewhere would be found here
+        self._optimizer.zero_grad()
+        go_back()
+        sums = torch.zeros_like(step.meter._sums)
+        with torch.no_grad():
+            outcome = self._differentiate(
+                share, self._optimizer._steps.clone(), self._guard._usual.clone(), sums
+            )
+        go_back()
+        found = sums[0].item() / len(share.images)
+        if not abs(found - wanted) <= OF_LOSS * abs(wanted):
+            return f"loss ({found:.6g}, and {wanted:.6g})"
+        distance, length = (whole.grad - gradient).norm().item(), gradient.norm().item()
+        if not distance <= OF_GRADIENT * length:
+            return f"gradient (by {distance:.2g} of {length:.2g})"
+        if not abs(outcome[0].item() - length) <= OF_GRADIENT * length:
+            return f"gradient's norm ({outcome[0].item():.6g}, and {length:.6g})"
+        return ""
+
+    @property
+    def _guard(self) -> Any:
+        return self._update.guard
+
+    def _differentiate(self, share: Share, steps: Tensor, usual: Tensor, sums: Tensor) -> Tensor:
+        """All up to the optimizer: gradients in its buffer; returns what ``step_decide`` does."""
+        model, layers, ops = self._model, self._parts.layers, torch.ops.vae_fast
+        split, beta = self._parts.encoder_layers, self._step.schedule_values.beta
+        x, target = self._input(share.images)
+        weight = float(share.weight)
+        condition = model.seen(share.labels) if any(a.condition for a in layers) else None
+        key = new_key(x.device) if self._sampled else None
+
+        encoded = list(_forward(layers[:split], x, condition))
+        z = heads = encoded[-1].after
+        if self._sampled:
+            z = ops.step_sample(heads, key)
+        decoded = list(_forward(layers[split:], z, condition))
+        recon, grad = self._likelihood(decoded[-1].after, target, weight)
+
+        columns: list[Tensor] = []
+        grad = self._backward(layers[split:], decoded, grad, columns, to_input=True)
+        if self._sampled:
+            grad = ops.step_sample_backward(grad, heads, key, beta, weight / len(x))
+        self._backward(layers[:split], encoded, grad, columns, to_input=False)
+        if not self._sampled and model.training:
+            model._follow(z)
+
+        config = self._guard.config
+        numbers = [config.clip_norm, config.skip_above, config.patience, SETTLING, 1.0 - MOMENTUM]
+        return ops.step_decide(
+            self._optimizer.flat.whole.grad,
+            self._ranges,
+            columns,
+            [self._parts.places[id(bias)] for bias in reversed(self._biases)],
+            recon,
+            heads if self._sampled else None,
+            beta,
+            steps,
+            usual,
+            sums,
+            len(x),
+            [float(n) for n in numbers],
+            *self._optimizer.param_groups[0]["betas"],
+        )
+
+    def _input(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's input, (N, features), and what the likelihood is of."""
+        target = self._model.likelihood.spec.target
+        if images.dtype not in (torch.uint8, torch.bool) or target == "count":
+            return self._model.network_input(images).flatten(1), images
+        count = len(images)
+        if count not in self._every:
+            self._every[count] = torch.arange(count, device=images.device)
+        x = gather_batch(images, self._every[count], mode="scale")
+        # Bytes are x / 255 to these likelihoods, and whole numbers to the others.
+        return x.flatten(1), x if target in ("unit", "real") else images
+
+    def _likelihood(self, params: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """-log p of the batch, the mean over its samples, and the gradient of ``params`` of
+        ``weight`` times that."""
+        from vae_fast.ops.likelihood import BATCHMEAN, in_a_dtype_beside, ops_of
+
+        p_x, learned = self._model.likelihood, self._parts.learned
+        if type(p_x) in AS_GIVEN and len(p_x.spec.params) == 1:
+            target = in_a_dtype_beside(target, params.dtype)
+            op = ops_of(p_x.spec.name).nll_with_grad
+            value, (grad,) = op([params.view(target.shape)], target, BATCHMEAN, weight, 1)
+            return value, grad.flatten(1)
+        channels, *rest = self._model.input_shape
+        with torch.enable_grad():
+            leaf = params.requires_grad_()
+            stacked = leaf.view(len(leaf), channels * p_x.parameters_per_element, *rest)
+            value = p_x.nll(stacked, target, reduction="batchmean")
+            grad, *of_learned = torch.autograd.grad(value * weight, [leaf, *learned])
+        for parameter, own in zip(learned, of_learned, strict=True):
+            self._gradients[id(parameter)].copy_(own)
+        return value.detach(), grad
+
+    def _backward(
+        self,
+        layers: list[Any],
+        ran: list[_Ran],
+        grad: Tensor,
+        columns: list[Tensor],
+        *,
+        to_input: bool,
+    ) -> Tensor:
+        """The weights' gradients; to ``columns``, what biases' are the sums of, the last layer's
+        first. Returns the gradient of the first layer's input, if it is wanted."""
+        for i in reversed(range(len(layers))):
+            layer, (x, before, after) = layers[i], ran[i]
+            if layer.after == RELU:
+                grad = _aten.threshold_backward(grad, after, 0)
+            elif layer.after == SILU:
+                grad = _aten.silu_backward(grad, before)
+            weight = layer.linear.weight
+            torch.mm(grad.t(), x, out=self._gradients[id(weight)])
+            if layer.linear.bias is not None:
+                columns.append(grad)
+            if i > 0 or to_input:
+                grad = torch.mm(grad, weight[:, : x.shape[1] - layer.condition])
+        return grad
+
+
+def merged(step: Step) -> MergedStep | str:
+    """``step`` in few launches, or a sentence that says why its launches are not merged."""
+    config, update = step.config, step.updates[0]
+    if (reason := native_reason(step.device.type)) is not None:
+        return reason
+    if get_backend() == "reference":
+        return "the backend is 'reference'"
+    if config.precision != "fp32":
+        return f"the precision is {config.precision}"
+    if config.compile:
+        return "the networks are to run under torch.compile"
+    if config.objective.free_bits > 0:
+        return "it knows no free bits"
+    if changed := replaced_in(step.model):
+        return f"{changed} is not its class's"
+    if standardized(step.model.likelihood) is not None:
+        return "its data are standardized"
+    if update.flat is not None and update.flat.whole.dtype != torch.float32:
+        return f"the weights are {update.flat.whole.dtype}"
+    if step.average is not None and len(step.average._averages) != 1:
+        return "the moving average is of more than one buffer"
+    try:
+        return MergedStep(step, take_apart(step.model, update.optimizer))
+    except Refusal as why_not:
+        return str(why_not)
+
+
+def _forward(layers: list[Any], x: Tensor, condition: Tensor | None) -> Iterator[_Ran]:
+    for layer in layers:
+        if layer.condition:
+            x = torch.cat([x, condition], dim=1)
+        weight, bias, before = layer.linear.weight.t(), layer.linear.bias, None
+        if bias is not None and layer.after == RELU:
+            after = torch._addmm_activation(bias, x, weight)
+        else:
+            after = torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+            if layer.after == SILU:
+                before, after = after, _aten.silu(after)
+            elif layer.after == RELU:
+                after = _aten.relu(after)
+        yield _Ran(x, before, after)
+        x = after
