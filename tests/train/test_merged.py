@@ -125,7 +125,7 @@ def test_replayed_it_has_its_own_bits():
     captured.runner = CapturedStep(captured.take, Tape(), captured.model, merged(captured))
     sizes = [8] * 7 + [5, 8]
     right = small.train(once, sizes)
-    with pytest.warns(UserWarning, match="is taken step by step"):
+    with pytest.warns(UserWarning, match="is taken eagerly"):
         found = small.train(captured, sizes)
     assert captured.runner._graph.replays == 8 - WARM_UP
     leaves = torch.utils._pytree.tree_leaves
