@@ -33,7 +33,7 @@ def make_parser(program: str, description: str | None) -> Any:
     return Parser(
         prog=program,
         description=description,
-        epilog="--traceback: if this fails, show where in the code it did.",
+        epilog="--help-all: every flag. --traceback: if this fails, show where in the code it did.",
         exit_on_error=False,
         allow_abbrev=False,
     )
