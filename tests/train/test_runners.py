@@ -19,7 +19,9 @@ from vae_fast.train import (
     Trainer,
     checkpoint,
     native_runner,
+    runners,
 )
+from vae_fast.train.captured import CapturedStep
 from vae_fast.train.config import CheckpointConfig
 from vae_fast.train.distributed import World
 from vae_fast.train.native import NativeStep
@@ -64,14 +66,14 @@ def test_what_is_chosen_and_why(options, name, why):
     assert why in step.runner_is
 
 
-def test_a_users_own_classes_are_recorded_where_that_is_asked_for():
+def test_a_users_own_classes_are_recorded_where_that_is_asked_for(monkeypatch):
     """A recording can't see a global, a closure or the clock that their Python goes by."""
 
     class Mine(torch.nn.Linear):
         """Its Python is the user's."""
 
-    def made_with(runner):
-        step = make(runner, model="iwae")
+    def made_with(runner, **options):
+        step = make(runner, model="iwae", **options)
         step.model.decoder[0].__class__ = Mine
         step.choose_runner()
         return step
@@ -79,7 +81,16 @@ def test_a_users_own_classes_are_recorded_where_that_is_asked_for():
     step = made_with("auto")
     assert step.runner.name == "eager"
     assert "not the recorded one: the class" in step.runner_is and "Mine" in step.runner_is
+    assert "--capture true" in step.runner_is
     assert made_with("recorded").runner.name == "recorded"
+    assert made_with("auto", capture=True).runner.name == "recorded"
+    assert made_with("auto", capture=False).runner.name == "eager"
+    # A CUDA graph sees as little.
+    monkeypatch.setattr(runners, "CudaGraph", lambda device: None)
+    step.device = torch.device("cuda")
+    for given, is_graph in ((None, False), (True, True)):
+        step.config.capture = given
+        assert isinstance(runners._graph(step), CapturedStep) == is_graph
 
 
 def test_the_reference_backend_has_no_native_step():

@@ -237,9 +237,10 @@ class TrainConfig:
             the fastest that the model allows. The run's config records the choice. auto does not
             record models with your own classes, whose Python may depend on what a recording cannot
             see.
-        capture: record a small model's steps after the first few, on a GPU as a CUDA graph. Set it
-            to false for a model whose Python differs between steps: all steps are then eager,
-            unless ``runner`` says otherwise.
+        capture: whether auto may record a small model's steps after the first few, on a GPU as a
+            CUDA graph. Not given: yes, for models made of vae_fast's and torch's classes. True: yes,
+            for models with your own classes too, whose Python must do the same in every step. False:
+            no, all steps are eager.
         compile: run the model's networks under torch.compile; on the CPU its steps are not recorded.
         device: auto (CUDA where there is one), cpu, cuda or cuda:1.
         distributed: with several processes, each holds the whole model (ddp), or a share of
@@ -279,7 +280,7 @@ class TrainConfig:
     emulate_bf16: bool = False
     matmul: str = "auto"
     runner: str = "auto"
-    capture: bool = True
+    capture: bool | None = None
     compile: bool = False
     device: str = "auto"
     distributed: str = "ddp"

@@ -97,7 +97,8 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
     be used.
 
     The configuration's ``runner`` is tried first. ``auto`` takes the fastest usable one, and the
-    recorded runner only for models made of vae_fast's and torch's classes. If a runner cannot be
+    recorded runner or the graph only for models made of vae_fast's and torch's classes, unless
+    ``capture`` is true. If a runner cannot be
     used, the next in the order native, recorded, eager (on a GPU: graph, eager) is tried.
 
     Args:
@@ -106,7 +107,7 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
     config = step.config
     order = ["graph", "eager"] if step.device.type == "cuda" else ["native", "recorded", "eager"]
     asked = config.runner
-    if asked == "auto" and not config.capture:
+    if asked == "auto" and config.capture is False:
         return Eager(step), "Steps are taken by the eager runner: capture is false"
     if asked in order:
         order = order[order.index(asked) :]
@@ -135,9 +136,18 @@ def _recorded(step: Step) -> Runner | str:
         return "it is the CPU's"
     if step.config.compile:
         return "the networks are to run under torch.compile"
-    if step.config.runner != "recorded" and (foreign := not_ours(step.model)):
-        return f"{foreign} is not vae_fast's, and may depend on what a recording can't see"
-    return _not_over_one_buffer(step) or RecordedRunner(step)
+    return _unasked(step) or _not_over_one_buffer(step) or RecordedRunner(step)
+
+
+def _unasked(step: Step) -> str:
+    """Why the model is not recorded unless the configuration asks for it; "" if it may be."""
+    if step.config.runner in ("recorded", "graph") or step.config.capture:
+        return ""
+    foreign = not_ours(step.model)
+    return foreign and (
+        f"{foreign} is not vae_fast's, and may depend on what a recording can't see (if it does the same "
+        "in every step: --capture true)"
+    )
 
 
 def not_ours(model: nn.Module) -> str:
@@ -158,7 +168,7 @@ def not_ours(model: nn.Module) -> str:
 def _graph(step: Step) -> Runner | str:
     if step.device.type != "cuda":
         return "it needs a CUDA GPU"
-    if why_not := _not_over_one_buffer(step):
+    if why_not := _unasked(step) or _not_over_one_buffer(step):
         return why_not
     return CapturedStep(step.take, CudaGraph(step.device), step.model, merged(step))
 

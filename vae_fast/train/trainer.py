@@ -185,7 +185,7 @@ class Trainer:
         if config.runner == "auto" and "runner" not in asked:
             # Configurations of older runs name no runner. These runners give the same bits as they
             # did.
-            config.runner = "recorded" if config.capture else "eager"
+            config.runner = "eager" if config.capture is False else "recorded"
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
         if is_main:
