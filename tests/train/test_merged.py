@@ -8,6 +8,8 @@ import vae_fast
 from tests.conftest import NATIVE
 from tests.train import small
 from tests.train.replay import Tape
+from vae_fast.data import Batches
+from vae_fast.data.rows import Rows
 from vae_fast.models import build
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.captured import WARM_UP, CapturedStep
@@ -131,6 +133,37 @@ def test_replayed_it_has_its_own_bits():
     leaves = torch.utils._pytree.tree_leaves
     for mine, other in zip(leaves(found), leaves(right), strict=True):
         assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+
+
+def _take(step, shares):
+    for number, share in enumerate(shares):
+        step(share, number)
+
+
+def test_rows_are_gathered_in_the_graph_and_have_the_bits_of_batches():
+    data = torch.randint(0, 256, (45, 1, 6, 6), dtype=torch.uint8)
+    found = []
+    for by_rows in (True, False):
+        step = make(**of_case("vae"))
+        step.runner = CapturedStep(step.take, Tape(), step.model, merged(step))
+        batches = Batches(data, 8, shuffle=True)
+        batches.by_rows = by_rows
+        torch.manual_seed(1)
+        shares = [share for _ in range(2) for share in World().shares(batches)]
+        assert all(isinstance(share.images, Rows) == by_rows for share in shares)
+        with pytest.warns(UserWarning, match=r"\(5, 1, 6, 6\) is taken eagerly"):
+            _take(step, shares)
+        found.append((step.state_dict()["updates"], step.meter.read()))
+        assert step.runner._graph.replays == 10 - WARM_UP
+        gathers = [op for op, *_ in step.runner._graph.ops if "gather_batch" in str(op)]
+        assert len(gathers) == 1
+    leaves = torch.utils._pytree.tree_leaves
+    for mine, other in zip(*map(leaves, found), strict=True):
+        assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+    share = Share(Rows(data, torch.tensor([3, 1])), None)
+    assert torch.equal(share.gathered().images, data[[3, 1]]) and share.images.shape == (2, 1, 6, 6)
+    eager = make(**of_case("vae"))
+    eager(share, 0)  # another runner is given the batch itself
 
 
 def test_one_that_differs_is_left_and_said():

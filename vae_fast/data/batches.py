@@ -15,6 +15,7 @@ from vae_fast.data.binarize import check_binarizable
 from vae_fast.data.datasets import DatasetData, collate
 from vae_fast.data.order import Cuts, augment_seed, epoch_generator, epoch_order, noise_key
 from vae_fast.data.ranges import check_unit, range_of
+from vae_fast.data.rows import Rows
 from vae_fast.data.shards import ShardData
 from vae_fast.data.sources import as_data
 from vae_fast.data.streams import StreamData
@@ -23,13 +24,13 @@ from vae_fast.functional import gather_batch
 # Small batches are gathered together, up to this many bytes.
 GATHERED_BYTES = 1 << 20
 
-Parts = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
+Parts = Iterator[tuple[torch.Tensor | Rows, torch.Tensor | None]]
 
 
 class Batch(NamedTuple):
     """images (B, C, H, W) or (B, D), as the data has them; labels (B,) int64, or None."""
 
-    images: torch.Tensor
+    images: torch.Tensor | Rows
     labels: torch.Tensor | None
 
 
@@ -98,6 +99,7 @@ class Batches:
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.device = torch.device(device)
         self.augment, self.unit = augment, unit
+        self.by_rows = False  # hand out bytes on the device as `Rows`, where nothing changes them
         self.binarize = binarize and self.data.dtype != torch.bool
         if binarize:
             check_binarizable(self.data)
@@ -201,6 +203,12 @@ class Batches:
         device = self.device if resident else torch.device("cpu")
         at_once = resident and self.binarize and self.augment is None
         order = self._order(device, epoch)
+        if self._hands_out_rows(resident):
+            for batch in range(begin, len(self)):
+                rows = order[slice(*self.cuts.bounds(batch))]
+                labels = None if source.labels is None else source.labels.index_select(0, rows)
+                yield Rows(source.images, rows), labels
+            return
         for group in self._groups(begin):
             first = self.cuts.bounds(group[0])[0]
             rows = order[first : self.cuts.bounds(group[-1])[1]]
@@ -213,6 +221,16 @@ class Batches:
                 start, stop = self.cuts.bounds(batch)
                 own = slice(start - first, stop - first)
                 yield images[own], None if labels is None else labels[own]
+
+    def _hands_out_rows(self, resident: bool) -> bool:
+        return (
+            self.by_rows
+            and resident
+            and self.data.dtype in (torch.uint8, torch.bool)
+            and self._placed.images.is_contiguous()
+            and self.augment is None
+            and not self.binarize
+        )
 
     def _groups(self, begin: int) -> Iterator[range]:
         """Groups of batches from ``begin`` on that are gathered together: for small batches a call
@@ -231,8 +249,10 @@ class Batches:
         yield from self._loader
 
     def _finish(
-        self, images: torch.Tensor, labels: torch.Tensor | None, epoch: int, batch: int
+        self, images: torch.Tensor | Rows, labels: torch.Tensor | None, epoch: int, batch: int
     ) -> Batch:
+        if isinstance(images, Rows):
+            return Batch(images, labels)
         images = images.to(self.device, non_blocking=True)
         if self.augment is not None:
             seed = augment_seed(self.seed, epoch, batch, self.cuts.rank)

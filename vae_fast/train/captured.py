@@ -12,11 +12,13 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vae_fast.data.rows import Rows
 from vae_fast.train.distributed import Share
 from vae_fast.train.python_snapshot import PythonSnapshot
 
@@ -78,6 +80,7 @@ class CapturedStep:
         self._model = model
         self._merged = None if isinstance(merged, str) else merged
         self.how = f", op by op ({merged})" if isinstance(merged, str) and merged else ""
+        self.takes_rows = self._merged is not None
         self._warmed = 0
         self._batch: Share | None = None  # the memory from which the graph reads its batch
         self._outputs: tuple[Tensor, ...] = ()
@@ -93,15 +96,19 @@ class CapturedStep:
             return self._take(share)
         if self._merged is not None:
             self._settle_merged(share)
+        if not self.takes_rows:
+            share = share.gathered()
         if self._batch is None:
-            self._batch = Share(*(None if t is None else t.clone() for t in share[:2]))
+            self._batch = Share(*map(_cloned, share[:2]))
         if not self._fits(share):
             self._say(share)
             return self._take(share)
         if self._warmed < WARM_UP:
             return self._warm_up(share)
         for into, value in zip(self._batch[:2], share[:2], strict=True):
-            if into is not None:
+            if isinstance(into, Rows):
+                into.index.copy_(value.index, non_blocking=True)
+            elif into is not None:
                 into.copy_(value, non_blocking=True)
         if not self.is_captured:
             self._outputs = self._graph.capture(lambda: self._take(self._batch))
@@ -118,6 +125,7 @@ class CapturedStep:
                 "captured op by op",
                 stacklevel=4,
             )
+            self.takes_rows = False
         else:
             self._take = merged.take
 
@@ -138,8 +146,9 @@ class CapturedStep:
 
     def _fits(self, share: Share) -> bool:
         return share.weight == 1.0 and all(
-            (mine is None) == (other is None)
+            type(mine) is type(other)
             and (mine is None or (mine.shape, mine.dtype) == (other.shape, other.dtype))
+            and (not isinstance(mine, Rows) or mine.data is other.data)
             for mine, other in zip(self._batch[:2], share[:2], strict=True)
         )
 
@@ -151,6 +160,13 @@ class CapturedStep:
                 f"captured step is for {tuple(self._batch.images.shape)}",
                 stacklevel=4,
             )
+
+
+def _cloned(given: Tensor | Rows | None) -> Tensor | Rows | None:
+    """Memory of the step's own, which holds the same; the data that rows are of is not copied."""
+    if isinstance(given, Rows):
+        return replace(given, index=given.index.clone())
+    return None if given is None else given.clone()
 
 
 def _copies(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

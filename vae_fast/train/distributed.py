@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_fast.data import Batches
+from vae_fast.data.rows import Rows
 from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
@@ -32,9 +33,15 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 class Share(NamedTuple):
     """A rank's part of a batch. Multiply its loss by ``weight`` before backward."""
 
-    images: Tensor
+    images: Tensor | Rows
     labels: Tensor | None
     weight: float = 1.0
+
+    def gathered(self) -> Share:
+        """The same with the images themselves."""
+        if not isinstance(self.images, Rows):
+            return self
+        return self._replace(images=self.images.gathered())
 
 
 class RankFailed(RuntimeError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.backend import get_backend, native_reason
-from vae_fast.functional import gather_batch
+from vae_fast.data.rows import Rows
 from vae_fast.models.ae import AE
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.noise import new_key
@@ -103,7 +103,7 @@ class MergedStep:
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-        wanted = step.differentiate(share, step.phases[0], self._update).loss.item()
+        wanted = step.differentiate(share.gathered(), step.phases[0], self._update).loss.item()
         gradient = whole.grad.clone()
         whole.grad.zero_()  # or what is written elsewhere would be found here
         self._optimizer.zero_grad()
@@ -170,17 +170,22 @@ class MergedStep:
             *self._optimizer.param_groups[0]["betas"],
         )
 
-    def _input(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _input(self, images: Tensor | Rows) -> tuple[Tensor, Tensor]:
         """The encoder's input, (N, features), and what the likelihood is of."""
+        if isinstance(images, Tensor) and images.dtype in (torch.uint8, torch.bool):
+            count = len(images)
+            if count not in self._every:
+                self._every[count] = torch.arange(count, device=images.device)
+            images = Rows(images.contiguous(), self._every[count])
         target = self._model.likelihood.spec.target
-        if images.dtype not in (torch.uint8, torch.bool) or target == "count":
-            return self._model.network_input(images).flatten(1), images
-        count = len(images)
-        if count not in self._every:
-            self._every[count] = torch.arange(count, device=images.device)
-        x = gather_batch(images, self._every[count], mode="scale")
-        # Bytes are x / 255 to these likelihoods, and whole numbers to the others.
-        return x.flatten(1), x if target in ("unit", "real") else images
+        if isinstance(images, Rows) and target in ("unit", "real"):  # of x / 255
+            x = images.gathered("scale")
+            return x.flatten(1), x
+        if isinstance(images, Rows):
+            x = None if target == "count" else images.gathered("scale")
+            images = images.gathered()
+            return (self._model.network_input(images) if x is None else x).flatten(1), images
+        return self._model.network_input(images).flatten(1), images
 
     def _likelihood(self, params: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """-log p of the batch, the mean over its samples, and the gradient of ``params`` of

@@ -94,6 +94,8 @@ class Step:
         self.first_of_epoch = number % self.steps_per_epoch == 0
         if self.updates[0].flat is None and not isinstance(self.runner, Eager):
             self.choose_runner()  # known only once there are gradients
+        if not self.takes_rows:
+            share = share.gathered()
         outcomes = self.runner(share)
         for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
             update.guard.record(*outcome)
@@ -101,6 +103,11 @@ class Step:
         if self.runner.why_not:
             self.refused[self.runner.name] = self.runner.why_not
             self.choose_runner()
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the runner gathers a batch's rows itself."""
+        return getattr(self.runner, "takes_rows", False)
 
     def take(self, share: Share, differentiate: Differentiate | None = None) -> tuple[Any, ...]:
         """The part of a step that runs on the device, the same at every step.

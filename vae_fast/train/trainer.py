@@ -241,6 +241,7 @@ class Trainer:
                 if self.is_done() and progress.validated == progress.step:
                     break
                 self.batches.set_epoch(epoch)
+                self.batches.by_rows = self.step.takes_rows
                 self.model.train()
                 # Held: a pass that is garbage-collected loses its place in the epoch.
                 shares = self.shares_left()
