@@ -1,7 +1,7 @@
 // vae_fast._C_autograd: the autograd node of a likelihood's usual call, in C++.
 //
-// At a thousand elements a node in Python costs several times what the kernel takes. This one does
-// what _NLL and _Elbo in vae_fast/ops/likelihood.py do, where nothing is unusual: parameters of the
+// At a thousand elements a node in Python costs several times as much as the kernel. This one does
+// what _NLL and _Elbo in vae_fast/ops/likelihood.py do, for usual calls: parameters of the
 // target's shape, contiguous, on the CPU; no tensor subclass, no mode, no transform. All else is
 // left to Python: a call returns None, and what backward can't hand out it asks `again` for.
 //
@@ -89,7 +89,7 @@ bool is_usual_here() {
 
 bool is_usual(const Tensor& t) { return t.defined() && t.key_set() == plain_keys; }
 
-// The tensor of a Python object that a kernel reads as it lies; null for any other.
+// The tensor of a Python object, if a kernel can read its memory as it is; null for any other.
 const Tensor* usual(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
@@ -98,7 +98,7 @@ const Tensor* usual(PyObject* object) {
 
 // --- the node ------------------------------------------------------------------------------------
 
-// What a node knows beside its tensors, in one number: a saved value costs an entry of a hash map.
+// A node's data beside its tensors, in one number: each saved value costs an entry of a hash map.
 struct Options {
   int64_t likelihood, reduction, wanted;  // wanted: bit j, whether parameter j has a gradient
   bool latent;                            // whether the KL is in

@@ -4,8 +4,8 @@
 // chunk leaves a partial sum in double, and the partials are added in order. So results are the
 // same for every number of threads.
 //
-// What is not a template over the policy is VF_FN, always inlined: an ordinary inline function
-// would be compiled once per level, and the linker would keep one of them, for any machine.
+// Functions that are no template over the policy are VF_FN, always inlined. The linker would keep one
+// level's copy of an ordinary inline function, which another machine may not be able to run.
 #pragma once
 
 #include "cpu/prelude.h"
@@ -13,8 +13,8 @@
 namespace vae_fast::cpu {
 
 constexpr int64_t kChunk = 4096;        // elements between partial sums
-// Elements between widenings of a sum, and of noise at once. float64's sums have nothing to widen
-// to: its blocks are short, and their sums are added with compensation.
+// Elements between widenings of a sum, and elements of noise made at once. There is no wider type for
+// float64's sums: its blocks are short, and their sums are added with compensation.
 template <class M>
 constexpr int64_t kBlock = M::width == 1 ? 32 : 1024;
 constexpr int64_t kParallel = 1 << 15;  // elements that are worth waking a thread for
@@ -50,9 +50,9 @@ VF_FN void store_tail(typename M::T x, S* p, int64_t count) {
   std::memcpy(p, buffer, count * sizeof(S));
 }
 
-// Walks [begin, end): step(i, lane) for each whole vector, tail(i, count) for what is left. Four
-// vectors, lanes 0 to 3, stand in each turn of the loop so that their latencies overlap; what does
-// not fill a turn comes alone.
+// Walks [begin, end): step(i, lane) for each whole vector, tail(i, count) for the rest. A turn of the
+// loop has four vectors, lanes 0 to 3, so that their latencies overlap. Vectors that do not fill a
+// turn are taken one by one.
 constexpr int kAlone = 4;
 
 template <class M, class Step, class Tail>
@@ -71,7 +71,7 @@ VF_FN void walk(int64_t begin, int64_t end, Step&& step, Tail&& tail) {
 
 // --- upstream gradients --------------------------------------------------------------------------
 
-// What reaches a part of sample `row`, as args.h defines it. Acc is the accumulator type.
+// The upstream gradient of a part of sample `row` (see args.h). Acc is the accumulator type.
 template <class Acc>
 VF_FN double coefficient(const Upstream& up, int64_t row) {
   double weight = up.weight;
@@ -86,7 +86,7 @@ VF_FN double coefficient(const Upstream& up, int64_t row) {
 
 // --- parallel loops ------------------------------------------------------------------------------
 
-// body(i) for i in [0, count), in parallel where count * cost elements are worth it.
+// Calls body(i) for i in [0, count), in parallel if count * cost elements are worth it.
 template <class Body>
 void parallel(const Threads& threads, int64_t count, int64_t cost, const Body& body) {
   if (count * cost < 2 * kParallel || count < 2) {

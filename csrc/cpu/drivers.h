@@ -36,7 +36,7 @@ struct Level {
   const step::Kernels* step;  // the training step
 };
 
-// The level of float64 is the same on every machine; the others' float64 entries are its.
+// float64 has one level on every machine. The float64 entries of the other levels point to it.
 extern const Level kGeneric;
 #if defined(__x86_64__)
 extern const Level kAvx2;

@@ -1,7 +1,7 @@
 // The math policy of float64 on the CPU: scalar code with the C library's functions.
 //
-// float64 is the truth that the other dtypes are held against, not a dtype that VAEs are trained
-// in, so accuracy counts here and speed does not.
+// float64 is the reference that the other dtypes are tested against. VAEs are not trained in it, so
+// accuracy counts here and speed does not.
 #pragma once
 
 #include "cpu/driver.h"

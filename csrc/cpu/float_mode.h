@@ -5,8 +5,8 @@
 
 namespace vae_fast::cpu {
 
-// While it lives, the thread that made it takes subnormal numbers for zeros and makes none. On other
-// architectures than x86-64 it does nothing.
+// During its lifetime the thread that made it reads and writes subnormal numbers as zeros. It does
+// nothing on architectures other than x86-64.
 class FlushSubnormals {
  public:
   explicit FlushSubnormals(bool wanted = true);

@@ -30,8 +30,8 @@ VF_FN const uint8_t* limits(const Philox<M>& philox, int64_t first, int64_t coun
   return out + skipped;
 }
 
-// out[i] = x[i] > the limit of element first + i. The comparison is left to the compiler, which
-// makes vectors of bytes of it.
+// out[i] = x[i] > the limit of element first + i. The compiler turns the comparison into vectors of
+// bytes.
 template <class M>
 VF_FN void binarize(const Philox<M>& philox, int64_t first, const uint8_t* __restrict x,
                     uint8_t* __restrict out, int64_t count) {
@@ -58,7 +58,7 @@ VF_FN void scale_bytes(const uint8_t* x, float* out, int64_t count, bool is_bool
       });
 }
 
-// Asks for the beginning of a row; the processor sees for itself how a long one goes on.
+// Prefetches the beginning of a row; the processor's own prefetcher follows the rest.
 VF_FN void prefetch_row(const uint8_t* row, int64_t bytes) {
   for (int64_t i = 0; i < bytes && i < 2048; i += 64) __builtin_prefetch(row + i);
 }
@@ -67,11 +67,11 @@ template <class M>
 void gather_driver(const Gather& args, const Threads& threads) {
   const uint8_t* data = static_cast<const uint8_t*>(args.data);
   const int64_t cols = args.cols;
-  if (cols == 0) return;  // there may be no memory, and memcpy takes no null pointer
+  if (cols == 0) return;  // the pointers may be null, which memcpy does not accept
   if (args.mode == GatherMode::bytes) {
     uint8_t* out = static_cast<uint8_t*>(args.out);
     parallel(threads, args.rows, cols / 16, [&](int64_t row) {
-      // Rows lie anywhere: the one after the next is on its way while this one is copied.
+      // Rows are anywhere in memory: the one after the next is fetched while this one is copied.
       if (row + 2 < args.rows) prefetch_row(data + args.index[row + 2] * cols, cols);
       std::memcpy(out + row * cols, data + args.index[row] * cols, size_t(cols));
     });

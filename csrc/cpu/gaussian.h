@@ -169,8 +169,8 @@ void gaussian_forward_driver(const GaussianForward& args, const Threads& threads
 
 // --- backward ------------------------------------------------------------------------------------
 
-// Where z's gradient finds the noise: nowhere (z has no gradient), in the slope that forward kept,
-// made again for one sample, or made again and summed over several.
+// Where backward gets the noise of z's gradient: not needed (z has no gradient), the slope that forward
+// kept, generated again for one sample, or generated again and summed over several samples.
 enum class Noise { none, kept, one, several };
 
 template <class M, class S, Noise NOISE, bool PRIOR>
@@ -226,7 +226,7 @@ VF_FN void gaussian_backward_span(const GaussianBackward& args, int64_t begin, i
     struct Grads {
       T mu, logvar, prior_mu, prior_logvar;
     };
-    // `read` loads a vector, or what is left of one.
+    // `read` loads a vector, or a part of one at the end.
     const auto element = [&](int64_t i, auto read) __attribute__((always_inline)) {
       Grads g{};
       const T l = read(logvar + i);

@@ -32,16 +32,16 @@ struct SharedSums {
 using Span = double (*)(const Likelihood& args, int64_t begin, int64_t end, double factor,
                         const SharedSums& shared);
 
-// Asks for the line that the walk reaches in 512 elements, where the processor's own prefetching
-// stops at every page: 15% at 2^20 elements on Zen 4. `lane` is the step's, so that a line of small
-// elements is asked for once. (Loops that make noise, or read more streams, gain nothing from it.)
+// Prefetches the line 512 elements ahead, since the processor's own prefetcher stops at every page:
+// 15% at 2^20 elements on Zen 4. `lane` is the step's, so that a line of small elements is fetched
+// once. (Loops that make noise, or read more streams, gain nothing from it.)
 template <class M, class S>
 VF_FN void prefetch(const S* p, int lane) {
   if (lane * M::width * int(sizeof(S)) % 64 == 0) __builtin_prefetch(p + 512);
 }
 
-// float32 gradients of so many bytes go past the caches, where nobody would find them afterwards
-// anyway: a line that is not read before it is written whole is a quarter less to move.
+// float32 gradients of this many bytes are written past the caches, which could not hold them anyway.
+// A line that is written whole without being read first saves a quarter of the memory traffic.
 constexpr int64_t kStreamedBytes = int64_t{1} << 25;
 
 // A byte that is a truth value: any but 0 is true.
@@ -89,8 +89,8 @@ struct Sums {
   }
 };
 
-// Adds what nonzero targets have beside the rest. They are packed into whole vectors, since most
-// counts are 0 and their logarithms of the gamma function would be made for nothing.
+// Adds the terms that only nonzero targets have. Nonzero targets are packed into whole vectors: most
+// counts are 0, and computing their log-gamma functions would be wasted.
 template <class L, class M, bool VALUE, bool GRAD>
 VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
                        const typename M::Element* target, typename M::Element* const (&g)[kMaxParams],
@@ -115,7 +115,7 @@ VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
     pack(load_tail<M>(target + i, n - i), i, [&](int j) { return load_tail<M>(p[j] + i, n - i); });
   }
   if (count == 0) return;
-  // Numbers for the lanes that don't count.
+  // Harmless values for the lanes that are not used.
   for (int j = 0; j <= L::params; ++j) M::store(M::splat(E(1)), packed[j] + count);
   for (int64_t i = 0; i < count; i += M::width) {
     T x[L::params], nll{}, grad[L::params] = {};
@@ -144,8 +144,8 @@ VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
   }
 }
 
-// The kernel: one block of n elements, at most kBlock. Past the caches with STREAM, which wants the
-// gradients at the beginning of a vector.
+// The kernel: one block of n elements, at most kBlock. STREAM writes gradients past the caches, and
+// needs them aligned to a vector.
 template <class L, class M, bool VALUE, bool GRAD, bool STREAM, class X, class Y>
 VF_FN void block(const X* const (&p)[kMaxParams], const Y* target, X* const (&g)[kMaxParams],
                  int64_t n, typename M::T scale, Sums<L, M, VALUE>& sums) {
@@ -257,7 +257,7 @@ double staged_span(const Likelihood& args, int64_t begin, int64_t end, double fa
 
   for (int64_t at = begin; at < end;) {
     int64_t stop = end - at < kBlock<M> ? end : at + kBlock<M>;
-    // Blocks end with their line where lines are long: fewer of them have to be copied.
+    // Blocks end where a line ends if lines are long: then fewer blocks have to be copied.
     const int64_t line = args.inner - at % args.inner;
     if (!all_flat && args.inner >= 256 && stop - at > line) stop = at + line;
     const int64_t n = stop - at;
@@ -294,7 +294,7 @@ double staged_span(const Likelihood& args, int64_t begin, int64_t end, double fa
     if (args.target_dtype == kOwn && of_target + n <= targets) {
       target = static_cast<const E*>(args.target) + of_target;
     } else {
-      for (int64_t done = 0; done < n;) {  // the target's rows come again and again
+      for (int64_t done = 0; done < n;) {  // the target's rows repeat
         const int64_t from = (at + done) % targets;
         const int64_t count = n - done < targets - from ? n - done : targets - from;
         read<M>(args.target_dtype, args.target, from, count, kScaled, target_values + done);
@@ -327,7 +327,7 @@ double staged_span(const Likelihood& args, int64_t begin, int64_t end, double fa
   return sums.total();
 }
 
-// Picks the kernel for a problem. `value` and `grad` say what is wanted.
+// Picks the kernel for a problem. `value` and `grad` say which results are wanted.
 template <class L, class M, bool VALUE, bool GRAD>
 double any_span(const Likelihood& args, int64_t begin, int64_t end, double factor,
                 const SharedSums& shared) {

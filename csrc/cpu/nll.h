@@ -58,7 +58,7 @@ class SharedGrads {
     for (int j = 0; wants_grad && j < kMaxParams; ++j) {
       const Operand& o = args.grads[j];
       if (o.data == nullptr) continue;
-      // By no rows too: then the gradient is a sum of nothing, 0.
+      // Shared by zero rows too: then the gradient is an empty sum, 0.
       const bool shared = (o.row == 0 && args.rows != 1) || (o.plane == 0 && args.planes != 1) ||
                           (o.step == 0 && args.inner != 1);
       if (!shared) continue;
@@ -67,7 +67,7 @@ class SharedGrads {
       offsets_[j] = total_;
       total_ += sizes_[j];
     }
-    // At most 16 pieces, whose sums are to be added up again, and no more memory for them than the
+    // At most 16 pieces, since their sums have to be added up, and no more memory for the sums than the
     // problem has elements.
     pieces_ = items;
     if (total_ == 0) return;

@@ -1,6 +1,6 @@
-// The Euclidean norm on the CPU: what the engine knows a whole gradient by.
+// The Euclidean norm on the CPU, of the whole gradient, for clipping and the guard.
 //
-// Bytes per element: 4 read. torch's dot product, the fastest of its own ways, takes one thread.
+// Bytes per element: 4 read. torch's fastest way, its dot product, uses one thread.
 #pragma once
 
 #include "cpu/driver.h"

@@ -21,7 +21,7 @@ class Philox {
 
   // The words of `N * width` consecutive counters from `block` on: words[n][r] holds word r of each
   // of the n-th `width`. A round waits for the one before; N = 2 gives the processor four counters'
-  // rounds to choose from, which is what keeps its multipliers busy.
+  // rounds to choose from, which keeps its multipliers busy.
   template <int N>
   VF_FN void operator()(uint64_t block, typename M::U (&words)[N][4]) const {
     // Even counters in one state, odd ones in another, so that the two merge into 32-bit lanes.

@@ -31,7 +31,7 @@ VF_FN void fill(E* p, int64_t count, E value) {
   for (int64_t i = 0; i < count; ++i) p[i] = value;
 }
 
-// Memory for the time of a call: of the pool where it is large.
+// Memory for the duration of a call, from the pool if it is large.
 template <class E>
 class Scratch {
  public:
@@ -56,9 +56,9 @@ class Scratch {
   E* data_;
 };
 
-// For its lifetime, results below the smallest normal number are 0 and so are such operands. Pairs
-// that are far apart have shares of all sizes down to nothing, and x86 takes a hundred cycles for
-// arithmetic on subnormal numbers. (float64 keeps them.)
+// During its lifetime, subnormal results and operands are 0. Pairs that are far apart have shares of
+// all sizes down to 0, and x86 takes a hundred cycles for arithmetic on subnormal numbers. (float64
+// keeps them.)
 template <class M>
 class FlushTiny {
  public:
@@ -103,8 +103,8 @@ VF_FN void write_row(const typename M::Element* row, int64_t count, S* p) {
   if (i < count) store_tail<M>(M::load(row + i), p + i, count - i);
 }
 
-// Not inlined, like the loops over pairs below: three storage types at each call would take the
-// compiler minutes. Templates over the policy are compiled once for each level all the same.
+// Not inlined, like the loops over pairs below: inlining three storage types at each call would take
+// the compiler minutes. Templates over the policy are compiled once for each level all the same.
 template <class M>
 __attribute__((noinline)) void read_any(DType dtype, const void* p, int64_t row, int64_t count,
                     typename M::Element* out) {
@@ -395,9 +395,9 @@ __attribute__((noinline)) void density_backward_rows(const PairDensityBackward& 
   E *z = rows, *grad = z + R * width, *log_sum = grad + R * width;  // of each dimension
   Scratch<double> wide(R * width);
   fill<double>(wide, R * width, 0.0);
-  // A pair's share is exp2(its level - the sum's). Sums are in double: as floats they would cost the
-  // shares their last digits, and all of them where log-densities pass 10^5 nats. The loops take a
-  // sum's nearest float, and the gradient is multiplied by exp2 of what that leaves.
+  // A pair's share is exp2(its level - the sum's level). Sums are in double: as floats they would lose
+  // the shares' last digits, and all digits where log-densities pass 10^5 nats. The loops use a sum's
+  // nearest float, and the gradient is multiplied by exp2 of the remainder.
   E grad_whole[R], whole[R];
   const auto split = [](double sum, E& nearest) {
     nearest = E(sum);
@@ -708,8 +708,8 @@ void mmd_driver(const Mmd& args, const Threads& threads) {
 // --- nearest code --------------------------------------------------------------------------------
 
 // |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x c): the bracket, a product, is enough to leave out nearly all
-// codes. Whatever comes within its rounding error of the best is measured exactly, in double, from
-// the differences; so a tie is a tie, and goes to the lowest index.
+// codes. Codes within its rounding error of the best are measured exactly, in double, from the
+// differences; so ties are found, and go to the lowest index.
 template <class M>
 void nearest_code_driver(const NearestCode& args, const Threads& threads) {
   using T = typename M::T;
@@ -758,7 +758,7 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
                      (std::sqrt(norm[i] * largest) + largest) +
                  1e-15 * double(dims + 8) * (norm[i] + largest);
       best[i] = std::numeric_limits<double>::infinity();
-      // Rows that are not there look at nothing.
+      // Padding rows look at no code.
       limit[i] = begin + i < end ? std::numeric_limits<E>::infinity()
                                  : -std::numeric_limits<E>::infinity();
       index[i] = 0;

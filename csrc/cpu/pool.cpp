@@ -43,7 +43,7 @@ Pool& pool() {
   static Pool* const p = [] {
     Pool* const made = new Pool;
 #if defined(__unix__) || defined(__APPLE__)
-    // A child forked while another thread holds the lock would wait for it for ever.
+    // A child that is forked while another thread holds the lock would wait for it forever.
     pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
                    [] { pool().mutex.unlock(); });
 #endif
@@ -62,7 +62,7 @@ size_t rounded(size_t bytes) {
 void* take_buffer(size_t bytes) {
   const size_t size = rounded(bytes);
   {
-    // The youngest of this size: it is the likeliest to be in the cache still.
+    // The most recent buffer of this size: it is the most likely to be in the cache.
     Pool& p = pool();
     const std::lock_guard<std::mutex> lock(p.mutex);
     for (size_t i = p.kept.size(); i-- > 0;) {
@@ -76,7 +76,7 @@ void* take_buffer(size_t bytes) {
     if (posix_memalign(&data, alignment, size) != 0) throw std::bad_alloc();
   }
 #if defined(__linux__)
-  if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a wish: failing is no error
+  if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a hint: failure is no error
 #endif
   return data;
 }

@@ -1,8 +1,8 @@
 // Memory of large CPU outputs, kept for the next one when a tensor dies.
 //
-// A fresh buffer of megabytes costs its page faults: 7 GB/s where a used one is written at 50 and
-// more. torch's CPU allocator gives memory back to the system; a training step asks for the same
-// few sizes again and again, so the kernels' outputs come from here instead.
+// Page faults make a fresh buffer of megabytes slow: it is written at 7 GB/s, a used one at 50 or more.
+// torch's CPU allocator returns memory to the system. A training step asks for the same few sizes
+// again and again, so the kernels' outputs come from here instead.
 #pragma once
 
 #include <cstddef>

@@ -1,11 +1,11 @@
-// Rounds of pieces: what a thread pool is handed where one piece of work follows from another.
+// Rounds of pieces: work for a thread pool in which each round depends on the one before.
 #pragma once
 
 #include <cstdint>
 
 namespace vae_fast::cpu {
 
-// Pieces of one round touch nothing of one another; a round begins when the one before is done.
+// Pieces of one round are independent; a round begins when the one before is done.
 struct Rounds {
   int count;
   const int64_t* pieces;  // of each round

@@ -1,8 +1,8 @@
 // The math policy of one SIMD level: a vector of floats, its loads and stores, and its functions.
 //
 // Included once per level, after VF_LEVEL (a namespace) and VF_BYTES (the vector's size) are set.
-// Arithmetic, comparison and selection are the compiler's own vector operations; only what those
-// lack, or compile badly, is spelt out: conversions, square root, exponential, logarithms, sine and
+// Arithmetic, comparison and selection are the compiler's own vector operations. Only functions that
+// they lack or compile badly are written here: conversions, square root, exponential, logarithms, sine,
 // cosine. The vector's size tells the instruction set (64: AVX-512, 32: AVX2 with FMA and F16C, 16:
 // the baseline); g++ does not define __AVX512F__ and its like for a `#pragma GCC target`.
 #pragma once
@@ -93,8 +93,8 @@ struct Simd {
     return lanes;
 #endif
   }
-  // The lanes named by the mask side by side at p, where there is room for a whole vector; and a
-  // vector with such numbers in its named lanes, 0 in the others.
+  // Stores the lanes named by the mask side by side at p, where there is room for a whole vector; and
+  // the reverse: a vector with those numbers in its named lanes, 0 in the others.
 #if VF_BYTES == 64
   static VF_FN void pack(T x, uint32_t lanes, float* p) {
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(lanes), (__m512)x));
@@ -190,7 +190,7 @@ struct Simd {
 
   static VF_FN void store(T x, float* p) { std::memcpy(p, &x, sizeof(T)); }
   static VF_FN void store(T x, bf16* p) {
-    // Round to nearest even. NaN keeps its top bits, of which what comes out of arithmetic has one.
+    // Round to nearest even. NaN keeps its top bits; a NaN from arithmetic has one of them set.
     const U u = bits(x);
     const U rounded = u + (0x7fffu + ((u >> 16) & 1u));
     store_halves((x == x ? rounded : u) >> 16, p);
@@ -403,8 +403,8 @@ struct Simd {
     return (y + f) + n * 0x1.63p-1f;
   }
 
-  // log u, given u - 1 as well: near 1, where u has lost the digits of that, it is what counts.
-  // NaN for what is below the normal numbers. `near` and `cubic` are what log1p_excess takes.
+  // log u, given u - 1 as well: near 1, u has lost digits that u - 1 still has.
+  // NaN for u below the normal numbers. `near` and `cubic` are what log1p_excess takes.
   static VF_FN T log_near(T u, T less_one, I& near, T& cubic) {
     const U b = bits(u) - 0x3f3504f3u;
     const I exponent = (I)b >> 23;
@@ -430,7 +430,7 @@ struct Simd {
     excess = select(near, (w * w) * (reciprocal - 0.5f) + cubic, log1p - (1.0f - reciprocal));
   }
 
-  // log x of anything: subnormals are scaled up; 0 gives -infinity, negative numbers NaN.
+  // log x for any x: subnormals are scaled up; 0 gives -infinity, negative numbers NaN.
   static VF_FN T log(T x) {
     const I small = x < 0x1p-126f;
     const T y = log_normal(select(small, x * 0x1p23f, x)) - select(small, 0x1.fe2804p+3f, 0.0f);

@@ -32,15 +32,15 @@ constexpr int kJobs = 8;         // callers at once; one more does its work alon
 constexpr int kMostThreads = 64;
 constexpr int64_t kMostPieces = 1024;
 // Waking a thread costs the caller 2 to 50 us, by the machine. So a helper stays awake over the gaps
-// between the ops of a step: it waits for kSpin, then gives way to whoever else wants to run. Where
-// somebody does, it goes to sleep: the scheduler is kinder to those that wake up.
+// between the ops of a step: it spins for kSpin, then yields. If another process ran meanwhile, it goes
+// to sleep: the scheduler favours threads that wake up.
 constexpr auto kSpin = std::chrono::microseconds(5);
 constexpr auto kAwake = std::chrono::microseconds(2000);
-constexpr auto kElsewhere = std::chrono::microseconds(50);  // giving way took so long: somebody ran
+constexpr auto kElsewhere = std::chrono::microseconds(50);  // a longer yield: another process ran
 constexpr auto kCallerSpin = std::chrono::microseconds(20);  // the rest of a helper's last piece
-// Nobody gives way between two pieces: Linux (6.18) takes the rest of a turn from whoever does, and
-// beside two busy processes that cost two fifths of a training step's speed.
-constexpr int64_t kWorthWaking = 4;  // pieces; fewer are done before somebody has woken up
+// No thread yields between two pieces: Linux (6.18) takes away the rest of its time slice, which beside
+// two busy processes cost two fifths of a training step's speed.
+constexpr int64_t kWorthWaking = 4;  // pieces; fewer are done before a helper has woken up
 
 void pause() {
 #if defined(__x86_64__)
@@ -77,7 +77,7 @@ bool wait_awake(std::chrono::nanoseconds alone, std::chrono::nanoseconds most, c
   return done();
 }
 
-// How numbers are rounded and subnormals treated is a thread's own; a piece has its caller's.
+// Rounding and the treatment of subnormals are settings of a thread; a piece runs with its caller's.
 uint32_t float_mode() {
 #if defined(__x86_64__)
   return _mm_getcsr() & ~uint32_t{_MM_EXCEPT_MASK};
@@ -93,8 +93,8 @@ void set_float_mode(uint32_t mode) {
 #endif
 }
 
-// Pieces [begin, end) that nobody has begun and for how many threads they are, in one word: whoever
-// changes the word has taken a piece.
+// Pieces [begin, end) that no thread has begun, and for how many threads they are, in one word: a
+// thread takes a piece by changing the word.
 struct alignas(64) Share {
   std::atomic<uint64_t> left{0};
 
@@ -125,8 +125,8 @@ struct Affinity {
   bool known;
 };
 
-// A place for one parallel call. Jobs come and go in it, and it stays: a helper that comes late
-// finds no piece to take, or another job's, which it may just as well do.
+// A slot for one parallel call. Jobs change, the slot stays: a helper that comes late finds no piece
+// to take, or a piece of a later job, which it may take too.
 struct Job {
   std::atomic<bool> taken{false};
   std::atomic<int> threads{0};  // of the latest call
@@ -155,7 +155,7 @@ std::mutex& making_helpers() {
   return *mutex;
 }
 
-// The next round's pieces are there to be taken. Nobody else has to do with the job's fields now.
+// Offers the next round's pieces. No other thread uses the job's fields at this point.
 void open(Job& job) {
   const int threads = job.threads.load(std::memory_order_relaxed);
   const int64_t pieces = job.rounds->pieces[job.round];
@@ -193,7 +193,7 @@ void open_next(Job& job) {
       unless_failed(job, [&] { rounds.after(job.round, rounds.context); });
     }
   }
-  job.finished = true;  // from here on the place may be another call's
+  job.finished = true;  // from here on the slot may serve another call
   job.opened.fetch_add(1);
   if (job.waiting.load()) futex_wake(job.opened, 1);
 }
@@ -210,8 +210,8 @@ void do_piece(Job& job, int64_t piece) {
   open_next(job);
 }
 
-// Does pieces until there are none that nobody has begun; returns whether there were any. `before` is
-// called ahead of each, for the next piece may be another call's in the same place.
+// Does pieces until all are taken; returns whether it did any. `before` is called ahead of each, since
+// the next piece may belong to another call in the same slot.
 template <class Before>
 bool work(Job& job, int own, int threads, const Before& before) {
   bool any = false;
@@ -282,7 +282,7 @@ void make_helpers(int wanted) {
       helpers.store(made + 1, std::memory_order_release);
     }
   } catch (const std::exception&) {
-    // No more threads are to be had: those that there are do the work.
+    // The system has no more threads: those that exist do the work.
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }

@@ -1,10 +1,10 @@
-// A pool of threads that nobody can hold up.
+// A pool of threads that a busy machine does not hold up.
 //
-// A problem is cut into pieces by its size alone. The caller takes part: it does whatever piece
-// nobody has begun, so a helper that the scheduler has put aside holds up at most the one piece
-// that it is in. Which thread does a piece changes no result. Where one round of pieces follows on
-// another, whoever does a round's last piece opens the next, so helpers go on while the caller is off
-// its processor. Idle helpers spin for a moment, then sleep until they are woken.
+// A problem is cut into pieces by its size alone. The caller takes part: it does the pieces that no
+// thread has begun, so a helper that the scheduler has suspended delays at most the piece that it is
+// in. Results do not depend on which thread does a piece. Between rounds, the thread that finishes a
+// round's last piece opens the next round, so helpers go on while the caller is off its processor.
+// Idle helpers spin for a moment, then sleep until they are woken.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +22,15 @@ namespace vae_fast::cpu {
 void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
                 int threads);
 
-// As run_pieces, round after round; pieces are as they are given.
+// As run_pieces, round after round, with the pieces as given.
 void run_rounds(const Rounds& rounds, int threads);
 
 // run_rounds with as many threads as torch has (library.cpp).
 void torch_rounds(const Rounds& rounds);
 
 
-// Processors that the calling thread may use: by its affinity, and by the quotas of the process's
-// control groups, of which half a processor counts as one.
+// Processors that the calling thread may use, by its affinity and by the quotas of the process's
+// control groups. A quota of half a processor counts as one.
 int usable_cpus();
 
 // What the quotas of control groups (v1 and v2) allow, rounded up, or 0 for no limit. `root` is

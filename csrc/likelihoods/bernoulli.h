@@ -9,15 +9,15 @@ namespace vae_fast::likelihoods {
 // From logits. With e = exp(-|x|) and w = x >= 0 ? 1 - t : t,
 //   nll = softplus(x) - x t = |x| w + log(1 + e)
 //   d/dx = sigmoid(x) - t   = sign(x) (w - e / (1 + e)).
-// Both forms add no large terms that cancel: a confident, right prediction keeps all its digits,
-// in the value and in the gradient, and |x| = infinity stays one.
+// Neither form adds large terms that cancel: a confident and correct prediction keeps all its digits,
+// in the value and in the gradient. |x| = infinity gives infinity.
 struct Bernoulli {
   static constexpr int params = 1;
   static constexpr Target target = Target::unit;
   static constexpr bool reads_halves = true;
 
-  // The value in two parts, nll = linear + log(1 + e): a sum of log(1 + e) can be had for less than
-  // the sum of its terms (cpu/simd.h, LogSum).
+  // The value in two parts, nll = linear + log(1 + e): a sum of log(1 + e) is cheaper as the logarithm
+  // of a product (cpu/simd.h, LogSum).
   template <class M, bool VALUE, bool GRAD, class T = typename M::T>
   static VF_FN void parts(const T (&p)[params], T t, T& linear, T& e, T (&grad)[params]) {
     const T x = p[0];
@@ -42,7 +42,7 @@ struct Bernoulli {
 
 // From probabilities, as torch's F.binary_cross_entropy: logarithms clamped at -100, and the
 // gradient's denominator at 1e-12. Outside [0, 1], where F.binary_cross_entropy raises, the value is
-// NaN: the logarithms make it so for p, and a target has to be told.
+// NaN: the logarithms give NaN for p, and the target is tested.
 struct BernoulliProbs {
   static constexpr int params = 1;
   static constexpr Target target = Target::unit;

@@ -1,7 +1,7 @@
 // Categorical: -log p = log(sum_j exp(l_j)) - l_x, over classes 0 to count - 1.
 //
-// With m the largest logit and s = sum_j exp(l_j - m), the nll is m - l_x + log s. What s holds beyond
-// the largest's own 1 is summed apart, so that a confident, right prediction keeps its digits.
+// With m the largest logit and s = sum_j exp(l_j - m), the nll is m - l_x + log s. The terms of s other
+// than the largest's 1 are summed apart, so that a confident, correct prediction keeps its digits.
 #pragma once
 
 #include <limits>
@@ -18,7 +18,7 @@ struct Categorical {
   template <class E>
   static constexpr E kUnknown = std::numeric_limits<E>::quiet_NaN();
 
-  // A class that is none gives NaN.
+  // A target that is no class gives NaN.
   template <class M, bool VALUE, bool GRAD, class In, class Out, class T = typename M::T>
   static VF_FN void position(const In& in, const T (&x)[targets], T& nll, Out& out) {
     using Element = typename M::Element;

@@ -32,7 +32,7 @@ struct PoissonBy {
       const T more = x + 1.0f;
       T rate, beyond;
       if constexpr (LOG_RATE) {
-        // A rate that is neither 0 nor infinite as a number; what is beyond counts as it is.
+        // The rate, held where it is an ordinary number; 0 and infinity are treated as they are.
         const T held = M::at_most(M::at_least(p[0], -60.0f), 60.0f);
         rate = M::exp(held);
         beyond = held - p[0];

@@ -1,6 +1,6 @@
 // VF_FN marks a function that is inlined wherever it is used, on the host and on the GPU; VF_CALL one
 // that is called, for long code in float64. A function marked VF_CALL is a template over the math
-// policy: else the linker would keep one SIMD level's copy for all of them.
+// policy; otherwise the linker would keep one SIMD level's copy for all levels.
 #pragma once
 
 #if defined(__CUDACC__)

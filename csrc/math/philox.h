@@ -1,8 +1,8 @@
 // Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011).
 //
 // One source for every device: W is a 64-bit word, or a vector of them, whose low 32 bits are the
-// state; the high halves hold leftovers that no step reads. That form needs no blends between the
-// halves of products, which is what makes it fast in SIMD.
+// state; the high halves hold leftovers that no step reads. This form needs no blends between the
+// halves of products, which makes it fast in SIMD.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ struct GroupNormSilu {
   double eps;
   const void* x;
   const void* weight = nullptr;  // accumulators, (channels); null: 1
-  const void* bias = nullptr;    // and 0
+  const void* bias = nullptr;    // null: 0
   void* y;
   void* mean;  // accumulators, (rows, groups)
   void* rstd;  // 1 / sqrt(variance + eps)

@@ -1,5 +1,5 @@
-// The fields of the structs in args.h, in order, for who has to know their layout from outside of C++:
-// struct by struct, BEGIN(struct), FIELD(struct, field)..., END(struct).
+// The fields of the structs in args.h, in order, for tools outside of C++ that need their layout. Struct
+// by struct: BEGIN(struct), FIELD(struct, field)..., END(struct).
 #pragma once
 
 #include "norm/args.h"

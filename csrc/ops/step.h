@@ -1,5 +1,5 @@
-// The plain arguments of what a training step on a GPU has of its own (see ops/args.h): around the
-// matrix products of an MLP with a Gaussian latent, in float32.
+// The plain arguments of the kernels that a training step on a GPU has beside its matrix products (see
+// ops/args.h): of an MLP with a Gaussian latent, in float32.
 #pragma once
 
 #include <cstdint>

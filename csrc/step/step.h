@@ -4,8 +4,8 @@
 //   gradients of weights         by panels and rows
 //   Adam                         by panels, which it writes for the next step
 //
-// A round's pieces are cut by sizes alone and touch nothing of one another; partial sums have a place
-// each and are added in order. So threads and load change no bit.
+// A round's pieces are cut by sizes alone and are independent. Each partial sum has its own place, and
+// the sums are added in order. So threads and load change no bit.
 #pragma once
 
 #include "cpu/float_mode.h"
@@ -50,7 +50,7 @@ class Step {
     run_rounds(rounds);
   }
 
-  // Writes what is made of the weights, after something else has changed them.
+  // Writes everything that is derived from the weights, after they were changed from outside.
   void pack(cpu::RunRounds rounds) {
     add_round(Kind::pack, panel_starts_[plan_.layer_count]);
     run_rounds(rounds);
@@ -81,7 +81,7 @@ class Step {
 
   // --- rounds ------------------------------------------------------------------------------------
 
-  // What is done to a block of samples, and to parts of weights.
+  // The kinds of work: on a block of samples, and on parts of weights.
   enum class Kind { input, forward, sample, loss, backward, latent, gradients, update, pack };
   struct Work {
     Kind kind;
@@ -629,9 +629,9 @@ class Step {
   void update_piece(int64_t piece) {
     const bool skipped = result_->skipped;
     if (skipped && call_.average == nullptr) return;
-    // A ReLU that is off for all samples gives gradients of zero, and their first moments, a tenth
-    // less with every step, are subnormal after some 800. Arithmetic on such numbers takes a hundred
-    // times as long, and made a step half as long again. Beside a usual eps they are nothing.
+    // A ReLU that is off for all samples has a gradient of zero. Its first moment shrinks by a tenth
+    // with every step, and is subnormal after some 800. Arithmetic on subnormal numbers takes a hundred
+    // times as long, and made a step half as long again. They are negligible beside a usual eps.
     const cpu::FlushSubnormals flushed(!without_eps());
     const int64_t beyond = piece - panel_starts_[plan_.layer_count];
     if (beyond >= 0) {

@@ -330,7 +330,7 @@ struct LikelihoodOps {
     const Tensor& like = params[0];
     args.recon.grad_nll = given(args.recon, grad_loss, grad_recon, like);
     args.grad_kl = given(args.recon, grad_loss, grad_kl, like, beta, beta_tensor);
-    // A part that nothing was asked of has the known gradient 0, not the known gradient 1.
+    // A part without an upstream gradient has the known gradient 0, not the known gradient 1.
     if (!grad_loss && !grad_recon) args.recon.grad_nll.scale = 0.0;
     if (!grad_loss && !grad_kl) args.grad_kl.scale = 0.0;
     Grads grads(args, params, mu, wanted);

@@ -45,7 +45,7 @@ struct PairwiseOps {
                     "vae_fast: ", name, " must be a contiguous floating matrix, of one dtype, "
                     "device and number of columns with the other, with at least ", least, " rows");
   }
-  // Sums and what comes back for them.
+  // Sums and their upstream gradients.
   static void check_sums(const Tensor& t, const Tensor& z, int64_t count, const char* name) {
     STD_TORCH_CHECK(t.scalar_type() == accumulator(z) && t.is_contiguous() && t.numel() == count &&
                         on_device_of(t, z),

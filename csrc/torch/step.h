@@ -1,4 +1,4 @@
-// The bindings of what a training step on a GPU has of its own (ops/step.h). All is float32.
+// The bindings of a GPU training step's own kernels (ops/step.h). All tensors are float32.
 #pragma once
 
 #include "ops/step.h"

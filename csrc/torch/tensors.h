@@ -1,8 +1,8 @@
 // What the bindings share: torch tensors to the plain arguments of ops/args.h, for either device.
 //
 // A family's ops are a template over `Device`, which runs the drivers: Cpu in library.cpp, Cuda in
-// library_cuda.cpp. The Python side has checked shapes and dtypes with errors for people; what is
-// checked here is what keeps a kernel from reading out of bounds whoever calls it. Only LibTorch's
+// library_cuda.cpp. The Python side has checked shapes and dtypes, with errors for people. The checks
+// here keep a kernel from reading out of bounds, whoever calls it. Only LibTorch's
 // stable ABI is used.
 #pragma once
 
@@ -52,8 +52,7 @@ inline int32_t device_type_of(const Tensor& t) {
   return type;
 }
 
-// The type alone would let cuda:1 stand for cuda:0, and a meta tensor, which has no memory, for one
-// that has.
+// The type alone is not enough: cuda:1 is not cuda:0, and a meta tensor has no memory.
 inline bool on_device_of(const Tensor& t, const Tensor& like) {
   return device_type_of(t) == device_type_of(like) &&
          t.get_device_index() == like.get_device_index();
@@ -173,7 +172,7 @@ inline void check_beta(const MaybeTensor& beta, const Tensor& like) {
                   "vae_fast: a beta tensor must be one float32 on the inputs' device");
 }
 
-// --- large outputs, from wherever the device likes to have them ----------------------------------
+// --- large outputs, from the device's own allocator ----------------------------------------------
 
 template <class Device>
 Tensor empty_alike(const Tensor& t) {
