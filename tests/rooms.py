@@ -28,7 +28,7 @@ ROOMS = {
     "train": "train",
     "tasks": "tasks",
     "evaluate": "evaluate",
-    "hub": "hub",
+    "hub": "hub lightning",
     "cli": "cli __main__",
     "benchmarks": "benchmarks",
     "experiments": "experiments",

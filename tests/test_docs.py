@@ -42,7 +42,8 @@ RUN = {
 
 # Libraries that a page shows and the project does not need: a block that imports one runs where it is
 # installed, beside those that it imports.
-CLIENTS = ("anndata", "diffusers", "huggingface_hub", "onnxruntime", "pythae", "scvi")
+CLIENTS = ("accelerate", "anndata", "diffusers", "huggingface_hub", "lightning", "onnxruntime",
+           "pythae", "scvi")  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "setup.py").is_file(), reason="these tests run in the source tree"
