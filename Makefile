@@ -42,6 +42,9 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# What is skipped where another library is not installed.
+CLIENT_TESTS = tests/patches tests/loops tests/hub tests/test_distributions.py
+
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # --- what people do -------------------------------------------------------------------------------
@@ -59,6 +62,11 @@ test: $(DONE)/test $(DONE)/native ## prove the kernels equal to plain PyTorch (t
 .PHONY: test-slow
 test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
 	$(PYTEST) -m "slow and not cuda" $(ARGS)
+
+.PHONY: test-clients
+test-clients: $(DONE)/clients $(DONE)/native ## inside pythae, scvi-tools, diffusers, Lightning and the rest
+	$(PYTEST) $(CLIENT_TESTS) $(ARGS)
+	$(PYTEST) tests/test_docs.py -k "runs_from_top and (clients or loops or export)"
 
 .PHONY: fuzz
 fuzz: $(DONE)/test $(DONE)/native ## random calls of everything against float64, and damaged files
@@ -152,6 +160,11 @@ $(DONE)/train: $(TORCH_DONE) pyproject.toml
 
 $(DONE)/test: $(TORCH_DONE) pyproject.toml
 	$(INSTALL) "$(TORCH)" $(TORCHVISION) -e ".[test]"
+	touch $@
+
+# What pip finds for these leaves the torch that is there.
+$(DONE)/clients: $(DONE)/test pyproject.toml
+	$(INSTALL) "$(TORCH)" -e ".[clients]"
 	touch $@
 
 $(DONE)/bench: $(TORCH_DONE) pyproject.toml

@@ -133,7 +133,9 @@ class VAEModule(lightning.LightningModule):
             if own.warmup_steps > 0 or own.decay != "constant":
                 total = self.trainer.estimated_stepping_batches
                 if own.decay != "constant" and not math.isfinite(total):
-                    raise ValueError("optimizer.decay needs the run's length: set max_epochs or max_steps")
+                    raise ValueError(
+                        "optimizer.decay needs the run's length: set max_epochs or max_steps"
+                    )
                 schedule = torch.optim.lr_scheduler.LambdaLR(
                     optimizer, lambda step, total=total: lr_at(own, 1.0, step, total)
                 )
@@ -148,7 +150,9 @@ class VAEModule(lightning.LightningModule):
         step = self.global_step // len(phases_of(self.model))
         batches = self.trainer.num_training_batches
         if self.objective.unit == "epochs" and not math.isfinite(batches):
-            raise ValueError("objective.unit is epochs, and the data have no length: count by steps")
+            raise ValueError(
+                "objective.unit is epochs, and the data have no length: count by steps"
+            )
         parts = self.trainer.accumulate_grad_batches
         each = math.ceil(batches / parts) if math.isfinite(batches) else 1
         return beta_at(self.objective, self.beta, step, each)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
+accelerate = pytest.importorskip(
+    "accelerate", reason="accelerate is not installed: pip install accelerate"
+)
 
 from vae_fast.models import build
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-lightning = pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
+lightning = pytest.importorskip(
+    "lightning", reason="lightning is not installed: pip install lightning"
+)
 
 from vae_fast.lightning import VAEModule
 from vae_fast.models import build
@@ -60,7 +62,9 @@ def test_a_fit_is_a_loop_by_hand():
     objective = ObjectiveConfig(beta=2.0, schedule="linear", period=1.5, free_bits=0.01)
     module = VAEModule(model_of("vae"), lr=0.01, objective=objective, optimizer=own)
     by_hand = copy.deepcopy(module.model)
-    trainer = fit(module, loader(X), loader(X), epochs=4, accumulate_grad_batches=3, gradient_clip_val=1.0)
+    trainer = fit(
+        module, loader(X), loader(X), epochs=4, accumulate_grad_batches=3, gradient_clip_val=1.0
+    )
     encoder = [p for n, p in by_hand.named_parameters() if n.startswith("encoder.")]
     rest = [p for n, p in by_hand.named_parameters() if not n.startswith("encoder.")]
     optimizer = torch.optim.AdamW(
@@ -81,13 +85,17 @@ def test_a_fit_is_a_loop_by_hand():
     same(module.model, by_hand)
     for name in ("loss", "recon", "kl"):
         mean = sum(getattr(t, name) for t in val) / 3
-        assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(mean.item(), rel=1e-5)
+        assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(
+            mean.item(), rel=1e-5
+        )
     assert trainer.callback_metrics["train/beta"] == 2.0
     assert torch.equal(module(X), module.model.reconstruct(X))
 
 
 def test_several_losses_in_turn_and_labels():
-    own = OptimizerConfig(phases={"discriminator": {"lr": 3.0, "betas": [0.5, 0.9]}}, warmup_steps=3)
+    own = OptimizerConfig(
+        phases={"discriminator": {"lr": 3.0, "betas": [0.5, 0.9]}}, warmup_steps=3
+    )
     module = VAEModule(model_of("aae", discriminator_hidden=[8]), lr=0.01, optimizer=own)
     by_hand = copy.deepcopy(module.model)
     trainer = fit(module, loader(X))
