@@ -116,12 +116,9 @@ def compiled(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
 
 
 def jax(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch | Absence:
-    for name, (n_in, n_out) in jax_vae.SIZES.items():
-        sizes = (hidden if n in (400,) else n for n in (n_in, n_out))
-        jax_vae.SIZES[name] = tuple(sizes)
     array = images.flatten(1).numpy()
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[precision]
-    run = jax_vae.contender(array, batch, dtype, torch.device("cpu"))
+    run = jax_vae.contender(array, batch, dtype, torch.device("cpu"), hidden)
     if isinstance(run, Absence):
         return run
 

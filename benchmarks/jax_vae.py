@@ -11,17 +11,11 @@ import torch
 
 from benchmarks.case import Absence
 
-SIZES = {
-    "hidden": (784, 400),
-    "mu": (400, 20),
-    "logvar": (400, 20),
-    "back": (20, 400),
-    "logits": (400, 784),
-}
+PIXELS, LATENT = 784, 20
 
 
 def contender(
-    images: np.ndarray, batch: int, dtype: str, device: torch.device
+    images: np.ndarray, batch: int, dtype: str, device: torch.device, hidden: int = 400
 ) -> Callable[[None], float] | Absence:
     """A function that trains for one epoch and returns its mean loss in nats per sample.
 
@@ -36,13 +30,20 @@ def contender(
     if device.type == "cuda" and jax.default_backend() != "gpu":
         return Absence("jax", "this jax has no GPU support")
 
+    sizes = {
+        "hidden": (PIXELS, hidden),
+        "mu": (hidden, LATENT),
+        "logvar": (hidden, LATENT),
+        "back": (LATENT, hidden),
+        "logits": (hidden, PIXELS),
+    }
     kind = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[dtype]
     steps = len(images) // batch
     data = jnp.asarray(images.reshape(len(images), -1))
 
     def initial(key: Any) -> dict[str, tuple[Any, Any]]:
         weights = {}
-        for name, (n_in, n_out) in SIZES.items():
+        for name, (n_in, n_out) in sizes.items():
             key, for_weight, for_bias = jax.random.split(key, 3)
             bound = n_in**-0.5
             weights[name] = (

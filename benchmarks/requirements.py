@@ -10,7 +10,7 @@ from benchmarks.bench_bernoulli import BUFFER_KEPT as BUFFER
 from benchmarks.bench_training import DROP_IN
 from benchmarks.case import OURS
 from benchmarks.results import Results, Row, fastest, gigabytes_per_second, ratio, timed
-from benchmarks.suites import Spec
+from benchmarks.suites import Spec, training
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ _EPOCH = (Spec("epoch", (128, 60_000), "both"),)
 _SHARDS = (Spec("shards", (128, 737_280), "both"),)
 _OVERHEAD = (Spec("overhead", (128,), "both"),)
 _BUSY = tuple(Spec("epoch", (128, 60_000, count), "both") for count in (2, 4, 16))
+_SIZES = tuple(spec for spec in training() if spec.op == "sizes")
 _EPOCH_HALF = (Spec("epoch", (128, 60_000), "both", "bfloat16"),)
 
 OPS: tuple[Requirement, ...] = (
@@ -119,6 +120,7 @@ ENGINE: tuple[Requirement, ...] = (
         "the tutorial's script, three names imported", "times", 2.5, _EPOCH, "tutorial", DROP_IN
     ),
     Requirement("the float32 epoch beside 2, 4, 16 busy processes", "times", 1, _BUSY, "jax"),
+    Requirement("hidden 64, 400, 2000; batch 32, 128, 1024", "times", 1, _SIZES, "jax"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 10, _EPOCH_HALF, "tutorial"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 2, _EPOCH_HALF, "jax-float32"),
     Requirement("epoch of the tutorial's VAE, bfloat16", "times", 1.5, _EPOCH_HALF, "jax"),

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks import bench_training
-from benchmarks.bench_training import DROP_IN, setup_epoch, setup_step
+from benchmarks.bench_training import DROP_IN, setup_epoch, setup_sizes, setup_step
 from benchmarks.busy import Busy, beside
-from benchmarks.case import OURS, Absence, Absent, Contender, WrongResult
+from benchmarks.case import OURS, Absence, Contender, WrongResult
 from benchmarks.measure import check
-from vae_fast.data import load
+from vae_fast.data import DataUnavailableError, load
 
 CPU = torch.device("cpu")
 
@@ -48,11 +48,26 @@ def test_epochs_of_every_loop_have_the_same_loss():
         check(case, contender, [], contender.own([]))
 
 
-def test_data_that_is_not_there_is_said(monkeypatch):
+def test_epochs_of_other_sizes_have_the_loss_of_the_tutorials_loop():
+    case = setup_sizes((100, 60, 1200), "both", "float32", CPU, [])
+    for contender in by_name(case).values():
+        check(case, contender, [], contender.own([]))
+    small = by_name(setup_sizes((100, 1, 1200), "both", "float32", CPU, []))[OURS]
+    with pytest.raises(WrongResult, match="first epoch's loss"):
+        check(case, small, [], small.own([]))
+
+
+def test_images_there_are_too_few_of_come_again(monkeypatch):
     few = load("fashion10k")
-    monkeypatch.setattr(bench_training, "load", lambda name, split: few)
-    with pytest.raises(Absent, match="fashion-mnist has 10000 images, and 10001 are wanted"):
-        bench_training.images.__wrapped__(10_001)
+
+    def load_some(name, split):
+        if name != "fashion10k":
+            raise DataUnavailableError("not here")
+        return few
+
+    monkeypatch.setattr(bench_training, "load", load_some)
+    many = bench_training.images.__wrapped__(10_003)
+    assert many.shape == (10_003, 28, 28) and torch.equal(many[10_000:], many[:3])
 
 
 def test_pythae_is_named_absent_where_it_is_not_installed(monkeypatch):
