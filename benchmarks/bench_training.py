@@ -370,12 +370,11 @@ def setup_epoch(
     # Where the row is bfloat16 only we, and JAX, are: F.binary_cross_entropy refuses autocast, and
     # the tutorial's loop is what it is in float32.
     note = "" if dtype == "float32" else "the torch peers are float32"
-    sizes, made = f"{batch}x{count}", contenders
+    made = contenders
     if beside_how_many:
-        sizes, note = f"{sizes} beside {sum(beside_how_many)}", "busy processes beside it"
-        made = contenders_beside
+        note, made = "the last number: busy processes beside it", contenders_beside
     return Case(
-        "epoch", pass_, sizes, dtype, count * PIXELS, 0, device, lambda _: [],
+        "epoch", pass_, "x".join(map(str, shape)), dtype, count * PIXELS, 0, device, lambda _: [],
         made, first_epochs_loss(data, batch), samples=count, sets=1, memory=False, note=note,
     )  # fmt: skip
 
@@ -395,9 +394,9 @@ def setup_sizes(
         return [*found, jax_epoch if isinstance(jax_epoch, Absence) else epoch("jax", jax_epoch)]
 
     return Case(
-        "sizes", pass_, f"batch {batch}, hidden {hidden}", dtype, count * PIXELS, 0, device,
+        "sizes", pass_, "x".join(map(str, shape)), dtype, count * PIXELS, 0, device,
         lambda _: [], contenders, first_epochs_loss(data, batch, hidden), samples=count, sets=1,
-        memory=False,
+        memory=False, note="batch x hidden layer x images",
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_images_there_are_too_few_of_come_again(monkeypatch):
 
     def load_some(name, split):
         if name != "fashion10k":
-            raise DataUnavailableError("not here")
+            raise DataUnavailableError(name, [], [])
         return few
 
     monkeypatch.setattr(bench_training, "load", load_some)
