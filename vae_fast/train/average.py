@@ -18,7 +18,7 @@ class WeightAverage:
     The first steps use a smaller decay, (1 + step) / (10 + step), to forget the initial weights.
 
     Args:
-        flat: where the model's parameters are in one buffer, followed by one op.
+        flat: the buffer of the model's parameters, if there is one; the average then is one op.
     """
 
     def __init__(self, model: nn.Module, decay: float, flat: FlatParameters | None = None) -> None:
@@ -36,17 +36,18 @@ class WeightAverage:
             self._named |= {
                 names[id(p)]: view for p, view in zip(flat.parameters, views, strict=True)
             }
-        # Of a sharded parameter, this rank's part, in place: it is gathered from there.
+        # For a sharded parameter, this rank's part in place: FSDP gathers it from there.
         self._followed = [local(t) for t in self._followed]
         self._averages = [local(t) for t in self._averages]
 
     def weight(self, step: int) -> float:
-        """What the average moves by at ``step`` (0 is the first), as a part of the way."""
+        """The weight of the new weights in the average at ``step`` (0 is the first)."""
         return 1.0 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, weight: float | Tensor) -> None:
-        """Move towards the parameters as they are; ``weight`` may be 0-d, on their device."""
+        """Move the average towards the present parameters; ``weight`` may be a 0-d tensor on their
+        device."""
         if isinstance(weight, Tensor):
             for average, followed in zip(self._averages, self._followed, strict=True):
                 average.lerp_(followed, weight)
@@ -55,13 +56,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin with the parameters as they are."""
+        """Restart the average from the present parameters."""
         for average, followed in zip(self._averages, self._followed, strict=True):
             average.copy_(followed)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights within, and its own again afterwards."""
+        """Within the block, the model has the averaged weights."""
         self._exchange()
         try:
             yield

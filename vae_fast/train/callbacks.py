@@ -1,4 +1,4 @@
-"""What is told of a run as it goes on: callbacks, and loggers to elsewhere, which are callbacks."""
+"""Callbacks, which are called during a run, and loggers to other services, which are callbacks."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ Row = dict[str, Any]  # of metrics.jsonl
 
 
 class Callback:
-    """Is told of a run by its main process; each method does nothing unless it is overridden.
+    """Methods that a run's main process calls; each does nothing unless it is overridden.
 
-    An error that a method raises ends the run. What a method does to the model is seen by the next
-    step. A captured or recorded step runs no hooks, but ``on_step`` is called by every runner.
+    An error in a method ends the run. The next step sees changes that a method makes to the model.
+    Captured and recorded steps run no hooks, but every runner calls ``on_step``.
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Training begins, or goes on at ``trainer.progress.step``."""
+        """Training begins, or resumes at ``trainer.progress.step``."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """A step was taken; ``trainer.progress.step`` counts it. Nothing has waited for the device."""
+        """A step was taken; ``trainer.progress.step`` includes it. The device may not have finished
+        it."""
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         """A row of metrics was written, of training or validation (``row["split"]``)."""
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
-        """An epoch has ended, or the run within one; ``row`` is its validation's."""
+        """An epoch has ended, or the run has ended within an epoch; ``row`` is its validation's."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """A checkpoint was written, whole."""
+        """A whole checkpoint was written."""
 
     def on_picture(self, trainer: Trainer, path: Path) -> None:
         """A picture, or an array of samples, was drawn into the run's folder."""
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
-        """Training has ended: by itself (None), by Interrupted, or by an error."""
+        """Training has ended: normally (None), by Interrupted, or by an error."""
 
 
 class Wandb(Callback):
-    """Rows and pictures to Weights & Biases; a run that goes on is the same one there.
+    """Sends rows and pictures to Weights & Biases. A resumed run continues the same run there.
 
-    Its own environment variables (WANDB_PROJECT, WANDB_MODE, ...) are followed.
+    wandb reads its own environment variables (WANDB_PROJECT, WANDB_MODE, ...).
     """
 
     def __init__(self) -> None:
@@ -78,9 +79,9 @@ class Wandb(Callback):
 
 
 class MLflow(Callback):
-    """Parameters, rows and pictures to MLflow; a run that goes on is the same one there.
+    """Sends parameters, rows and pictures to MLflow. A resumed run continues the same run there.
 
-    Its own environment variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...) are followed.
+    MLflow reads its own environment variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...).
     """
 
     def __init__(self) -> None:
@@ -106,12 +107,12 @@ class MLflow(Callback):
 
 
 def loggers(config: TrainConfig) -> list[Callback]:
-    """Those that the configuration asks for; what they need is imported here."""
+    """The loggers that the configuration asks for; their packages are imported here."""
     return [{"wandb": Wandb, "mlflow": MLflow}[config.log_to]()] if config.log_to != "none" else []
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """A row's numbers by names such as val/loss and val/kl_per_dim/3; none that are not finite."""
+    """A row's finite numbers by names such as val/loss and val/kl_per_dim/3."""
     found = {}
     for name, value in row.items():
         if name in ("step", "split"):

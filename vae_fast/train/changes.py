@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and saying what is taken from where."""
+"""What may change when a run resumes, and messages about each change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from vae_fast.train.config import TrainConfig, hints, known, to_dict
 from vae_fast.train.manifest import CheckpointError
 
-# What a checkpoint is of: its weights, its optimizer's state, its place in the order of the data.
+# A checkpoint's weights, optimizer state and place in the data depend on these.
 FIXED = ("model", "model_args", "standardize", "seed", "batch_size", "labels", "optimizer.name",
          "optimizer.groups", "optimizer.phases")  # fmt: skip
 _OF_THE_START = ("init_from", "out")
 
 
 def fields() -> dict[str, Any]:
-    """The types of all that may change, by names such as lr and optimizer.clip_norm."""
+    """The types of all values that may change, by names such as lr and optimizer.clip_norm."""
     found = {}
     for name, kind in hints(TrainConfig).items():
         parts = hints(kind) if dataclasses.is_dataclass(kind) else {}
@@ -26,7 +26,7 @@ def fields() -> dict[str, Any]:
 
 
 def apply(config: TrainConfig, changes: Mapping[str, Any], run: str) -> list[str]:
-    """Change ``config``, and say what was there before.
+    """Change ``config``; returns a line for each change, with the old value.
 
     Args:
         changes: new values by name, such as {"lr": 1e-4, "optimizer.clip_norm": 1.0}.
@@ -50,13 +50,14 @@ def apply(config: TrainConfig, changes: Mapping[str, Any], run: str) -> list[str
 def compare(
     saved: Mapping[str, Any] | None, config: TrainConfig, asked: Mapping[str, Any], run: str
 ) -> list[str]:
-    """Say how ``config`` differs from that which a checkpoint was trained with.
+    """A line for each difference between ``config`` and the configuration of a checkpoint.
 
     Args:
-        saved: ``plain`` of the checkpoint's; None in those from before they held it.
-        asked: what ``apply`` has said already.
+        saved: the checkpoint's configuration as ``plain`` gives it; None in old checkpoints, which
+            have none.
+        asked: the changes that ``apply`` has already reported.
 
-    Raises CheckpointError if they differ in what can't change.
+    Raises CheckpointError if they differ in something that cannot change.
     """
     lines = []
     before, now = _flat(saved or {}), _flat(plain(config))
@@ -73,7 +74,7 @@ def compare(
 
 
 def changed_arguments(saved: Mapping[str, Any] | None, config: TrainConfig) -> set[str]:
-    """The names in optimizer.args whose values are not those the checkpoint was trained with."""
+    """The names in optimizer.args whose values differ from the checkpoint's."""
     if not saved:
         return set()
     before, now = saved["optimizer"]["args"], plain(config)["optimizer"]["args"]
@@ -81,12 +82,12 @@ def changed_arguments(saved: Mapping[str, Any] | None, config: TrainConfig) -> s
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as a checkpoint holds it: what JSON makes of it."""
+    """The configuration as a checkpoint holds it, after a round trip through JSON."""
     return json.loads(json.dumps(to_dict(config), default=str))
 
 
 def check_plain(saved: Any) -> None:
-    """Raise CheckpointError unless this can be ``plain`` of some configuration."""
+    """Raise CheckpointError unless this can be the ``plain`` form of a configuration."""
     optimizer = saved.get("optimizer") if isinstance(saved, dict) else None
     if not (isinstance(optimizer, dict) and isinstance(optimizer.get("args"), dict)):
         raise CheckpointError("config can't be a run's")

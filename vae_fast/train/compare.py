@@ -1,4 +1,4 @@
-"""The run's training beside the loops that people write, in turns, in one process."""
+"""Compare the run's training with common training loops, in turns, in one process."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ class Comparison:
 def compare(
     trainer: Trainer, rounds: int = 5, steps: int = 40, compiled: bool = True
 ) -> Comparison:
-    """Train copies of the run's model from here on, in alternating rounds, each in its own way.
+    """Train copies of the run's model in alternating rounds, each by its own loop.
 
-    The tutorial's loop reads images one by one through PIL, and asks for the loss at each step; plain
-    PyTorch with images in memory is the same model and loss without that loader, and once more under
-    torch.compile, which takes some 20 s before its first step. Where the model is
-    not the tutorial's kind (linear layers, a Bernoulli likelihood, uint8 images), plain PyTorch is
-    the run's own model and loop on the reference backend.
+    The tutorial's loop reads images one by one through PIL and reads the loss at each step. Plain
+    PyTorch with images in memory has the same model and loss without that loader; it also runs
+    under torch.compile, which takes some 20 s before its first step. For a model of another kind
+    than the tutorial's (linear layers, a Bernoulli likelihood, uint8 images), plain PyTorch is the
+    run's own model and loop on the reference backend.
 
     Args:
-        compiled: let torch.compile take part.
+        compiled: include torch.compile.
 
-    The trainer is left as it is. Raises RuntimeError, with the reason, without native kernels.
+    The trainer is not changed. Raises RuntimeError, with the reason, without native kernels.
     """
     reason = native_reason(trainer.device.type)
     if reason is not None:
@@ -95,7 +95,7 @@ def compare(
                 began = time.perf_counter()
                 losses[name].append(made[name]())
                 _wait(trainer.device)
-                if round_number > 0:  # the first warms up
+                if round_number > 0:  # the first round warms up
                     speeds[name].append(samples / (time.perf_counter() - began))
     return Comparison(
         {name: statistics.median(values) for name, values in speeds.items()},
@@ -109,7 +109,7 @@ def compare(
 def _contenders(
     trainer: Trainer, work: list, compiled: bool
 ) -> tuple[dict[str, Round], dict[str, str]]:
-    """Those that take part, and why another does not."""
+    """The contenders, and for each missing one the reason."""
     images = torch.cat([batch.images for batch in work]).cpu()
     size = len(work[0].images)
     found: dict[str, Round] = {}
@@ -197,7 +197,7 @@ class Plain(nn.Module):
 def _plain(
     trainer: Trainer, batches: Callable[[], Iterable[Tensor]], count: int, compiled: bool = False
 ) -> Round:
-    """The tutorial's loop: forward, loss, backward, Adam, and the loss asked for."""
+    """The tutorial's loop: forward, loss, backward, Adam, and reading the loss."""
     model = Plain(trainer.model).to(trainer.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=trainer.config.lr)
     beta = trainer.step.beta

@@ -1,4 +1,4 @@
-"""What a model itself has to say about data: a classifier's accuracy, a discriminator's."""
+"""A model's own measures on data, such as a classifier's or a discriminator's accuracy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from vae_fast.train.sharded import run_whole
 
 @torch.no_grad()
 def diagnostics(model: nn.Module, batches: Batches, world: World) -> dict[str, float]:
-    """Means over the data of what ``model.diagnostics(x, y)`` gives for samples.
+    """The means over the data of the values that ``model.diagnostics(x, y)`` returns.
 
-    That is a dictionary of tensors (N,), or of fewer values where something is not known of each
-    sample, the same names for every batch; y may be None. Most models have no such method, and no
-    diagnostics.
+    It returns a dictionary of tensors (N,), shorter if a value is not known for every sample, with
+    the same names for every batch; y may be None. Most models have no such method.
     """
     if not hasattr(model, "diagnostics"):
         return {}

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar on a terminal, a line per log interval elsewhere."""
+"""Display of a run's progress: a bar on a terminal, otherwise a line per log interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_fast.extras import need
 
 @final
 class MetricsDisplay:
-    """Shows rows of metrics against the number of steps; ``say`` prints beside the bar.
+    """Shows rows of metrics and the number of steps. ``say`` prints without breaking the bar.
 
     Args:
         done, total: steps.

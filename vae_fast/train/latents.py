@@ -1,4 +1,4 @@
-"""What the latent units carry: KL per dimension, active units, and a word on collapse."""
+"""Statistics of the latent units: KL per dimension, active units, and a warning of collapse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_fast.models.batched import condition_of
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.sharded import run_whole
 
-SAMPLES = 2048  # looked at, of the validation data
+SAMPLES = 2048  # of the validation data
 ACTIVE_VARIANCE = 0.01
 
 
@@ -22,8 +22,8 @@ def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) 
     """kl_per_dimension (nats, mean over samples) and active_units, of some 2048 samples.
 
     A unit is active if the variance of its posterior mean over the data is above 0.01 (Burda et
-    al. 2016, section 3). Of many ranks each looks at its part, and the numbers are those of all
-    parts together. Empty for models without a Gaussian posterior of one latent vector.
+    al. 2016, section 3). With several ranks, each takes its part, and the numbers are over all
+    parts. Empty for models without a Gaussian posterior of one latent vector.
     """
     if not (getattr(model, "is_probabilistic", False) and hasattr(model, "kl_per_dimension")):
         return {}
@@ -35,7 +35,7 @@ def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) 
         means.append(found.double())
         kl = kl + of_batch.double() * len(images)
         seen += len(images)
-        # All ranks leave at the same batch: their shares differ in the last one only.
+        # All ranks stop at the same batch: their shares differ only in the last one.
         if seen * world.size >= SAMPLES:
             break
     means = torch.cat(means)

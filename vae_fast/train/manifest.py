@@ -1,7 +1,7 @@
-"""state.json of a checkpoint: all that is no tensor, with the checksums of every file.
+"""state.json of a checkpoint: everything but tensors, with the checksums of all files.
 
-It is what tells a checkpoint of ours from any other folder. Nothing in it is trusted before it is
-checked: a damaged one raises CheckpointError, whatever the damage is.
+It distinguishes our checkpoints from other folders. Its content is checked before it is used: any
+damage raises CheckpointError.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from pathlib import Path
 from typing import Any
 
 FORMAT, VERSION = "vae_fast checkpoint", 3
-OLDEST = 2  # the oldest version that is read; it has no checksum of state.json, and no sizes
+OLDEST = 2  # the oldest readable version; its state.json has no checksum and no sizes
 WEIGHTS, TRAINING, STATE, SHARDS = (
     "model.safetensors",
     "training.safetensors",
     "state.json",
     "shards",
 )
-LARGEST = 1 << 28  # bytes of a state.json: a thousand ranks' generators are a tenth of it
+LARGEST = 1 << 28  # bytes of a state.json; the generators of a thousand ranks take a tenth of this
 _FILE = re.compile(
     rf"{re.escape(WEIGHTS)}|{re.escape(TRAINING)}|{SHARDS}/[\w.-]+\.safetensors", re.ASCII
 )
 
 
 class CheckpointError(ValueError):
-    """A folder is not a whole checkpoint of ours; the message says which file and why."""
+    """A folder is not a whole checkpoint of ours. The message names the file and the reason."""
 
 
 def encode(step: int, state: Any, checksums: dict[str, int], sizes: dict[str, int]) -> bytes:
-    """state.json of a checkpoint with these files, named from its folder."""
+    """The content of state.json for a checkpoint with these files, named relative to its folder."""
     content = {"format": FORMAT, "version": VERSION, "step": step}
     content |= {"crc32": checksums, "bytes": sizes, "state": state}
     return json.dumps({**content, "checksum": _checksum(content)}, indent=1).encode()
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What state.json of ``folder`` holds: step, crc32, bytes (perhaps empty) and state.
+    """The content of ``folder``'s state.json: step, crc32, bytes (possibly empty) and state.
 
-    Raises CheckpointError if it is not one, not whole, or of a version that can't be read here.
+    Raises CheckpointError if it is no checkpoint, not whole, or of an unreadable version.
     """
     path = folder / STATE
     try:
         content = json.loads(read_bytes(path, at_most=LARGEST))
     except CheckpointError:
         raise
-    except (ValueError, RecursionError, MemoryError) as error:  # not JSON, or JSON to no end
+    except (ValueError, RecursionError, MemoryError) as error:  # not JSON, or nested too deeply
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, *, at_most: int, exactly: int | None = None) -> bytes:
-    """The content of a checkpoint's file, if it has the size that it should have."""
+    """The content of a checkpoint's file, if the file has the expected size."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -96,7 +96,7 @@ def read_bytes(path: Path, *, at_most: int, exactly: int | None = None) -> bytes
 
 
 def _checksum(content: dict[str, Any]) -> int:
-    """Of the values, however they are laid out in the file."""
+    """A checksum of the values, independent of the file's layout."""
     return zlib.crc32(json.dumps(content).encode())
 
 

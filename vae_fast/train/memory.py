@@ -1,4 +1,4 @@
-"""Sizes that no machine like this one can hold, refused before anything is allocated."""
+"""Refuse sizes that exceed this machine's memory, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-LARGE = 10_000  # a size from which a model may be too large; smaller ones are not looked at
+LARGE = 10_000  # a size from which a model may be too large; smaller ones are not checked
 MOST_LAYERS = 1_000
-REPEATED = ("blocks", "layers", "levels")  # options that say how often something is made
+REPEATED = ("blocks", "layers", "levels")  # options that count repetitions
 
 
 def check_fits(size: int, what: str, device: torch.device | None = None) -> None:
-    """Raise ValueError if ``size`` bytes exceed the memory of the device, of this machine if None."""
+    """Raise ValueError if ``size`` bytes exceed the memory of the device, or of this machine if
+    None."""
     if device is not None and device.type == "cuda":
         most, of = torch.cuda.get_device_properties(device).total_memory, "GPU"
     else:
@@ -32,10 +33,12 @@ def check_model(
     device: torch.device | None,
     copies: float,
 ) -> None:
-    """Raise ValueError if so many copies of the weights would not fit ``device``, or one the CPU.
+    """Raise ValueError if ``copies`` copies of the weights do not fit ``device``, or one does not
+    fit the CPU.
 
     Args:
-        build: makes the model; called without memory for its weights, if any size is ``LARGE``.
+        build: makes the model. It is called on the meta device, only if some size is at least
+            ``LARGE``.
     """
     for key, number in _numbers(options):
         if key in REPEATED and number > MOST_LAYERS:
@@ -48,7 +51,7 @@ def check_model(
             count = sum(p.numel() for p in build().parameters())
     except (RuntimeError, OverflowError) as error:
         if "overflow" not in str(error).lower() and "too large" not in str(error).lower():
-            return  # it needs real tensors to be made: it is built without this look
+            return  # it cannot be built on the meta device, so this check is skipped
         raise ValueError(
             f"model_args {dict(options)} ask for sizes that can't be: {error}"
         ) from None
@@ -57,7 +60,7 @@ def check_model(
 
 
 def _numbers(options: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in a tree of options, with the name that it stands under."""
+    """Every integer in a tree of options, with its name."""
     if isinstance(options, Mapping):
         for name, value in options.items():
             yield from _numbers(value, name)

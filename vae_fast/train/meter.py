@@ -17,13 +17,13 @@ TERMS = LossOutput._fields
 class Meter:
     """Adds up per-sample means of batches, weighted by their sizes, without waiting.
 
-    ``samples`` counts every sample seen by this process; the means are over those added.
+    ``samples`` counts every sample that this process has seen; the means are over the added ones.
     """
 
     def __init__(self, device: torch.device, world: World) -> None:
         self.samples = 0
         self._world = world
-        # Sums of the terms, and of the samples that were added.
+        # Sums of the terms, and the number of added samples.
         self._sums = torch.zeros(len(TERMS) + 1, device=device, dtype=torch.float64)
         self._on_host = [0.0] * (len(TERMS) + 1)
         self._one = torch.ones((), device=device)
@@ -32,8 +32,8 @@ class Meter:
     def add(self, terms: LossOutput, samples: int, skipped: Tensor | bool = False) -> None:
         """Add a batch's means (0-d tensors, nats per sample), unless ``skipped``.
 
-        A decision of the device's stays there, and so do the sums. ``samples`` are counted by
-        who calls this, or replays it.
+        The device's decision to skip stays on the device, and so do the sums. The caller, or the
+        code that replays this, counts ``samples``.
         """
         if isinstance(skipped, Tensor) or not self._sums.is_cpu:
             with torch.no_grad():
@@ -45,16 +45,16 @@ class Meter:
             self.add_numbers([term.item() for term in terms], samples, skipped)
 
     def add_numbers(self, terms: Sequence[float], samples: int, skipped: bool = False) -> None:
-        """The same for numbers of the host."""
+        """The same for Python numbers."""
         if not skipped:
             for i, term in enumerate(terms):
                 self._on_host[i] += term * samples
             self._on_host[-1] += samples
 
     def read(self) -> tuple[dict[str, float], int]:
-        """The means since the last read, and the samples seen, of all ranks.
+        """The means since the last read, and the number of samples, over all ranks.
 
-        This waits for the device and starts anew. The means are NaN if nothing was added.
+        This waits for the device and resets the meter. The means are NaN if nothing was added.
         """
         sums = torch.cat([self._total(), self._total().new_tensor([self.samples])])
         *terms, counted, samples = self._world.sum(sums).tolist()
@@ -72,7 +72,7 @@ class Meter:
 
     @staticmethod
     def of_all(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The state of one meter that has seen what the given ones saw."""
+        """The state of one meter with the samples of all the given ones."""
         return {
             "sums": torch.stack([state["sums"] for state in states]).sum(0),
             "samples": sum(state["samples"] for state in states),

@@ -1,4 +1,4 @@
-"""How far a run is, what came of it, and what a checkpoint's state has to have."""
+"""A run's progress and result, and the check of a checkpoint's state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_fast.train.manifest import CheckpointError
 
 @dataclass
 class Progress:
-    """How far a run is. Checkpoints hold it and rows of metrics.jsonl quote it."""
+    """How far a run is. Checkpoints save it, and rows of metrics.jsonl contain parts of it."""
 
     epoch: int = 0  # whole epochs, validation included
     step: int = 0
@@ -21,16 +21,16 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0  # spent in training steps, not in validation or checkpoints
     best: float = math.inf  # lowest validation loss so far, at the final beta, nats per sample
-    # Which checkpoints before 2026-11-30 have not:
-    stale: int = 0  # validations since the best, none of them lower
+    # Checkpoints from before 2026-11-30 lack these:
+    stale: int = 0  # validations since the best one
     validated: int = 0  # the step of the last validation
 
 
 @dataclass
 class Result:
-    """What ``fit`` returns: the last validation's terms in nats per sample, speed and pictures.
+    """The result of ``fit``: the last validation's terms in nats per sample, speed and pictures.
 
-    ``diagnostics`` is what the model itself said of the validation data, such as its accuracy.
+    ``diagnostics`` are the model's own measures on the validation data, such as accuracy.
     """
 
     loss: float
@@ -42,7 +42,7 @@ class Result:
 
 
 def check_state(state: dict[str, Any]) -> None:
-    """Raise CheckpointError unless this can be what ``Trainer.state`` gave, as far as kinds tell."""
+    """Raise CheckpointError unless names and types are those of ``Trainer.state``."""
     names = {f.name for f in fields(Progress)}
     reached = state.get("reached")
     ranks = state.get("ranks")
@@ -69,7 +69,7 @@ def check_state(state: dict[str, Any]) -> None:
             and all(_has(rank, rng=dict, meter=dict) for rank in ranks)
         ),
     }
-    if "config" in state:  # which checkpoints of version 2 have not
+    if "config" in state:  # checkpoints of version 2 have none
         check_plain(state["config"])
     if wrong := [name for name, fault in faults.items() if fault]:
         raise CheckpointError(f"{', '.join(wrong)} can't be a run's")

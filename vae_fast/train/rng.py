@@ -25,7 +25,7 @@ def state(device: torch.device) -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any], device: torch.device) -> None:
-    """The inverse of ``state``; a generator without a saved state is left as it is."""
+    """The inverse of ``state``. A generator without a saved state is not changed."""
     torch.set_rng_state(states["torch"])
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
@@ -35,17 +35,17 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
 
 
 def mixed(*key: int) -> int:
-    """A seed from several numbers. On the CPU torch looks at its lower 32 bits only, so numbers
-    must not simply be put side by side: every rank would draw the same noise."""
+    """One seed from several numbers. On the CPU torch uses only a seed's lower 32 bits, so the
+    numbers must be mixed; concatenated, they would give every rank the same noise."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_rank(seed: int, rank: int, step: int = 0) -> None:
-    """Give each rank of a run its own noise; rank 0 goes on as it would by itself.
+    """Give each rank of a run its own noise; rank 0 continues as a single process would.
 
     Args:
-        step: where a run goes on that can't take its generators along, for other noise than its
-            first steps had.
+        step: the step at which a run resumes without its saved generators, so that its noise
+            differs from that of its first steps.
     """
     own = mixed(seed, rank, step)
     np.random.seed(own & 0xFFFFFFFF)
@@ -56,7 +56,7 @@ def seed_rank(seed: int, rank: int, step: int = 0) -> None:
 
 @contextmanager
 def forked(seed: int, rank: int = 0) -> Iterator[None]:
-    """Seed torch for a block whose draws leave the generators outside it untouched."""
+    """Seed torch within the block; its draws do not change the generators outside."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(mixed(seed, rank) if rank > 0 else seed)
         yield

@@ -1,7 +1,7 @@
 """Loss scaling for fp16, whose small gradients would be zero (Micikevicius et al. 2018).
 
-torch's GradScaler, in what it does, without its host: whether a gradient overflowed is the guard's
-decision, which stays on the device.
+This does what torch's GradScaler does, without reading values on the host: the guard decides on the
+device whether a gradient overflowed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 START = 2.0**16
-GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # torch's own
+GROWTH, BACKOFF, INTERVAL = 2.0, 0.5, 2000  # torch's defaults
 
 
 class LossScale:
-    """A power of two that halves when gradients overflow and doubles after 2000 steps without."""
+    """A power of two that halves when gradients overflow and doubles after 2000 steps without
+    overflow."""
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.full((), START, device=device)

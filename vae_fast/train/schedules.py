@@ -1,4 +1,4 @@
-"""Weights that change as a run goes on, as functions of the step alone."""
+"""Schedules of beta and the learning rate, as functions of the step alone."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def lr_at(optimizer: OptimizerConfig, lr: float, step: int, total_steps: int) ->
 
 
 class ScheduleValues:
-    """What schedules say of the present step: numbers on the CPU, on a GPU 0-d tensors there.
+    """The schedules' values at the present step: numbers on the CPU, 0-d tensors on a GPU.
 
-    A captured step reads the tensors at each replay. They are written where a value has changed,
-    by a launch that carries the value: nothing waits.
+    A captured step reads the tensors at each replay. Only changed values are written, by a launch
+    that carries the value, so nothing waits.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -24,7 +24,7 @@ _CHUNK = 16 << 20  # bytes read at once
 def write(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[str, int]:
     """Write sharded tensors (DTensors) to the new ``folder``, and give each file's checksum.
 
-    Every rank has to ask; if one of them can't write, all of them raise OSError with its reason.
+    Collective: call on every rank. If one cannot write, all raise OSError with its reason.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
@@ -41,18 +41,18 @@ def write(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[str, i
 
 
 def checksums(folder: Path, world: World) -> dict[str, int]:
-    """The CRC-32 of the files that fall to this rank: every so-manieth."""
+    """The CRC-32 of this rank's share of the files, ``files[rank::size]``."""
     files = sorted(folder.glob("*.safetensors"))[world.rank :: world.size]
     return {path.name: _crc32(path) for path in files}
 
 
 def read(folder: Path, mesh: Any = None) -> dict[str, Tensor]:
-    """The tensors in ``folder``: whole, or with a device mesh sharded over it by rows."""
+    """The tensors in ``folder``: whole, or sharded by rows over a device mesh."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
 
     class TensorsOnly(DefaultLoadPlanner):
-        """Refuses what is no tensor: DCP would unpickle it."""
+        """Refuses everything but tensors: DCP would unpickle it."""
 
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
             raise ValueError(f"{folder} holds {read_item.dest_index.fqn}, which is no tensor")

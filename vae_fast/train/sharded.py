@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer state spread over ranks: torch's FSDP2, and what it asks for.
+"""Weights, gradients and optimizer state sharded over ranks by torch's FSDP2, with helpers for it.
 
-A sharded parameter is a DTensor: every rank has some of its rows. It is whole while the module that
-has it runs forward or backward, and only then.
+A sharded parameter is a DTensor: every rank has some of its rows. It is whole only while its module
+runs forward or backward.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Returned = TypeVar("Returned")
 
 
 def shard(model: nn.Module, device: torch.device, size: int, precision: str) -> nn.Module:
-    """Shard ``model`` over ``size`` ranks in place; every rank has to have the same weights.
+    """Shard ``model`` over ``size`` ranks in place. All ranks must have the same weights.
 
-    Modules that ``model.blocks()`` names, where it has such a method, are gathered one at a time; the
-    rest of the model as one more. With bf16, weights are gathered in bfloat16 and gradients
+    If the model has a method ``blocks()``, the modules that it returns are gathered one at a time,
+    and the rest of the model together. With bf16, weights are gathered in bfloat16 and gradients
     averaged in float32; the shards themselves stay float32.
 
     Raises:
-        ValueError: a parameter is 0-d, of which there is nothing to share out.
+        ValueError: a parameter is 0-d, so it has no rows to shard.
     """
     if scalars := [name for name, p in model.named_parameters() if p.dim() == 0]:
         raise ValueError(
@@ -42,15 +42,15 @@ def shard(model: nn.Module, device: torch.device, size: int, precision: str) -> 
 
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
-        # Inputs are left to autocast: beta, a tensor on GPUs, would become bfloat16 too.
+        # Autocast converts inputs: FSDP would also convert beta, a tensor on GPUs, to bfloat16.
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     mesh = init_device_mesh(device.type, (size,))
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Whole only while it runs, like its blocks: weights put in their place must not be passed over
-    # for a gathered copy of those before.
+    # Whole only while it runs, like its blocks: a gathered copy of old weights must not hide
+    # weights that were swapped in.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model.run_whole = MethodType(lambda self, function: function(), model)
     register_fsdp_forward_method(model, "run_whole")
@@ -58,22 +58,22 @@ def shard(model: nn.Module, device: torch.device, size: int, precision: str) -> 
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The modules that the model names as worth sharding one by one."""
+    """The modules that the model wants sharded one by one."""
     blocks = getattr(model, "blocks", None)
     return list(blocks()) if callable(blocks) and not isinstance(blocks, nn.Module) else []
 
 
 def run_whole(model: nn.Module, function: Callable[[], Returned]) -> Returned:
-    """``function()``, which may call any method of ``model`` and not its forward alone.
+    """Call ``function()``, which may call any method of ``model``, not only its forward.
 
-    Of a sharded model the weights are gathered for it, so every rank has to call this alike.
+    A sharded model's weights are gathered for this. Collective: call on every rank.
     """
     run = getattr(model, "run_whole", None)
     return function() if run is None else run(function)
 
 
 def is_sharded(value: object) -> bool:
-    """Whether this is a DTensor; without importing what makes them, as long as nobody else did."""
+    """Whether this is a DTensor, without importing DTensor if it is not imported yet."""
     return isinstance(value, Tensor) and hasattr(value, "placements")
 
 
@@ -99,18 +99,20 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def like(value: Tensor, other: Tensor) -> Tensor:
-    """``value`` sharded as ``other`` is, if it is; every rank has to have the whole value."""
+    """``value``, sharded like ``other`` if that is sharded. Every rank must have the whole
+    value."""
     if not is_sharded(other) or is_sharded(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    # No rank is asked for its value (src_data_rank): each takes its rows of its own.
+    # No rank sends its value (src_data_rank): each takes the rows of its own copy.
     value = value.to(other.device, other.dtype)
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
 
 
 def shard_state(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """An optimizer's state_dict with what has a parameter's shape sharded as that parameter is."""
+    """An optimizer's state_dict, in which tensors of a parameter's shape are sharded like the
+    parameter."""
 
     def placed(number: int, entries: dict[str, Any]) -> dict[str, Any]:
         p = parameters[number]

@@ -1,4 +1,4 @@
-"""What a run shows at its end: the pictures of its model and its metrics."""
+"""The pictures of a run: of its model and of its metrics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def reconstruct(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """``n`` samples of the model, the same for the same seed."""
+    """``n`` samples of the model; the same seed gives the same samples."""
     model.eval()
     options = {} if temperature == 1.0 else {"temperature": temperature}
     with rng.forked(seed):
@@ -59,7 +59,7 @@ def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Ten
 def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[Path]:
     """Draw reconstructions.png and samples.png, of images or series, and curves.png.
 
-    A picture that can't be drawn costs a warning, and not the run.
+    A picture that cannot be drawn gives a warning; the run does not fail.
 
     Args:
         prefix: put before the names, within the run's folder.
@@ -67,14 +67,14 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
     config, folder, model = trainer.config, trainer.folder, trainer.model
     are_images = len(model.input_shape) == 3
     are_series = len(model.input_shape) == 1 and not getattr(model.likelihood, "discrete", True)
-    if are_images or are_series:  # by every rank, for each may have a part of the model
+    if are_images or are_series:  # on every rank, since each may hold a part of the model
         columns = classes_of(model) if are_images else 5
         pairs, draws_of_prior = (4 * 10, 10 * columns) if are_images else (SERIES, SERIES)
         try:
             batch = first_samples(trainer.val_batches, pairs)
             again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
         except Exception as error:
-            if trainer.world.is_distributed:  # the others may not have failed, and would wait
+            if trainer.world.is_distributed:  # other ranks may not have failed, and would wait
                 raise
             _warn("reconstructions.png and samples.png", error)
             are_images = are_series = False

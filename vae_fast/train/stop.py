@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM as a wish to stop: the run finishes its step, checkpoints and leaves."""
+"""SIGINT and SIGTERM as a request to stop: the run finishes its step, writes a checkpoint and
+ends."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from typing import Any, final
 from vae_fast.train.distributed import World
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-MEETING_SECONDS = 1.0  # between two meetings of ranks; torchrun kills 30 s after its SIGTERM
+MEETING_SECONDS = 1.0  # between two agreements of ranks; torchrun kills 30 s after its SIGTERM
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and everything is saved. ``signal`` is its number."""
+    """A signal stopped the run, and everything is saved. ``signal`` is its number."""
 
     def __init__(self, number: int, step: int, folder: Path) -> None:
         super().__init__(
@@ -28,17 +29,18 @@ class Interrupted(Exception):
 
 @final
 class StopSignals:
-    """While entered, remembers a signal in ``asked``; a second one acts as it always does."""
+    """Within the block, stores a signal in ``asked``. A second one has its usual effect."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
-        self._met = (0, 0.0)  # the step and the time of the ranks' last meeting
-        self._meets_at = 0  # the step of the next one
+        self._met = (0, 0.0)  # step and time of the ranks' last agreement
+        self._meets_at = 0  # step of the next one
 
     def __enter__(self) -> StopSignals:
         self.asked = None
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
+        # Python allows handlers in this thread only
+        if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
                 self._before[number] = signal.signal(number, self._ask)
         return self
@@ -53,10 +55,11 @@ class StopSignals:
         self.__exit__()
 
     def agreed(self, world: World, step: int, *, now: bool = False) -> int | None:
-        """The signal that asked any rank. Many ranks meet over it at steps they agree on too.
+        """The signal that any rank received. Several ranks communicate about it, at steps that they
+        also agree on.
 
         Args:
-            now: meet at this step in any case.
+            now: communicate at this step in any case.
         """
         if not world.is_distributed:
             return self.asked

@@ -1,4 +1,4 @@
-"""TensorBoard, where it is installed: the rows of metrics, KL per dimension, and pictures."""
+"""TensorBoard, if it is installed: rows of metrics, KL per dimension, and pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @final
 class TensorBoard(Callback):
-    """Writes to RUN/tensorboard; does nothing where TensorBoard is off or not installed.
+    """Writes to RUN/tensorboard; does nothing if TensorBoard is off or not installed.
 
     Args:
         choice: auto, on or off.
@@ -30,7 +30,7 @@ class TensorBoard(Callback):
             need("tensorboard", "--tensorboard on", install="tensorboard")
 
     def on_start(self, trainer: Trainer) -> None:
-        if self._is_on:  # what was written of later steps is hidden
+        if self._is_on:  # hides what was written for later steps
             module = importlib.import_module("torch.utils.tensorboard")
             folder, step = trainer.folder.path / "tensorboard", trainer.progress.step
             self._writer = module.SummaryWriter(str(folder), purge_step=step)

@@ -1,8 +1,8 @@
-"""torch's learning rate schedulers, as a function of the step: any runner can be handed its number.
+"""torch's learning rate schedulers as functions of the step, usable by every runner.
 
-The scheduler drives an optimizer of its own, which has no weights of the model, and its learning rate is
-read off. What is saved is no state of the scheduler, but what it was told: it is told again on resuming,
-so that its class may be anybody's and nothing of it is pickled.
+The scheduler drives a separate optimizer without the model's weights, and this reads its learning
+rate. Checkpoints save the scheduler's inputs instead of its state, and resuming replays them. So
+the class may be any, and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODULE = "torch.optim.lr_scheduler"
 class TorchSchedule:
     """The learning rate that ``optimizer.scheduler`` gives at a step.
 
-    ReduceLROnPlateau is told each validation's loss; others count steps or epochs.
+    ReduceLROnPlateau gets each validation's loss; others count steps or epochs.
 
     Raises:
         ValueError: the name leads nowhere or to no scheduler, or its arguments don't fit.
@@ -55,7 +55,7 @@ class TorchSchedule:
                 f"optimizer.scheduler_args {self._arguments} don't fit "
                 f"{self._config.optimizer.scheduler}: {error}"
             ) from error
-        self._optimizer.step()  # of nothing; a scheduler warns where there was none
+        self._optimizer.step()  # an empty step: a scheduler warns if the optimizer has taken none
 
     def at(self, step: int) -> float:
         """The learning rate of ``step``, 0 for the first."""
@@ -69,7 +69,7 @@ class TorchSchedule:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def validated(self, loss: float) -> None:
-        """A validation's loss, for a scheduler that goes by it."""
+        """Report a validation's loss to a scheduler that needs it."""
         if self.by_loss:
             self._losses.append(loss)
             self._scheduler.step(loss)

@@ -1,4 +1,4 @@
-"""A tree of plain values and tensors as JSON, and the tensors beside it."""
+"""Split a tree of plain values and tensors into JSON and a dict of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
 
 
 def without_tensors(node: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """``node`` for JSON; its tensors go to ``tensors`` under their path in the tree."""
+    """``node`` for JSON; its tensors are added to ``tensors``, under their path in the tree."""
     if isinstance(node, torch.Tensor):
         tensors[name] = node
         return {_TENSOR: name}

@@ -1,4 +1,4 @@
-"""The weights that a run starts from, of another run."""
+"""Start a run from the weights of another run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import nn
 from vae_fast.train import checkpoint
 from vae_fast.train.run_folder import RunFolder
 
-_NAMED = 6  # tensors in a sentence
+_NAMED = 6  # tensors named in a message
 
 
 def take_weights(model: nn.Module, run: str) -> str:
-    """Give ``model`` the weights of ``run`` whose names and shapes fit; returns what was done.
+    """Load the weights of ``run`` whose names and shapes fit into ``model``; returns a sentence
+    about them.
 
-    They are those of the best checkpoint, or of the last where there is no best, and the moving
-    average where the run kept one. No code of that run is executed.
+    They come from the best checkpoint, or from the last if there is no best, and are the moving
+    average if the run kept one. No code of that run is executed.
 
     Raises ValueError if it is no run, has no checkpoint, or nothing fits.
     """
