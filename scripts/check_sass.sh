@@ -11,10 +11,10 @@ cd "$(dirname "$0")/.."
 
 ARCH="${ARCH:-sm_90}"
 PYTHON="${PYTHON:-python3}"
-# These read a few words each, and the finish a few partial sums: nothing to widen. GroupNorm's kernels
-# read single elements: they are not tuned yet (docs/gpu-status.md).
-narrow='finish_kernel|philox_words_kernel|normalize_kernel|statistics_kernel|channel_sums_kernel|'
-narrow+='gradient_kernel<|shares_kernel'
+# These read a few words each, or partial sums, or rows of a map that are no whole number of 16 bytes
+# (GroupNorm's with one neighbour): nothing to widen.
+narrow='finish_kernel|philox_words_kernel|statistics_kernel|shares_kernel|sample_kernel|'
+narrow+='sample_backward_kernel|decide_alone_kernel|F[0-9]+, 1, '
 
 nvcc="${NVCC:-$(command -v nvcc || true)}"
 if [ -z "$nvcc" ] && [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then

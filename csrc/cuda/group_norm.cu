@@ -28,19 +28,33 @@ VF_DEVICE void store_one(void* base, int64_t i, typename F::C x) {
 constexpr int64_t kMostCuts = 64;  // of a map
 constexpr int kWarps = kThreads / kWarp;
 
-// How maps are cut for the sums: parts of `length` places, taken by a warp each where a map's places
-// are neighbours, else by a block for 32 channels at once.
+// A thread reads so many neighbours at once, 16 bytes: places of a map, or channels of a place. They are
+// single ones where rows of these are no whole number of 16 bytes.
+template <class F>
+constexpr int kNeighbours = 16 / F::bytes;
+
+// How maps are cut, by the sizes alone: parts of `length` places, taken by a warp each where a map's
+// places are neighbours, else by a block for `lanes` times `neighbours` channels.
 struct Cuts {
+  int neighbours, lanes;  // lanes: of a place, the others having other places
   int64_t parts, length, tasks, blocks;
 
   template <class Args>
   explicit Cuts(const Args& args) {
-    const int64_t least = args.channels_last ? 256 : 1024;
+    neighbours = static_cast<int>(16 / size_of(args.dtype));
+    if ((args.channels_last ? args.channels : args.inner) % neighbours != 0) neighbours = 1;
+    lanes = kWarp;
+    if (args.channels_last && neighbours > 1) {
+      while (lanes > 1 && lanes / 2 * neighbours >= args.channels) lanes /= 2;
+    }
+    const int64_t width = int64_t{lanes} * neighbours;
+    const int64_t least = args.channels_last ? 8192 / width : 1024;
     parts = (args.inner + least - 1) / least;
     if (parts > kMostCuts) parts = kMostCuts;
     length = parts == 0 ? 0 : (args.inner + parts - 1) / parts;
+    if (!args.channels_last) length = (length + neighbours - 1) / neighbours * neighbours;
     if (length > 0) parts = (args.inner + length - 1) / length;
-    const int64_t bundles = (args.channels + kWarp - 1) / kWarp;
+    const int64_t bundles = (args.channels + width - 1) / width;
     tasks = args.rows * parts * (args.channels_last ? bundles : args.channels);
     const int64_t needed = args.channels_last ? tasks : (tasks + kWarps - 1) / kWarps;
     blocks = needed < kMaxBlocks ? needed : kMaxBlocks;
@@ -72,19 +86,51 @@ VF_DEVICE double shift_of(const GroupNormSilu& args, int64_t row, int64_t group)
   return static_cast<double>(load_one<F>(args.x, element_of(args, row, first, 0)));
 }
 
-template <class F>
-struct Distances {
-  const void* x;
-  double shift;
+// --- neighbours ----------------------------------------------------------------------------------
 
-  VF_DEVICE Distances(const GroupNormSilu& args, int64_t row, int64_t channel)
-      : x(args.x), shift(shift_of<F>(args, row, channel / (args.channels / args.groups))) {}
-  VF_DEVICE void add(int64_t i, double& sum, double& squares) const {
-    const double d = static_cast<double>(load_one<F>(x, i)) - shift;
-    sum += d;
-    squares += d * d;
+// The bits of V neighbours from element i on. Alignment changes how they are read, and nothing else.
+template <class F, int V>
+struct Some {
+  uint32_t words[V == 1 ? 2 : 4];
+
+  VF_DEVICE void request(const void* base, int64_t i, bool aligned) {
+    const char* bytes = static_cast<const char*>(base) + i * F::bytes;
+    if constexpr (V == 1) {
+      const uint64_t bits = load_bits<F::bytes>(bytes);
+      words[0] = static_cast<uint32_t>(bits), words[1] = static_cast<uint32_t>(bits >> 32);
+    } else {
+      if (aligned) return load_words<Reuse::soon, 4>(bytes, words);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) words[w] = 0;
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const uint64_t bits = load_bits<F::bytes>(bytes + k * F::bytes);
+        words[k * F::bytes / 4] |= static_cast<uint32_t>(bits) << (8 * (k * F::bytes % 4));
+        if constexpr (F::bytes == 8) words[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
+      }
+    }
   }
+  VF_DEVICE typename F::C operator[](int k) const { return F::decode(words, k); }
 };
+
+template <class F, int V>
+VF_DEVICE void store_some(void* base, int64_t i, bool aligned, const typename F::C (&x)[V]) {
+  if constexpr (V == 1) {
+    store_one<F>(base, i, x[0]);
+  } else {
+    char* bytes = static_cast<char*>(base) + i * F::bytes;
+    uint32_t words[4];
+#pragma unroll
+    for (int k = 0; k < V; k += 2) F::encode(words, k, x[k], x[k + 1]);
+    if (aligned) return store_16(bytes, {words[0], words[1], words[2], words[3]}, false);
+#pragma unroll
+    for (int k = 0; k < V; ++k) store_bits<F::bytes>(bytes + k * F::bytes, words, k);
+  }
+}
+
+// What a thread's neighbours take of their channels: N of them channels-last, one of a map's.
+template <bool LAST, int V>
+constexpr int kOwn = LAST ? V : 1;
 
 // What an element's gradient takes of its group and its channel.
 template <class F>
@@ -93,7 +139,7 @@ struct Channel {
   C mean, rstd, weight, bias;
 
   template <class Args>
-  VF_DEVICE Channel(const Args& args, int64_t row, int64_t channel) {
+  VF_DEVICE void read(const Args& args, int64_t row, int64_t channel) {
     const int64_t group = row * args.groups + channel / (args.channels / args.groups);
     mean = __ldcg(static_cast<const C*>(args.mean) + group);
     rstd = __ldcg(static_cast<const C*>(args.rstd) + group);
@@ -106,91 +152,165 @@ struct Channel {
   }
 };
 
-template <class F>
-struct Gradients {
-  const void *x, *grad;
-  Channel<F> channel;
+// The terms of forward's two sums: of distances and of their squares.
+template <class F, int N>
+struct Distances {
+  using C = typename F::C;
+  static constexpr bool kBackward = false;
+  C shift[N];
 
-  VF_DEVICE Gradients(const GroupNormSiluBackward& args, int64_t row, int64_t channel)
-      : x(args.x), grad(args.grad_y), channel(args, row, channel) {}
-  VF_DEVICE void add(int64_t i, double& plain, double& by_xhat) const {
-    const auto value = load_one<F>(x, i);
-    const double dv = static_cast<double>(channel.grad(value, load_one<F>(grad, i)));
-    plain += dv;
-    by_xhat += dv * static_cast<double>(channel.xhat(value));
+  VF_DEVICE Distances(const GroupNormSilu& args, int64_t row, int64_t channel) {
+    const int64_t deep = args.channels / args.groups;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      shift[n] = static_cast<C>(shift_of<F>(args, row, (channel + n) / deep));
+    }
+  }
+  VF_DEVICE void add(int n, C x, C, C& sum, C& squares) const {
+    const C d = x - shift[n];
+    sum += d;
+    squares += d * d;
   }
 };
 
+// And backward's: of dv and of dv times xhat.
+template <class F, int N>
+struct Gradients {
+  using C = typename F::C;
+  static constexpr bool kBackward = true;
+  Channel<F> channel[N];
+
+  VF_DEVICE Gradients(const GroupNormSiluBackward& args, int64_t row, int64_t first) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) channel[n].read(args, row, first + n);
+  }
+  VF_DEVICE void add(int n, C x, C g, C& plain, C& by_xhat) const {
+    const C dv = channel[n].grad(x, g);
+    plain += dv;
+    by_xhat += dv * channel[n].xhat(x);
+  }
+};
+
+VF_DEVICE const void* second_of(const GroupNormSilu&) { return nullptr; }
+VF_DEVICE const void* second_of(const GroupNormSiluBackward& args) { return args.grad_y; }
+
+// Calls body(i, x, g) for a thread's share, V neighbours from each of the elements at, at + step, ...
+// below end on; those of several are asked for before any is used. g is of `second`, if that is given.
+template <class F, int V, bool LAST, class Body>
+VF_DEVICE void for_each_some(const void* x, const void* second, int64_t at, int64_t step, int64_t end,
+                             bool aligned, const Body& body) {
+  constexpr int U = LAST && V > 4 ? 2 : 4;
+  for (int64_t i = at; i < end; i += U * step) {
+    Some<F, V> of_x[U], of_second[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (i + u * step >= end) break;
+      of_x[u].request(x, i + u * step, aligned);
+      if (second != nullptr) of_second[u].request(second, i + u * step, aligned);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (i + u * step >= end) break;
+      body(i + u * step, of_x[u], of_second[u]);
+    }
+  }
+}
+
 // Gives the parts of maps to threads. body(row, channel, at, step, end) is a thread's share:
-// elements at, at + step, ... below end, all of one channel; they are none for lanes beyond the
-// channels. after(row, part, channel) follows it, for all threads of a block (channels-last) or of a
-// warp alike, which may meet there.
-template <class Args, class Body, class After>
+// neighbours from the elements at, at + step, ... below end on, of `channel` or from it on; they are
+// none for lanes beyond the channels. after(row, part, first) follows it, for all threads of a block
+// (channels-last, whose channels begin with `first`) or of a warp alike, which may meet there.
+template <int V, bool LAST, class Args, class Body, class After>
 VF_DEVICE void for_each_part(const Args& args, const Cuts& cuts, const Body& body,
                              const After& after) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto end_of = [&](int64_t begin) {
     return begin + cuts.length < args.inner ? begin + cuts.length : args.inner;
   };
-  if (!args.channels_last) {
+  if constexpr (!LAST) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t step = int64_t{gridDim.x} * kWarps;
     for (int64_t task = int64_t{blockIdx.x} * kWarps + warp; task < cuts.tasks; task += step) {
       const int64_t map = task / cuts.parts, part = task - map * cuts.parts;
       const int64_t row = map / args.channels, channel = map - row * args.channels;
       const int64_t begin = part * cuts.length, first = map * args.inner;
-      body(row, channel, first + begin + lane, kWarp, first + end_of(begin));
+      body(row, channel, first + begin + lane * V, int64_t{kWarp} * V, first + end_of(begin));
       after(row, part, channel);
     }
-    return;
-  }
-  const int64_t bundles = (args.channels + kWarp - 1) / kWarp;
-  for (int64_t task = blockIdx.x; task < cuts.tasks; task += gridDim.x) {
-    const int64_t bundle = task % bundles, part = task / bundles % cuts.parts;
-    const int64_t row = task / bundles / cuts.parts, channel = bundle * kWarp + lane;
-    const int64_t begin = part * cuts.length;
-    if (channel < args.channels) {
-      body(row, channel, element_of(args, row, channel, begin + warp), kWarps * args.channels,
-           element_of(args, row, channel, end_of(begin)));
+  } else {
+    const int lane = static_cast<int>(threadIdx.x) & (cuts.lanes - 1);  // a power of two
+    const int slot = static_cast<int>(threadIdx.x) / cuts.lanes, slots = kThreads / cuts.lanes;
+    const int64_t width = int64_t{cuts.lanes} * V, bundles = (args.channels + width - 1) / width;
+    for (int64_t task = blockIdx.x; task < cuts.tasks; task += gridDim.x) {
+      const int64_t bundle = task % bundles, part = task / bundles % cuts.parts;
+      const int64_t row = task / bundles / cuts.parts, channel = bundle * width + lane * V;
+      const int64_t begin = part * cuts.length;
+      if (channel < args.channels) {
+        body(row, channel, element_of(args, row, channel, begin + slot), slots * args.channels,
+             element_of(args, row, channel, end_of(begin)));
+      }
+      after(row, part, bundle * width);
     }
-    after(row, part, channel);
   }
 }
 
+// --- sums ----------------------------------------------------------------------------------------
+
 // Two sums over each part of a sample's channel, to partials[2 * ((row * channels + channel) * parts
 // + part)] and the double behind it.
-template <class Terms, class Args>
+template <class F, int V, bool LAST, template <class, int> class Terms, class Args>
 __global__ void __launch_bounds__(kThreads, kResident)
-    channel_sums_kernel(const Args args, const Cuts cuts, double* partials) {
-  __shared__ double sums[2][kWarps][kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  double a = 0.0, b = 0.0;
-  for_each_part(
+    channel_sums_kernel(const Args args, const Cuts cuts, double* partials, const bool aligned) {
+  using C = typename F::C;
+  constexpr int N = kOwn<LAST, V>;
+  __shared__ double sums[LAST ? kThreads * N : 1];
+  const int thread = static_cast<int>(threadIdx.x);
+  double a[N] = {}, b[N] = {};
+  for_each_part<V, LAST>(
       args, cuts,
       [&](int64_t row, int64_t channel, int64_t at, int64_t step, int64_t end) {
-        const Terms terms(args, row, channel);
-#pragma unroll 4
-        for (int64_t i = at; i < end; i += step) terms.add(i, a, b);
+        const Terms<F, N> terms(args, row, channel);
+        for_each_some<F, V, LAST>(
+            args.x, second_of(args), at, step, end, aligned,
+            [&](int64_t, const Some<F, V>& x, const Some<F, V>& g) {
+              C plain[N] = {}, other[N] = {};
+#pragma unroll
+              for (int k = 0; k < V; ++k) {
+                const C second = Terms<F, N>::kBackward ? g[k] : C(0);
+                terms.add(k % N, x[k], second, plain[k % N], other[k % N]);
+              }
+#pragma unroll
+              for (int n = 0; n < N; ++n) {
+                a[n] += static_cast<double>(plain[n]);
+                b[n] += static_cast<double>(other[n]);
+              }
+            });
       },
-      [&](int64_t row, int64_t part, int64_t channel) {
-        double* out = partials + 2 * ((row * args.channels + channel) * cuts.parts + part);
-        if (!args.channels_last) {
-          a = team_sum(a, kWarp);
-          b = team_sum(b, kWarp);
-          if (lane < 2) __stwb(out + lane, lane == 0 ? a : b);
+      [&](int64_t row, int64_t part, int64_t first) {
+        const auto out = [&](int64_t channel) {
+          return partials + 2 * ((row * args.channels + channel) * cuts.parts + part);
+        };
+        if constexpr (!LAST) {
+          const int lane = thread % kWarp;
+          const double sum = team_sum(a[0], kWarp), other = team_sum(b[0], kWarp);
+          if (lane < 2) put(out(first) + lane, lane == 0 ? sum : other);
         } else {
-          sums[0][warp][lane] = a;
-          sums[1][warp][lane] = b;
-          __syncthreads();
-          if (warp < 2 && channel < args.channels) {
-            double sum = 0.0;
-            for (int w = 0; w < kWarps; ++w) sum += sums[warp][w][lane];
-            __stwb(out + warp, sum);
+          const int lanes = cuts.lanes, slots = kThreads / lanes;
+#pragma unroll
+          for (int which = 0; which < 2; ++which) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) sums[thread * N + n] = which == 0 ? a[n] : b[n];
+            __syncthreads();
+            if (thread < lanes * V && first + thread < args.channels) {
+              double sum = 0.0;
+              for (int slot = 0; slot < slots; ++slot) sum += sums[slot * lanes * V + thread];
+              put(out(first + thread) + which, sum);
+            }
+            __syncthreads();  // what follows writes sums again
           }
-          __syncthreads();  // the next part writes sums again
         }
-        a = b = 0.0;
+#pragma unroll
+        for (int n = 0; n < N; ++n) a[n] = b[n] = 0.0;
       });
 }
 
@@ -266,44 +386,82 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- elements ------------------------------------------------------------------------------------
 
-template <class F>
+template <class F, int V, bool LAST>
 __global__ void __launch_bounds__(kThreads, kResident)
-    normalize_kernel(const GroupNormSilu args, const Cuts cuts) {
+    normalize_kernel(const GroupNormSilu args, const Cuts cuts, const bool aligned) {
   using C = typename F::C;
-  for_each_part(
+  constexpr int N = kOwn<LAST, V>;
+  for_each_part<V, LAST>(
       args, cuts,
       [&](int64_t row, int64_t channel, int64_t at, int64_t step, int64_t end) {
-        const Channel<F> c(args, row, channel);
-        const C scale = c.rstd * c.weight;
-#pragma unroll 4
-        for (int64_t i = at; i < end; i += step) {
-          store_one<F>(args.y, i,
-                       norm::silu<Math<C>>((load_one<F>(args.x, i) - c.mean) * scale + c.bias));
+        Channel<F> c[N];
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          c[n].read(args, row, channel + n);
+          c[n].rstd *= c[n].weight;
         }
+        for_each_some<F, V, LAST>(
+            args.x, nullptr, at, step, end, aligned,
+            [&](int64_t i, const Some<F, V>& x, const Some<F, V>&) {
+              C y[V];
+#pragma unroll
+              for (int k = 0; k < V; ++k) {
+                const Channel<F>& own = c[k % N];
+                y[k] = norm::silu<Math<C>>((x[k] - own.mean) * own.rstd + own.bias);
+              }
+              store_some<F, V>(args.y, i, aligned, y);
+            });
       },
       [](int64_t, int64_t, int64_t) {});
 }
 
-template <class F>
+template <class F, int V, bool LAST>
 __global__ void __launch_bounds__(kThreads, kResident)
-    gradient_kernel(const GroupNormSiluBackward args, const Cuts cuts, const double* shares) {
+    gradient_kernel(const GroupNormSiluBackward args, const Cuts cuts, const double* shares,
+                    const bool aligned) {
   using C = typename F::C;
-  for_each_part(
+  constexpr int N = kOwn<LAST, V>;
+  for_each_part<V, LAST>(
       args, cuts,
       [&](int64_t row, int64_t channel, int64_t at, int64_t step, int64_t end) {
-        const Channel<F> c(args, row, channel);
-        const int64_t unit = row * args.groups + channel / (args.channels / args.groups);
-        const C plain = C(__ldcg(shares + 2 * unit)), slope = C(__ldcg(shares + 2 * unit + 1));
-        const C scale = c.rstd * c.weight;
-#pragma unroll 4
-        for (int64_t i = at; i < end; i += step) {
-          const C x = load_one<F>(args.x, i);
-          store_one<F>(args.grad_x, i,
-                       scale * c.grad(x, load_one<F>(args.grad_y, i)) -
-                           (plain + (x - c.mean) * slope));
+        const int64_t deep = args.channels / args.groups;
+        Channel<F> c[N];
+        C plain[N], slope[N];
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          const int64_t unit = row * args.groups + (channel + n) / deep;
+          c[n].read(args, row, channel + n);
+          plain[n] = C(__ldcg(shares + 2 * unit));
+          slope[n] = C(__ldcg(shares + 2 * unit + 1));
         }
+        for_each_some<F, V, LAST>(
+            args.x, args.grad_y, at, step, end, aligned,
+            [&](int64_t i, const Some<F, V>& x, const Some<F, V>& g) {
+              C grad[V];
+#pragma unroll
+              for (int k = 0; k < V; ++k) {
+                const int n = k % N;
+                grad[k] = c[n].rstd * c[n].weight * c[n].grad(x[k], g[k]) -
+                          (plain[n] + (x[k] - c[n].mean) * slope[n]);
+              }
+              store_some<F, V>(args.grad_x, i, aligned, grad);
+            });
       },
       [](int64_t, int64_t, int64_t) {});
+}
+
+// Calls f with the format, the neighbours of a thread and the layout, as constants.
+template <class Args, class F>
+cudaError_t with_layout(const Args& args, const Cuts& cuts, const F& f) {
+  return with_format(args.dtype, [&](auto format) {
+    constexpr int V = kNeighbours<decltype(format)>;
+    const auto of = [&](auto neighbours) {
+      return args.channels_last ? f(format, neighbours, std::true_type())
+                                : f(format, neighbours, std::false_type());
+    };
+    return cuts.neighbours == 1 ? of(std::integral_constant<int, 1>())
+                                : of(std::integral_constant<int, V>());
+  });
 }
 
 int64_t warps_as_blocks(int64_t warps) {
@@ -325,19 +483,22 @@ cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t 
   if (units == 0) return cudaSuccess;
   const Cuts cuts(args);
   double* partials = static_cast<double*>(workspace);
-  return with_format(args.dtype, [&](auto format) {
+  const bool aligned = is_aligned(args.x, 16) && is_aligned(args.y, 16);
+  return with_layout(args, cuts, [&](auto format, auto neighbours, auto last) {
     using F = decltype(format);
+    constexpr int V = decltype(neighbours)::value;
+    constexpr bool LAST = decltype(last)::value;
     cudaError_t error = cudaSuccess;
     if (n > 0) {
-      error = launch(channel_sums_kernel<Distances<F>, GroupNormSilu>, cuts.blocks, kThreads,
-                     stream, args, cuts, partials);
+      error = launch(channel_sums_kernel<F, V, LAST, Distances, GroupNormSilu>, cuts.blocks,
+                     kThreads, stream, args, cuts, partials, aligned);
     }
     if (error == cudaSuccess) {
       error = launch(statistics_kernel<F>, warps_as_blocks(units), kThreads, stream, args,
                      cuts.parts, partials);
     }
     if (error != cudaSuccess || n == 0) return error;
-    return launch(normalize_kernel<F>, cuts.blocks, kThreads, stream, args, cuts);
+    return launch(normalize_kernel<F, V, LAST>, cuts.blocks, kThreads, stream, args, cuts, aligned);
   });
 }
 
@@ -347,19 +508,24 @@ cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspa
   const Cuts cuts(args);
   double* partials = static_cast<double*>(workspace);
   double* shares = partials + partial_sums(args);
-  return with_format(args.dtype, [&](auto format) {
+  const bool aligned =
+      is_aligned(args.x, 16) && is_aligned(args.grad_y, 16) && is_aligned(args.grad_x, 16);
+  return with_layout(args, cuts, [&](auto format, auto neighbours, auto last) {
     using F = decltype(format);
+    constexpr int V = decltype(neighbours)::value;
+    constexpr bool LAST = decltype(last)::value;
     cudaError_t error = cudaSuccess;
     if (n > 0) {
-      error = launch(channel_sums_kernel<Gradients<F>, GroupNormSiluBackward>, cuts.blocks,
-                     kThreads, stream, args, cuts, partials);
+      error = launch(channel_sums_kernel<F, V, LAST, Gradients, GroupNormSiluBackward>, cuts.blocks,
+                     kThreads, stream, args, cuts, partials, aligned);
     }
     if (error == cudaSuccess) {
       error = launch(shares_kernel<F>, warps_as_blocks(units + args.channels), kThreads, stream,
                      args, cuts.parts, partials, shares);
     }
     if (error != cudaSuccess || n == 0) return error;
-    return launch(gradient_kernel<F>, cuts.blocks, kThreads, stream, args, cuts, shares);
+    return launch(gradient_kernel<F, V, LAST>, cuts.blocks, kThreads, stream, args, cuts, shares,
+                  aligned);
   });
 }
 

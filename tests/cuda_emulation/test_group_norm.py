@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from tests.cuda_emulation import ops
 from tests.cuda_emulation.emulator import Emulator, accumulator
 
-# rows, channels, groups, places: odd ones; channels beyond a warp's; maps of several parts.
+# rows, channels, groups, places: odd ones; channels beyond a warp's; maps of several parts; rows of whole
+# 16 bytes in either layout, and channels that no block's width divides.
 SHAPES = ((1, 1, 1, 1), (2, 6, 3, 5), (3, 35, 7, 9), (2, 64, 8, 49), (1, 2, 1, 2500), (2, 4, 4, 0))
+SHAPES += ((1, 8, 2, 2512), (1, 264, 8, 6))
 
 
 def truth(x, groups, weight, bias, grad, eps):
