@@ -18,7 +18,7 @@ from vae_fast.train import TrainConfig, Trainer
 from vae_fast.train.config import from_dict
 
 
-class Bare(Trainer):
+class TrainerWithoutPictures(Trainer):
     """A trainer that draws nothing at its end."""
 
     def draw(self, prefix: str, curves: bool) -> list[Path]:
@@ -53,7 +53,7 @@ def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) 
         config.checkpoint.every_epochs = 0
         config.device = "cpu"
         with quiet():
-            trainer = Bare(config, train_data=train_data, val_data=val_data)
+            trainer = TrainerWithoutPictures(config, train_data=train_data, val_data=val_data)
             trainer.fit()
         with trainer.step.averaged():
             return copy.deepcopy(trainer.model).eval()

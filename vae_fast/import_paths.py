@@ -24,7 +24,7 @@ class FromFile(str):
     __slots__ = ()
 
 
-class LeadsNowhere(ValueError):
+class ImportPathError(ValueError):
     """A module or class does not exist. ``package`` is the one to install, if that is the reason."""
 
     def __init__(self, message: str, package: str | None = None) -> None:
@@ -77,13 +77,13 @@ def imported(path: str, what: str, kind: type, wanted: str) -> type:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module was found; something it imports was not
         package = module_name.partition(".")[0]
-        raise LeadsNowhere(
+        raise ImportPathError(
             f"{what} {str(path)!r} leads nowhere: can't import {module_name!r} (is its folder on "
             "PYTHONPATH?)",
             package if error.name == package else None,
         ) from error
     if not hasattr(module, name):
-        raise LeadsNowhere(f"{what} {str(path)!r} leads nowhere: {module_name} has no {name!r}")
+        raise ImportPathError(f"{what} {str(path)!r} leads nowhere: {module_name} has no {name!r}")
     found = getattr(module, name)
     if not isinstance(found, type) or not issubclass(found, kind):
         other = "another class" if isinstance(found, type) else f"a {type(found).__name__}"

@@ -1,4 +1,4 @@
-"""Gathering: the rows that were asked for, x / 255 to the bit, and Bernoulli(x / 255) everywhere alike."""
+"""PendingWindow: the rows that were asked for, x / 255 to the bit, and Bernoulli(x / 255) everywhere alike."""
 
 import math
 

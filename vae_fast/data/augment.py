@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vae_fast.import_paths import LeadsNowhere, check_entries, imported
+from vae_fast.import_paths import ImportPathError, check_entries, imported
 
 V2 = "torchvision.transforms.v2"
 Augment = Callable[[torch.Tensor], torch.Tensor]
@@ -75,7 +75,7 @@ def _make(name: str, args: Mapping[str, Any]) -> Augment:
     path = name if ":" in name else type(name)(f"{V2}:{name}")  # still one from a file, if it was
     try:
         kind = imported(path, "augment's", nn.Module, "a transform, a subclass of nn.Module")
-    except LeadsNowhere as error:
+    except ImportPathError as error:
         if error.package is None:
             raise
         raise _missing(name, error.package, "is not installed") from None

@@ -29,7 +29,7 @@ from vae_fast.data.shard_index import (
     read_index,
     read_names,
 )
-from vae_fast.data.windows import Buffers, Gathered, Gathering, Window, join
+from vae_fast.data.windows import Buffers, PendingWindow, RankWindow, Window, join
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ShardData:
         """
         windows = self._windows(shuffle, seed, epoch)
         buffers = Buffers(pin), Buffers(pin)  # of images and of labels
-        todo = ((w, mine) for w in windows if len(mine := w.mine(cuts, begin)))
+        todo = ((w, mine) for w in windows if len(mine := w.own_range(cuts, begin)))
         with ThreadPoolExecutor(max(1, self.threads), "vae_fast-shards") as pool:
             try:
                 ahead, current, used = None, None, 0
@@ -205,7 +205,7 @@ class ShardData:
         cuts: Cuts,
         buffers: tuple[Buffers, Buffers],
         pool: ThreadPoolExecutor,
-    ) -> Gathering:
+    ) -> PendingWindow:
         """Start to gather the places `mine` of a window, one task for each of its shards."""
         length, rows = window.stop - window.start, mine - window.start
         if window.key is not None:
@@ -229,7 +229,7 @@ class ShardData:
                 to = places[low:high]
                 tasks.append(pool.submit(self._copy, shard, chosen, to, images, labels, verify))
             first += len(shard)
-        return Gathering(Gathered(images, labels), tasks)
+        return PendingWindow(RankWindow(images, labels), tasks)
 
     def _copy(
         self,

@@ -41,7 +41,7 @@ from vae_fast.data.sprites import Sprites, split_rows
 from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.tables import SUFFIXES as TABLES
 from vae_fast.data.tables import from_cells, read_table
-from vae_fast.data.torchvision_sets import NotHere, read_torchvision
+from vae_fast.data.torchvision_sets import TorchvisionUnavailable, read_torchvision
 from vae_fast.data.words import shown
 from vae_fast.data_options import DataOptions
 
@@ -354,7 +354,7 @@ def _find(
     try:
         images, labels = read_torchvision(entry, train=train, root=base, download=download)
         return images, labels, f"torchvision's {entry.torchvision} in {base}"
-    except NotHere as error:
+    except TorchvisionUnavailable as error:
         tried.append(str(error))
     remedies = []
     if entry.package:

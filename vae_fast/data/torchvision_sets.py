@@ -15,7 +15,7 @@ import torch
 from vae_fast.data.catalog import Entry
 
 
-class NotHere(Exception):
+class TorchvisionUnavailable(Exception):
     """Why torchvision could not give the data, in one line."""
 
 
@@ -23,7 +23,7 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
     """The official training or test set: images (N, H, W) or (N, C, H, W) uint8, labels (N,).
 
     Raises:
-        NotHere: torchvision is missing or broken, or has no such data in root and could not, or was
+        TorchvisionUnavailable: torchvision is missing or broken, or has no such data in root and could not, or was
             not asked to, download it.
     """
     datasets = import_datasets()
@@ -36,12 +36,14 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
         where = f"torchvision's {entry.torchvision} in {root}"
         if isinstance(error, ModuleNotFoundError):
             package = (error.name or "").partition(".")[0]
-            raise NotHere(f"{where}: it needs {package} too: pip install {package}") from error
+            raise TorchvisionUnavailable(
+                f"{where}: it needs {package} too: pip install {package}"
+            ) from error
         if download:
             # Which address failed, and how, stands in the lines after the first.
             reason = " ".join(str(error).split())[:500] or type(error).__name__
-            raise NotHere(f"{where}: the download failed: {reason}") from error
-        raise NotHere(f"{where}: {first_line(error)}") from error
+            raise TorchvisionUnavailable(f"{where}: the download failed: {reason}") from error
+        raise TorchvisionUnavailable(f"{where}: {first_line(error)}") from error
     images = found.data
     labels = found.labels if hasattr(found, "labels") else found.targets
     if entry.torchvision == "CIFAR10":
@@ -50,15 +52,19 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
 
 
 def import_datasets() -> Any:
-    """torchvision.datasets, or NotHere with one sentence on why not."""
+    """torchvision.datasets, or TorchvisionUnavailable with one sentence on why not."""
     try:
         from torchvision import datasets
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torchvision":
-            raise NotHere(f"torchvision does not import: {first_line(error)}") from error
-        raise NotHere('torchvision is not installed: pip install "vae_fast[data]"') from error
+            raise TorchvisionUnavailable(
+                f"torchvision does not import: {first_line(error)}"
+            ) from error
+        raise TorchvisionUnavailable(
+            'torchvision is not installed: pip install "vae_fast[data]"'
+        ) from error
     except Exception as error:  # a torchvision built for another torch fails in many ways
-        raise NotHere(
+        raise TorchvisionUnavailable(
             f"torchvision is installed and does not import beside torch {torch.__version__} "
             f"({first_line(error)}): install the torchvision that was made for this torch"
         ) from error

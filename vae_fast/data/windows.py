@@ -23,7 +23,7 @@ class Window:
     stop: int
     key: tuple[int, ...] | None  # of the mixing; None is none
 
-    def mine(self, cuts: Cuts, begin: int) -> torch.Tensor:
+    def own_range(self, cuts: Cuts, begin: int) -> torch.Tensor:
         """This rank's places in the window that belong to batch `begin` or a later one."""
         if cuts.world_size == 1:
             first, last = cuts.global_bounds(begin)[0], cuts.global_bounds(len(cuts) - 1)[1]
@@ -68,7 +68,7 @@ class Buffers:
 
 
 @dataclass
-class Gathered:
+class RankWindow:
     """This rank's samples of a window, in the order in which they are served."""
 
     images: torch.Tensor
@@ -79,13 +79,13 @@ class Gathered:
 
 
 @dataclass
-class Gathering:
+class PendingWindow:
     """A window on its way."""
 
-    window: Gathered
+    window: RankWindow
     tasks: list[Future[Any]]
 
-    def wait(self) -> Gathered:
+    def wait(self) -> RankWindow:
         """The window, once it is whole; the first error of a task, if there was one."""
         for task in self.tasks:
             task.result()
