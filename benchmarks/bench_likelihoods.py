@@ -145,7 +145,7 @@ def _setup(spec: Spec) -> Callable[..., Case]:
     op = f"{spec.name}_nll"
     usual = USUAL.get(spec.name, spec.terms)
 
-    def own_range(*tensors: Tensor) -> Tensor:
+    def mine(*tensors: Tensor) -> Tensor:
         return vae_fast.nll(spec, tensors[:-1], tensors[-1])
 
     def peer(*tensors: Tensor) -> Tensor:

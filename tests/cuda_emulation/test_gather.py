@@ -1,4 +1,4 @@
-"""PendingWindow on the host: the reference's bits from every alignment, and no read outside the data."""
+"""Gathering rows on the host: the reference's bits from every alignment, and no read outside the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PendingWindow: the rows that were asked for, x / 255 to the bit, and Bernoulli(x / 255) everywhere alike."""
+"""Gathering rows: the rows that were asked for, x / 255 to the bit, and Bernoulli(x / 255) everywhere alike."""
 
 import math
 
