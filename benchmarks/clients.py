@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -200,18 +201,42 @@ def scvi(rounds: int) -> None:
         compare(f"scvi-tools SCVI {likelihood}", "scvi", measure, rounds)
 
 
+def examples(rounds: int) -> None:
+    """An epoch of pytorch/examples' VAE script over 10,000 images, with its loss and with ours imported."""
+    from vae_fast.compat.pytorch_examples import loss_function
+
+    path = Path(__file__).parents[1] / "tests" / "tutorial" / "pytorch_examples.py"
+    spec = importlib.util.spec_from_file_location("pytorch_examples", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        print(f"{path} is not there: this is measured in the source tree")
+        return
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    times: dict[str, list[float]] = {"own": [], "imported": []}
+    for turn in range(rounds + 1):
+        for name, loss in (("own", script.loss_function), ("imported", loss_function)):
+            start = time.perf_counter()
+            curve = script.train(loss, epochs=2, images=9500)
+            if turn > 0:
+                times[name].append((time.perf_counter() - start) / 2)
+            print(f"# {name}: {curve}", flush=True)
+    own, imported = (statistics.median(t) for t in times.values())
+    print(f"{'pytorch/examples':24} {1e3 * own:9.2f} {1e3 * imported:9.2f} {own / imported:6.2f}x")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("libraries", nargs="*", default=[*LIBRARIES])
+    parser.add_argument("libraries", nargs="*", default=[*LIBRARIES, "examples"])
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{'':24} {'without':>9} {'torch noise':>17} {'native noise':>17} {'the rest':>17}")
     for name in chosen.libraries:
-        if importlib.util.find_spec(name) is None:
+        if name != "examples" and importlib.util.find_spec(name) is None:
             print(f"{name} is not installed")
         else:
-            {"pythae": pythae, "scvi": scvi, "diffusers": diffusers}[name](chosen.rounds)
+            {"pythae": pythae, "scvi": scvi, "diffusers": diffusers,
+             "examples": examples}[name](chosen.rounds)  # fmt: skip
 
 
 if __name__ == "__main__":

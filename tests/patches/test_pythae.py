@@ -227,3 +227,29 @@ def test_own_weights_of_beta_tcvae_stay(monkeypatch):
     with vae_fast.patch("pythae", noise="torch"):
         found = step(model, x)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_total_correlation_in_one_node():
+    """Against autograd of the formula in float64, and its second derivatives."""
+    from vae_fast import reference_pairwise
+    from vae_fast.patches import pythae_table as table
+
+    torch.manual_seed(0)
+    weights = (0.5, 3.0, 0.7)
+    for rows, dims, size in ((3, 2, 3), (7, 3, 100), (40, 5, 41)):
+        inputs = [torch.randn(rows, dims, dtype=torch.float64, requires_grad=True) for _ in "abc"]
+        upstream = torch.randn(rows, dtype=torch.float64)
+
+        def node(*tensors, size=size):
+            return table._StratifiedTC.apply(*tensors, size, *weights)
+
+        expected = table._tc(reference_pairwise, *inputs, size, True, *weights)
+        grads = torch.autograd.grad(expected, inputs, upstream)
+        for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+            given = [t.detach().to(dtype).requires_grad_() for t in inputs]
+            found = node(*given)
+            torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=10 * rtol)
+            mine = torch.autograd.grad(found, given, upstream.to(dtype))
+            for a, b in zip(mine, grads, strict=True):
+                torch.testing.assert_close(a.double(), b, rtol=rtol, atol=10 * rtol)
+    assert torch.autograd.gradgradcheck(node, [t[:4].detach().requires_grad_() for t in inputs])

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast import reference_pairwise
+from vae_fast.backend import _libraries
 from vae_fast.functional import (
     bce_kl_loss,
     bernoulli_nll,
@@ -23,7 +25,13 @@ from vae_fast.functional import (
     reparameterize,
 )
 from vae_fast.functional.pairwise import _ops_for
+from vae_fast.ops.autograd import beyond_native, differentiable_again
 from vae_fast.patches.core import Noise, Table, Target
+
+if "cpu" in _libraries:
+    from vae_fast.ops import pairwise
+else:
+    pairwise = None
 
 Losses = tuple[Tensor, ...]
 
@@ -240,25 +248,112 @@ def _set_optimizer(original: Callable) -> Callable:
 # --- beta-TCVAE ----------------------------------------------------------------------------------
 
 
-def _densities(self, z, mu, log_var, dataset_size: int) -> tuple[Tensor, Tensor]:
-    """log q(z_i), (B,), and log q(z_id), (B, D), by the weights that pythae gives the pairs."""
-    n, rows = dataset_size, len(z)
-    density = _ops_for(z).pair_density
-    if not self.use_mss:
-        return density(z, mu, log_var, None, 1.0, 1.0, -math.log(rows * n), True)
-    # Its stratified weights stand in columns: 1/N in the first, but for the last row but one, then
-    # (N - M) / (N M), and 1/M in the rest, with M = B - 1.
-    m = rows - 1
-    strat = math.log((n - m) / (n * m))
-    first = z.new_full((rows, 1), -math.log(n))
-    first[m - 1] = strat
-    whole, parts = density(z, mu[2:], log_var[2:], None, 1.0, 1.0, -math.log(m), True)
-    scaled = (z.unsqueeze(1) - mu[:2]) * torch.exp(-0.5 * log_var[:2])
-    columns = -0.5 * (scaled * scaled + log_var[:2] + math.log(2 * math.pi))  # (B, 2, D)
-    one, two = columns.unbind(1)
-    parts = torch.logsumexp(torch.stack([parts, one + first, two + strat]), 0)
-    sums = [whole, one.sum(1) + first.squeeze(1), two.sum(1) + strat]
-    return torch.logsumexp(torch.stack(sums), 0), parts
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _column_weights(z: Tensor, dataset_size: int) -> tuple[Tensor, float]:
+    """pythae's stratified weights stand in columns, with M = B - 1: 1 / N in the first, but for the last
+    row but one, then (N - M) / (N M), and 1 / M in the rest. Here the logarithms of the first two
+    columns, (B, 2), and of the rest."""
+    n, m = dataset_size, len(z) - 1
+    stratified = math.log((n - m) / (n * m))
+    weights = z.new_full((len(z), 2), stratified)
+    weights[:, 0] = -math.log(n)
+    weights[m - 1, 0] = stratified
+    return weights, -math.log(m)
+
+
+def _tc(
+    ops, z: Tensor, mu: Tensor, log_var: Tensor, dataset_size: int, use_mss: bool,
+    alpha: float, beta: float, gamma: float,
+) -> Tensor:  # fmt: skip
+    """alpha I(z; x) + beta TC + gamma sum_d KL(q(z_d) || p(z_d)) of each sample, (B,), as pythae has it."""
+    density = ops.pair_density
+    if not use_mss:
+        offset = -math.log(len(z) * dataset_size)
+        log_q, parts = density(z, mu, log_var, None, 1.0, 1.0, offset, True)
+    else:
+        weights, rest = _column_weights(z, dataset_size)
+        whole, parts = density(z, mu[2:], log_var[2:], None, 1.0, 1.0, rest, True)
+        scaled = (z.unsqueeze(1) - mu[:2]) * torch.exp(-0.5 * log_var[:2])
+        columns = -0.5 * (scaled * scaled + log_var[:2] + LOG_2PI)  # (B, 2, D)
+        log_q = torch.logsumexp(torch.cat([whole.unsqueeze(1), columns.sum(2) + weights], 1), 1)
+        columns = columns + weights.unsqueeze(2)
+        parts = torch.logsumexp(torch.cat([parts.unsqueeze(1), columns], 1), 1)
+    log_prod_q = parts.sum(1)
+    scaled = (z - mu) * torch.exp(-0.5 * log_var)
+    # log q(z | x) and log p(z), each without its D log(2 pi) / 2.
+    own = -0.5 * (scaled * scaled + log_var).sum(1)
+    prior = -0.5 * (z * z).sum(1)
+    constant = 0.5 * z.shape[1] * LOG_2PI
+    return (
+        alpha * (own - constant - log_q)
+        + beta * (log_q - log_prod_q)
+        + gamma * (log_prod_q - (prior - constant))
+    )
+
+
+class _StratifiedTC(torch.autograd.Function):
+    """``_tc`` with use_mss, natively and in float32 or float64, as one node: most of its time is that of
+    small ops' nodes."""
+
+    @staticmethod
+    def forward(ctx, z, mu, log_var, dataset_size, alpha, beta, gamma):
+        weights, rest = _column_weights(z, dataset_size)
+        whole, parts, state = pairwise._density(z, mu[2:], log_var[2:], None, 1.0, 1.0, rest, True)
+        inverse = torch.exp(-0.5 * log_var)
+        columns = (z.unsqueeze(1) - mu[:2]) * inverse[:2]
+        of_columns = torch.addcmul(log_var[:2] + LOG_2PI, columns, columns).mul_(-0.5)
+        sums = of_columns.sum(2).add_(weights)
+        of_columns += weights.unsqueeze(2)
+        log_q = torch.logsumexp(torch.cat([whole.unsqueeze(1), sums], 1), 1)
+        log_parts = torch.logsumexp(torch.cat([parts.unsqueeze(1), of_columns], 1), 1)
+        # What each piece's gradient is, by its share of the sums.
+        shares = [(whole - log_q).exp_(), (sums - log_q.unsqueeze(1)).exp_()]
+        of_columns -= log_parts.unsqueeze(1)
+        shares += [(parts - log_parts).exp_(), of_columns.exp_()]
+        scaled = (z - mu) * inverse
+        own = torch.addcmul(log_var, scaled, scaled).sum(1).mul_(-0.5)
+        ctx.save_for_backward(z, mu, log_var, state, inverse, columns, scaled, *shares)
+        ctx.given = (dataset_size, alpha, beta, gamma)
+        constant = 0.5 * z.shape[1] * LOG_2PI
+        prior = torch.linalg.vecdot(z, z).mul_(-0.5)
+        value = own.mul_(alpha).sub_(prior, alpha=gamma).add_(log_q, alpha=beta - alpha)
+        return value.add_(log_parts.sum(1), alpha=gamma - beta).add_((gamma - alpha) * constant)
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, mu, log_var, *kept = ctx.saved_tensors
+        size, alpha, beta, gamma = ctx.given
+        if beyond_native(grad):
+
+            def tc(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
+                return _tc(reference_pairwise, z, mu, log_var, size, True, alpha, beta, gamma)
+
+            return differentiable_again(tc, (z, mu, log_var), (grad,), ctx.needs_input_grad)
+        state, inverse, columns, scaled, whole, sums, parts, of_columns = kept
+        grad = grad.contiguous()
+        of_log_q, of_parts = grad * (beta - alpha), (grad * (gamma - beta)).unsqueeze(1)
+        dz, dmu, dlv, _ = pairwise._density_backward(
+            whole * of_log_q, parts * of_parts, z, mu[2:], log_var[2:], None, state,
+            1.0, 1.0, -math.log(len(z) - 1),
+        )  # fmt: skip
+        # d / d column_k, (B, 2, D); a column is -(s * s + log_var) / 2.
+        each = of_columns * of_parts.unsqueeze(2)
+        each += (sums * of_log_q.unsqueeze(1)).unsqueeze(2)
+        moved = each * columns
+        of_lv = torch.addcmul(each, moved, columns, value=-1.0).sum(0).mul_(-0.5)
+        moved *= inverse[:2]
+        first = grad.mul(alpha).unsqueeze(1)
+        own = first * scaled
+        dlv_own = torch.addcmul(first.expand_as(own), own, scaled, value=-1.0).mul_(-0.5)
+        own *= inverse
+        dz = dz.sub_(moved.sum(1)).sub_(own).addcmul_(z, grad.unsqueeze(1), value=gamma)
+        own[:2] += moved.sum(0)
+        own[2:] += dmu
+        dlv_own[:2] += of_lv
+        dlv_own[2:] += dlv
+        return dz, own, dlv_own, None, None, None, None
 
 
 def _beta_tc(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -271,20 +366,27 @@ def _beta_tc(original: Callable[..., Any]) -> Callable[..., Any]:
         # With fewer rows the weights are something else; with no data beyond the batch, log 0.
         if not usual or len(z) < 3 or (self.use_mss and dataset_size < len(z)):
             return original(self, recon_x, x, mu, log_var, z, dataset_size)
-        recon = _recon(self, recon_x, x)
-        log_q, parts = _densities(self, z, mu, log_var, dataset_size)
-        log_prod_q = parts.sum(1)
-        scaled = (z - mu) * torch.exp(-0.5 * log_var)
-        # log q(z | x) and log p(z), each without its D log(2 pi) / 2.
-        own = -0.5 * (scaled * scaled + log_var).sum(1)
-        prior = -0.5 * (z * z).sum(1)
-        constant = 0.5 * z.shape[1] * math.log(2 * math.pi)
-        kl = (
-            self.alpha * (own - constant - log_q)
-            + self.beta * (log_q - log_prod_q)
-            + self.gamma * (log_prod_q - (prior - constant))
-        )
-        return (recon + kl).mean(0), recon.mean(0), kl.mean(0)
+        made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+        if self.model_config.reconstruction_loss == "bce":
+            recon = bernoulli_nll(made, data, from_logits=False, reduction="batchmean")
+        else:
+            recon = F.mse_loss(made, data, reduction="sum") * (0.5 / len(data))
+        ops, given = _ops_for(z), (dataset_size, self.alpha, self.beta, self.gamma)
+        tensors = [t.contiguous() for t in (z, mu, log_var)]
+        plain = len({t.dtype for t in tensors}) == 1 and z.dtype in (torch.float32, torch.float64)
+        numbers = all(isinstance(value, (int, float)) for value in given)
+        if (
+            self.use_mss
+            and ops is pairwise
+            and plain
+            and numbers
+            and not torch.compiler.is_compiling()
+        ):
+            kl = _StratifiedTC.apply(*tensors, *given)
+        else:
+            kl = _tc(ops, z, mu, log_var, dataset_size, self.use_mss, *given[1:])
+        kl = kl.mean(0)
+        return recon + kl, recon, kl
 
     return loss_function
 
