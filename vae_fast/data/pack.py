@@ -26,7 +26,7 @@ from vae_fast.data.sources import Data, as_data
 from vae_fast.data.streams import StreamData
 from vae_fast.data_options import DataOptions
 
-PLAN = "pack.json"  # there while a pack is under way, or was interrupted
+PLAN = "pack.json"  # exists while a pack runs, or after an interrupted one
 Progress = Callable[[int, int], None]
 
 
@@ -45,19 +45,19 @@ def pack(
 ) -> ShardData:
     """Write a source to a folder of uint8 shards, and open it.
 
-    Each shard is written beside its place and renamed when it is whole; the index comes last. An
-    interrupted call, made again with the same arguments, goes on where it was. Shards that are
-    there already are read and their checksums computed anew. The names of classes and files are
-    kept beside the numbers.
+    Each shard is written to a temporary file and renamed when it is whole; the index comes last. An
+    interrupted call, repeated with the same arguments, continues: existing shards are read and
+    their checksums computed again. The names of classes and files are kept with the numbers.
 
     Args:
-        source: anything that `as_data` takes: an array, a path, a folder of images, a torch Dataset.
-        out: the folder to write to; it is made if need be.
-        shard_bytes: size of one shard's images, about.
-        shuffle: mix all samples once, so that a reader's windows are as good as random draws; what
-            the order was is known from `seed`. False keeps the source's order.
-        seed: of the mixing.
-        workers: processes that read and write; None is one for every core, 0 is none but this.
+        source: anything that `as_data` accepts: an array, a path, a folder of images, a torch
+            Dataset.
+        out: the folder to write to; it is created if missing.
+        shard_bytes: approximate size of one shard's images.
+        shuffle: shuffle all samples once, so that a reader's windows are random samples. `seed`
+            determines the order. False keeps the source's order.
+        seed: the seed of the shuffling.
+        workers: processes that read and write; None for one per core, 0 for this process alone.
         keep_floats: store floating-point images as they are. Otherwise they are stored as uint8,
             and an image that isn't, to a thousandth, made of multiples of 1/255 is an error.
         bounded: as in `as_data`.
@@ -65,9 +65,9 @@ def pack(
         options: how image files are read (`DataOptions`).
 
     Raises:
-        FileExistsError: the folder holds other files, or shards of something else.
+        FileExistsError: the folder holds other files, or other data's shards.
         ValueError, TypeError: the source doesn't fit.
-        OSError: the folder can't be written, or its disk has too little room.
+        OSError: the folder cannot be written, or its disk has too little space.
     """
     data = as_data(source, bounded=bounded, options=options)
     if isinstance(data, StreamData):
@@ -108,9 +108,10 @@ def pack(
 def _plan(
     data: Data, dtype: torch.dtype, shard_bytes: int, shuffle: bool, seed: int
 ) -> dict[str, Any]:
-    """All that decides what the shards hold; equal plans may continue each other."""
+    """Everything that determines the shards' content. A pack may continue another with an equal
+    plan."""
     sample_bytes = prod(data.shape) * dtype.itemsize
-    looks = hashlib.sha256()  # a few samples, to know the source again
+    looks = hashlib.sha256()  # a few samples, to recognise the source
     for row in sorted({0, len(data) // 3, len(data) // 2, len(data) - 1}):
         looks.update(_read(data, torch.tensor([row]))[0].contiguous().view(torch.uint8).numpy())
     return {
@@ -129,7 +130,7 @@ def _plan(
 
 
 def _stamp(source: Any) -> str | None:
-    """What changes when a source's files do: their names, sizes and times; None if there are none."""
+    """Names, sizes and times of a source's files, which show changes; None without files."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     path = Path(source).expanduser()
@@ -151,7 +152,7 @@ def _already_there(out: Path, plan: dict[str, Any]) -> ShardData:
 
 
 def _prepare(out: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or recognise an interrupted pack in it; check that there is room."""
+    """Create the folder, or recognise an interrupted pack in it; check the free space."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, and shards go into a folder: name another")
     out.mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,7 @@ def _same(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
 def _run(
     data: Data, out: Path, plan: dict[str, Any], dtype: torch.dtype, count: int, workers: int | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Write all shards, in whatever order they are finished."""
+    """Write all shards, in any order."""
     if workers is None:
         workers = os.cpu_count() or 1
     job = (data, out, plan, dtype)
@@ -201,7 +202,7 @@ def _run(
         _start(*job, own_process=False)
         yield from map(_write_shard, range(count))
         return
-    # fork, where there is one, shares the data with the workers; elsewhere it must be picklable.
+    # fork shares the data with the workers. Without fork, the data must be picklable.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
     with ProcessPoolExecutor(min(workers, count), context, _start, (*job, True)) as pool:
@@ -212,7 +213,7 @@ def _run(
 
 
 def _in_flight(pool: Executor, count: int, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Results as they come, never more than `most` shards ahead."""
+    """Results in order of completion, with at most `most` shards in flight."""
     numbers, pending = iter(range(count)), set[Future[Any]]()
     while True:
         while len(pending) < most and (number := next(numbers, None)) is not None:
@@ -230,17 +231,17 @@ _JOB: tuple[Data, Path, dict[str, Any], torch.dtype, torch.Tensor | None]
 def _start(
     data: Data, out: Path, plan: dict[str, Any], dtype: torch.dtype, own_process: bool
 ) -> None:
-    """Give this process its work."""
+    """Initialise a worker process."""
     global _JOB
     if own_process:
-        torch.set_num_threads(1)  # after a fork the parent's thread pool is not there
+        torch.set_num_threads(1)  # after a fork the parent's thread pool does not exist
     order = plan["order"]
     shuffled = epoch_order(plan["samples"], order["seed"], 0) if order["shuffled"] else None
     _JOB = (data, out, plan, dtype, shuffled)
 
 
 def _write_shard(number: int) -> tuple[int, dict[str, Any]]:
-    """Write one shard unless it is there, and describe it for the index."""
+    """Write one shard unless it exists, and return its entry of the index."""
     data, out, plan, dtype, order = _JOB
     first = number * plan["shard_samples"]
     last = min(first + plan["shard_samples"], plan["samples"])
@@ -275,7 +276,7 @@ def to_uint8(images: torch.Tensor, name: str) -> torch.Tensor:
     """Floating-point images whose values are multiples of 1/255 as uint8.
 
     Raises:
-        ValueError: they aren't, to a thousandth of 1/255 or what their dtype can tell.
+        ValueError: a value differs by more than a thousandth of 1/255, or its dtype's precision.
     """
     scaled = images.double() * 255
     rounded = scaled.round()
@@ -304,7 +305,8 @@ def _write_atomically(path: Path, contents: bytes) -> None:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside the path, and rename once the disk has it: the path is whole or not there."""
+    """Write to a temporary file and rename it once it is on the disk: the path is whole or
+    missing."""
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
         write(file)

@@ -1,4 +1,4 @@
-"""In what range the values of a source lie: what a likelihood needs to know of it."""
+"""The range of a source's values, and the checks that likelihoods need."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 Range = tuple[float, float]
 UNIT: Range = (0.0, 1.0)
-_DIGITS = 1e-3  # of a column's deviation that float32 may be off by
+_DIGITS = 1e-3  # the largest error of float32, relative to a column's standard deviation
 
 
 @dataclass(frozen=True)
 class LabelRange:
-    """Which labels a model of so many classes takes: from ``least``, 0 or -1, below ``classes``."""
+    """The labels that a model accepts: from ``least``, 0 or -1, to ``classes`` - 1."""
 
     model: str
     classes: int
@@ -22,11 +22,11 @@ class LabelRange:
     trained: bool = False  # and so many classes it stays
 
     def wrong(self, labels: torch.Tensor) -> torch.Tensor:
-        """The places of the labels (N,) that are others."""
+        """The positions of the labels (N,) that are out of this range."""
         return ((labels < self.least) | (labels >= self.classes)).nonzero()[:, 0]
 
     def check(self, label: int, whose: str) -> None:
-        """Raise ValueError, with the flag that helps, if the label is another."""
+        """Raise ValueError, naming the flag that helps, if the label is out of range."""
         if self.least <= label < self.classes:
             return
         known = f"0 to {self.classes - 1}" + (", and -1 for unknown" if self.least < 0 else "")
@@ -43,7 +43,7 @@ class LabelRange:
 
 
 def range_of(tensor: torch.Tensor, name: str) -> Range:
-    """The least and the largest value of floating-point data (N, ...), which are read once.
+    """The smallest and the largest value of floating-point data (N, ...), in one pass.
 
     Raises:
         ValueError: NaN or infinity among them.
@@ -59,7 +59,7 @@ def range_of(tensor: torch.Tensor, name: str) -> Range:
 
 
 def check_unit(found: Range, name: str) -> None:
-    """Raise ValueError unless values in this range are what a Bernoulli likelihood takes."""
+    """Raise ValueError unless a Bernoulli likelihood accepts values in this range."""
     low, high = found
     if low >= 0 and high <= 1:
         return
@@ -93,11 +93,11 @@ def check_not_binary(
 ) -> None:
     """Raise ValueError if uint8 data have the values 0 and 1 alone: they would be x / 255.
 
-    It mostly ends at the first sample. Where that is dark, others all over the data are looked at,
-    and only where they are too, all.
+    Usually the first sample decides. If it is dark, samples from all over the data are checked, and
+    if they are dark too, all samples.
 
     Args:
-        samples: gives the samples, or blocks of them, of some numbers.
+        samples: returns the samples with the given numbers, or blocks of them.
     """
     largest = 0
     step = max(1, count // 256)
@@ -116,7 +116,7 @@ def check_not_binary(
 def check_digits(
     mean: torch.Tensor, std: torch.Tensor, name: str, columns: Sequence[str] | None = None
 ) -> None:
-    """Raise ValueError for a column so far from 0 that float32 holds little of how it varies."""
+    """Raise ValueError for a column so far from 0 that float32 loses its variation."""
     step = mean.abs() * torch.finfo(torch.float32).eps
     lost = ((std > 0) & (step > _DIGITS * std)).nonzero()[:, 0].tolist()
     if lost:

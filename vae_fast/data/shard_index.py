@@ -15,13 +15,13 @@ from vae_fast.data.npy import check_regular, map_npy
 INDEX = "index.json"
 FORMAT = "vae_fast shards"
 VERSION = 1
-_LARGEST = 1 << 30  # bytes of an index: of some ten million shards
+_LARGEST = 1 << 30  # bytes of an index with some ten million shards
 DTYPES = {"uint8": torch.uint8, "bool": torch.bool, "float32": torch.float32,
           "float16": torch.float16, "float64": torch.float64}  # fmt: skip
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json, checked for what it must have.
+    """The content of index.json, checked.
 
     Raises:
         FileNotFoundError: there is none.
@@ -54,7 +54,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         _check_fields(path, entry, _SHARD | labelled | named)
         for field in ("images", *labelled.keys() & {"labels"}, *named.keys() & {"files"}):
             name = entry[field]
-            if Path(name).name != name or "\0" in name:  # an index must not lead out of its folder
+            # an index must not name files outside its folder
+            if Path(name).name != name or "\0" in name:
                 raise ValueError(f"{path}: {name!r} is not a plain file name")
     return index
 
@@ -104,7 +105,7 @@ def read_names(path: Path, count: int) -> list[str]:
     """The names of a shard's samples.
 
     Raises:
-        ValueError: the file isn't a list of so many.
+        ValueError: the file is not a list of ``count`` names.
     """
     try:
         check_regular(path)

@@ -1,7 +1,7 @@
 """Reader of shards: data larger than memory, as plain .npy files beside an index.
 
-A folder of shards holds index.json and, for every shard, an .npy file of images and, where there
-are labels, one of labels. `vae_fast.data.pack` writes it; any tool that reads .npy reads it.
+A folder of shards holds index.json and, for every shard, an .npy file of images and, if there are
+labels, one of labels. `vae_fast.data.pack` writes it. Any tool for .npy files can read it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vae_fast.data.windows import Buffers, PendingWindow, RankWindow, Window, jo
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard, or the rows start to stop of it."""
+    """One shard, or its rows start to stop."""
 
     images: Path
     labels: Path | None
@@ -43,7 +43,7 @@ class Shard:
     start: int
     stop: int
     files: Path | None = None  # the names of its samples
-    samples: int = 0  # of the whole shard
+    samples: int = 0  # for the whole shard
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -53,18 +53,17 @@ class Shard:
 class ShardData:
     """Data in shards.
 
-    Shuffling: the shards are put in a new order every epoch; so many in a row as make up
-    `window_bytes` are a window, and the samples of a window are mixed among themselves. The window
-    in use and the next one are in memory, and the last one for as long as a batch of it is kept:
-    the next is gathered by threads, from one memory-mapped shard each, while the one in use is
-    served. (`pack` mixes all samples once as it writes them, so that windows differ only as random
-    draws do.)
+    Shuffling: every epoch has a new order of shards. Consecutive shards of `window_bytes` in total
+    form a window, and the samples of a window are shuffled among themselves. The current window and
+    the next one are in memory, and the last one while a batch of it is in use. Threads gather the
+    next window, from one memory-mapped shard each, while the current one is served. (`pack`
+    shuffles all samples once, so windows are random samples of the data.)
 
     Attributes:
         shards: in the index's order.
         shape, dtype: of one sample.
-        window_bytes: how large a window is, at least one shard.
-        threads: how many gather.
+        window_bytes: the size of a window, at least one shard.
+        threads: the number of gathering threads.
         verify: compare each shard's SHA-256 with the index's the first time it is used; among
             several ranks each verifies its share of the shards.
         range: the least and largest value of floating-point images, else (0, 1); None if unknown.
@@ -92,7 +91,8 @@ class ShardData:
 
     @cached_property
     def files(self) -> list[str] | None:
-        """The name of each sample, such as its file's, in the index's order; None if not kept."""
+        """The name of each sample, such as its file's, in the index's order; None if there are
+        none."""
         if any(shard.files is None for shard in self.shards):
             return None
         return [
@@ -121,7 +121,7 @@ class ShardData:
         check_not_binary(samples, len(self), self.name)
 
     def ranged(self) -> ShardData:
-        """The same, with its range known: an older index has none, and all is read."""
+        """The same data with its range. An older index has no range, so all data is read."""
         if self.range is not None:
             return self
         found = [
@@ -145,11 +145,11 @@ class ShardData:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Images and labels of every batch of `cuts` from batch `begin` on.
 
-        A batch is a view of its window's memory, which lives as long as the batch does; it is
+        A batch is a view of its window's memory, which is kept as long as the batch is; it is
         pinned if `pin`.
 
         Raises:
-            ValueError: a shard isn't what the index says; it is named.
+            ValueError: a shard differs from the index; the message names it.
         """
         windows = self._windows(shuffle, seed, epoch)
         buffers = Buffers(pin), Buffers(pin)  # of images and of labels
@@ -164,7 +164,7 @@ class ShardData:
                     missing, parts = stop - start, []
                     while missing:
                         if current is None or used == len(current.images):
-                            current, used = None, 0  # its memory goes before more is taken
+                            current, used = None, 0  # free its memory before allocating more
                             current = ahead.wait()
                             following = next(todo, None)
                             if following is not None:
@@ -173,7 +173,7 @@ class ShardData:
                         parts.append(current.rows(used, used + taken))
                         used, missing = used + taken, missing - taken
                     yield join(parts)
-                    del parts  # or it would keep the window's memory until the next batch is made
+                    del parts  # otherwise it would keep the window's memory until the next batch
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -206,11 +206,11 @@ class ShardData:
         buffers: tuple[Buffers, Buffers],
         pool: ThreadPoolExecutor,
     ) -> PendingWindow:
-        """Start to gather the places `mine` of a window, one task for each of its shards."""
+        """Start to gather the samples `mine` of a window, one task for each of its shards."""
         length, rows = window.stop - window.start, mine - window.start
         if window.key is not None:
             rows = torch.randperm(length, generator=epoch_generator(*window.key))[rows]
-        # Where each of the window's rows goes, -1 for nowhere: a sort, in linear time.
+        # The destination of each of the window's rows, -1 for none: a sort in linear time.
         place = np.full(length, -1)
         place[rows.numpy()] = np.arange(len(rows))
         sources = np.flatnonzero(place >= 0)
@@ -223,7 +223,7 @@ class ShardData:
             low, high = np.searchsorted(sources, [first, first + len(shard)])
             if low < high:
                 verify = self.verify and number % cuts.world_size == cuts.rank
-                # All rows, ascending, are the shard itself: no copy on the way.
+                # All rows in ascending order are the shard itself: no extra copy.
                 whole = high - low == len(shard)
                 chosen = slice(None) if whole else sources[low:high] - first
                 to = places[low:high]
@@ -240,7 +240,7 @@ class ShardData:
         labels: torch.Tensor | None,
         verify: bool,
     ) -> None:
-        """Copy the chosen rows of a shard to their places; NumPy lets other threads run."""
+        """Copy the chosen rows of a shard to their destinations. NumPy releases the GIL."""
         files = [(shard.images, shard.sha256, images)]
         if labels is not None:
             files.append((shard.labels, shard.labels_sha256, labels))
@@ -254,7 +254,7 @@ class ShardData:
             target.numpy()[to] = rows.view(np.uint8) != 0 if rows.dtype == bool else rows
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images and labels of the given samples, in the index's order; for a look at a few."""
+        """Images and labels of a few given samples, in the index's order."""
         images = torch.empty((len(samples), *self.shape), dtype=self.dtype)
         labels = torch.empty(len(samples), dtype=torch.int64) if self.labelled else None
         first = 0
@@ -274,14 +274,14 @@ def open_shards(
     threads: int = 2,
     verify: bool = True,
 ) -> ShardData:
-    """Open a folder of shards: reads the index and looks at every file's header and size.
+    """Open a folder of shards: reads the index and checks every file's header and size.
 
     Args:
         window_bytes, threads, verify: see `ShardData`.
 
     Raises:
         FileNotFoundError: no index, or a shard is missing.
-        ValueError: the index isn't one of ours, or a shard's header or size is not what it says.
+        ValueError: the index is not one of ours, or a shard's header or size differs from it.
     """
     folder = Path(folder)
     index = read_index(folder)

@@ -1,4 +1,4 @@
-"""From what a user names or hands over to what the engine eats: `load` and `as_data`."""
+"""`load` and `as_data`: from a name, a path or an object to data for the engine."""
 
 from __future__ import annotations
 
@@ -63,34 +63,34 @@ def load(
     """Load one split of a data set.
 
     Names: fashion10k (in the package), fashion-mnist, mnist, kmnist, cifar10, svhn, and sprites
-    (generated). Everything that `as_data` takes is a source too.
+    (generated). Everything that `as_data` accepts is a source too.
 
     Splits: "train", "val", "test", and "train+val", the whole official training set. fashion10k has
     a train and a val split of its own, both from Fashion-MNIST's training set, and no test split.
     The others hold out the last images of their training set: 10,000 of 60,000 (mnist,
-    fashion-mnist, kmnist), 5,000 of 50,000 (cifar10), 7,257 of 73,257 (svhn). Of sprites, val and
-    test are a twentieth each, drawn at random once for all.
+    fashion-mnist, kmnist), 5,000 of 50,000 (cifar10), 7,257 of 73,257 (svhn). For sprites, val and
+    test are a fixed random twentieth each.
 
-    Of a custom source a tenth is held out as "val" (`DataOptions`): of folders of images, torch
-    Datasets and arrays that are sorted by class it is drawn by a seed, of every class alike; of
-    other arrays and of shards it is the last tenth, in the order given. A folder of images may
-    have its splits in folders, train, val (valid, validation) and test, which are then taken.
+    A tenth of a custom source is held out as "val" (`DataOptions`). For folders of images, torch
+    Datasets and arrays that are sorted by class it is drawn by a seed, the same fraction of every
+    class. For other arrays and for shards it is the last tenth. A folder of images may have split
+    folders, train, val (valid, validation) and test, which are then used.
 
     Args:
         source: a name, a path, an array, a tensor or a torch Dataset.
-        split: which part of it.
+        split: the split to load.
         root: the folder that holds a named data set, as torchvision lays it out or, for IDX files,
-            lying in it directly. None looks in $VAE_FAST_DATA, or the user's cache, and in the
+            lying in it directly. None searches $VAE_FAST_DATA, or the user's cache, and the
             system's folders.
         download: let torchvision download a named data set into root. Nothing is downloaded
             otherwise.
         bounded, keep_in_memory, labels, options: as in `as_data`.
-        kept: which samples of a custom source are "val", as numbers or files' names; of a run that
-            goes on, those of its start.
+        kept: the samples of a custom source that are "val", as numbers or file names; a resumed run
+            passes those of its start.
 
     Raises:
-        DataUnavailableError: the named data set is in none of the places where it may be; the
-            message lists them all and how to get it.
+        DataUnavailableError: the named data set is in none of its possible places; the message
+            lists them and says how to get it.
         ValueError, TypeError: an unknown name or split, or a source that doesn't fit.
     """
     if split not in SPLITS:
@@ -120,7 +120,7 @@ def as_data(
     labels: bool = True,
     options: DataOptions | None = None,
 ) -> Data:
-    """Turn any source into what the trainer eats, whole.
+    """Wrap any source, whole, as data for the trainer.
 
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
@@ -132,15 +132,15 @@ def as_data(
             by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
             Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
-        keep_in_memory: read a torch Dataset once, whole, into memory. Much faster to train on; for
-            Datasets that fit and whose items don't change from one reading to the next.
+        keep_in_memory: read a torch Dataset once, whole, into memory. Training is much faster. Use
+            it for Datasets that fit and whose items are always the same.
         samples, splits: of an IterableDataset, see `StreamData`.
         labels: False leaves out the labels of a Dataset's items, which must be integers otherwise.
         options: how image files are read (`DataOptions`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError, ValueError: it isn't one of these, or doesn't fit; the message says why.
+        TypeError, ValueError: the source is none of these, or does not fit; the message says why.
     """
     stream = isinstance(source, torch.utils.data.IterableDataset) or (
         not is_sparse(source)
@@ -184,8 +184,8 @@ def as_data(
 
 
 def in_support(data: Data, *, unit: bool) -> Data:
-    """The data, if their values are what is to be modelled: no uint8 of 0 and 1 alone; and with
-    ``unit`` floating-point values in [0, 1], as a Bernoulli likelihood needs.
+    """The data, if their values can be modelled: uint8 must not be 0 and 1 alone, and with ``unit``
+    floating-point values must be in [0, 1], as a Bernoulli likelihood needs.
 
     What is read item by item is checked as it is read.
 
@@ -202,7 +202,7 @@ def in_support(data: Data, *, unit: bool) -> Data:
     if isinstance(data, (DatasetData, StreamData)) and unit:
         data = replace(data, bounded=True)
         if isinstance(data, DatasetData):
-            data[0]  # which is where most data that don't fit are found out
+            data[0]  # most unsuitable data fail here
     if not isinstance(data, Sprites):
         data.check_binary()
     return data
@@ -211,10 +211,10 @@ def in_support(data: Data, *, unit: bool) -> Data:
 def of_counts(data: Data) -> Data:
     """The data, if their values may be counts, 0, 1, 2, ...; uint8 stand for themselves.
 
-    What is read item by item is not looked at.
+    Data that are read item by item are not checked.
 
     Raises:
-        ValueError: a value below 0 or, in data held as one array, a fraction.
+        ValueError: a value is negative or, in data held as one array, a fraction.
     """
     if isinstance(data, ShardData):
         data = data.ranged()
@@ -264,7 +264,7 @@ def _from_path(
 
 
 def holds_images(source: str | os.PathLike[str]) -> bool:
-    """Whether a path is of an image file or a folder of them, which `DataOptions` are for."""
+    """Whether a path is an image file or a folder of images, to which `DataOptions` apply."""
     path = Path(source).expanduser()
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         return True
@@ -283,7 +283,7 @@ def _image_data(folder: ImageFolder, *, bounded: bool, labels: bool) -> DatasetD
 
 
 def _idx_file(path: Path, bounded: bool) -> ArrayData:
-    """Images of an IDX file, and the labels of the file that belongs to it, if it is there."""
+    """Images of an IDX file, and labels if the file of labels is beside it."""
     labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     found = read_idx(labels) if labels != path and labels.is_file() else None
     how = {"name": shown(path.name), "provenance": shown(path.resolve()), "bounded": bounded}
@@ -335,7 +335,8 @@ def _named(name: str, entry: Entry, split: str, root: Any, download: bool) -> Ar
 def _find(
     name: str, entry: Entry, train: bool, base: Path, only_base: bool, download: bool
 ) -> tuple[Any, Any, str]:
-    """Images, labels and where they were found; or DataUnavailableError, saying all that failed."""
+    """Images, labels and the place where they were found; else DataUnavailableError, which lists
+    what failed."""
     tried = []
     if entry.idx:
         folders = [base / entry.torchvision / "raw"]
@@ -409,7 +410,8 @@ def custom_split(
 
 
 def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
-    """The folder to take a split from, and whether it is the split, nothing to be held out of it."""
+    """The folder to read a split from, and whether the folder is that split, from which nothing is
+    held out."""
     folders = data.dataset.splits
     parts = ["train", "val"] if split == "train+val" else [split]
     if split == "val" and "val" not in folders:
@@ -425,9 +427,10 @@ def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
 
 
 def _sorted_by_class(data: Data, cut: int, options: DataOptions) -> bool:
-    """Whether samples lie by class, so that the last would not stand for all, and can be drawn.
+    """Whether samples are sorted by class, so that the last ones are not representative, and
+    whether they can be drawn at random.
 
-    A warning says so, and of data on disk that they should be shuffled.
+    A warning says so; for data on disk it advises to shuffle them.
     """
     if isinstance(data, ShardData) and data.labelled:
         labels = torch.from_numpy(data.labels_at(0, len(data)))
@@ -452,7 +455,7 @@ def _sorted_by_class(data: Data, cut: int, options: DataOptions) -> bool:
 
 
 def _kept(data: Data, kept: Sequence[int | str]) -> torch.Tensor:
-    """The numbers of the samples that a run has held out."""
+    """The numbers of a run's held-out samples."""
     if any(isinstance(name, str) for name in kept):
         numbers = {name: number for number, name in enumerate(data.files or [])}
         if missing := [name for name in kept if name not in numbers]:

@@ -1,4 +1,4 @@
-"""Sparse matrices as data: of SciPy, torch, AnnData and the files of scipy.sparse.save_npz."""
+"""Sparse matrices as data, from SciPy, torch, AnnData and files of scipy.sparse.save_npz."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def from_sparse(
     provenance: str = "a sparse matrix",
     bounded: bool = True,
 ) -> ArrayData:
-    """A sparse matrix (N, D) as data whose batches are dense; it stays sparse itself.
+    """A sparse matrix (N, D) as data with dense batches; the matrix stays sparse.
 
     Args:
         matrix: of SciPy or torch, or ``SparseRows``.
@@ -49,14 +49,14 @@ def from_sparse(
 
 
 def sparse_rows(source: Any, name: str) -> SparseRows:
-    """A sparse matrix as rows of float32; other layouts than CSR are brought to it, sparse.
+    """A sparse matrix as rows of float32; other layouts are converted to CSR.
 
-    Values of float32 in CSR are not copied. Entries that are stored twice are added up.
+    float32 values in CSR are not copied. Duplicate entries are added.
 
     Raises:
-        ValueError: no matrix, nothing in it, NaN or infinity, whole numbers beyond 2^24, or what is
-            no whole CSR.
-        TypeError: values that are no real numbers.
+        ValueError: it is no matrix, empty, has NaN, infinity or integers beyond 2^24, or is invalid
+            CSR.
+        TypeError: the values are no real numbers.
     """
     if isinstance(source, Tensor):
         if source.dim() != 2:
@@ -82,7 +82,8 @@ def sparse_rows(source: Any, name: str) -> SparseRows:
 def from_csr(
     pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...], name: str
 ) -> SparseRows:
-    """The rows of CSR's three arrays, which are checked: what is read by them has no other check."""
+    """The rows from CSR's three arrays. The arrays are checked here, because reading by them has no
+    further check."""
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"{name}: there is nothing in it; its shape is {tuple(shape)}")
     count, width = (int(side) for side in shape)
@@ -122,7 +123,7 @@ def from_npz(arrays: dict[str, np.ndarray], name: str) -> SparseRows:
     """The rows of a file that scipy.sparse.save_npz wrote, from its arrays.
 
     Raises:
-        ValueError: another layout than CSR, and SciPy is not installed, which could change it.
+        ValueError: the layout is not CSR, and SciPy, which could convert it, is not installed.
     """
     layout = np.asarray(arrays["format"]).item()
     layout = layout.decode() if isinstance(layout, bytes) else str(layout)
@@ -154,7 +155,7 @@ def _csr(arrays: dict[str, np.ndarray], shape: tuple[int, ...]) -> Any:
 
 
 def _is_canonical(rows: SparseRows) -> bool:
-    """Whether no row has a column twice; columns in order show it."""
+    """Whether no row has a column twice, which sorted columns show."""
     steps = rows.columns.diff() > 0
     ends = rows.ends[:-1]
     ends = ends[(ends > 0) & (ends < len(rows.columns))]

@@ -1,4 +1,4 @@
-"""Which samples of one's own data are held out for validation."""
+"""Which samples of custom data are held out for validation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 def held_out(
     count: int, part: float, seed: int, labels: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """The samples held out, ascending: drawn by the seed, from every class the same part.
+    """The held-out samples, ascending, drawn by the seed: the same fraction of every class.
 
-    A class gives at least one sample if it has two. The draw depends on the count and the labels
-    alone. Samples without a label (-1) are a class of their own.
+    A class with at least two samples gives at least one. The draw depends only on the count and the
+    labels. Samples without a label (-1) form a class.
 
     Args:
         part: between 0 and 1.
@@ -28,17 +28,17 @@ def held_out(
     for members in by_class.split(torch.unique(labels, return_counts=True)[1].tolist()):
         if len(members) > 1:
             found.append(order[members[: size_of(len(members), part)]])
-    # Classes of one sample each: as if there were no classes.
+    # If every class has one sample, classes are ignored.
     return torch.cat(found).sort().values if found else held_out(count, part, seed)
 
 
 def size_of(count: int, part: float) -> int:
-    """How many of so many samples are held out: rounded down, at least 1, and never all."""
+    """The number of held-out samples: rounded down, at least 1, never all."""
     return min(count - 1, max(1, int(count * part)))
 
 
 def in_runs(labels: torch.Tensor) -> bool:
-    """Whether equal labels lie together, far more than in a random order."""
+    """Whether equal labels are adjacent far more often than in a random order."""
     counts = torch.unique(labels, return_counts=True)[1].double()
     expected = len(labels) * (1 - float((counts / counts.sum()).square().sum()))
     return 1 + int((labels[1:] != labels[:-1]).sum()) < expected / 4

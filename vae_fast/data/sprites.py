@@ -2,13 +2,13 @@
 
 One white shape on black, 64x64, fully determined by five factors: 3 shapes, 6 scales,
 40 orientations, 32 positions in x and 32 in y, every combination once, 737,280 images in all (3 GB).
-Nothing is stored: any images are drawn when asked for, faster than they could be read from most
-disks. Each of the 720 shapes is drawn once, a pixel being white if its centre lies inside, on a
-canvas wide enough that every position is a window of it; so a step in x or y is one whole pixel.
+Nothing is stored: images are drawn on access, faster than most disks could deliver them. Each of
+the 720 shapes is drawn once; a pixel is white if its centre lies inside. The canvas is so wide that
+every position is a window of it, so a step in x or y is one whole pixel.
 
-It is the design of dSprites, not its pixels: the shapes' sizes are our own, and orientations are
-evenly spaced in [0, 2 pi) without the end, so that no image is there twice for that reason. (The
-square's and the ellipse's symmetry still makes some orientations look alike, as in dSprites.)
+The design is that of dSprites, but not the pixels: the shapes' sizes are our own, and orientations
+are evenly spaced in [0, 2 pi) without the end, which would duplicate the start. (The symmetry of
+square and ellipse still makes some orientations look alike, as in dSprites.)
 Source: Matthey, Higgins, Hassabis and Lerchner, "dSprites: Disentanglement testing Sprites
 dataset", 2017; the heart is the curve (x^2 + y^2 - 1)^3 = x^2 y^3.
 """
@@ -84,7 +84,7 @@ def render(index: int | Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tens
     """Draw images: (..., 1, 64, 64) uint8, 0 or 255, for indices of any shape."""
     factors = factors_of(index).numpy()
     shape, scale, orientation, x, y = (factors[..., i] for i in range(5))
-    # NumPy, not torch: torch copies such windows element by element, 20 to 90 times slower.
+    # NumPy: torch copies such windows element by element, 20 to 90 times slower.
     windows = np.lib.stride_tricks.sliding_window_view(_canvases(), (SIDE, SIDE), axis=(3, 4))
     images = windows[shape, scale, orientation, 31 - y, 31 - x]
     return torch.from_numpy(images).unsqueeze(-3)
@@ -95,7 +95,7 @@ class Sprites:
     """sprites as a source of data, whole or in part; labels are the shapes, 0 to 2.
 
     Attributes:
-        rows: which of the 737,280 images, (N,) int64; None is all, in order.
+        rows: the numbers of the images, (N,) int64; None for all 737,280 in order.
     """
 
     rows: torch.Tensor | None = None
@@ -117,7 +117,7 @@ class Sprites:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """One image (1, 64, 64) and its shape."""
-        if not 0 <= index < len(self):  # also what ends a for loop over it
+        if not 0 <= index < len(self):  # IndexError also ends a for loop
             raise IndexError(f"sample {index} of {len(self)}")
         images, labels = self.gather(torch.tensor([index]))
         return images[0], int(labels[0])
@@ -132,7 +132,8 @@ class Sprites:
         return factors_of(samples if self.rows is None else self.rows[samples])
 
     def shuffled(self, seed: int) -> Sprites:
-        """The same samples in an order drawn by ``seed``: the first n are then a sample of all."""
+        """The same samples in an order drawn by ``seed``, so that the first n are a random
+        sample."""
         order = epoch_order(len(self), seed=seed, epoch=0)
         return replace(self, rows=order if self.rows is None else self.rows[order])
 
@@ -163,7 +164,7 @@ def _canvases() -> np.ndarray:
     turn = np.array(FACTOR_VALUES[2])[:, None, None]
     right = np.arange(_CANVAS)[None, :] - _CANVAS_CENTRE
     up = _CANVAS_CENTRE - np.arange(_CANVAS)[:, None]
-    # Pixels seen from the shape: turned back and scaled back.
+    # Pixels in the shape's own coordinates: rotated back and scaled back.
     u = (np.cos(turn) * right + np.sin(turn) * up) / scale
     v = (-np.sin(turn) * right + np.cos(turn) * up) / scale
     square = np.maximum(np.abs(u), np.abs(v)) <= SQUARE_HALF_SIDE

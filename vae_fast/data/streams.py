@@ -1,4 +1,4 @@
-"""Any IterableDataset as a source: WebDataset, Streaming, HF datasets, or one's own."""
+"""Any IterableDataset as a source: WebDataset, Streaming, HF datasets, or your own."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from vae_fast.data.order import Cuts
 from vae_fast.data.ranges import UNIT, LabelRange, Range, check_not_binary, range_of
 
 _CHUNK = 32  # items that a worker sends at once
-_LOOKED_AT = 256  # items that are looked at before uint8 is taken for binary
+_LOOKED_AT = 256  # items that are checked for uint8 that looks binary
 
 
 @dataclass(frozen=True)
 class StreamData:
-    """A stream of samples, read in its own order: shuffling is the dataset's.
+    """A stream of samples, read in its own order: the dataset does the shuffling.
 
-    Items are as `DatasetData` has them. If the dataset has ``set_epoch``, it is called before each
-    pass. A pass that goes on in the middle of an epoch reads what came before it once more and
-    drops it.
+    Items are those of `DatasetData`. If the dataset has ``set_epoch``, it is called before each
+    pass. A pass that resumes within an epoch reads the earlier samples again and drops them.
 
-    Several ranks: unless the dataset ``splits`` itself, every rank reads the whole stream, which has
-    to have the same order on all of them, and keeps its share of each batch. Of a dataset that
-    does, a rank serves all that it gets, its share of every batch at a time.
+    Several ranks: unless the dataset ``splits`` itself, every rank reads the whole stream, which
+    must have the same order on all of them, and keeps its share of each batch. If the dataset
+    splits itself, a rank serves everything that it gets, its share of a batch at a time.
 
     Attributes:
-        dataset: iterated once in a pass.
-        samples: in an epoch, over all ranks; what the stream has beyond them is not read. None:
-            as many as there are, which are counted by reading them once.
-        splits: whether iterating it gives every rank and every worker process samples of its own.
+        dataset: iterated once per pass.
+        samples: samples per epoch, over all ranks; further ones in the stream are not read. None
+            counts the stream by reading it once.
+        splits: whether iteration gives every rank and every worker process different samples.
         takes: the labels that are looked for; each is checked as it is read.
     """
 
@@ -91,7 +90,7 @@ class StreamData:
         )
 
     def check_workers(self, num_workers: int) -> None:
-        """Raise ValueError where worker processes would read the same samples."""
+        """Raise ValueError if worker processes would read the same samples."""
         if num_workers > 0 and not self.splits:
             raise ValueError(
                 f"{self.name} is one stream, which {num_workers} workers would each read whole: use "
@@ -104,7 +103,8 @@ class StreamData:
         """Images and labels of this rank's part of every batch of `cuts` from ``begin`` on.
 
         Raises:
-            ValueError: the stream ends before the epoch does, or an item isn't like the first one.
+            ValueError: the stream ends before the epoch, or an item's shape or dtype differs from
+                the first one's.
         """
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -122,7 +122,7 @@ class StreamData:
             yield collate(found)
 
     def _places(self, cuts: Cuts, begin: int) -> Iterator[tuple[int, int]]:
-        """Start and stop of each batch in what this process reads."""
+        """Start and stop of each batch in this process's part of the stream."""
         bounds = [cuts.bounds(batch) for batch in range(begin if not self.splits else 0, len(cuts))]
         if not self.splits:
             yield from bounds
@@ -181,9 +181,9 @@ def from_stream(
     """Look at the first item and wrap the stream. ``bounded`` and ``labels`` as in `from_dataset`.
 
     Raises:
-        TypeError: something that can be iterated only once, or items that aren't images.
-        ValueError: nothing in it, values outside [0, 1], or an unknown length where each rank would
-            know its own part's only.
+        TypeError: it can be iterated only once, or its items are not images.
+        ValueError: it is empty, values are outside [0, 1], or the length is unknown and each rank
+            sees only its own part.
     """
     name = name or type(dataset).__name__
     if iter(dataset) is dataset:
@@ -196,7 +196,7 @@ def from_stream(
             samples = len(dataset)
         except (TypeError, AttributeError, NotImplementedError):
             samples = None
-        if splits:  # its length, if it has one, is likely to be a rank's
+        if splits:  # its length, if it has one, is probably one rank's
             raise ValueError(
                 f"{name} splits itself among ranks, so none knows the length of an epoch: say it, "
                 "as_data(dataset, splits=True, samples=...), over all ranks"

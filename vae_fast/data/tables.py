@@ -26,9 +26,9 @@ LABELS = ("label", "labels")
 def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> ArrayData:
     """The data in a .csv, .parquet or .h5ad file, in memory, as (N, D).
 
-    Columns of whole numbers alone stay whole numbers, which are counts; with a fraction among them
-    all become float32. Of an .h5ad file X is taken, which stays
-    sparse if it is, and the label column of obs.
+    If all columns hold integers, they stay integers, which are counts; otherwise all become
+    float32. From an .h5ad file this reads X, which stays sparse if it is, and the label column of
+    obs.
 
     Args:
         labels: False leaves the label column out.
@@ -36,7 +36,7 @@ def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> Arra
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: pyarrow or anndata is not installed.
-        ValueError, TypeError: text or gaps in a column, no column of numbers, or values that don't
+        ValueError, TypeError: a column has text or gaps, no column has numbers, or values do not
             fit (`from_array`).
     """
     if not path.is_file():
@@ -134,9 +134,9 @@ def from_cells(
     name: str = "AnnData",
     provenance: str = "an AnnData",
 ) -> ArrayData:
-    """X of an AnnData, as it is, sparse or dense, and the label column of obs.
+    """X of an AnnData, sparse or dense, and the label column of obs.
 
-    Raises ValueError and TypeError if there is no X, a label lacks, or values don't fit.
+    Raises ValueError or TypeError if there is no X, a label is missing, or values do not fit.
     """
     if cells.X is None:
         raise ValueError(f"{name} has no X, the matrix of cells and genes")

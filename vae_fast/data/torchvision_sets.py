@@ -1,7 +1,7 @@
-"""Named data sets through torchvision, which is imported only here and only when needed.
+"""Named data sets from torchvision, which only this module imports, when needed.
 
-torchvision keeps CIFAR-10 as pickles. It compares their MD5 with its own list before it reads them;
-it is the only pickle that a name of ours can lead to.
+torchvision stores CIFAR-10 as pickles. It compares their MD5 with its own list before reading them.
+These are the only pickles that one of our names can lead to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
         part = {"split": "train" if train else "test"}
     try:
         found = getattr(datasets, entry.torchvision)(str(root), download=download, **part)
-    except Exception as error:  # a network, an archive and a file system lie behind this call
+    except Exception as error:  # network, archive and file system can all fail in this call
         where = f"torchvision's {entry.torchvision} in {root}"
         if isinstance(error, ModuleNotFoundError):
             package = (error.name or "").partition(".")[0]
@@ -40,7 +40,7 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
                 f"{where}: it needs {package} too: pip install {package}"
             ) from error
         if download:
-            # Which address failed, and how, stands in the lines after the first.
+            # The later lines say which address failed, and how.
             reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise TorchvisionUnavailable(f"{where}: the download failed: {reason}") from error
         raise TorchvisionUnavailable(f"{where}: {first_line(error)}") from error
@@ -63,7 +63,7 @@ def import_datasets() -> Any:
         raise TorchvisionUnavailable(
             'torchvision is not installed: pip install "vae_fast[data]"'
         ) from error
-    except Exception as error:  # a torchvision built for another torch fails in many ways
+    except Exception as error:  # a torchvision for another torch fails in many ways
         raise TorchvisionUnavailable(
             f"torchvision is installed and does not import beside torch {torch.__version__} "
             f"({first_line(error)}): install the torchvision that was made for this torch"
@@ -72,5 +72,5 @@ def import_datasets() -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The error in one line: its message's first line, or its type where it has none."""
+    """The first line of the error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Windows: the stretches of an epoch that a reader of shards has in memory."""
+"""Windows: the parts of an epoch that a reader of shards holds in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_fast.data.order import Cuts
 
 @dataclass(frozen=True)
 class Window:
-    """Shards whose samples are mixed: places start to stop of the epoch's order."""
+    """Shards whose samples are shuffled together: samples start to stop of the epoch's order."""
 
     members: list[int]
     start: int
@@ -24,7 +24,7 @@ class Window:
     key: tuple[int, ...] | None  # of the mixing; None is none
 
     def own_range(self, cuts: Cuts, begin: int) -> torch.Tensor:
-        """This rank's places in the window that belong to batch `begin` or a later one."""
+        """This rank's samples of the window that belong to batch `begin` or a later one."""
         if cuts.world_size == 1:
             first, last = cuts.global_bounds(begin)[0], cuts.global_bounds(len(cuts) - 1)[1]
             low, high = max(first, self.start), min(last, self.stop)
@@ -42,9 +42,10 @@ class Window:
 
 
 class Buffers:
-    """Memory for windows, used again once nobody holds any of it.
+    """Memory for windows, reused once no tensor holds any of it.
 
-    A fresh page costs more than the copy into it, and a window has tens of thousands.
+    A page fault costs more than the copy into the page, and a window has tens of thousands of
+    pages.
     """
 
     def __init__(self, pin: bool):
@@ -52,24 +53,24 @@ class Buffers:
         self._kept: list[tuple[np.ndarray, weakref.ref]] = []
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor, whose memory comes back when all its views are gone."""
+        """An uninitialised tensor. Its memory returns here when all its views are freed."""
         if self._pin:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         size = prod(shape) * dtype.itemsize
         free = [memory for memory, user in self._kept if user() is None]
         self._kept = [pair for pair in self._kept if pair[1]() is not None]
         memory = next((memory for memory in free if len(memory) >= size), None)
-        if memory is None:  # and what is free and too small is given back
+        if memory is None:  # free blocks that are too small are released
             free.clear()
             memory = np.empty(size, np.uint8)
-        lent = memory[:size]  # an object of its own, which tensors on it keep alive
+        lent = memory[:size]  # a separate object, which tensors on it keep alive
         self._kept.append((memory, weakref.ref(lent)))
         return torch.from_numpy(lent).view(dtype).view(shape)
 
 
 @dataclass
 class RankWindow:
-    """This rank's samples of a window, in the order in which they are served."""
+    """This rank's samples of a window, in the order of serving."""
 
     images: torch.Tensor
     labels: torch.Tensor | None
@@ -80,13 +81,13 @@ class RankWindow:
 
 @dataclass
 class PendingWindow:
-    """A window on its way."""
+    """A window that threads are gathering."""
 
     window: RankWindow
     tasks: list[Future[Any]]
 
     def wait(self) -> RankWindow:
-        """The window, once it is whole; the first error of a task, if there was one."""
+        """Wait for the whole window; raises the first error of a task."""
         for task in self.tasks:
             task.result()
         return self.window
@@ -95,7 +96,7 @@ class PendingWindow:
 def join(
     parts: list[tuple[torch.Tensor, torch.Tensor | None]],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One batch of the parts that its windows have."""
+    """Join the parts of one batch from its windows."""
     if len(parts) == 1:
         return parts[0]
     images, labels = zip(*parts, strict=True)
