@@ -3,8 +3,8 @@
     from vae_fast.compat.pytorch_examples import loss_function
     loss = loss_function(recon_batch, data, mu, logvar)
 
-The script's order is the other way round from ``vae_fast.loss_function``, and it flattens the data
-itself.
+The script's argument order is the reverse of ``vae_fast.loss_function``'s, and its loss flattens
+the data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How good is a model: likelihoods, latent units, disentanglement, decisions. In nats."""
+"""Evaluate a model: likelihoods, latent units, disentanglement, decisions. In nats."""
 
 from vae_fast.evaluate.disentanglement import (
     factor_vae_score,

@@ -1,4 +1,4 @@
-"""Do latent dimensions stand for ground-truth factors? MIG, and the FactorVAE score."""
+"""Scores of disentanglement: MIG, and the FactorVAE score."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def entropy(values: Tensor) -> float:
 
 
 def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) -> float:
-    """MIG: each factor's information in its best dimension less that in the next, in [0, 1].
+    """MIG: each factor's information in its best dimension minus that in the second best, in [0,
+    1].
 
-    Chen et al. 2018, equation 6, the gap over the factor's entropy, averaged over factors that
-    vary; codes are cut into equal-width bins, as in Locatello et al. 2019.
+    Chen et al. 2018, equation 6: the gap divided by the factor's entropy, averaged over factors
+    that vary. Codes are binned with equal widths, as in Locatello et al. 2019.
 
     Args:
         codes: posterior means (N, D), D of 2 or more. factors: integers (N, F).
@@ -60,10 +61,10 @@ def factor_vae_score(
     batch_size: int = 64,
     seed: int = 0,
 ) -> float:
-    """Accuracy of guessing which factor was held fixed from the dimension that varies least.
+    """Accuracy of predicting which factor was held fixed, from the dimension that varies least.
 
     Kim & Mnih 2018, section 3.1: majority votes, on half of the batches, scored on the others;
-    dimensions with a scale of 0.05 or less, hardly used, take no part.
+    dimensions with a scale of 0.05 or less, which are hardly used, are left out.
 
     Args:
         encode: x to posterior means (N, D).
@@ -93,8 +94,8 @@ def factor_vae_score_of_codes(
     batch_size: int = 64,
     seed: int = 0,
 ) -> float:
-    """The FactorVAE score from samples that are there: each batch is drawn, with replacement, from
-    those that share a value of the factor that is held fixed. Factors that don't vary take no part.
+    """The FactorVAE score from given samples: each batch is drawn, with replacement, from the
+    samples that share a value of the fixed factor. Factors that do not vary are left out.
 
     Args:
         codes: posterior means (N, D). factors: integers (N, F).

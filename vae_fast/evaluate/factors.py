@@ -1,4 +1,4 @@
-"""Do latent dimensions stand for ground-truth factors? DCI, SAP, and modularity."""
+"""Scores of disentanglement: DCI, SAP, and modularity."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vae_fast.evaluate.latents import mutual_information_bins
 
 
 class DCI(NamedTuple):
-    """Each in [0, 1]: whether a dimension stands for one factor, a factor is in one dimension, and how
-    well factors are predicted from the codes (R^2 on the half of the data that was not fitted to)."""
+    """Each in [0, 1]: whether a dimension encodes one factor; whether a factor is in one dimension;
+    how well the codes predict the factors (R^2 on the held-out half of the data)."""
 
     disentanglement: float
     completeness: float
@@ -21,12 +21,12 @@ class DCI(NamedTuple):
 
 
 def dci(codes: Tensor, factors: Tensor, *, penalty: float = 0.02) -> DCI:
-    """Eastwood & Williams 2018, section 2, by the lasso: the sizes of its coefficients tell how much a
-    dimension says of a factor.
+    """Eastwood & Williams 2018, section 2, by the lasso: the size of a coefficient is the
+    importance of a dimension for a factor.
 
     Args:
         codes: posterior means (N, D), D of 2 or more. factors: integers (N, F).
-        penalty: of the coefficients' sizes, codes and factors having a deviation of 1.
+        penalty: weight of the coefficients' sizes, for codes and factors of standard deviation 1.
     """
     _check(codes, factors)
     z, v = _standard(codes), _standard(_varying(factors))
@@ -40,8 +40,8 @@ def dci(codes: Tensor, factors: Tensor, *, penalty: float = 0.02) -> DCI:
 
 
 def dci_of_importance(importance: Tensor) -> tuple[float, float]:
-    """Disentanglement and completeness of importances (D, F), which are not negative (equations 2
-    and 3). A dimension, or a factor, of no importance has no say."""
+    """Disentanglement and completeness of non-negative importances (D, F) (equations 2 and 3).
+    Dimensions and factors of zero importance have no weight."""
     r = importance.double()
     total = r.sum()
     if total == 0:
@@ -77,10 +77,11 @@ def lasso(z: Tensor, v: Tensor, penalty: float, *, steps: int = 500) -> Tensor:
 
 
 def sap(codes: Tensor, factors: Tensor) -> float:
-    """The attribute's predictability in its best dimension less that in the next, in [0, 1].
+    """The attribute's predictability from its best dimension minus that from the second best, in
+    [0, 1].
 
-    Kumar et al. 2018, section 3, predictability being the squared correlation: a factor's numbers are
-    taken as they are, so a factor whose order means nothing is better left out.
+    Kumar et al. 2018, section 3; predictability is the squared correlation. It uses a factor's
+    numbers, so leave out a factor whose order has no meaning.
     """
     _check(codes, factors)
     z, v = _standard(codes), _standard(_varying(factors))
@@ -90,10 +91,10 @@ def sap(codes: Tensor, factors: Tensor) -> float:
 
 
 def modularity(codes: Tensor, factors: Tensor, *, bins: int = 20) -> float:
-    """1 less the information that a dimension has of other factors than its first, relative to that
+    """1 minus a dimension's information about other factors relative to that about its main factor
     (Ridgeway & Mozer 2018, section 3), in [0, 1]; the mean over dimensions.
 
-    A dimension that says nothing counts as 0.
+    A dimension without information counts as 0.
     """
     _check(codes, factors)
     factors = _varying(factors)

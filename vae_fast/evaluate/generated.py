@@ -1,4 +1,4 @@
-"""How like data samples are, over the features of a network that is given."""
+"""How similar samples are to data, by the features of a given network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vae_fast.models.batched import in_batches
 
 
 def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
-    """What ``network`` makes of each sample, (N, F): flattened, on x's device, in float64."""
+    """The outputs of ``network`` for each sample, (N, F): flattened, on x's device, in float64."""
     return in_batches(
         network, lambda part: network(part).flatten(1), x, batch_size=batch_size
     ).double()
@@ -20,8 +20,8 @@ def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) ->
 def frechet_distance(real: Tensor, made: Tensor) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of means and covariances of features (N, F).
 
-    Heusel et al. 2017, equation 6: FID, where the features are Inception's. It falls with the number
-    of samples: compare the same numbers.
+    Heusel et al. 2017, equation 6: the FID if the features are Inception's. It decreases with the
+    number of samples, so compare equal numbers.
     """
     _check(real, made)
     (m, c), (m2, c2) = (_moments(t) for t in (real, made))
@@ -33,7 +33,8 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
 
 
 class PrecisionRecall(NamedTuple):
-    """The part of what was made that lies among data, and of data that lie among what was made."""
+    """The fraction of made samples that lie among the data, and of data that lie among the made
+    samples."""
 
     precision: float
     recall: float

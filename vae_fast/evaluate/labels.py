@@ -1,4 +1,4 @@
-"""What labels add to an evaluation: AUROC of anomaly scores, and accuracy at few labels."""
+"""Evaluations that need labels: AUROC of anomaly scores, and accuracy at few labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def anomaly_auroc(
     num_samples: int = 10,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """AUROC of each anomaly score of ``vae_fast.tasks``, samples of other classes being anomalies.
+    """AUROC of each anomaly score of ``vae_fast.tasks``; samples of other classes are the
+    anomalies.
 
     Args:
         labels: (N,), integers. normal: the classes that are no anomalies.
@@ -55,7 +56,7 @@ def few_label_accuracy(
     """Accuracy on x (N, ...) of a linear probe of the model's features, fitted to ``few`` labels.
 
     Args:
-        few: samples and their labels (n,), such as ``few_per_class`` chooses.
+        few: samples and their labels (n,), for example chosen by ``few_per_class``.
     """
     classes = int(max(few[1].max(), labels.max())) + 1
     codes = [features(model, part, batch_size=batch_size) for part in (few[0], x)]
@@ -63,7 +64,7 @@ def few_label_accuracy(
 
 
 def few_per_class(labels: Tensor, per_class: int, *, seed: int = 0) -> Tensor:
-    """The places of ``per_class`` samples of each class in labels (N,), drawn by ``seed``."""
+    """The positions of ``per_class`` samples of each class in labels (N,), drawn by ``seed``."""
     if per_class < 1:
         raise ValueError(f"labels per class must be at least 1, got {per_class}")
     generator = torch.Generator().manual_seed(seed)

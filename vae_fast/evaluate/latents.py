@@ -1,4 +1,4 @@
-"""What the latent units carry: KL per dimension and active units."""
+"""Information in the latent units: KL per dimension and active units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def kl_per_dimension(
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:
-    """How many dimensions of the posterior means (N, D) vary over the data by more than that.
+    """The number of dimensions of the posterior means (N, D) whose variance over the data exceeds
+    ``threshold``.
 
     Burda et al. 2015, section 5.2: a unit is active if Var_x(E[z | x]) > 0.01.
     """

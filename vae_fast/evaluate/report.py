@@ -1,4 +1,4 @@
-"""One model on one data set: all that applies, in one dictionary of plain numbers."""
+"""Evaluate one model on one data set: all applicable measures in one dictionary of numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from vae_fast.tasks.likelihood import (
 
 
 def pixel_kind(x: Tensor) -> str:
-    """ "binary" if every value is one of two extremes, else "grey": never to be compared."""
+    """ "binary" if every value is one of two extremes, else "grey"; results of the two cannot be
+    compared."""
     if x.dtype == torch.bool:
         return "binary"
     top = 255 if x.dtype == torch.uint8 else 1
@@ -43,7 +44,7 @@ def evaluate(
     Args:
         x: (N, *input_shape). y: labels (N,), for conditional models and for accuracy.
         num_samples: K of the importance-sampled NLL; 0 leaves it out.
-        seed: of the draws of z, so that a report can be made again.
+        seed: the seed of the draws of z; the same seed gives the same report.
 
     Returns:
         Nats per sample unless the key says otherwise; ``pixels`` says whether the data were
@@ -98,7 +99,7 @@ def _add_likelihoods(
         bound = importance_nll(model, x, y, num_samples=num_samples, batch_size=batch_size)
         report["nll"], report["nll_samples"] = _mean(bound), num_samples
     dimensions = model.values_per_sample(x)
-    # A density of 8-bit data becomes the probability of its cells.
+    # A density of 8-bit data is converted to the probability of its levels.
     density_of_bytes = not model.likelihood.discrete and x.dtype == torch.uint8
     levels = 256 if density_of_bytes else None
     report["bits_per_dimension"] = bits_per_dimension(_mean(bound), dimensions, levels=levels)
@@ -126,7 +127,7 @@ def _image_quality(
 
 
 def _is_text(model: nn.Module, x: Tensor) -> bool:
-    """Whether x are sequences of tokens, whose numbers have no distance."""
+    """Whether x are sequences of tokens, between which there is no distance."""
     return isinstance(model.likelihood, Categorical) and x.dim() == 2
 
 

@@ -1,4 +1,4 @@
-"""Evaluating a run: its model on its validation data, reported beside its metrics."""
+"""Evaluate a run's model on its validation data, with a report in the run's folder."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """``evaluate`` on the run's validation data, also written to the run's evaluation.json.
 
-    The data of a binarised run are binarised as its validation was, and the report says so.
+    A binarised run is evaluated on the binarised images of its validation, and the report says so.
 
     Args:
         run: the folder that ``vae-fast train`` made. checkpoint: best, last or a step.
-        data: a data set's name or file instead; then nothing is written.
-        data_options: how its image files are read (`DataOptions`); as the run's if None.
-        samples: how many of the first samples to look at; all if None.
+        data: another data set's name or file; then no file is written.
+        data_options: how its image files are read (`DataOptions`); None uses the run's options.
+        samples: the number of samples, the first ones; all if None.
         num_samples: K of the importance-sampled NLL; 0 leaves it out.
-        normal: classes that are no anomalies, by number or name; adds the AUROC of each anomaly score.
-        labels_per_class: adds the accuracy of a linear probe of the features, fitted to so many
-            labels of each class of the run's training data; 0 leaves it out.
+        normal: the normal classes, by number or name; adds the AUROC of each anomaly score.
+        labels_per_class: adds the accuracy of a linear probe of the features, fitted to this number
+            of labels per class of the run's training data; 0 leaves it out.
         trust: as in ``load_model``.
 
-    Data with ground-truth factors (sprites) are sampled at random instead of from the first on,
-    and add MIG, the FactorVAE score, DCI, SAP and modularity.
+    For data with ground-truth factors (sprites), random samples instead of the first ones are used,
+    and MIG, the FactorVAE score, DCI, SAP and modularity are added.
     """
     restored = load_model(run, checkpoint, device, trust=trust)
     source = data_of(restored.config) if data is None else data
@@ -124,7 +124,7 @@ def _with_labels(
     labels_per_class: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What needs labels: AUROC of anomaly scores, accuracy of a probe at few labels."""
+    """Measures that need labels: AUROC of anomaly scores, accuracy of a probe at few labels."""
     if not normal and not labels_per_class:
         return {}
     if y is None:
@@ -135,7 +135,7 @@ def _with_labels(
             f"{restored.config.model} is given the labels: AUROC and accuracy at few labels are for "
             "models that see samples alone"
         )
-    found: dict[str, Any] = {}  # no labels go to the model: a classifier explains x alone
+    found: dict[str, Any] = {}  # the model gets no labels: a classifier explains x alone
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if normal:
@@ -156,7 +156,7 @@ def _with_labels(
 
 
 def binarized(config: Any) -> dict[str, str]:
-    """What a report says of a binarised run's data: numbers of two draws are not to be compared."""
+    """The report's entry about binarisation, since numbers of two draws cannot be compared."""
     if config.binarize == "none":
         return {}
     return {"binarized": f"Bernoulli(x / 255), drawn with seed {config.seed}"}
@@ -172,8 +172,8 @@ def gather(
 ) -> tuple[Tensor, Tensor | None]:
     """The first ``samples`` samples of data, and their labels if all have one.
 
-    With ``binarize`` they are what training with this seed validates on. ``keep_sparse`` leaves the
-    rows of a sparse matrix as they are.
+    With ``binarize`` they are the validation images of training with this seed. ``keep_sparse``
+    keeps the rows of a sparse matrix sparse.
     """
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")

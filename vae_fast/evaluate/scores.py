@@ -10,7 +10,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     """P(a positive's score > a negative's), ties counted half: the area under the ROC curve.
 
     Args:
-        scores: (N,), higher for what should be positive. positive: bool (N,).
+        scores: (N,), higher for likely positives. positive: bool (N,).
     """
     scores, positive = scores.flatten().double(), positive.flatten().bool()
     if scores.shape != positive.shape:
@@ -22,7 +22,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
         raise ValueError(
             f"AUROC needs both kinds: there are {n_positive} positives and {n_negative} negatives"
         )
-    # Mann-Whitney: ranks, the mean one among ties.
+    # Mann-Whitney: ranks, with the mean rank for ties.
     _, tied, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     ranks = (last - (counts - 1) / 2.0)[tied]
@@ -31,7 +31,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def accuracy(predicted: Tensor, truth: Tensor) -> float:
-    """The share of (N,) predictions, or (N, K) probabilities' largest, that are right."""
+    """The fraction of correct predictions (N,), or of correct most probable classes (N, K)."""
     if predicted.dim() == 2:
         predicted = predicted.argmax(1)
     if predicted.shape != truth.shape or len(truth) == 0:

@@ -1,4 +1,4 @@
-"""Encoder, decoder and sampler as programs without this package: torch.export and ONNX.
+"""Encoder, decoder and sampler as programs that do not need this package: torch.export and ONNX.
 
 ::
 
@@ -6,8 +6,8 @@
     decoder   z (N, latent_dim)                      ->  E[x | z], (N, *input_shape)
     sampler   noise (N, latent_dim), from N(0, 1)    ->  E[x | z] of the prior's z
 
-N is free. A model that is conditioned on labels takes y (N,), int64, behind. What is random is an
-input, so that a program gives the same for the same.
+N is any batch size. A model that is conditioned on labels takes y (N,), int64, as last input. Noise
+is an input, so a program is deterministic.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def programs(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[Tensor, ...],
         "encoder": (EncoderOf(model), (x, *y), ["x", *names]),
         "decoder": (decoder, (z, *y), ["z", *names]),
     }
-    if model.learned_prior is None:  # of a learned one, the component is drawn as well
+    if model.learned_prior is None:  # a learned prior would also have to draw a component
         parts["sampler"] = (decoder, (z, *y), ["noise", *names])
     return parts
 
@@ -82,7 +82,7 @@ def export(
     """Write the parts of a trained model to ``folder``, as NAME.pt2 or NAME.onnx.
 
     Args:
-        model: in evaluation mode, as ``tasks.load_model`` gives it.
+        model: in evaluation mode, for example from ``tasks.load_model``.
         format: "torch" (torch.export; load it with ``torch.export.load(path).module()``) or "onnx"
             (needs onnx and onnxscript).
         parts: of "encoder", "decoder", "sampler"; a model with a learned prior has no sampler.

@@ -1,4 +1,4 @@
-"""Models as folders that Hugging Face's tools know: safetensors, config.json, a model card.
+"""Models as folders for Hugging Face's tools: safetensors, config.json, a model card.
 
 from vae_fast.hub import pretrained, pretrained_class
 pretrained("runs/vae").save_pretrained("my-vae")
@@ -67,7 +67,7 @@ def card_of(config: Mapping[str, Any]) -> str:
 
 @functools.cache
 def pretrained_class() -> type[nn.Module]:
-    """The class of such models. It needs huggingface_hub, and is made when first asked for."""
+    """The class of such models, created on first use. It needs huggingface_hub."""
     hub = need("huggingface_hub", "saving and loading pretrained models", "huggingface_hub")
     need("safetensors.torch", "saving and loading pretrained models")
 
@@ -77,7 +77,7 @@ def pretrained_class() -> type[nn.Module]:
         library_name="vae_fast",
         tags=["variational-autoencoder"],
     ):
-        """One of vae_fast's models, with what it takes to build it again.
+        """One of vae_fast's models, with the arguments to build it again.
 
         The model's own methods (encode, decode, loss, reconstruct, sample, ...) are this object's.
 
@@ -120,15 +120,16 @@ def pretrained_class() -> type[nn.Module]:
 
         @classmethod
         def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options: Any) -> Any:
-            """A config.json names code: a class of others only if ``trust`` says so."""
+            """config.json names classes; other packages' classes are accepted only with
+            ``trust``."""
             return super()._from_pretrained(model=named_by(model, trust), **options)
 
         @classmethod
         def from_pretrained(cls, *args: Any, trust: Trust = False, **options: Any) -> Any:
-            """A model out of a folder or of a repository's name, in evaluation mode.
+            """A model from a folder or a repository, in evaluation mode.
 
             Args:
-                trust: let config.json name a model of any module, whose code is then run.
+                trust: whether config.json may name a model of any module, whose code is then run.
             """
             return super().from_pretrained(*args, trust=trust, **options)
 

@@ -1,4 +1,4 @@
-"""What people do with a trained VAE. Pictures of each are in ``vae_fast.tasks.pictures``."""
+"""Tasks for a trained VAE. ``vae_fast.tasks.pictures`` draws their results."""
 
 from vae_fast.tasks.anomaly import anomaly_scores, anomaly_threshold
 from vae_fast.tasks.classify import LinearProbe, linear_probe

@@ -1,4 +1,5 @@
-"""How unlike the training data is x? Scores in nats, higher for stranger samples."""
+"""Anomaly scores: how much x differs from the training data, in nats, higher for larger
+differences."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ def anomaly_scores(
     """(N,) scores.
 
     Args:
-        score: "elbo", the negative ELBO, averaged over ``num_samples`` draws; "nll", importance-
-            sampled with so many; "reconstruction", -log p(x | z) at the posterior's mean.
+        score: "elbo", the negative ELBO, averaged over ``num_samples`` draws; "nll",
+            importance-sampled with ``num_samples`` draws; "reconstruction", -log p(x | z) at the
+            posterior's mean.
     """
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
@@ -41,7 +43,7 @@ def anomaly_scores(
 
 
 def anomaly_threshold(normal_scores: Tensor, quantile: float = 0.95) -> float:
-    """The score that so large a share of normal samples stays under; those above are anomalies."""
+    """The ``quantile`` of normal samples' scores; samples with higher scores count as anomalies."""
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"quantile must be between 0 and 1, got {quantile}")
     if normal_scores.numel() == 0:

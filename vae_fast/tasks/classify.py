@@ -26,7 +26,7 @@ def linear_probe(
     """Logistic regression on features (N, D) with labels (N,), fitted to convergence by L-BFGS.
 
     Args:
-        penalty: of the squared weights, per sample; what keeps few labels from being memorised.
+        penalty: weight of the squared weights, per sample; it prevents memorising a few labels.
     """
     if features.dim() != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
         raise ValueError(

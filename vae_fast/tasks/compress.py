@@ -1,4 +1,4 @@
-"""Lossy compression: codes rounded to a grid, their bits counted, and data made from them."""
+"""Lossy compression: codes rounded to a grid, the number of their bits, and decoding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vae_fast.tasks.latent import decode
 
 
 class Compressed(NamedTuple):
-    """``symbols``: codes in units of ``step``, int16 (N, latent_dim); ``bits``: of each sample,
-    (N,), what an ideal entropy coder needs for them under the prior.
+    """``symbols``: codes in units of ``step``, int16 (N, latent_dim). ``bits``: (N,), the bits that
+    an ideal entropy coder needs for each sample under the prior.
     """
 
     symbols: Tensor
@@ -28,10 +28,10 @@ def compress(
 ) -> Compressed:
     """Round each sample's code to multiples of ``step``.
 
-    A symbol s costs -log2 P(s), P the mass that the prior, N(0, 1) or p(z | y), has within half a
-    step of s * step; conditions y are not counted. An autoencoder has no such prior: there, P is
-    N(0, s^2) with each dimension's own scale over x, which is counted as known. Nor has a
-    hierarchy, whose levels' priors go by the levels above: there it is N(0, 1) all the same.
+    A symbol s costs -log2 P(s), where P is the prior's mass, under N(0, 1) or p(z | y), within half
+    a step of s * step. Conditions y are not counted. An autoencoder has no such prior: P then is
+    N(0, s^2) with each dimension's scale over x, which is assumed known. In a hierarchy a level's
+    prior depends on the levels above; P then is N(0, 1).
     """
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
@@ -42,7 +42,7 @@ def compress(
             f"a code of {codes.abs().max():.3g} doesn't fit 16 bits at step {step}: take a larger one"
         )
     mean, scale = _prior(model, x, y, codes, step)
-    # |.|, for the tail's small masses to keep their digits
+    # |.|, so that small masses of the tail keep their digits
     centre = ((symbols * step - mean) / scale).abs()
     half = 0.5 * step / scale
     mass = 0.5 * (

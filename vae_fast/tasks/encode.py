@@ -1,4 +1,4 @@
-"""Data to features, and to a file of them."""
+"""Encode data to features, and write them to a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def encode(
     """The posterior's mean of each sample, (N, latent_dim), also written to ``path`` (.npy).
 
     Raises:
-        ValueError: ``path`` doesn't end in .npy, or its folder doesn't exist; before any work.
+        ValueError: ``path`` does not end in .npy, or its folder does not exist; raised before any
+            work.
     """
     if path is not None:
         path = Path(path)

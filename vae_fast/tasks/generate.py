@@ -1,4 +1,4 @@
-"""New data from a model, and data passed through it."""
+"""Generate, reconstruct and denoise data with a model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def generate(
     """E[x | z] for n draws of z from the prior, (n, *input_shape), on the CPU.
 
     Args:
-        y: what to condition on, n entries, for conditional models.
-        temperature: of z's standard deviation; below 1, samples are more typical and less varied.
-        seed: makes the same samples again; None draws from torch's generator.
-        draw: of a sequence model, draw each step from its distribution, as one would with text,
-            instead of following its most probable course.
-        sampler: where z comes from in place of the prior (``fit_sampler``).
+        y: the conditions, n entries, for conditional models.
+        temperature: factor of z's standard deviation; below 1, samples are more typical and less
+            varied.
+        seed: the same seed gives the same samples; None draws from torch's generator.
+        draw: for sequence models: draw each step from its distribution, as usual for text, instead
+            of taking its mean or most probable value.
+        sampler: draws z instead of the prior (``fit_sampler``).
     """
     if y is not None and len(y) != n:
         raise ValueError(f"n is {n}, but y has {len(y)} entries")
@@ -38,7 +39,7 @@ def generate(
     if draw:
         options["draw"] = True
     if y is None and getattr(model, "condition", None) is not None:
-        y = model.condition.default(n, device)  # over all batches
+        y = model.condition.default(n, device)  # for all batches
     made = []
     with evaluating(model), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -68,9 +69,10 @@ def denoise(
     steps: int = 1,
     batch_size: int = 256,
 ) -> Tensor:
-    """Noisy x, projected onto what the model can draw, ``steps`` times; of the shape of x.
+    """Denoise x by reconstructing it ``steps`` times; the result has the shape of x.
 
-    Each step reconstructs what the last one gave (Rezende et al. 2014, appendix F, at the means).
+    Each step reconstructs the result of the last one (Rezende et al. 2014, appendix F, at the
+    means).
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

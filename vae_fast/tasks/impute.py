@@ -35,17 +35,18 @@ def impute(
 ) -> Imputed:
     """Fill in x where ``known`` is False, by iterated conditional sampling.
 
-    From noise in the gaps, z ~ q(z | x) and then x ~ p(x | z) there, again and again: a Markov
-    chain whose draws approach p(missing | known) as q approaches the posterior (Rezende et al.
+    Starting from noise in the gaps, this repeats z ~ q(z | x) and then x ~ p(x | z) in the gaps.
+    This Markov chain's draws approach p(missing | known) as q approaches the posterior (Rezende et
+    al.
     2014, section 5.4 and appendix F; Mattei & Frellsen 2018 on its bias).
 
     Args:
-        x: (N, *input_shape); what it has in the gaps is not looked at.
+        x: (N, *input_shape); its values in the gaps are ignored.
         known: bool, of x's shape, or broadcast to it.
-        steps: of each chain. draws: chains, whose spread is the uncertainty.
-        from_means: fill the gaps with E[x | z] in place of draws: smoother, and what suits grey
-            images under a Bernoulli likelihood, but the chains then spread less than
-            p(missing | known) does, and so ``std`` is of what z leaves open, not of all.
+        steps: steps of each chain. draws: number of chains; their spread is the uncertainty.
+        from_means: fill the gaps with E[x | z] instead of draws. The result is smoother, and suits
+            grey images under a Bernoulli likelihood. The chains then spread less than p(missing |
+            known): ``std`` contains only the uncertainty of z.
     """
     if steps < 1 or draws < 1:
         raise ValueError(f"steps and draws must be at least 1, got {steps} and {draws}")
@@ -65,7 +66,7 @@ def impute(
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             mask = known[part].to(device)
-            # What is unknown may be anything, NaN too.
+            # Unknown values may be anything, also NaN.
             seen = torch.where(mask, x[part].to(device), torch.zeros_like(x[part], device=device))
             values = torch.where(mask, model.values(seen), model.likelihood.center)
             label = None if y is None else y[part].to(device)
@@ -91,7 +92,8 @@ def _chains(
     dtype: torch.dtype,
     from_means: bool,
 ) -> tuple[Tensor, Tensor]:
-    """E[x | z] at the last z of so many chains, and their last x; both (draws, N, *input_shape)."""
+    """E[x | z] at the last z of ``draws`` chains, and their last x; both (draws, N,
+    *input_shape)."""
     values, mask, *condition = (
         t.repeat(draws, *[1] * (t.dim() - 1)) for t in (values, mask, *condition)
     )
@@ -107,7 +109,7 @@ def _chains(
 
 
 def _start(values: Tensor, likelihood: nn.Module) -> Tensor:
-    """What gaps hold at first: noise in [0, 1], or about as the columns' data lie."""
+    """Initial values of the gaps: noise in [0, 1], or noise in the range of each column."""
     if isinstance(likelihood.spread, Tensor):
         return likelihood.center + likelihood.spread * torch.randn_like(values)
     return torch.rand_like(values)

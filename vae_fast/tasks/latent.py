@@ -42,17 +42,17 @@ def linear(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 def spherical(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     """Points on the arcs from ``start`` to ``end``, (N, steps, D), both ends included.
 
-    Directions turn evenly and lengths change evenly, so a walk between typical points of
-    N(0, 1) stays among them, where a line cuts through the middle (White 2016).
+    Direction and length change at a constant rate. So a walk between typical points of N(0, 1)
+    stays among typical points, while a straight line passes near the origin (White 2016).
     """
     t = _fractions(start, end, steps)
     lengths = torch.stack([v.norm(dim=1, keepdim=True) for v in (start, end)], 1)  # (N, 2, 1)
     floor = torch.finfo(start.dtype).tiny
     u, v = start / lengths[:, 0].clamp_min(floor), end / lengths[:, 1].clamp_min(floor)
-    # Half of it by its tangent, which keeps its digits near 0 and near pi, as a cosine does not.
+    # Half the angle by its tangent, which, unlike a cosine, is accurate near 0 and near pi.
     chords = [w.norm(dim=1, keepdim=True) for w in (u - v, u + v)]
     angle = 2.0 * torch.atan2(*chords).unsqueeze(1)
-    # Parallel and opposite directions have no one arc between them: there, go straight.
+    # Parallel or opposite directions have no unique arc: take the straight line.
     straight = torch.sin(angle) < 1e-4
     safe = torch.where(straight, torch.ones_like(angle), angle)
     direction = (
@@ -71,7 +71,7 @@ def interpolate(
     steps: int = 8,
     path: str = "spherical",
 ) -> Tensor:
-    """Images between images: (N, steps, *input_shape), through their codes.
+    """Interpolate between images through their codes: (N, steps, *input_shape).
 
     Args:
         start, end: (N, *input_shape). y: conditions of both, (N,), for conditional models.
@@ -93,7 +93,8 @@ def traverse(
     values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
     y: Tensor | None = None,
 ) -> Tensor:
-    """One code (latent_dim,), each dimension set to each value: (dimensions, values, *shape)."""
+    """Decode one code (latent_dim,) with each dimension set to each value: (dimensions, values,
+    *shape)."""
     if z.dim() != 1:
         raise ValueError(f"traverse walks from one code (latent_dim,), got {tuple(z.shape)}")
     dimensions = list(range(len(z))) if dimensions is None else list(dimensions)
@@ -109,7 +110,8 @@ def traverse(
 
 
 def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
-    """The direction of an attribute, (D,): the mean code with it less the mean without it.
+    """The direction of an attribute, (D,): the mean code with the attribute minus the mean without
+    it.
 
     Args:
         codes: (N, D). has: bool (N,), from labels.
@@ -128,7 +130,8 @@ def apply_attribute(
     strength: float = 1.0,
     y: Tensor | None = None,
 ) -> Tensor:
-    """x with ``strength`` of an attribute added to its code (negative takes it away)."""
+    """x after adding ``strength`` times an attribute's direction to its code; negative values
+    remove it."""
     codes = features(model, x, y)
     return decode(model, codes + strength * vector.to(codes), y)
 

@@ -16,7 +16,7 @@ def elbo(
 ) -> LossOutput:
     """The negative ELBO of each sample and its parts, each (N,), in nats, one z per sample.
 
-    For a model trained on another bound, such as the IWAE, still the ELBO of its posterior.
+    Also for a model trained on another bound, such as the IWAE, this is the ELBO of its posterior.
     """
     needs_density(model, "the ELBO")
 
@@ -39,8 +39,8 @@ def importance_nll(
 ) -> Tensor:
     """-log p(x) of each sample, (N,), in nats: -log (1/K) sum_k w_k (Burda et al. 2015).
 
-    An upper bound on average, tighter with K = ``num_samples``. Memory is bounded by
-    ``batch_size * samples_at_once`` decoded samples, whatever K.
+    An upper bound in expectation, tighter for larger K = ``num_samples``. Memory is limited to
+    ``batch_size * samples_at_once`` decoded samples for any K.
     """
     needs_density(model, "importance-sampled NLL")
     if num_samples < 1 or samples_at_once < 1:
@@ -67,7 +67,7 @@ def bits_per_dimension(
     """Nats per sample to bits per dimension.
 
     Args:
-        dimensions: numbers in a sample, on average where samples are not alike.
+        dimensions: values per sample, on average if samples differ in length.
         levels: for a density over values scaled to [0, 1], how many levels the data have (256 for
             8-bit images, k / 255): the levels' distance adds log2(levels - 1) bits. None for
             discrete likelihoods.

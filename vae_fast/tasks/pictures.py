@@ -1,4 +1,4 @@
-"""The pictures that go with the tasks: strips, traversals, a latent map, score histograms."""
+"""Pictures of the tasks' results: strips, traversals, a latent map, score histograms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_fast.pictures import draw_samples
 
 
 def draw_grid(path: str | Path, rows: Tensor, caption: str, title: str = "Walks") -> None:
-    """(rows, columns, C, H, W) images in [0, 1] or uint8, as they stand: a traversal, or walks."""
+    """Draw a grid of images (rows, columns, C, H, W), in [0, 1] or uint8: a traversal, or walks."""
     if rows.dim() != 5:
         raise ValueError(f"a grid is (rows, columns, C, H, W), got {tuple(rows.shape)}")
     draw_samples(Path(path), rows.flatten(0, 1), caption, columns=rows.shape[1], title=title)
@@ -24,7 +24,7 @@ def draw_grid(path: str | Path, rows: Tensor, caption: str, title: str = "Walks"
 def draw_strips(
     path: str | Path, strips: Sequence[Tensor], caption: str, title: str = "Before and after"
 ) -> None:
-    """Before, after, and whatever between: each (N, C, H, W) one row, top to bottom."""
+    """Draw strips such as before and after, top to bottom: each (N, C, H, W) is one row."""
     shapes = {tuple(s.shape) for s in strips}
     if len(shapes) != 1:
         raise ValueError(f"strips must have one shape, got {sorted(shapes)}")
@@ -40,7 +40,7 @@ def draw_latent_map(
     names: Sequence[str] | None = None,
     caption: str = "",
 ) -> None:
-    """Codes (N, D) in the plane, coloured by label: as they are for D = 2, else by their two
+    """Draw codes (N, D) in the plane, coloured by label: directly for D = 2, else their two
     principal components.
     """
     points = codes.detach().float().cpu()
@@ -74,12 +74,12 @@ def _scatter(axis: Any, points: Tensor, labels: Tensor, names: Sequence[str] | N
         for label in found
     ]
     where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": -(-len(found) // 25)}
-    # By handles: a label that begins with an underscore is left out otherwise.
+    # With handles, because matplotlib otherwise omits labels that begin with an underscore.
     axis.legend(handles, labels_of, markerscale=4, frameon=False, **where)
 
 
 def _colour(label: int, count: int) -> tuple[float, float, float, float]:
-    """Of one of ``count`` labels: a colour that no other has."""
+    """A colour for one of ``count`` labels, different from the others'."""
     colormaps = need("matplotlib", "drawing a latent map").colormaps
     if count <= 20:
         return colormaps["tab10" if count <= 10 else "tab20"](label)

@@ -17,7 +17,7 @@ from vae_fast.train.setup import build_model
 
 
 class Restored(NamedTuple):
-    """A model in evaluation mode, the configuration it was trained with, and where it was."""
+    """A model in evaluation mode, its training configuration, and the step of its checkpoint."""
 
     model: nn.Module
     config: TrainConfig
@@ -31,23 +31,23 @@ def load_model(
     *,
     trust: Trust = False,
 ) -> Restored:
-    """Load a model from a run folder, of which no code is run.
+    """Load a model from a run folder. No code of the folder is run.
 
     Args:
         run: the folder that ``vae-fast train`` made.
-        which: "best" (lowest validation loss), "last", or a step that has a checkpoint.
-        device: where the model is wanted.
-        trust: let the run's config.yaml name a model of any module, whose code is then run (True, or
-            the import paths that it may name). False takes models of torch, torchvision and ours.
+        which: "best" (lowest validation loss), "last", or the step of a checkpoint.
+        device: the model's device.
+        trust: which classes config.yaml may name; their code is run. False: those of torch,
+            torchvision and vae_fast. True: any. A collection of import paths: those as well.
 
     Raises:
-        ValueError: not a run, no such checkpoint, or one that is damaged or of another model.
+        ValueError: the folder is no run, or the checkpoint is missing, damaged or of another model.
     """
     folder = RunFolder(run)
     config = folder.config(trust)
     saved = checkpoint.load(_find(folder.checkpoints, which))
     model = build_model(config, saved.state["input_shape"])
-    # The moving average, where the run kept one, is what was validated.
+    # If the run kept a moving average, it was validated with that.
     weights = saved.weights | saved.state["step"].get("average", {})
     try:
         model.load_state_dict(weights)
@@ -61,7 +61,7 @@ def load_model(
 
 
 def best_or_last(run: str | Path) -> str:
-    """ "best", or "last" where a run has none yet, which a warning then says."""
+    """ "best", or "last" with a warning if the run has no best checkpoint yet."""
     folder = RunFolder(run).checkpoints
     if checkpoint.pointed(folder, "best") or not checkpoint.pointed(folder, "last"):
         return "best"

@@ -1,4 +1,4 @@
-"""Latents as data: each sample's posterior, and the factor that brings latents to unit variance."""
+"""Latents as data: each sample's posterior, and the factor that scales latents to unit variance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from vae_fast.models.batched import in_batches, needs_density
 
 
 class LatentStatistics(NamedTuple):
-    """Posteriors of N samples, for training on draws from them, and what the draws look like.
+    """Posteriors of N samples, for training on draws from them, with statistics of the draws.
 
     mean, std: q(z | x) of each sample, (N, latent_dim), or (N, C, h, w) where z is maps.
     scaling_factor: 1 / the standard deviation of z ~ q(z | x) over samples, dimensions and draws:
-        z times this has variance 1, as latent diffusion wants it (Rombach et al. 2022, appendix G).
-    channel_mean, channel_std: of such z, for each latent dimension or channel of maps.
+        z times this has variance 1, as latent diffusion needs it (Rombach et al. 2022, appendix G).
+    channel_mean, channel_std: mean and standard deviation of z, for each latent dimension or
+    channel.
     """
 
     mean: Tensor
@@ -49,7 +50,7 @@ def statistics(
         mean, std = mean.unflatten(1, shape), std.unflatten(1, shape)
     others = (0, *range(2, mean.dim()))
     wide, spread = mean.double(), std.double().square()
-    # The variance of a draw: that of the means, and the mean of the variances.
+    # The variance of a draw is the variance of the means plus the mean of the variances.
     variance = wide.var(correction=0) + spread.mean()
     of_channels = wide.var(others, correction=0) + spread.mean(others)
     return LatentStatistics(

@@ -1,4 +1,4 @@
-"""Samplers: where z comes from once a model is trained, in place of its prior."""
+"""Samplers: distributions of z, fitted after training, that replace the prior."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sampler(Protocol):
 
 
 class Normal:
-    """N(0, temperature^2), whatever the model's prior is."""
+    """N(0, temperature^2), for any prior of the model."""
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.dim, self.like = dim, like
@@ -42,17 +42,18 @@ def fit_sampler(
     batch_size: int = 256,
     **options: Any,
 ) -> Sampler | None:
-    """A sampler fitted to the codes of x, on the model's device; None for "prior", the model's own.
+    """A sampler fitted to the codes of x, on the model's device; None for "prior", the model's
+    prior.
 
     Args:
         name: "normal"; "gmm", a mixture of Gaussians (``components``=10); "flow" (``kind``: maf, iaf,
             realnvp; ``steps``=2000); "second-stage", another VAE (``steps``=3000); "pixelcnn", over a
             vq-vae's codes (``steps``=2000, ``channels``=64, ``layers``=6).
-        x: (N, *input_shape), training data. y: what a conditional model wants.
-        seed: of posterior draws and training, to fit the same again.
+        x: (N, *input_shape), training data. y: the conditions of a conditional model.
+        seed: the seed of posterior draws and training; the same seed gives the same fit.
 
     Raises:
-        ValueError: an unknown name, or a sampler that the model's codes don't fit.
+        ValueError: the name is unknown, or the sampler does not fit the model's codes.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Densities over codes that are trained: a flow, a second VAE, and a PixelCNN over numbers."""
+"""Trained densities over codes: a flow, a second VAE, and a PixelCNN over code numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def trained(
     batch: int,
     lr: float,
 ) -> list[float]:
-    """Adam with a cosine to 0 on batches of rows drawn at random; the losses."""
+    """Train with Adam and a cosine decay to 0 on random batches of rows; returns the losses."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     optimizer = torch.optim.Adam(module.parameters(), lr)
@@ -39,7 +39,7 @@ def trained(
 
 
 class Scaled:
-    """Codes at mean 0 and deviation 1, and back."""
+    """Scale codes to mean 0 and standard deviation 1, and back."""
 
     def __init__(self, z: Tensor) -> None:
         self.mean, self.deviation = z.mean(0), z.std(0, correction=0).clamp_min(1e-6)
@@ -77,7 +77,7 @@ class FlowSampler:
 
 
 class SecondStage:
-    """A second VAE, of codes drawn from the posterior (Dai & Wipf 2019)."""
+    """A second VAE, trained on codes drawn from the posterior (Dai & Wipf 2019)."""
 
     def __init__(
         self, z: Tensor, *, steps: int = 3000, batch: int = 256, lr: float = 3e-3, hidden: int = 256

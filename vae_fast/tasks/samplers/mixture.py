@@ -47,7 +47,7 @@ class GaussianMixture:
 
     @staticmethod
     def _seeds(z: Tensor, k: int) -> Tensor:
-        """k of the codes, far from each other (k-means++, Arthur & Vassilvitskii 2007)."""
+        """k of the codes, distant from each other (k-means++, Arthur & Vassilvitskii 2007)."""
         chosen = [z[torch.randint(len(z), (1,), device=z.device)]]
         distance = torch.full((len(z),), math.inf, dtype=z.dtype, device=z.device)
         for _ in range(k - 1):

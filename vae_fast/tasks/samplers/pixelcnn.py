@@ -1,4 +1,5 @@
-"""A gated PixelCNN over maps of codes (van den Oord et al. 2016), several codes a place."""
+"""A gated PixelCNN over maps of codes (van den Oord et al. 2016), with several codes per
+position."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 
 class _Causal(nn.Conv2d):
-    """A 5 x 5 convolution that sees the places before a place in reading order, and itself or not."""
+    """A 5 x 5 convolution over the positions before a position in reading order, with or without
+    itself."""
 
     def __init__(self, n_in: int, n_out: int, *, itself: bool) -> None:
         super().__init__(n_in, n_out, 5, padding=2)
@@ -34,10 +36,10 @@ class _Gated(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """p(codes), place by place in reading order, at a place code by code.
+    """p(codes), factorised over positions in reading order, and over the codes of a position.
 
     Args:
-        sizes: how many values each of a place's C codes can take.
+        sizes: the number of values of each of a position's C codes.
         grid: (H, W).
     """
 
@@ -61,7 +63,8 @@ class PixelCNN(nn.Module):
         )
 
     def before(self, codes: Tensor) -> Tensor:
-        """What places before it say of each place, (N, H, W, channels), for codes (N, H, W, C)."""
+        """Features of each position from the positions before it, (N, H, W, channels), for codes
+        (N, H, W, C)."""
         h = sum(e(c) for e, c in zip(self.embeddings, codes.unbind(-1), strict=True))
         h = self.first(h.permute(0, 3, 1, 2)) + self.where
         for layer in self.layers:
@@ -69,7 +72,7 @@ class PixelCNN(nn.Module):
         return h.permute(0, 2, 3, 1)
 
     def logits(self, h: Tensor, codes: Tensor, c: int) -> Tensor:
-        """Of code c, by what is before the place and by the place's codes before c."""
+        """Logits of code c, from earlier positions and the position's codes before c."""
         for e, code in zip(self.embeddings[:c], codes.unbind(-1), strict=False):
             h = h + e(code)
         return self.heads[c](h)
