@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 def _is_the_program() -> bool:
     """Whether this process is the command line: ``python -m vae_fast``, or the script vae-fast.
 
-    While Python looks for the module that -m names, ``sys.argv[0]`` is "-m". Processes that a program
-    starts have its ``sys.argv``, and an ``orig_argv`` of their own.
+    While Python searches the module of -m, ``sys.argv[0]`` is "-m". Child processes have the
+    program's ``sys.argv``, and their own ``orig_argv``.
     """
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     if name == "-m":
@@ -30,8 +30,8 @@ if TYPE_CHECKING or not _is_the_program():
     from vae_fast.public import *
     from vae_fast.public import __all__ as __all__
 else:
-    # The command line answers help and mistakes without torch, which takes seconds, and then calls
-    # _load. OpenMP's threads, which torch's own ops use, spin for milliseconds when they have nothing
-    # to do; on a busy machine they then keep the threads from running that they wait for.
+    # The command line answers help and usage errors without torch, whose import takes seconds, and
+    # then calls _load. Idle OpenMP threads, which torch's ops use, spin for milliseconds; on a busy
+    # machine they thus keep the threads that they wait for from running.
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "5000"

@@ -1,7 +1,7 @@
-"""Which implementation runs: the native kernels or plain PyTorch.
+"""The choice between the native kernels and plain PyTorch.
 
-The native libraries are looked for once, at import, and never built there. ``auto`` uses them
-for the devices they serve and otherwise falls back to ``vae_fast.reference``, saying so once.
+The native libraries are searched once, at import, and never built then. ``auto`` uses them for
+their devices, and otherwise falls back to ``vae_fast.reference`` with one warning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _warned: set[str] = set()
 
 
 def _why_missing(name: str, error: ImportError) -> str:
-    """One sentence for an extension that did not import."""
+    """One sentence that says why an extension did not import."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     built = sorted(p.name for p in _PACKAGE.glob(f"{name}.*") if p.suffix in {".so", ".pyd"})
     if not built:
@@ -65,7 +65,7 @@ def _load(name: str, device: str) -> None:
 
 
 def _set_aside_if_stale() -> None:
-    """A library of other sources would fail at its first call, or compute something else."""
+    """Do not use a library built from other sources: it could fail, or compute wrong results."""
     from vae_fast.built import why_stale
 
     lacks = why_stale(_libraries["cpu"])
@@ -78,16 +78,16 @@ def _set_aside_if_stale() -> None:
 
 
 def _rebuild() -> str:
-    """The command that compiles the library of this package anew."""
+    """The command that rebuilds this package's library."""
     if (_PACKAGE.parent / "setup.py").is_file():
         return f"cd {_PACKAGE.parent} && VAE_FAST_BUILD=auto python setup.py build_ext --inplace"
     return "pip install --force-reinstall --no-deps vae_fast"
 
 
 def _load_node() -> object | None:
-    """The autograd nodes in C++, if they are built: they need the very torch that they were built with.
+    """The autograd nodes in C++, if they were built with this very version of torch.
 
-    Without them the same is done in Python, at some microseconds a call.
+    Without them Python does the same, which costs some microseconds per call.
     """
     if "cpu" not in _libraries or _libraries["cpu"].build_info()["torch"] != torch.__version__:
         return None
@@ -117,11 +117,11 @@ def _load_libraries() -> None:
 
 
 class set_backend:
-    """Choose the backend: at once and for good, or for a ``with`` block.
+    """Choose the backend: from now on, or for a ``with`` block.
 
-    ``"auto"`` uses native kernels where they are built and falls back, with one warning, where
-    not; ``"native"`` raises where there are none, naming the reason; ``"reference"`` is plain
-    PyTorch. The environment variable ``VAE_FAST_BACKEND`` sets the choice at import.
+    ``"auto"`` uses native kernels if they are built, and otherwise falls back with one warning;
+    ``"native"`` raises if there are none, with the reason; ``"reference"`` is plain PyTorch. The
+    environment variable ``VAE_FAST_BACKEND`` sets the choice at import.
 
     >>> vae_fast.set_backend("reference")
     >>> with vae_fast.set_backend("native"):
@@ -149,16 +149,15 @@ def get_backend() -> Backend:
 
 
 def is_transforming() -> bool:
-    """Whether a function transform (``torch.func``) or a forward-mode derivative is under way."""
+    """Whether a function transform (``torch.func``) or a forward-mode derivative is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_watched() -> bool:
     """Whether a function mode or a dispatch mode is active, such as one that counts operations.
 
-    What is put together from torch's own ops in another way than its modules then goes their way.
-    The engine's recorder wants the kernels as they are, and modes for new tensors' device look at
-    nothing else; these don't count.
+    Code that replaces torch's modules by other ops then calls the modules instead. Two modes do not
+    count: the engine's recorder, which records the kernels, and modes that set new tensors' device.
     """
     functions, dispatches = (
         torch._C._len_torch_function_stack(),
@@ -175,8 +174,8 @@ def _is_transforming_in_a_trace() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-# What torch.compiler.assume_constant_result sets: the function is called while Dynamo traces, and
-# its answer stands in the graph. The decorator itself would import Dynamo, which takes seconds.
+# torch.compiler.assume_constant_result sets this: Dynamo calls the function while tracing and puts
+# its result into the graph. The decorator itself would import Dynamo, which takes seconds.
 _is_transforming_in_a_trace.__dict__["_dynamo_marked_constant"] = True
 
 
@@ -185,12 +184,12 @@ def _exports_onnx() -> bool:
 
 
 _exports_onnx.__dict__["_dynamo_marked_constant"] = (
-    True  # Dynamo would take torch's function to say no
+    True  # Dynamo would assume that torch's function returns False
 )
 
 
 def _refuse_onnx() -> None:
-    """Within ``torch.onnx.export``, and before torch says that it doesn't know an op."""
+    """Raise within ``torch.onnx.export``, before torch reports an unknown op."""
     if _exports_onnx():
         raise RuntimeError(
             "ONNX has no operators for vae_fast's native kernels: export within "
@@ -199,10 +198,10 @@ def _refuse_onnx() -> None:
 
 
 def use_native(device_type: str) -> bool:
-    """Whether ops on this device type run natively; raises if they must and cannot.
+    """Whether ops on this device type run natively; raises if they must but cannot.
 
-    Function transforms and forward-mode derivatives are left to plain PyTorch, which has a rule for
-    each of its own ops.
+    Function transforms and forward-mode derivatives run in plain PyTorch, which has rules for all
+    its ops.
     """
     if _choice == "reference":
         return False
@@ -231,7 +230,7 @@ def use_native(device_type: str) -> bool:
 
 
 def has_native(device_type: str) -> bool:
-    """Whether there is a library for ``device_type``, whatever backend is chosen."""
+    """Whether there is a library for ``device_type``, independent of the chosen backend."""
     return device_type in _libraries
 
 
@@ -250,10 +249,10 @@ def library(device_type: str = "cpu") -> Any:
 
 
 def empty_cache() -> None:
-    """Give the memory that is kept for large CPU outputs (at most 1 GiB) back to the system.
+    """Return the memory that is kept for large CPU outputs (at most 1 GiB) to the system.
 
-    The kernels write large outputs into the memory of dead ones, which spares them the page faults
-    of fresh memory. For the GPU see ``torch.cuda.empty_cache``.
+    The kernels reuse the memory of freed large outputs, which avoids the page faults of new memory.
+    For the GPU see ``torch.cuda.empty_cache``.
     """
     if "cpu" in _libraries:
         _libraries["cpu"].release_kept()

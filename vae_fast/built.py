@@ -1,4 +1,5 @@
-"""What the compiled library must have: the ops that this package calls, and names of the module."""
+"""The required content of the compiled library: the ops that this package calls, and the module's
+names."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import torch
 
 from vae_fast.likelihoods import SPECS
 
-# Each op with how many arguments it takes.
+# Each op with its number of arguments.
 OPS = {
     "reparameterize": 4,
     "reparameterize_backward": 4,
@@ -30,7 +31,7 @@ OPS = {
     "mmd_backward": 6,
     "nearest_code": 2,
 }
-# Those of a likelihood, named LIKELIHOOD_OP: csrc/torch/likelihood.h.
+# The ops of a likelihood, named LIKELIHOOD_OP: csrc/torch/likelihood.h.
 OPS_OF_LIKELIHOOD = {
     "nll": 3,
     "nll_backward": 5,
@@ -44,12 +45,12 @@ NAMES = (
     "Step", "build_info", "cpu_capabilities", "cpu_capability", "likelihoods", "release_kept",
     "step_likelihoods", "usable_cpus",
 )  # fmt: skip
-# What vae_fast._C_autograd says of itself: its functions with how many arguments they take.
+# The interface of vae_fast._C_autograd: its functions with their numbers of arguments.
 NODE_INTERFACE = "add 3, set_again 1, nll 4, elbo 7"
 
 
 def expected_ops() -> dict[str, int]:
-    """Every op with how many arguments it takes."""
+    """Every op with its number of arguments."""
     of_likelihoods = {
         f"{name}_{op}": count for name in SPECS for op, count in OPS_OF_LIKELIHOOD.items()
     }
@@ -57,9 +58,9 @@ def expected_ops() -> dict[str, int]:
 
 
 def why_stale(module: object) -> str | None:
-    """What of this package the library ``vae_fast._C`` lacks or has otherwise; None if nothing.
+    """What the library ``vae_fast._C`` lacks or has differently; None if it fits this package.
 
-    It was then compiled from other sources than those that lie beside this file.
+    A difference means that it was compiled from other sources than this package's.
     """
     wrong = [f"no {name}" for name in NAMES if not hasattr(module, name)]
     for name, count in expected_ops().items():

@@ -1,4 +1,4 @@
-"""How image files and folders are read, and how much of one's own data is held out."""
+"""Options for reading image files and folders, and for holding out custom data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ class DataOptions:
     """How files become samples, and which are held out for validation.
 
     Args:
-        size: of image files: the shorter side is resized to it, and the square in the middle is cut
-            out; images stay as they are, and must be of one size, when not given.
-        mode: of image files: L (grey) or RGB; RGB if any of them has colour when not given.
+        size: for image files: the shorter side is resized to it, and the square in the middle is
+            cropped. Without it images are not resized, and must have one size.
+        mode: for image files: L (grey) or RGB; by default RGB if any of them has colour.
         background: the colour behind transparent pixels: a name or #rrggbb.
-        held_out: the part of one's own data that is held out for validation, of every class alike.
-        split_seed: which samples are held out.
+        held_out: the fraction of custom data that is held out for validation, the same for every
+            class.
+        split_seed: the seed that chooses the held-out samples.
     """
 
     size: int | None = None

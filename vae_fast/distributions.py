@@ -21,11 +21,11 @@ __all__ = ["Normal"]
 
 
 class Normal(torch.distributions.Normal):
-    """``torch.distributions.Normal`` that draws its noise by a key (``vae_fast.noise``).
+    """``torch.distributions.Normal`` with noise drawn by a key (``vae_fast.noise``).
 
     A seed gives draws of the same distribution as torch's class, but not the same numbers. The KL
-    to any Normal is ``gaussian_kl``'s, elementwise and in nats as torch's is; with no matter how
-    small a scale it does not overflow. All else is torch's.
+    to any Normal is ``gaussian_kl``'s, elementwise and in nats like torch's. It does not overflow
+    for any scale. All else is torch's.
 
     Args:
         loc, scale: the mean and the standard deviation, tensors or numbers that broadcast.

@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def need(module: str, purpose: str, install: str = "'vae_fast[train]'") -> ModuleType:
-    """Import ``module``, or say in one sentence what it is for and what pip has to install."""
+    """Import ``module``. If it is missing, the error says what it is for and how to install it."""
     try:
         with _without_backend(module):
             return importlib.import_module(module)
@@ -25,9 +25,9 @@ def need(module: str, purpose: str, install: str = "'vae_fast[train]'") -> Modul
 
 @contextmanager
 def _without_backend(module: str) -> Iterator[None]:
-    """Import matplotlib whatever MPLBACKEND says: a notebook's may be unknown here, which raises.
+    """Import matplotlib with any MPLBACKEND: a notebook's value may be unknown here, which raises.
 
-    Where it is known, it is in force afterwards.
+    A known value takes effect afterwards.
     """
     backend = os.environ.get("MPLBACKEND")
     if backend is None or module.split(".")[0] != "matplotlib" or "matplotlib" in sys.modules:
@@ -44,7 +44,7 @@ def _without_backend(module: str) -> Iterator[None]:
 
 
 def check_extras() -> None:
-    """Look for all that a run needs: it must not fail at its end for want of a library."""
+    """Check for all packages that a run needs, so that it does not fail at its end."""
     need("yaml", "writing a run's config.yaml")
     need("safetensors.torch", "writing checkpoints")
     need("matplotlib", "drawing curves.png")

@@ -19,13 +19,14 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class FromFile(str):
-    """A name that was read from a file, and not given in Python or on the command line."""
+    """A name that was read from a file, not given in Python or on the command line."""
 
     __slots__ = ()
 
 
 class ImportPathError(ValueError):
-    """A module or class does not exist. ``package`` is the one to install, if that is the reason."""
+    """A module or class does not exist. ``package`` is the package to install, if one is
+    missing."""
 
     def __init__(self, message: str, package: str | None = None) -> None:
         super().__init__(message)
@@ -33,13 +34,13 @@ class ImportPathError(ValueError):
 
 
 def named_by(name: str, trust: Trust) -> str:
-    """A name out of a file: a plain str if ``trust`` covers it, else a ``FromFile``."""
+    """A name from a file: a plain str if ``trust`` covers it, else a ``FromFile``."""
     covered = trust if isinstance(trust, bool) else name in trust
     return str(name) if covered else FromFile(name)
 
 
 def plain(value: Any) -> Any:
-    """``value`` with every FromFile in its dicts and lists as the str that it is."""
+    """``value`` with every FromFile in its dicts and lists replaced by a plain str."""
     if isinstance(value, dict):
         return {key: plain(of) for key, of in value.items()}
     if isinstance(value, (list, tuple)):
@@ -48,22 +49,22 @@ def plain(value: Any) -> Any:
 
 
 def paths_typed(arguments: Collection[str]) -> set[str]:
-    """The import paths that stand in a command line's arguments."""
+    """The import paths in a command line's arguments."""
     return {found[0] for argument in arguments for found in _PATH.finditer(argument)}
 
 
 def imported(path: str, what: str, kind: type, wanted: str) -> type:
-    """The class that ``path`` names. It is not called here.
+    """The class that ``path`` names. This does not call it.
 
     Args:
-        path: package.module:Class. A ``FromFile`` has to lead to a public module of ``OWN`` and to a
-            class that was defined in one of them.
-        what: what names it, for messages, such as "optimizer.name".
-        kind: the class that it must be a subclass of; ``wanted`` is that in words.
+        path: package.module:Class. A ``FromFile`` must name a public module of a package in
+            ``OWN``, and a class that is defined in one of these packages.
+        what: the setting that contains the path, for messages, such as "optimizer.name".
+        kind: the required base class; ``wanted`` describes it in words.
 
     Raises:
-        ValueError: it is not a path, comes from a file and leads to other code, leads nowhere, or to
-            what is not a subclass of ``kind``.
+        ValueError: it is no import path, comes from a file and names other code, names nothing, or
+            names something that is not a subclass of ``kind``.
     """
     if not _PATH.fullmatch(path):
         raise ValueError(f"{what} {str(path)!r} is not an import path, {FORM}")
@@ -94,7 +95,8 @@ def imported(path: str, what: str, kind: type, wanted: str) -> type:
 
 
 def _is_own(module: str, public: bool = False) -> bool:
-    """Whether a module is of OWN; ``public``: and no part of its name says that it is internal."""
+    """Whether a module belongs to OWN; with ``public``, also whether no part of its name is
+    private."""
     first, *rest = module.split(".")
     return first in OWN and not (public and any(part.startswith("_") for part in rest))
 

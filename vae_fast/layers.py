@@ -1,9 +1,10 @@
-"""``torch.nn.Sequential`` that sends runs of linear layers to the faster of the CPU's matrix libraries.
+"""``torch.nn.Sequential`` that computes series of linear layers by the faster of the CPU's matrix
+libraries.
 
-The layers are torch's own: what quantises, prunes, counts, hooks or replaces them finds what it
-knows. The speed is the container's, which calls a layer unless it is exactly as torch made it. On a
-GPU, under torch.compile, tracing and function transforms, with the reference backend and in other
-dtypes the container is ``torch.nn.Sequential``.
+The layers are torch's, so tools that quantise, prune, count, hook or replace them work as usual.
+The container takes the fast path only for unchanged layers. On a GPU, under torch.compile, tracing
+and function transforms, with the reference backend and in other dtypes it behaves as
+``torch.nn.Sequential``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from vae_fast.backend import get_backend, is_watched
 from vae_fast.ops.mlp import mlp, serves
 
-# What a run of layers stands for, and the module that torch defines it in.
+# The functions that the fast path replaces, and the modules that define them.
 _TORCHS = tuple(
     (owner, name, vars(source))
     for owner, name, source in (
@@ -31,12 +32,13 @@ _TORCHS = tuple(
         (F, "relu", F),
     )
 )
-# Attributes that a layer as torch made it does not have in its own dictionary.
+# Attributes that an unchanged layer does not have in its own dictionary.
 _REPLACED = ("forward", "weight", "bias", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl")
 
 
 class MLP(nn.Sequential):
-    """``torch.nn.Sequential`` that takes linear layers and the ReLUs between them in one go."""
+    """``torch.nn.Sequential`` that computes linear layers and the ReLUs between them in one
+    function."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -50,7 +52,8 @@ class MLP(nn.Sequential):
 
 
 def _may_run(x: Tensor) -> bool:
-    """Whether nobody would miss the calls of the layers, as far as one can say for all of them."""
+    """Whether skipping the layers' calls is unobservable, as far as this does not depend on the
+    layer."""
     return (
         x.is_cpu
         and x.dim() > 0
@@ -76,7 +79,8 @@ def _in_runs(x: Tensor, modules: list[nn.Module]) -> Tensor:
 
 
 def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tensor | None]]:
-    """Of the linear layers that ``modules`` begins with: whether ReLU follows, and parameters."""
+    """For the linear layers at the start of ``modules``: whether a ReLU follows each, and their
+    parameters."""
     relus: list[bool] = []
     parameters: list[Tensor | None] = []
     for layer in modules:
@@ -92,13 +96,13 @@ def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tenso
 
 
 def _as_made(layer: nn.Module) -> bool:
-    """Whether a call of the layer is its class's ``forward`` on its own parameters, no more."""
+    """Whether a call of the layer is only its class's ``forward`` on its own parameters."""
     own = layer.__dict__
     return not any(name in own for name in _REPLACED) and not _has_hooks(layer)
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to know of the module's calls: it then has to be called."""
+    """Whether the module has hooks, so that it must be called."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -108,8 +112,8 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether somebody wants to know of the calls of any of the model's modules, or of all modules, or
-    of a parameter's gradient."""
+    """Whether any of the model's modules has hooks, or there are global hooks, or hooks on a
+    parameter's gradient."""
     return (
         bool(_has_any_global_hook())
         or any(map(_has_hooks, model.modules()))

@@ -29,10 +29,11 @@ __all__ = [
 
 
 class Reparameterize(nn.Module):
-    """z = mu + exp(logvar / 2) * eps, in training and evaluation alike (Kingma & Welling 2014).
+    """z = mu + exp(logvar / 2) * eps, in training and in evaluation (Kingma & Welling 2014).
 
     Args:
-        num_samples: K draws per element, stacked in front; None for one draw without that dim.
+        num_samples: K draws per element, stacked in a new first dimension; None for one draw
+            without it.
 
     Shape: mu, logvar (..., D) to z (..., D), or (K, ..., D).
     """
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int, latent_dim: int) -> None:
         super().__init__()
-        # In this order, so that a seed gives the weights that it gave the script's own classes.
+        # In this order, so that a seed gives the same weights as in the script's own classes.
         self.fc1 = nn.Linear(input_dim, hidden_dim)
         self.fc_mu = nn.Linear(hidden_dim, latent_dim)
         self.fc_logvar = nn.Linear(hidden_dim, latent_dim)
@@ -148,7 +149,7 @@ _FLAT_NAMES = {
 
 
 class VAE(nn.Module):
-    """``forward(x) -> (x_hat, mu, logvar)``, with z sampled in training and evaluation alike.
+    """``forward(x) -> (x_hat, mu, logvar)``, with z sampled in training and in evaluation.
 
     Also loads a state_dict of pytorch/examples' VAE (fc1, fc21, fc22, fc3, fc4).
     """
@@ -161,9 +162,9 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(x)
-        # torch.randn's noise and not the kernels', so that a seed gives the script's own draws: on
-        # 10,000 images, runs that differ in their noise alone differ by about a nat in the first
-        # epoch. Next to the linear layers, what the kernel would save here can't be measured.
+        # torch.randn's noise instead of the kernels', so that a seed gives the script's own draws:
+        # on 10,000 images, runs with different noise differ by about a nat in the first epoch. The
+        # kernel would save too little here to be measured beside the linear layers.
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), torch.randn_like(mu))
         return self.decoder(z), mu, logvar
 

@@ -15,14 +15,14 @@ from vae_fast.figures import figure_for, printable
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (34, 38, 46), (134, 140, 150)
 _TRAIN, _VAL = "#9db7d5", "#1f4e8c"
-_TILE = 84  # pixels that a tile is enlarged to, at least
+_TILE = 84  # the least size of a tile in pixels
 _GAP, _MARGIN = 3, 28
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Images (N, C, H, W), uint8 or floating in [0, 1], as (N, H, W, 3) for a picture.
 
-    One channel is shown grey, two as red and green, of more than three the first three.
+    One channel is shown grey, two as red and green; of more than three, the first three are shown.
     """
     if images.dtype != torch.uint8:
         images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -141,9 +141,9 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def _even(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of intervals that end at ``step``, the short ones joined with the one before.
+    """Means of intervals that end at ``step``; a short interval is merged with the one before.
 
-    An epoch's last interval may be a few steps, whose mean would stand out for no reason.
+    An epoch's last interval may have a few steps only, and its noisy mean would look like a dip.
     """
     steps = [0.0, *(step for step, _ in points)]
     spans = [after - before for before, after in pairwise(steps)]
@@ -178,7 +178,7 @@ def _write_page(
     draw_module = need("PIL.ImageDraw", "drawing pictures")
     head = 62
     height = sum(len(band) for band in bands) + band_gap * (len(bands) - 1) - _GAP
-    width = max(bands[0].shape[1], 8 * len(caption))  # few tiles are narrower than the words
+    width = max(bands[0].shape[1], 8 * len(caption))  # a few tiles may be narrower than the text
     page = image_module.new("RGB", (width + 2 * _MARGIN, height + head + 2 * _MARGIN - 8), _PAPER)
     draw = draw_module.Draw(page)
     _write_text(draw, (_MARGIN, _MARGIN - 6), title, _INK, 24)

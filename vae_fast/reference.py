@@ -1,8 +1,8 @@
 """Every op in plain PyTorch: the readable truth, the fallback, and the benchmarks' baseline.
 
 The functions take arguments that ``vae_fast.functional`` has checked. Half-precision inputs are
-computed in float32; sums are float32, or float64 for float64 inputs; autograd differentiates
-what is written here.
+computed in float32; sums are float32, or float64 for float64 inputs; autograd differentiates this
+code.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def gaussian_kl_terms(
         return 0.5 * (torch.exp(logvar) - 1.0 - logvar + mu * mu)
     difference = mu - prior_mu.to(dtype)
     log_ratio = logvar - prior_logvar.to(dtype)
-    # Scaled before it is squared, so that nothing overflows that the result does not.
+    # Scaled before it is squared, so that it overflows only if the result does.
     mahalanobis = (difference * torch.exp(-0.5 * prior_logvar.to(dtype))).square()
     return 0.5 * (torch.exp(log_ratio) - 1.0 - log_ratio + mahalanobis)
 

@@ -1,8 +1,7 @@
 """The pairwise ops in plain PyTorch: sums over all pairs of a row of one matrix and a row of another.
 
-The arguments have been checked by ``vae_fast.functional.pairwise``. Where the tensor of pairs would
-be large, rows are taken in chunks that autograd computes again in backward, so that memory stays
-bounded.
+The arguments have been checked by ``vae_fast.functional.pairwise``. If the tensor of pairs would be
+large, rows are processed in chunks that backward computes again, so memory stays limited.
 """
 
 from __future__ import annotations
@@ -112,8 +111,8 @@ def nearest_code(x: Tensor, codes: Tensor) -> Tensor:
 
     def of_rows(begin: int, end: int) -> tuple[Tensor]:
         squared = (x[begin:end].unsqueeze(1) - codes).square().sum(-1)
-        squared = squared.nan_to_num(torch.inf, torch.inf)  # a NaN is near to none
-        # argmin names any of equal elements; the first True is what is asked for.
+        squared = squared.nan_to_num(torch.inf, torch.inf)  # a NaN is near to no code
+        # argmin may return any of equal elements; this needs the first.
         return ((squared == squared.amin(1, keepdim=True)).to(torch.int8).argmax(1),)
 
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 Reduction = Literal["none", "sum", "batchmean"]
-# Where every element's term may be asked for: plain PyTorch computes it.
+# For functions that can also return every element's term, which plain PyTorch computes.
 TermsReduction = Literal["none", "sum", "batchmean", "elementwise"]
 GatherMode = Literal["bytes", "scale", "binarize"]
 
@@ -19,7 +19,7 @@ GATHER_MODES: tuple[GatherMode, ...] = ("bytes", "scale", "binarize")
 class LossOutput(NamedTuple):
     """The terms of a negative ELBO, in nats.
 
-    ``loss = recon + beta * kl``, where a model says no other; ``recon`` and ``kl`` are reported
+    ``loss = recon + beta * kl`` unless a model defines another; ``recon`` and ``kl`` are
     unweighted. Each is a scalar, or one value per sample with ``reduction="none"``.
     """
 

@@ -1,6 +1,6 @@
 """The command line: vae-fast COMMAND ..., the commands are in ``commands.py``.
 
-What is here is imported before anything else, and Ctrl-C may come at any time: it imports little.
+This module is imported first and imports little, because Ctrl-C may come at any time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ PROGRAM = "vae-fast"
 
 
 def script() -> int:
-    """What the program vae-fast and ``python -m vae_fast`` run: ``main``, in a process of its own."""
-    for stream in (sys.stdout, sys.stderr):  # of an ASCII locale, which a file's name may not fit
+    """The entry point of the program vae-fast and of ``python -m vae_fast``: runs ``main``."""
+    for stream in (sys.stdout, sys.stderr):  # an ASCII locale cannot print every file name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     with interrupts.quiet(lambda: _fail(f"{PROGRAM} {_command(sys.argv[1:])}", "interrupted", 130)):
@@ -24,7 +24,7 @@ def script() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 (it failed) or 2 (it was called wrongly)."""
+    """Run one command; returns the exit status: 0, 1 (failure) or 2 (usage error)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in argv
     argv = [argument for argument in argv if argument != "--traceback"]

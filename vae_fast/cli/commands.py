@@ -1,7 +1,7 @@
-"""The commands by name, each a function in a file of this folder.
+"""The commands by name. Each is a function in a module of this folder.
 
-A command takes its arguments and the program's name as shown in messages, and returns the exit
-status; its docstring is its line in the overview.
+A command takes its arguments and the program's name for messages, and returns the exit status. Its
+docstring is its line in the overview.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The .npz that ``vae-fast compress`` writes, read as a file that anyone may have written."""
+"""Read the .npz of ``vae-fast compress`` as an untrusted file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vae_fast.files import check_regular
 
-MOST_BYTES = 1 << 30  # of an array; that is 26 million samples of 20 latent dimensions
+MOST_BYTES = 1 << 30  # the size limit of an array, 26 million samples of 20 latent dimensions
 FIELDS = ("symbols", "step", "labels")
 
 
@@ -22,9 +22,9 @@ class CompressedFile(NamedTuple):
 
 
 def read_compressed(path: Path, latent_dim: int) -> CompressedFile:
-    """Read it whole, or ValueError that names the file, the field and what it should be.
+    """Read the file. ValueError names the file, the field and the expected content.
 
-    Sizes are looked at before anything is unpacked: a small file can claim to hold any number.
+    Sizes are checked before unpacking, because a small file can declare any size.
     """
     check_regular(path)
     again = "write it anew with vae-fast compress"
@@ -70,7 +70,7 @@ def _has(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Any:
-    """An array of the archive, if its header and its size agree."""
+    """An array of the archive, if its header matches its size."""
     import numpy as np
 
     size = archive.getinfo(f"{name}.npy").file_size

@@ -1,4 +1,4 @@
-"""vae-fast inpaint and vae-fast denoise: data made whole, before and after."""
+"""vae-fast inpaint, translate and denoise: missing or noisy data restored."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _mask(what: str, x: Any) -> Any:
 
 
 def _part(what: str) -> float | None:
-    """The part of the values that --missing asks for; None where it is a half or a mask."""
+    """The fraction of values that --missing asks for; None if it is a half or a mask."""
     if what in HALVES or what.endswith(".npy"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Flags: jsonargparse, with dashes as people type them, and mistakes in readable sentences."""
+"""Flags: jsonargparse with dashes in names, and usage errors in readable sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Usage(Exception):
-    """The command line itself is wrong."""
+    """A usage error."""
 
 
 def make_parser(program: str, description: str | None) -> Any:
@@ -20,10 +20,10 @@ def make_parser(program: str, description: str | None) -> Any:
     need("yaml", "the command line")
 
     class Parser(jsonargparse.ArgumentParser):
-        """Shows flags with dashes, as people type them."""
+        """A parser that shows flags with dashes."""
 
-        check: Callable[[Any], None] | None = None  # is called with what was parsed
-        common: dict[str, str] | None = None  # what --help shows of many flags, a line for each
+        check: Callable[[Any], None] | None = None  # called with the parsed values
+        common: dict[str, str] | None = None  # the common flags that --help shows, a line for each
 
         def format_help(self) -> str:
             if self.common:
@@ -61,11 +61,11 @@ def _short_help(parser: Any) -> str:
 def parse(
     parser: Any, arguments: list[str], *checks: Callable[[Any], None], load: bool = True
 ) -> Any:
-    """Parse flags with dashes or underscores; mistakes raise Usage with one readable sentence.
+    """Parse flags with dashes or underscores; errors raise Usage with one readable sentence.
 
     Args:
-        checks: are called with what was parsed, beside ``parser.check``.
-        load: import the package with its kernels, once nothing is wrong with the flags.
+        checks: called with the parsed values, in addition to ``parser.check``.
+        load: import the package with its kernels once the flags are valid.
     """
     if "--help-all" in arguments:
         parser.common, arguments = None, ["--help"]
@@ -84,7 +84,7 @@ def parse(
 def load_package() -> None:
     """Import torch and the package's public names, which takes seconds and registers all ops.
 
-    To be called before anything else that imports torch.
+    Call this before importing anything else that imports torch.
     """
     import vae_fast
 
@@ -145,7 +145,7 @@ def add_data_options(parser: Any, default: str = "") -> None:
 
 
 def data_options(values: Any, base: Any = None) -> Any:
-    """The `DataOptions` of those flags over ``base``; None if none is given."""
+    """The `DataOptions` of the given flags over ``base``; None if none is given."""
     from dataclasses import replace
 
     from vae_fast.data_options import DataOptions
@@ -155,7 +155,7 @@ def data_options(values: Any, base: Any = None) -> Any:
 
 
 def _readable(message: str, parser: Any) -> str:
-    """A jsonargparse message in the words of the command line, where it is one we know."""
+    """A jsonargparse message in the command line's terms, if the message is a known one."""
     known = [flag for action in parser._actions for flag in action.option_strings]
     if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
         return f"there is no flag {_dashed(found[1])}{nearest(found[1], known)}"

@@ -1,7 +1,7 @@
-"""Ctrl-C on the command line: a word and exit status 130, and no traceback.
+"""Ctrl-C on the command line: a message and exit status 130, without a traceback.
 
-Until a command begins its work there is nothing to lose, so the process ends at once: an exception
-in the midst of an import could be swallowed there, or shown.
+Until a command begins its work nothing can be lost, so the process ends at once. An exception
+during an import could be swallowed, or shown as a traceback.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_leave: Callable[[int, FrameType | None], None] | None = None  # the handler, while it is in place
+_leave: Callable[[int, FrameType | None], None] | None = None  # the handler, while it is installed
 
 
 @contextmanager
 def quiet(say: Callable[[], int]) -> Iterator[None]:
-    """Within, Ctrl-C calls ``say`` and ends the process with the status that it returns.
+    """Within the block, Ctrl-C calls ``say`` and ends the process with the status that it returns.
 
     A signal that is ignored, as by nohup, stays ignored.
     """
@@ -30,14 +30,15 @@ def quiet(say: Callable[[], int]) -> Iterator[None]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another would only cut the word short
+        # a second one would only cut the message short
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = say()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
     def unraisable(failed: sys.UnraisableHookArgs) -> None:
-        # Python drops an exception in a destructor, Ctrl-C's too: act on that one here.
+        # Python drops exceptions in destructors, also that of Ctrl-C: handle it here.
         if isinstance(failed.exc_value, KeyboardInterrupt):
             leave(signal.SIGINT, None)
         sys.__unraisablehook__(failed)
@@ -48,11 +49,11 @@ def quiet(say: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Nothing is left but Python's own end.
+        # Only the interpreter's shutdown is left.
         signal.signal(signal.SIGINT, leave)
 
 
 def begin_work() -> None:
-    """From here on Ctrl-C is an exception, so that what is half-written can be removed."""
+    """From here on Ctrl-C raises an exception, so that half-written files can be removed."""
     if _leave is not None and signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

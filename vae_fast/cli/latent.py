@@ -102,7 +102,7 @@ def traverse(arguments: list[str], program: str) -> int:
     codes = tasks.encode(restored.model, x, y)
     spread = codes.std(0, correction=0)
     chosen = spread.argsort(descending=True)[: values.dimensions].tolist()
-    # The prior's deviation is 1; an autoencoder's codes have one of their own.
+    # The prior's standard deviation is 1; that of an autoencoder's codes is estimated.
     scale = 1.0 if getattr(restored.model, "is_probabilistic", True) else float(spread.mean())
     steps = (torch.linspace(-values.range, values.range, values.steps) * scale).tolist()
     given = None if y is None else y[values.index : values.index + 1]

@@ -1,4 +1,4 @@
-"""What commands leave behind: tables on the terminal, pictures and arrays in files."""
+"""The output of commands: tables on the terminal, pictures and arrays in files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def print_table(facts: dict[str, Any]) -> None:
 
 
 def check_out(out: str | None, suffixes: tuple[str, ...]) -> None:
-    """Raise Usage, before any work, for a file of a kind that the command doesn't write."""
+    """Raise Usage, before any work, if the command cannot write a file with this suffix."""
     kinds = {".png": "a picture", ".npy": "an array", ".npz": "arrays", ".txt": "text"}
     if out is not None and Path(out).suffix not in suffixes:
         known = " or ".join(f"{suffix} ({kinds[suffix]})" for suffix in suffixes)
@@ -57,7 +57,7 @@ def write_array(out: Path, array: Any) -> None:
 
 
 def write_rows(out: Path, files: Any, labels: Any, classes: Any) -> None:
-    """Write what is known of each sample, a row each: file, label and class, as CSV."""
+    """Write file, label and class of each sample as a row of a CSV file."""
     import csv
 
     columns: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def write_rows(out: Path, files: Any, labels: Any, classes: Any) -> None:
 
 
 def write_text(out: Path, tokens: Any) -> None:
-    """Write sequences (N, T) of character codes as N lines; what can't be printed shows as ?."""
+    """Write sequences (N, T) of character codes as N lines; unprintable characters become ?."""
     if tokens.is_floating_point() or tokens.dim() != 2:
         raise ValueError(
             f"--out {out.name} needs sequences of characters; samples are {tokens.dtype} of shape "
@@ -93,7 +93,7 @@ def write_text(out: Path, tokens: Any) -> None:
 
 
 def write_file(out: str | Path, save: Callable[[Path], Any]) -> None:
-    """Give ``save`` a path beside ``out`` that becomes ``out`` when it is whole; say where."""
+    """Let ``save`` write a temporary file that becomes ``out`` when it is whole; print the path."""
     from vae_fast.files import written_beside
 
     out = Path(out)
@@ -104,7 +104,7 @@ def write_file(out: str | Path, save: Callable[[Path], Any]) -> None:
 
 
 def need_images(samples: Any) -> None:
-    """Raise ValueError unless samples (N, ...) are images, which a picture can be made of."""
+    """Raise ValueError unless samples (N, ...) are images."""
     if samples.dim() != 4:
         raise ValueError(
             f"samples of shape {tuple(samples.shape[1:])} are no images: write them with --out X.npy"

@@ -1,4 +1,4 @@
-"""What commands over a trained model share: its flags, the model, and the samples to look at."""
+"""Shared by commands over a trained model: flags, the model, and the samples to use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
 
 
 class Samples(NamedTuple):
-    """x (N, *input_shape) and labels (N,) or None, on the model's device, and where they are from.
+    """x (N, *input_shape), labels (N,) or None, on the model's device, and their source.
 
-    ``files`` has a name for each, or is None, and ``classes`` one for each label, or is None.
+    ``files`` has a name for each sample, ``classes`` a name for each label; either may be None.
 
-    ``given`` is what the model is conditioned on: the labels where it wants them, else None.
+    ``given`` are the model's conditions: the labels if it uses them, else None.
     """
 
     x: Any
@@ -37,7 +37,8 @@ def run_parser(
     """A parser with the flags of every command over a run.
 
     Args:
-        out: what --out writes, if the command has one; ``suffixes`` are those of its files.
+        out: what --out writes, if the command has this flag; ``suffixes`` are its possible
+            suffixes.
     """
     parser = make_parser(program, description)
     parser.add_argument(
@@ -83,7 +84,7 @@ def restore(values: Any) -> Any:
 
 
 def checkpoint_of(values: Any) -> str:
-    """``values.checkpoint``; by default the best, or the last where there is none."""
+    """``values.checkpoint``; by default the best, or the last if there is no best."""
     from vae_fast.tasks.restore import best_or_last
 
     return values.checkpoint or best_or_last(values.run)
@@ -108,9 +109,9 @@ def samples_of(
 ) -> Samples:
     """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data.
 
-    ``keep_sparse`` leaves a sparse matrix so, for tasks that go through x in batches.
+    ``keep_sparse`` keeps a sparse matrix sparse, for tasks that process x in batches.
 
-    Labels are counted as in the run's data, by the names of the classes where both have them.
+    Labels use the numbering of the run's data, matched by class names if both have names.
     """
     from vae_fast.data import holds_images
     from vae_fast.evaluate.run import gather
@@ -148,6 +149,6 @@ def samples_of(
 
 
 def caption(restored: Any, source: str | None = None, *more: str) -> str:
-    """Model, data, step and what else is worth knowing, for a picture."""
+    """Model, data, step and further notes, for a picture."""
     where = f"{restored.config.model} on {source or restored.config.data}"
     return " · ".join([where, f"step {restored.step}", *more])

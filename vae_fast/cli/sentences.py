@@ -8,7 +8,7 @@ KNOWN = (ValueError, TypeError, OSError, RuntimeError, ImportError, Usage)
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, in a line."""
+    """The error in one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = str(error)

@@ -1,4 +1,4 @@
-"""vae-fast sample and vae-fast reconstruct: what a model draws, and what it makes of data."""
+"""vae-fast sample and vae-fast reconstruct: samples and reconstructions of a model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def sample(arguments: list[str], program: str) -> int:
 
 
 def _fitted(restored: Any, values: Any) -> Any:
-    """The sampler that is asked for, fitted to the run's training data; None for the prior."""
+    """The chosen sampler, fitted to the run's training data; None for the prior."""
     if values.sampler == "prior":
         return None
     from vae_fast.evaluate.run import gather

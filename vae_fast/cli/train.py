@@ -84,7 +84,7 @@ def train(arguments: list[str], program: str) -> int:
 def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
     """The file of --config, and all other arguments.
 
-    The file is ours to read, not the parser's: as data, of a sane size, without imports.
+    Our own reader reads this file, not the parser's: as data, of a limited size, without imports.
     """
     file, rest, left = None, [], iter(arguments)
     for argument in left:
@@ -104,7 +104,7 @@ def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
     """Flags into model_args and the optimizer's dicts and lists, by keys and value, out of all flags.
 
-    The parser would take the values of dicts within for text.
+    The parser would read the values of nested dicts as text.
     """
     rest, nested, left = [], [], iter(arguments)
     for argument in left:
@@ -146,7 +146,7 @@ def _value(text: str, flag: str) -> Any:
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Put ``value`` where ``keys`` lead, into dicts that are made where there are none."""
+    """Set the nested ``value`` at ``keys``, creating missing dicts."""
     for key in keys[:-1]:
         if not isinstance(values.get(key), dict):
             values[key] = {}
@@ -170,9 +170,9 @@ def _read_config(file: Path) -> TrainConfig:
 
 
 def _plain_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Numbers and words of a configuration as the defaults of flags, whose nested names have dots.
+    """A configuration's numbers and words as flags' defaults, with dots in nested names.
 
-    Dicts and lists are not the parser's to see: it imports what stands under class_path in them.
+    The parser must not see dicts and lists: it imports the values of class_path in them.
     """
     found: dict[str, Any] = {}
     for name, value in config.items():
@@ -184,7 +184,7 @@ def _plain_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_dicts(values: dict[str, Any], of_file: dict[str, Any], flags: list[str]) -> None:
-    """Put the file's dicts and lists into ``values``, where no flag has given others."""
+    """Put the file's dicts and lists into ``values``, unless a flag has set them."""
     given = {flag.partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
     if "__model_args" not in given:
         values["model_args"] = of_file["model_args"]
@@ -220,10 +220,10 @@ def resume(arguments: list[str], program: str) -> int:
 
 
 def _fit(trainer: Any, compare_too: bool) -> int:
-    """Train; say where the pictures are, the loss and the speed."""
+    """Train; print the pictures' paths, the loss and the speed."""
     from vae_fast.train import Interrupted
 
-    # A rank that fails leaves without a word to the others, which may be waiting for it.
+    # A failing rank exits at once, because the others may be waiting for it.
     try:
         result = trainer.fit()
     except Interrupted as stopped:

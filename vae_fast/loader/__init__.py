@@ -1,4 +1,4 @@
-"""A drop-in for ``torch.utils.data.DataLoader`` that serves what it can from memory."""
+"""A drop-in for ``torch.utils.data.DataLoader`` that serves batches from memory where possible."""
 
 from vae_fast.loader.loader import DataLoader
 

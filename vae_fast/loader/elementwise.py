@@ -1,9 +1,9 @@
-"""Which transforms of an image are the same function of each of its values, by what they are made of.
+"""Decide from a transform's code whether it is the same function of each value of an image.
 
-Trying a transform on samples shows no more than those samples: one that erases a part of every
-hundredth image would pass. So a transform is looked at before it is tried: known classes, and functions
-whose bytecode does nothing but reshape, cast, compare and calculate, without branches. Whatever else
-there is in a function, it is left to torch's loader.
+Trying a transform on samples proves nothing about other samples: one that erases a part of every
+hundredth image would pass. So its code is checked before it is tried: known classes, and functions
+whose bytecode only reshapes, casts, compares and calculates, without branches. torch's loader
+handles all other functions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 
 from vae_fast.layers import has_hooks
 
-Mark = tuple[Any, ...]  # what a thing was made of when it was looked at; see ``same``
+Mark = tuple[Any, ...]  # the parts of an object when it was checked; see ``same``
 
 
 def _words(*lines: str) -> frozenset[str]:
     return frozenset(word for line in lines for word in line.split())
 
 
-# Methods of a tensor and names of torch that are exact at each element by itself, or keep the order.
-# Not among them: what rounds in an order of its own (sums, exp), draws, or looks at other elements.
+# Tensor methods and torch functions that are exact for each element, or keep the order. Left out:
+# sums and exp (rounding may differ), random draws, and functions of several elements.
 _NAMES = _words(
     "view reshape flatten ravel squeeze unsqueeze contiguous clone detach size shape dim ndim numel",
     "float double half to type type_as int long short bool byte dtype",
@@ -47,14 +47,14 @@ _LOCALS = ("LOAD_FAST", "STORE_FAST")
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two marks are of one thing that nobody has changed: the same objects, equal numbers."""
+    """Whether two marks belong to one unchanged object: the same parts, equal numbers."""
     if type(a) is tuple and type(b) is tuple:
         return len(a) == len(b) and all(map(same, a, b))
     return a is b or (type(a) is type(b) and type(a) in (int, float, bool, str) and a == b)
 
 
 def mark_of(transform: Any) -> Mark | str:
-    """What ``transform`` is made of, if it turns an image into a tensor value by value, or why not."""
+    """The mark of ``transform`` if it maps an image to a tensor value by value; else the reason."""
     vision = sys.modules.get("torchvision.transforms")
     if vision is None:
         return "its transform is none of torchvision's"
@@ -71,7 +71,7 @@ def mark_of(transform: Any) -> Mark | str:
 
 
 def _name(part: Any) -> str:
-    """The name of a class of torchvision's transforms, or nothing."""
+    """The name of a torchvision transform's class, or ""."""
     of_torchvision = type(part).__module__.startswith("torchvision.transforms.")
     return type(part).__name__ if of_torchvision else ""
 
@@ -143,7 +143,7 @@ def _mark_of_function(function: Any) -> Mark | str:
 
 
 def _plain(value: Any) -> Any:
-    """The value, if a function that reads it stays the same as long as it is the same; else None."""
+    """The value if a function that reads it changes only with the value; else None."""
     numbers = (int, float, bool, torch.dtype)
     if value is torch or type(value) in numbers:
         return value

@@ -1,4 +1,4 @@
-"""``DataLoader``: torch's own, except that batches of what lies in memory are taken at once."""
+"""``DataLoader``: torch's loader, except that batches of data in memory are gathered at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("vae_fast")
 
 
 class _Served:
-    """What there is to know of a data set at one moment: its source, or why it has none."""
+    """A data set at one moment: its source, or the reason why it has none."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -36,7 +36,7 @@ class _Served:
             self.source, self.mark = found, found.mark()
 
     def holds(self, dataset: Any) -> bool:
-        """Whether the source stands for the loader's data set as that is now."""
+        """Whether the source still represents the loader's data set."""
         return (
             self.source is not None
             and self.dataset is dataset
@@ -44,7 +44,7 @@ class _Served:
         )
 
     def agrees(self) -> bool:
-        """Whether the source gives some samples as the data set does."""
+        """Whether the source gives the same values as the data set, for some samples."""
         try:
             return self.source is not None and not checked(self.source, self.dataset)
         except Exception:  # noqa: BLE001 - as above
@@ -52,11 +52,12 @@ class _Served:
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
-    """``torch.utils.data.DataLoader``, which serves data sets in memory without going through samples.
+    """``torch.utils.data.DataLoader`` that serves data sets in memory without visiting single
+    samples.
 
-    It *is* torch's loader: its arguments, attributes, samplers and random draws. Where a batch of
-    ``dataset`` can be had at once, with the bits that torch gives, it is taken so, in the calling
-    process, whatever ``num_workers`` is:
+    It *is* torch's loader: the same arguments, attributes, samplers and random draws. For the
+    following data sets, a whole batch is gathered at once with the same bits, in the calling
+    process, for any ``num_workers``:
 
     - torchvision's MNIST, FashionMNIST, KMNIST, EMNIST, CIFAR and SVHN under ToTensor (or
       PILToTensor, v2's ToImage and ToDtype), then Normalize, ConvertImageDtype and Lambdas that do
@@ -64,13 +65,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     - ``TensorDataset``, tensors and arrays;
     - ``Subset`` of these.
 
-    Everything else, and everything random, is torch's. What is written into the data or replaced
-    between two batches (``dataset.transform = ...``) is followed at the next batch; with workers, torch
+    Everything else, and everything random, uses torch's loader. A change of the data or of an
+    attribute (``dataset.transform = ...``) takes effect at the next batch; with workers, torch
     would show it at the next epoch.
 
     Attributes:
-        served: a sentence: how batches are made, and why. It is logged once, as INFO of the logger
-            "vae_fast".
+        served: a sentence that says how batches are made, and why. It is logged once, at level INFO
+            of the logger "vae_fast".
     """
 
     @property
@@ -84,7 +85,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return f"by torch.utils.data.DataLoader: {why_not}"
 
     def _why_torch(self) -> str:
-        """Why the loader's own arguments leave it to torch, or nothing."""
+        """The reason why the loader's arguments require torch's loader, or ""."""
         if isinstance(self.dataset, torch.utils.data.IterableDataset):
             return "an IterableDataset has no samples by number"
         if self.batch_sampler is None:
@@ -96,7 +97,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return ""
 
     def _state(self) -> _Served:
-        """The data set as it is, looked at again only where something has changed."""
+        """The data set's present state, checked again only if something has changed."""
         state = self.__dict__.get("_served")
         if state is None or not state.holds(self.dataset):
             state = self.__dict__["_served"] = _Served(self.dataset)
@@ -118,14 +119,15 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         _keep_freed_memory()
         kept = self._iterator if self.persistent_workers else None
         if kept is not None and not hasattr(kept, "_dataset_fetcher"):
-            return super().__iter__()  # it has workers that have begun
+            return super().__iter__()  # its workers have started
         if kept is not None:
             iterator = kept
             iterator._reset(self)
         elif self.num_workers == 0:
             iterator = super().__iter__()
         else:
-            # torch's iterator without workers: the same draws of the same generators in the same order.
+            # torch's iterator without workers makes the same draws from the same generators in the
+            # same order.
             alone = copy.copy(self)
             alone.num_workers, alone.timeout = 0, 0
             iterator = torch.utils.data.DataLoader.__iter__(alone)
@@ -144,7 +146,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one, at most 64 MiB.
+    """Let glibc keep the memory that a step frees for the next step, at most 64 MiB.
 
     It gives the heap's end back to the system once some hundred KiB of it are free, and every step
     then pays for its gradients and the optimizer's temporaries in page faults, a tenth of the
@@ -155,7 +157,7 @@ def _keep_freed_memory() -> None:
 
 
 class _Fetcher:
-    """In the place of torch's fetcher of samples; that one takes what this one can't."""
+    """Replaces torch's fetcher, and passes batches that it cannot serve on to that one."""
 
     def __init__(self, loader: DataLoader, fetcher: Any) -> None:
         self._loader, self._fetcher = loader, fetcher
@@ -166,12 +168,12 @@ class _Fetcher:
             try:
                 return source.batch(numbers(index))
             except (LookupError, RuntimeError):
-                pass  # odd numbers, or ones outside the data: torch does, or says, what is to be
+                pass  # unusual or invalid indices: torch handles them
         return self._fetcher.fetch(index)
 
 
 def _ahead(sampler: Iterator[Any], count: int) -> Iterator[Any]:
-    """The sampler's batches, asked for as early as workers would have them."""
+    """The sampler's batches, requested as early as workers would request them."""
     waiting = deque(islice(sampler, count))
 
     def batches() -> Iterator[Any]:

@@ -1,7 +1,7 @@
-"""Data sets whose batches can be taken from memory at once, with the bits that torch's loader gives.
+"""Data sets whose batches can be gathered from memory at once, with the bits of torch's loader.
 
-A source reads what the data set holds at that moment, so it keeps no copy and sees what is written
-into the data. Its ``mark`` tells whether anything else has been changed or replaced.
+A source reads the data set's present content. It keeps no copy, so it sees writes to the data. Its
+``mark`` shows whether anything else was changed or replaced.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 from vae_fast.functional import gather_batch
 from vae_fast.loader.elementwise import Mark, mark_of
 
-Index = list[int]  # of a batch, none below 0
-_SHIFTS = (0, 1, 85, 254)  # of the images of all bytes that a transform is read from
+Index = list[int]  # of a batch, non-negative
+_SHIFTS = (0, 1, 85, 254)  # of the images with all byte values, by which a transform is tabulated
 
 
 class Source(Protocol):
@@ -30,14 +30,15 @@ class Source(Protocol):
     what: str
 
     def mark(self) -> Mark | str:
-        """What the data set is made of now, or why it can't be served any more; see ``same``."""
+        """The data set's present parts, or the reason why it can no longer be served; see
+        ``same``."""
 
     def batch(self, index: Index) -> Any:
-        """What ``default_collate([dataset[i] for i in index])`` gives."""
+        """The value of ``default_collate([dataset[i] for i in index])``."""
 
 
 def source_of(dataset: Any) -> Source | str:
-    """The source that stands for ``dataset``, or a sentence on why there is none."""
+    """The source of ``dataset``, or a sentence that says why there is none."""
     for cls in (Tensors, Array, Part, Pictures):
         if cls.fits(dataset):
             found = cls.of(dataset)
@@ -52,7 +53,7 @@ def source_of(dataset: Any) -> Source | str:
 
 
 def checked(source: Source, dataset: Any) -> str:
-    """Compare some samples with the data set's own; returns why they differ, or nothing."""
+    """Compare some samples with the data set's; returns how they differ, or ""."""
     last = len(dataset) - 1
     index = sorted({0, last // 3, last // 2, last})
     expected = default_collate([dataset[i] for i in index])
@@ -62,10 +63,10 @@ def checked(source: Source, dataset: Any) -> str:
 
 
 def numbers(index: Sequence[Any]) -> Index:
-    """The index as Python's whole numbers.
+    """The index as Python integers.
 
     Raises:
-        LookupError: it has something else, or numbers below 0: the data set itself decides.
+        LookupError: it has negative numbers or other types, which the data set must handle.
     """
     if set(map(type, index)) != {int}:
         index = [_number(i) for i in index]
@@ -83,7 +84,7 @@ def _number(value: Any) -> int:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two batches are the same to the bit, types and layout included."""
+    """Whether two batches have the same bits, types and layout."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list):
@@ -101,7 +102,7 @@ def _as_torch_has_it(function: Any, module: str, name: str) -> bool:
 
 
 def _plain(tensor: Any) -> bool:
-    """Whether rows of the tensor are numbers in this process's memory, and no more."""
+    """Whether the tensor is a plain one, with its numbers in this process's memory."""
     return (
         type(tensor) is Tensor
         and tensor.layout == torch.strided
@@ -212,10 +213,11 @@ class Part:
 
 
 class Pictures:
-    """torchvision's sets of bytes (MNIST and its like, CIFAR, SVHN), under a transform that is the
-    same function of every byte: then a table of 256 values for each channel is that transform."""
+    """torchvision's uint8 data sets (MNIST and similar ones, CIFAR, SVHN) under a transform that is
+    the same function of every byte. A table of 256 values per channel replaces the transform."""
 
-    # Where __getitem__ is defined: the attribute with the labels, and the channels' place in ``data``.
+    # By the class that defines __getitem__: the attribute with the labels, and the channel axis of
+    # ``data``.
     _KINDS: ClassVar[dict[tuple[str, str], tuple[str, int | None]]] = {
         ("torchvision.datasets.mnist", "MNIST"): ("targets", None),
         ("torchvision.datasets.cifar", "CIFAR10"): ("targets", 3),
@@ -225,7 +227,7 @@ class Pictures:
     def __init__(self, dataset: Any, labels: str, channel: int | None) -> None:
         self._dataset, self._labels, self._channel = dataset, labels, channel
         self._tables = np.zeros((1, 256), np.uint8)  # (C, 256)
-        self._shape: tuple[int, ...] = ()  # of a sample, as the transform leaves it
+        self._shape: tuple[int, ...] = ()  # of a transformed sample
         self._is_scale = False  # the table is x / 255 in float32
         self.what = f"{type(dataset).__name__}'s images"
 
@@ -280,7 +282,8 @@ class Pictures:
         return np.ascontiguousarray(np.moveaxis(rows, self._channel, 1))
 
     def _read_transform(self) -> str:
-        """Fill the tables from images of all bytes; returns why that fails, or nothing."""
+        """Fill the tables from images with all byte values; returns the reason of a failure, or
+        ""."""
         from PIL import Image
 
         shape = self._channels_first(np.zeros((1, *self._dataset.data.shape[1:]), np.uint8)).shape
@@ -340,7 +343,7 @@ class Pictures:
             bytes_ = self._channels_first(gather_batch(data, rows).numpy())
             made = np.empty(bytes_.shape, self._tables.dtype)
             for channel, table in enumerate(self._tables):
-                # NumPy and not torch: one thread, where OpenMP's would wait for each other.
+                # NumPy uses one thread; torch's OpenMP threads would wait for each other.
                 made[:, channel] = table.take(bytes_[:, channel], mode="clip")
             images = torch.from_numpy(made)
         return images.view(len(rows), *self._shape)

@@ -1,7 +1,7 @@
-"""Other libraries' training sped up where it stands: ``vae_fast.patch("scvi")``.
+"""Faster functions inside other libraries: ``vae_fast.patch("scvi")``.
 
-One module a library says which of its functions are replaced by what. A function whose source is not
-the one that the replacement was written for is left alone, with a warning.
+One module per library lists the replaced functions and their replacements. A function whose source
+differs from the one that the replacement was written for is not replaced, with a warning.
 """
 
 from vae_fast.patches.core import LIBRARIES, Outcome, Patch, patch

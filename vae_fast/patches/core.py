@@ -1,4 +1,4 @@
-"""Replace functions of another library, say which, and put them back."""
+"""Replace functions of another library, report the outcome, and restore them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARK = "__vae_fast_replaces__"
 
 @dataclass(frozen=True)
 class Target:
-    """One function, class or module attribute of a library, and what stands in its place."""
+    """One function, class or module attribute of a library, and its replacement."""
 
     path: str
     """Dotted: module, then class if there is one, then name."""
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Table:
-    """What is replaced in one library."""
+    """The replacements in one library."""
 
     package: str
     """The name that pip knows."""
@@ -47,7 +47,7 @@ class Table:
 
 
 class Outcome(NamedTuple):
-    """What became of one target."""
+    """The outcome for one target."""
 
     target: str
     replaced: bool
@@ -87,15 +87,16 @@ def _is_known(original: object, known: Sequence[str]) -> bool:
         return original is getattr(owner, name)
     try:
         return source_hash(original) in known
-    except (OSError, TypeError):  # its source can't be read
+    except (OSError, TypeError):  # without readable source
         return False
 
 
 class Patch:
-    """The replacements in one library, from ``patch``. As a context manager it undoes them at the end.
+    """The replacements in one library, made by ``patch``. As a context manager it undoes them at
+    the end.
 
     Attributes:
-        report: what became of each target, ``Outcome(target, replaced, why)``.
+        report: the outcome for each target, ``Outcome(target, replaced, why)``.
     """
 
     def __init__(self, library: str, noise: Noise) -> None:
@@ -142,7 +143,8 @@ class Patch:
         return True, ""
 
     def undo(self) -> None:
-        """Put the originals back. What somebody else has replaced since is left, with a warning."""
+        """Restore the originals. A function that other code has replaced since is left, with a
+        warning."""
         while self._undo:
             owner, name, original, replacement = self._undo.pop()
             if vars(owner).get(name) is replacement:
@@ -174,7 +176,7 @@ _active: dict[str, Patch] = {}
 
 
 def patch(library: str, noise: Noise = "native") -> Patch:
-    """Replace functions of a library with vae_fast's: its training is faster, its results the same.
+    """Replace functions of a library by faster ones of vae_fast with the same results.
 
     >>> vae_fast.patch("scvi")                       # from here on
     >>> with vae_fast.patch("pythae", noise="torch") as patch:
@@ -186,13 +188,13 @@ def patch(library: str, noise: Noise = "native") -> Patch:
             a seed gives the same draws with and without the patch.
 
     Returns:
-        A ``Patch``: ``undo()`` takes it back, as leaving a ``with`` block does; ``report`` says of
-        each function whether it was replaced, or why not.
+        A ``Patch``: ``undo()``, or the end of a ``with`` block, restores the originals; ``report``
+        says for each function whether it was replaced, or why not.
 
     Raises:
         ValueError: an unknown library or noise.
         ModuleNotFoundError: the library is not installed.
-        RuntimeError: it is patched already.
+        RuntimeError: the library is already patched.
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")

@@ -1,4 +1,4 @@
-"""Terms that are made when it is known whether anybody wants each of them, or only their sums."""
+"""Terms that are computed only when it is known whether the terms or only their sums are needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _SHAPE = Tensor.shape.__get__
 
 
 class Deferred(torch.Tensor):
-    """A tensor of terms (..., D) of which most callers take ``.sum(-1)``.
+    """A tensor of terms (..., D) of which most callers need only ``.sum(-1)``.
 
-    That sum is one fused op. Anything else makes the terms as they always were, and goes on with
-    those.
+    That sum is one fused op. Any other use computes the terms by the original code.
     """
 
     @staticmethod
@@ -38,7 +37,7 @@ class Deferred(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == _SHAPE:  # a new object at each access, which "is" would not find
+        if func == _SHAPE:  # each access gives a new object, so "is" does not find it
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
         if func in _SUMS and args and isinstance(args[0], cls):

@@ -17,13 +17,13 @@ from vae_fast.patches.core import Noise, Table, Target
 
 
 def _fits(self) -> bool:
-    """Whether this is a posterior as the class makes it: nobody set its parts otherwise since."""
+    """Whether the posterior's attributes are unchanged since its construction."""
     return not self.deterministic and self.mean.dim() == 4 and self.mean.shape == self.logvar.shape
 
 
 def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        # A list of generators has one for each image, and deterministic posteriors have no noise.
+        # A list of generators has one per image, and deterministic posteriors have no noise.
         one = generator is None or isinstance(generator, torch.Generator)
         if (
             not _fits(self)
@@ -63,14 +63,14 @@ def _nll(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether calling it runs anything beside its class's forward."""
+    """Whether a call of the module runs anything but its class's forward."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     hooks = hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in vars(module)
 
 
 def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
-    """activation(norm(h)); SiLU of GroupNorm in one pass, if nobody watches either."""
+    """activation(norm(h)); SiLU of GroupNorm in one pass if neither is watched by a hook."""
     known = type(norm) is nn.GroupNorm and type(activation) is nn.SiLU
     known = known and not _watched(norm) and not _watched(activation)
     if not known or torch.is_autocast_enabled(h.device.type):

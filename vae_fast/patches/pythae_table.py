@@ -1,7 +1,7 @@
 """pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE, and
 the trainer's Adam.
 
-RHVAE, HVAE, SVAE and PoincareVAE, whose latent spaces are not plain Gaussians, stay as they are.
+RHVAE, HVAE, SVAE and PoincareVAE have other latent spaces than Gaussian ones and are not changed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _sample_gauss(noise: Noise, original: Callable[..., Any]) -> Callable[..., A
 
 
 def _recon(self, recon_x: Tensor, x: Tensor) -> Tensor:
-    """-log p(x | z) of each sample as the model counts it, (B,)."""
+    """-log p(x | z) of each sample by the model's definition, (B,)."""
     made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
     if self.model_config.reconstruction_loss == "bce":
         return bernoulli_nll(made, data, from_logits=False, reduction="none")
@@ -79,7 +79,7 @@ def _weighed(log_w: Tensor) -> Tensor:
 
 
 def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a loss_function that leaves losses that it doesn't know to the original."""
+    """Makes a loss_function that calls the original for losses that it does not support."""
 
     def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

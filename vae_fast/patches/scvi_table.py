@@ -15,7 +15,8 @@ from vae_fast.patches.deferred import Deferred
 
 
 def _shared(t: Tensor) -> Tensor:
-    """The vector that a (B, G) tensor is an expansion of, a gene's dispersion; else the tensor."""
+    """The vector from which a (B, G) tensor was expanded, such as the genes' dispersion; else the
+    tensor."""
     base = t._base
     if (
         base is not None
@@ -38,8 +39,8 @@ def _log_prob(
 
     def log_prob(self, value: Tensor) -> Tensor:
         given = [getattr(self, name) for name in params]
-        # What the sum can't be made of by the op: several sets of samples, one cell alone, and
-        # parameters or counts of which the library's own code says what it takes.
+        # The op does not support several sets of samples, a single cell, or invalid parameters or
+        # counts, which the library's code checks.
         plain = all(type(t) is Tensor and t.is_floating_point() for t in (*given, value))
         if (
             not plain
@@ -47,7 +48,7 @@ def _log_prob(
             or any(t.shape != value.shape or t.device != value.device for t in given)
             or value.requires_grad
             or torch.compiler.is_compiling()
-            # Where the original looks at the support, it says what lies outside.
+            # The original checks the support and reports values outside it.
             or ((always_validates or self._validate_args) and not _supported(value))
         ):
             return original(self, value)
@@ -62,7 +63,8 @@ def _log_prob(
 
 
 def _supported(value: Tensor) -> bool:
-    """Whether these are counts. torch's own check takes a remainder, as long as the likelihood."""
+    """Whether these are counts. torch's check computes a remainder, which takes as long as the
+    likelihood."""
     return torch.equal(value.floor(), value) and bool((value >= 0).all())
 
 
