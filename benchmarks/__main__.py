@@ -1,16 +1,16 @@
 """python -m benchmarks: measure, check and print one table.
 
-Contenders are timed in turns within one run, on the same inputs, each after its result was found
-equal to float64's. Ratios are a peer's median time over ours: above 1 we are faster.
+Contenders are timed in turns within one run, on the same inputs, after each result was compared
+with float64. A ratio is a peer's median time over ours: above 1 we are faster.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch: its profiler, which counts the memory, writes a line for each use otherwise.
+# Set before importing torch: its profiler, which counts memory, otherwise writes a line per use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-# JAX would take three quarters of a GPU's memory for itself at its first use.
+# JAX would reserve three quarters of a GPU's memory at its first use.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
@@ -124,7 +124,7 @@ def wanted(options: argparse.Namespace) -> tuple[requirements.Requirement, ...]:
 
 
 def keep(options: argparse.Namespace, modes: list[str]) -> Callable[[str], bool]:
-    """Which contenders take part, by name; ValueError for a peer that no row knows."""
+    """The contenders to include, by name; ValueError for a peer that no row has."""
     if options.peers:
         asked = {name.strip() for name in options.peers.split(",")}
         if unknown := sorted(asked - known_peers()):
@@ -142,7 +142,8 @@ def keep(options: argparse.Namespace, modes: list[str]) -> Callable[[str], bool]
 
 
 class Run:
-    """A run of the benchmarks, refused here if it can't be; ``results`` has every finished row."""
+    """A run of the benchmarks. An impossible run is refused here. ``results`` has every finished
+    row."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -186,7 +187,8 @@ class Run:
                 if terminal:
                     print(f"\r\033[K{row}: {text}", end="", file=sys.stderr)
 
-            # Each row compiles its own, once: no shape is traced as a variant of an earlier one.
+            # Each row compiles separately, so that no shape is traced as a variant of an earlier
+            # one.
             torch._dynamo.reset()
             try:
                 case = make(spec, self.device, self.modes)
@@ -200,7 +202,7 @@ class Run:
             left = (ended - started) / number * (count - number)
             more = f", about {duration(left)} left" if number < count else ""
             print(f"{row}: {ended - began:.0f} s{more}", file=sys.stderr, flush=True)
-            self.save()  # however the run ends, what it has measured is there
+            self.save()  # finished rows are saved however the run ends
 
     def save(self) -> None:
         files = [self.options.json, self.options.out and self.options.out / "results.json"]

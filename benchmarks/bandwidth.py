@@ -1,4 +1,4 @@
-"""How fast this machine moves bytes: what every row's share is a share of."""
+"""This machine's memory bandwidth, to which every row's share refers."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def setup_bernoulli_nll(
     def contenders() -> list[Contender | Absence]:
         mine = ours(vae_fast.bernoulli_nll, call, pass_)
         if pass_ == "gradient" and device.type == "cpu":
-            # On the CPU the public function makes the gradient in its forward pass, and its
-            # backward would be timed as nothing: this is the op that makes it from the inputs.
+            # On the CPU the public function computes the gradient in its forward pass, and its
+            # backward would take no time. This op computes it from the inputs.
             mine = native_backward()
         return [
             mine,
@@ -119,8 +119,8 @@ BUFFER_KEPT = OURS + " (buffer kept)"
 def buffer_kept(
     shape: Sequence[int], kind: torch.dtype, pass_: str, device: torch.device
 ) -> list[Contender | Absence]:
-    """Value and gradient in one pass, into a buffer that the caller owns: without autograd, as an
-    engine uses it. The public function returns a fresh gradient, whose pages are new each time."""
+    """Value and gradient in one pass, into a buffer of the caller, without autograd, as an engine
+    calls it. The public function returns a new gradient each time, with new memory pages."""
     if pass_ != "both":
         return []
     if (reason := vae_fast.backend.native_reason(device.type)) is not None:

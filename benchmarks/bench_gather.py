@@ -1,4 +1,5 @@
-"""gather_batch: rows of a resident data set, as they are, scaled or binarised, beside plain PyTorch."""
+"""gather_batch compared with plain PyTorch: rows of a data set in memory, unchanged, scaled or
+binarised."""
 
 from __future__ import annotations
 

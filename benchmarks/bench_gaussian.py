@@ -116,7 +116,7 @@ def _setup(op: str, shape: Sequence[int], pass_: str, dtype: str, device, modes)
         z, above = outputs.values[0], inputs[2]
         check_noise(mu, logvar, z)
 
-        # Whatever the noise, z tells it: dz/dmu = 1 and dz/dlogvar = (z - mu) / 2.
+        # z determines the noise: dz/dmu = 1 and dz/dlogvar = (z - mu) / 2.
         def terms(mu, logvar, z, above):
             value, (slope_mu, slope_logvar) = kl_terms(mu, logvar)
             weight = 1.0 if kl else 0.0

@@ -28,7 +28,8 @@ def _loss(nll, z, mu, logvar):
 
 
 def eager(logits, target, z, mu, logvar):
-    """As VAE libraries have it: the batch is repeated for each of the K samples."""
+    """The usual implementation of VAE libraries: the batch is repeated for each of the K
+    samples."""
     repeated = target.repeat(logits.shape[0], 1, 1)
     nll = F.binary_cross_entropy(torch.sigmoid(logits), repeated, reduction="none").sum(-1)
     return _loss(nll, z, mu, logvar)
@@ -94,7 +95,8 @@ def setup_iwae_bound(
     def check(inputs: Sequence[torch.Tensor], outputs: Outputs) -> None:
         exact = [in_float64(t).requires_grad_(i in call.wrt) for i, t in enumerate(inputs)]
         truth = eager_logits(*exact)
-        # Weights are exponentials of sums over all pixels, and feel their rounding: allow for it.
+        # Weights are exponentials of sums over all pixels, so the tolerance includes their
+        # rounding.
         tolerance = 10 * TOLERANCE[kind]
         if outputs.values:
             close("the bound", outputs.values[0].item(), truth.item(), TOLERANCE[kind])

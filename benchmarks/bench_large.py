@@ -1,9 +1,9 @@
 """One training step of each autoencoder in examples/: time and peak memory, beside plain PyTorch.
 
-A step is forward, backward and fused AdamW on a batch of uint8 images. Ours is the configuration as
-it stands, on the native kernels; the peers are the same network with the same weights on the
-reference backend, contiguous and without checkpointing. Compiled ones take part on GPUs alone: on a
-CPU the convolutions are most of the step, and compiling takes minutes.
+A step is forward, backward and fused AdamW on a batch of uint8 images. Ours is the unchanged
+configuration on the native kernels. The peers are the same network with the same weights on the
+reference backend, contiguous and without checkpointing. Compiled ones are included on GPUs only: on
+a CPU the convolutions are most of the step, and compiling takes minutes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Training:
         return x
 
     def outputs(self, x: Tensor) -> Outputs:
-        """How far the first step went; and from the first weights, loss and norm of the gradient."""
+        """The norm of the first step's change; loss and gradient norm at the initial weights."""
         parameters = list(self.model.parameters())
         with torch.no_grad():
             moved = [

@@ -1,4 +1,4 @@
-"""Every likelihood's -log p beside the formula that people use, in eager PyTorch and torch.compile.
+"""Every likelihood's -log p compared with the usual formula in eager PyTorch and torch.compile.
 
 Floors on a CPU, float32, value and all gradients: 4 bytes read for each parameter and for the target,
 and 4 written for each gradient, so 20 bytes an element for a Gaussian with a scale for each element;
@@ -115,7 +115,7 @@ COMPONENTS = 10  # of the mixture; (N, 100, H, W)
 
 
 def _inputs(spec: Spec, shape: Sequence[int], dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """Parameters and target of a moderate size, where the usual formulas are right too."""
+    """Parameters and target of moderate size, for which the usual formulas are accurate too."""
     generator = torch.Generator().manual_seed(1000 * seed)
 
     def normal(*size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""linear_bernoulli_nll, the last layer and the loss in one, beside the two in turn."""
+"""linear_bernoulli_nll, last layer and loss in one op, compared with the two separately."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What the engine itself takes of a step: all but forward, backward and optimizer.
+"""The engine's own time in a step: everything but forward, backward and optimizer.
 
-The tutorial's VAE on all of Fashion-MNIST, with its gradients and its loss left as they were in the
-first step, and an optimizer that does nothing. What remains is gathering the batch, schedules, the
-gradient's norm, the decision to take the step, and metrics, which are read once per log interval as
-the trainer does.
+The tutorial's VAE on all of Fashion-MNIST, with fixed gradients and loss and an optimizer that does
+nothing. This leaves gathering the batch, schedules, the gradient's norm, the decision to take the
+step, and metrics, which are read once per log interval as in the trainer.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ COUNT = 60_000
 
 
 class WithoutModel(Engine):
-    """The engine's step around a model that has done its work."""
+    """The engine's step with a model whose forward and backward take no time."""
 
     def __init__(self, batch: int, dtype: str, device: torch.device) -> None:
         super().__init__(images(COUNT), batch, dtype, device)

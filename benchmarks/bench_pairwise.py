@@ -1,4 +1,4 @@
-"""The pairwise sums beside the tensor of pairs in eager PyTorch and torch.compile.
+"""The pairwise sums compared with the tensor of pairs in eager PyTorch and torch.compile.
 
 Floors on a CPU, for B rows, K terms and D dimensions, in vectors of w floats at two operations a
 cycle and core: a per-dimension log-sum-exp is one exponential and some five operations for each
@@ -109,7 +109,8 @@ def _setup(
 
         def check(inputs: Sequence[torch.Tensor], outputs: Outputs) -> None:
             exact = [in_float64(t).requires_grad_() for t in inputs]
-            # Shares are exponentials of sums over all dimensions, and feel their rounding.
+            # Weights are exponentials of sums over all dimensions, so the tolerance includes their
+            # rounding.
             tolerance = 10 * TOLERANCE[kind]
             with vae_fast.set_backend("reference"):  # chunks: the tensor of pairs is too large
                 truth = mine(*exact)

@@ -1,9 +1,9 @@
-"""Training from disk: steps on sprites read through shards, beside the same data in memory.
+"""Training from disk: steps on sprites in shards, compared with the same data in memory.
 
-The model is the tutorial's (4096-400-20, Adam, batch 128), whose steps are short: what a reader
-costs shows most. A reading is `STEPS` steps of one endless stream of epochs, longer than it takes to
-use up a window, so that a window's reading ahead is in it. The peak of memory is a process's of its
-own (`resident_memory`).
+The model is the tutorial's (4096-400-20, Adam, batch 128). Its steps are short, so the reader's
+cost is most visible. A reading is `STEPS` steps of an endless stream of epochs, longer than a
+window lasts, so that it includes reading the next window. The memory peak is that of a separate
+process (`resident_memory`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vae_fast.train import TrainConfig, Trainer
 
 IN_MEMORY = "in memory"
 STEPS = 300
-# The order is another, and with it the loss of the first steps: by less than this.
+# The order differs, and so does the loss of the first steps, by less than this.
 TOLERANCE = 0.05
 VALIDATION = 128  # images, which the trainer wants and nothing here reads
 
@@ -40,7 +40,7 @@ def shards(count: int) -> ShardData:
 
 
 def sprites(count: int) -> Sprites:
-    """Every ``COUNT / count``-th image: all shapes and places, whatever the count."""
+    """Every ``COUNT / count``-th image: all shapes and positions, for any count."""
     return Sprites(torch.arange(count) * COUNT // count)
 
 
@@ -135,7 +135,7 @@ def resident(
 ) -> int | None:
     """Peak resident bytes of a process that trains on the data, beyond one that trains on one batch.
 
-    None where it can't be known: without /proc, and of data that would have to be sent there.
+    None if it is unknown: without /proc, or for data that would have to be sent to the process.
     """
     if not isinstance(data, ShardData) or not Path("/proc/self/status").exists():
         return None
@@ -147,7 +147,8 @@ def resident(
 def resident_memory(
     folder: Path | None, batch: int, dtype: str, device: str, steps: int, **options: Any
 ) -> int:
-    """The peak of a process of its own that takes so many steps, on a batch in memory or on shards."""
+    """The peak of a separate process that takes ``steps`` steps, on a batch in memory or on
+    shards."""
     job = {"folder": folder and str(folder), "batch": batch, "dtype": dtype, "device": device,
            "steps": steps, "options": options}  # fmt: skip
     command = [sys.executable, "-c", "from benchmarks.bench_shards import _child; _child()"]

@@ -5,7 +5,7 @@
 
 The tutorial's VAE (784-hidden-20, Adam) over uint8 images in memory: the native step, the
 engine's recorded step, torch.compile of the step that people write, and JAX's jitted scan. The
-contenders take turns of about a second each, and the median of a contender's turns counts.
+contenders take turns of about a second each; the result is the median of a contender's turns.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def recorded(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
 
 
 def compiled(images: Tensor, hidden: int, batch: int, precision: str) -> Epoch:
-    """What the tutorial does, with the images in memory, under torch.compile."""
+    """The tutorial's training with the images in memory, under torch.compile."""
 
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -139,7 +139,7 @@ def _spin() -> None:
 
 @contextmanager
 def busy(count: int):
-    """So many single-threaded processes that never wait, within."""
+    """Within the block, ``count`` single-threaded processes keep the machine busy."""
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         for _ in range(count):

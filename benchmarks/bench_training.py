@@ -34,14 +34,14 @@ DROP_IN = "ours (drop-in)"
 LEARNING_RATE = 1e-3
 PIXELS, HIDDEN, LATENT = 784, 400, 20
 
-# Initial weights, order and noise differ between implementations, and with them the loss: by less
-# than this, where a wrong loss, or a step that doesn't train, is further off.
+# Initial weights, order and noise differ between implementations, and so does the loss, by less
+# than this. A wrong loss, or a step that does not train, differs by more.
 TOLERANCE = 0.03
 
 
 @cache
 def tutorial() -> ModuleType:
-    """The tutorial's script as the tests have it: its classes and its loss are used from there."""
+    """The tests' copy of the tutorial's script, whose classes and loss are used here."""
     path = Path(__file__).resolve().parent.parent / "tests" / "tutorial" / "by_hand.py"
     spec = importlib.util.spec_from_file_location("tutorial_by_hand", path)
     if spec is None or spec.loader is None or not path.exists():
@@ -116,8 +116,8 @@ def compiled_update(device: torch.device) -> Update:
 
 
 class Engine:
-    """Our engine as ``Trainer.fit`` drives it, without what comes between epochs: validation,
-    checkpoints and pictures."""
+    """Our engine as ``Trainer.fit`` runs it, without validation, checkpoints and pictures between
+    epochs."""
 
     def __init__(
         self, data: Tensor, batch: int, dtype: str, device: torch.device, hidden: int = HIDDEN

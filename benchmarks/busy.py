@@ -15,7 +15,7 @@ from benchmarks.case import Contender, itself
 
 
 class Busy:
-    """So many processes that never wait: running after ``go``, held after ``hold``."""
+    """Processes that keep the machine busy: they run after ``go`` and are stopped by ``hold``."""
 
     def __init__(self, count: int) -> None:
         self._command = [sys.executable, "-c", "while True: pass"]
@@ -44,7 +44,7 @@ def _end(processes: list[subprocess.Popen]) -> None:
 
 
 def beside(busy: Busy, contender: Contender) -> Contender:
-    """The contender, timed while the processes run; they are held at all other times."""
+    """The contender, timed while the processes run; they are stopped at all other times."""
 
     def prepare(own: Any) -> Any:
         state = (contender.prepare or itself)(own)

@@ -1,4 +1,4 @@
-"""What is measured: a case is one op, pass, shape and dtype; contenders are ways to compute it."""
+"""A case is one op, pass, shape and dtype; contenders are ways to compute it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OURS = "ours"
 
 
 class WrongResult(AssertionError):
-    """A contender's result is not the float64 one: it is named, and not timed."""
+    """A contender's result differs from float64: it is reported, and not timed."""
 
 
 class Absent(RuntimeError):
-    """A contender or an op that is not there; the message says what is missing."""
+    """A contender or an op is not available; the message says what is missing."""
 
 
 class Outputs(NamedTuple):

@@ -1,4 +1,4 @@
-"""Is it right? Every contender's result against float64, before it is timed."""
+"""Compare every contender's result with float64 before it is timed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def compare(
     """Print one row: the seconds that ``measure`` gives, for each way, and the ratios.
 
     Args:
-        rest: measures what the patch leaves to the library, and so what no patch can be faster than.
+        rest: measures the part that the patch does not replace, a lower bound for any patch.
     """
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     left: list[float] = []

@@ -1,4 +1,4 @@
-"""Inputs: the same for every contender, made from a seed, and more sets of them than a cache holds."""
+"""Inputs: the same for every contender, made from a seed, in more sets than a cache holds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pixels(
 
 
 def last_level_cache(device: torch.device) -> int:
-    """Bytes of the largest cache between the processor and memory; 32 MB where nothing tells."""
+    """Bytes of the largest cache between processor and memory; 32 MB if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = []
@@ -57,10 +57,10 @@ def last_level_cache(device: torch.device) -> int:
 
 
 def sets_to_rotate(set_bytes: int, cache: int) -> tuple[int, bool]:
-    """How many sets to take turns with, and whether even so they stay in the cache.
+    """The number of input sets to rotate, and whether they still fit the cache.
 
-    Four times the cache is safely out of it; a set is in use again only after all the others. Small
-    inputs would need thousands of sets for that: they keep to 64, and the row says so.
+    Four times the cache size is enough, because a set is used again only after all others. Small
+    inputs would need thousands of sets; they use 64, and the row says so.
     """
     wanted = max(1, math.ceil(4 * cache / max(set_bytes, 1)))
     sets = min(wanted, MOST_SETS)

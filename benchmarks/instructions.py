@@ -1,7 +1,7 @@
-"""Instructions per element of every CPU op: a regression shows, whatever the machine is doing.
+"""Instructions per element of every CPU op: they show a regression even on a busy machine.
 ``python -m benchmarks.instructions`` writes results/instructions.json.
 
-Each op's driver runs on one thread at two sizes, and the difference is what its elements cost. A
+Each op's driver runs on one thread at two sizes, and the difference gives the cost per element. A
 parent process steps through the call and counts (instructions.cpp). It needs a C++ compiler and
 Linux; callgrind's counts are the same, but it knows no AVX-512.
 """
@@ -42,7 +42,7 @@ OPS = (
 
 
 class Unavailable(RuntimeError):
-    """What counting needs is not on this machine."""
+    """This machine lacks something that counting needs."""
 
 
 def need() -> None:

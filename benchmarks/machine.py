@@ -1,4 +1,4 @@
-"""What a number belongs to: machine, versions, commit and date."""
+"""The context of a measurement: machine, versions, commit and date."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def need_kernels(device: torch.device) -> None:
-    """Raise ValueError unless what would be measured as ours runs in our kernels.
+    """Raise ValueError unless our results would come from our kernels.
 
-    ``python -m benchmarks`` imports the vae_fast that lies beside it, also where an installed one
-    has its kernels: an uncompiled clone would show plain PyTorch under our name.
+    ``python -m benchmarks`` imports the vae_fast in the same clone, even if another is installed
+    with kernels. An uncompiled clone would measure plain PyTorch under our name.
     """
     if vae_fast.get_backend() == "reference":
         raise ValueError(

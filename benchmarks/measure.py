@@ -1,4 +1,4 @@
-"""One row: make the inputs, check every contender, then time those that are right, in turns."""
+"""Measure one row: make the inputs, check every contender, then time the correct ones in turns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure_case(
         except WrongResult as error:
             results[contender.name] = {"refused": str(error)}
             continue
-        except Exception as error:  # a peer that fails must not take the others' numbers with it
+        except Exception as error:  # a failing peer must not lose the others' results
             if contender.name == OURS and not isinstance(error, torch.OutOfMemoryError):
                 raise
             results[contender.name] = {"failed": one_line(error)}
@@ -92,7 +92,7 @@ def measure_case(
 
 
 def check(case: Case, contender: Contender, inputs: Sequence[torch.Tensor], own: Any) -> None:
-    """Raise WrongResult unless what the contender computes is what float64 says."""
+    """Raise WrongResult unless the contender's result agrees with float64."""
     state = own if contender.prepare is None else contender.prepare(own)
     out = contender.run(state)
     if contender.outputs is not None:

@@ -1,4 +1,4 @@
-"""From a row to be to a case: every ``bench_*.py`` names its set-ups, and this finds them."""
+"""Make cases from row specifications: this finds the set-ups of every ``bench_*.py``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def setups() -> dict[str, Callable[..., Case]]:
 
 
 def known_peers() -> set[str]:
-    """What ``--peers`` may name: the contenders of any row that are not ours."""
+    """The possible values of ``--peers``: the contenders of all rows except ours."""
     names = {name for family in families() for name in family.NAMES}
     return {n for n in names if not n.startswith(OURS)} | {*COMPILE_MODES, *CUDA_GRAPHS}
 
 
 def make(spec: Spec, device: torch.device, modes: Sequence[str]) -> Case:
-    """The case of a row to be. Raises Absent for an op that has no benchmark, or is not built."""
+    """The case of a row. Raises Absent for an op without a benchmark, or one that is not built."""
     known = setups()
     if spec.op not in known:
         raise Absent(f"there is no benchmark of {spec.op}")

@@ -1,4 +1,4 @@
-"""What the project holds itself to, as rows with a required and a measured number."""
+"""The project's performance requirements, as rows with a required and a measured number."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ def timed(row: Row) -> dict[str, dict[str, Any]]:
 
 
 def peers(row: Row) -> dict[str, dict[str, Any]]:
-    """Those that compute the same: neither us, in whatever variant, nor a yardstick."""
+    """The contenders that are neither ours, in any variant, nor a yardstick."""
     return {
         name: r for name, r in timed(row).items() if not name.startswith(OURS) and "bytes" not in r
     }
 
 
 def ratio(row: Row, peer: str, mine: str = OURS) -> float | None:
-    """How many times a peer's time is ours, by medians; None where either is missing."""
+    """The ratio of a peer's median time to ours; None if either is missing."""
     entries = timed(row)
     if peer not in entries or mine not in entries:
         return None

@@ -1,4 +1,4 @@
-"""Folders that nobody keeps."""
+"""Temporary folders."""
 
 import atexit
 import shutil

@@ -152,7 +152,7 @@ def requirements_table(verdicts: Iterable[Verdict], markdown: bool = False) -> s
 
 
 def left_out(results: Results) -> list[str]:
-    """Who did not take part, and why: a line for each reason."""
+    """The missing contenders, a line for each reason."""
     lines: dict[str, None] = {}
     for row in results["rows"]:
         for name, entry in row["results"].items():
@@ -181,7 +181,7 @@ def heading(results: Results) -> str:
 
 
 def busy(machine: dict) -> str:
-    """A warning where others kept the machine busy as the run began."""
+    """A warning if other processes were using the machine when the run started."""
     load, cores = machine.get("load average at start"), machine.get("cores")
     if not load or not cores or load < 0.5 * cores:
         return ""

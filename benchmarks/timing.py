@@ -1,6 +1,6 @@
-"""The clock: contenders in turns, one round after another, and medians of what it read.
+"""Timing: contenders take turns, round by round; results are medians.
 
-In turns, because a machine's speed drifts: a round in which it is slow is slow for all.
+Turns compensate for drift in the machine's speed: a slow round is slow for all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from benchmarks.case import Contender
 
 @dataclass
 class Budget:
-    """How long to measure: ``rounds`` readings of at least ``reading`` seconds per contender, fewer
-    (but ``least``) where a row would take more than ``row`` seconds."""
+    """How long to measure: ``rounds`` readings of at least ``reading`` seconds per contender;
+    fewer, but at least ``least``, if a row would take more than ``row`` seconds."""
 
     rounds: int = 25
     reading: float = 0.02
@@ -124,7 +124,7 @@ def measure(
             for name in order:
                 runner = runners[name]
                 if runner.calls > 1:
-                    runner.read(1)  # off the record: threads that the one before left spinning
+                    runner.read(1)  # not counted: threads of the previous contender may still spin
                 readings[name].append(runner.read(runner.calls))
             order.reverse()
     finally:

@@ -1,7 +1,7 @@
-"""What the models are said to do, measured again by one command: ``python -m experiments NAME``.
+"""Claims about the models, each measured by one command: ``python -m experiments NAME``.
 
-Each experiment trains on the embedded data, judges every contender by one evaluator, and writes
-results/NAME.json with its tables as results/NAME.md. docs/experiments.md is made from those.
+Each experiment trains on the embedded data, evaluates all contenders with the same code, and writes
+results/NAME.json and its tables as results/NAME.md. docs/experiments.md is generated from these.
 """
 
 # In the order of the docs.

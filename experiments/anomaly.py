@@ -1,4 +1,4 @@
-"""Anomalies: trained on one class of ten, how well are the other nine told from it?"""
+"""Anomaly detection: how well does a model of one class detect the other nine?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def trained(library: str, settings: dict[str, Any], normal: ArrayData) -> nn.Mod
 
 
 def areas(model: nn.Module, test: ArrayData, label: int) -> dict[str, float]:
-    """AUROC of each score, anomalies being all classes but ``label``."""
+    """AUROC of each score; all classes but ``label`` are anomalies."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {

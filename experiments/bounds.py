@@ -55,7 +55,7 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
     for name, config in configs(settings).items():
         for library, trained_by in trainers.items():
             if library == "pythae" and name not in beside_ours:
-                continue  # it makes K copies of each target, and is slow at a large K
+                continue  # it copies each target K times, and is slow for large K
             found = values.setdefault(name, {})[library] = {metric: [] for metric in METRICS}
             for seed in settings["seeds"]:
                 measured = judge(trained_by(config, seed), test, settings["nll_samples"])

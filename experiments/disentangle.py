@@ -1,4 +1,4 @@
-"""beta = 4 against beta = 1 on sprites: does a latent dimension stand for a factor?"""
+"""beta = 4 against beta = 1 on sprites: does a latent dimension encode one factor?"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def in_memory(data: Sprites, count: int | None) -> ArrayData:
 
 
 def sample_of(split: str, n: int) -> Sprites:
-    """The same ``n`` of a split's sprites every time."""
+    """A fixed random choice of ``n`` sprites of a split."""
     rows = load("sprites", split=split).rows
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return Sprites(rows[order[:n]].sort().values)

@@ -1,4 +1,4 @@
-"""SSVAE with 100 labels against a classifier that sees those labels alone."""
+"""SSVAE with 100 labels against a classifier with only these labels."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
 
 
 def configured(example: dict[str, Any], settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The example without its own choice of labels, which is made here, by the seed."""
+    """The example's configuration; the seed chooses the labels here instead."""
     config = {key: value for key, value in example.items() if key != "labels"}
     return {**config, "seed": seed, "epochs": settings["epochs"] or example["epochs"]}
 
 
 def keep_again(data: Any, example: dict[str, Any], keep: int, seed: int) -> Any:
-    """The same labels as are shown to the classifiers, repeated as often as the example says."""
+    """Keep the labels that the classifiers see, repeated as in the example."""
     repeat = (example.get("labels") or {}).get("repeat", 1)
     return datasets.keep_labels(data, keep, seed=seed, repeat=repeat)
 
@@ -74,9 +74,9 @@ def score(predict: Any, model: nn.Module, test: Any) -> float:
 def supervised(
     predict: Any, model: nn.Module, x: Tensor, y: Tensor, test: Any, steps: int, every: int
 ) -> float:
-    """The best accuracy on the test images that training on x, y alone passes through.
+    """The best test accuracy during training on x, y alone.
 
-    Stopping where the test is best is more than a real run could do: it favours the baseline.
+    Stopping at the best test accuracy is impossible in practice, so this favours the baseline.
     """
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-4)
     best = 0.0

@@ -1,4 +1,4 @@
-"""The gallery: every example trained as it stands, its pictures and what was measured of it."""
+"""The gallery: every unchanged example trained, drawn and measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vae_fast.evaluate.run import gather
 ROOT = Path(__file__).parents[1]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
 NLL_SAMPLES, TEST_SAMPLES = 50, 500
-# The order of the models' table; those that are not named here come after, by name.
+# The order of the models' table; other examples follow by name.
 ORDER = ("ae", "fashion", "beta_vae", "cvae", "inpainting_cvae", "aae", "vrae", "vrae_series", "hvae",
          "vdvae", "iwae", "ssvae", "autoencoder_kl")  # fmt: skip
 LEFT_OUT = {
@@ -51,12 +51,13 @@ probabilities: compare numbers of one likelihood on one data set only.
 
 
 def main(quick: bool = False, out: Path | None = None, only: list[str] | None = None) -> int:
-    """Train, draw and measure, then write gallery.md; what is done of it stays if it is stopped.
+    """Train, draw and measure, then write gallery.md. Finished examples are kept if this is
+    interrupted.
 
     Args:
         quick: an epoch on a few images, to see that it runs.
         out: instead of docs/.
-        only: examples to make again; all if None.
+        only: the examples to train again; all if None.
     """
     docs = out or DOCS
     folder = docs / "gallery"
@@ -75,7 +76,7 @@ def main(quick: bool = False, out: Path | None = None, only: list[str] | None = 
 
 
 def names(only: list[str] | None) -> list[str]:
-    """The examples of the gallery, in its order; ValueError for one that isn't there."""
+    """The names of the gallery's examples in order; ValueError for an unknown one."""
     found = [path.stem for path in EXAMPLES.glob("*.yaml") if path.stem not in LEFT_OUT]
     unknown = set(only or ()) - set(found)
     if unknown:
@@ -139,7 +140,7 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def caption(facts: dict[str, Any]) -> str:
-    """What was measured of an example, in a line."""
+    """An example's measurements in one line."""
     answers = "; ".join(ANSWERS[key].format(value) for key, value in facts["measured"].items())
     made = facts["made"]
     return (

@@ -27,8 +27,7 @@ SETTINGS = {
 QUICK = {**SETTINGS, "seeds": [0, 1], "epochs": 1, "train_samples": 200, "test_samples": 20,
          "longer": 2, "far_larger": 64, "nll_samples": 5,
          "hvae": {"levels": [[1, 1], [4, 1]], "width": 8, "z_channels": 2}}  # fmt: skip
-# What a flat VAE's networks look like at a size n; the residual one halves an image as often as the
-# hierarchy does.
+# Networks of a flat VAE by size n; the residual one halves an image as often as the hierarchy.
 SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
     "MLP": lambda n: {"network_options": {"hidden": [n, n]}},
     "residual": lambda n: {
@@ -57,7 +56,8 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
 
 
 def configs(settings: dict[str, Any], shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    """examples/hvae.yaml, and VAEs beside it; each trained so long, and ``longer`` times so."""
+    """examples/hvae.yaml and flat VAEs, each trained for the same time, and for ``longer`` times
+    that."""
     import yaml
 
     example = yaml.safe_load(EXAMPLE.read_text())
@@ -82,7 +82,8 @@ def configs(settings: dict[str, Any], shape: tuple[int, ...]) -> dict[str, dict[
 def vae_of_size(
     count: int, shape: tuple[int, ...], name: str = "MLP", latent_dim: int = 20
 ) -> dict[str, Any]:
-    """The smallest VAE's model_args in one of the SHAPES that has ``count`` parameters or more."""
+    """The model_args of the smallest VAE of one of the SHAPES with at least ``count``
+    parameters."""
 
     def args(n: int) -> dict[str, Any]:
         return {"latent_dim": latent_dim, **SHAPES[name](n)}

@@ -1,4 +1,5 @@
-"""Half an image from the other half, beside the mean image and the most similar image."""
+"""Predict half an image from the other half, compared with the mean image and the most similar
+image."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def error(filled: Tensor, x: Tensor, known: Tensor) -> float:
 
 
 def nearest(x: Tensor, seen: Tensor, known: Tensor) -> Tensor:
-    """Of ``seen``, the image nearest to each x in the pixels that are known (alike for all x)."""
+    """For each x, the image in ``seen`` nearest in the known pixels (the same pixels for all x)."""
     columns = known[0].flatten()
     distances = torch.cdist(x.flatten(1)[:, columns], seen.flatten(1)[:, columns])
     return seen[distances.argmin(1)]

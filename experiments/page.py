@@ -1,4 +1,4 @@
-"""docs/experiments.md, from the results that are there."""
+"""Write docs/experiments.md from the existing results."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 HEAD = """\
 # Experiments
 
-What the models are said to do, each measured by one command: `python -m experiments NAME` from a
-clone, with the NAME under each table, or `all`. A command prints its table, writes
+Claims about the models, each measured by one command: `python -m experiments NAME` from a clone,
+with the NAME under each table, or `all`. A command prints its table, writes
 `experiments/results/NAME.json` (every number) and `NAME.md`, and exits with 1 if a claim does not
-hold. `--quick --out FOLDER` runs one at a tiny size, to see that it runs. This page is put together
-from the results by `python -m experiments page`.
+hold. `--quick --out FOLDER` runs one at a tiny size, as a test. `python -m experiments page`
+generates this page from the results.
 
 [pythae](https://github.com/clementchadebec/benchmark_VAE) is optional (`pip install pythae==0.1.2`):
-where it is not installed, its rows are left out and the results say so. It trains the same networks
-from the same initial weights; the weights come back, and one evaluator, ours, judges both.
+if it is not installed, its rows are left out and the results say so. It trains the same networks
+from the same initial weights, and our evaluator evaluates both.
 
 "Holds" and "does not hold" are decided by rules written before the measurement
 (`experiments/statistics.py`): *within the spread* is a difference of at most two standard errors;
@@ -29,7 +29,7 @@ Binarised and grey images are never compared with each other: each section says 
 
 
 def write(folder: Path = results.FOLDER, page: Path = PAGE) -> Path:
-    """Put the page together; experiments without results are named as not measured."""
+    """Write the page; experiments without results are listed as not measured."""
     parts = [HEAD]
     for name in NAMES:
         path = folder / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Pictures small in bytes: rows of images under a word each, as grey or palette PNG."""
+"""Small picture files: rows of images with captions, as grey or palette PNG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from vae_fast.extras import need
 from vae_fast.pictures import to_uint8
 
 _GAP, _MARGIN, _WORDS = 2, 8, 17  # pixels; _WORDS is a line of text's height
-_LEVELS = 32  # of grey: a third of the bytes of 256, and no eye sees the difference at this size
+# grey levels: a third of the bytes of 256 levels, with no visible difference at this size
+_LEVELS = 32
 
 
 class Band(NamedTuple):
@@ -74,7 +75,7 @@ def draw_series(path: str | Path, panels: Sequence[tuple[str, Tensor]]) -> Path:
 
 
 def shrink(path: str | Path, colours: int = 256, width: int = 640) -> Path:
-    """The same plot in as few bytes as it needs: at most so wide, with a palette of its own."""
+    """Reduce a plot's file size: at most ``width`` pixels, with its own palette."""
     image_module = need("PIL.Image", "drawing the gallery")
     with image_module.open(path) as picture:
         small = picture.convert("RGB")

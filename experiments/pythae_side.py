@@ -1,8 +1,8 @@
 """The same networks trained by pythae (optional): its objective, its trainer, its epochs.
 
-The networks are ours, with the initial weights that our run with the same seed starts from. pythae
-is given them behind its interface, with the sigmoid that its loss for binary data wants, and trains
-them; so the trained weights are in a model of ours, and one evaluator judges both.
+The networks are ours, with the initial weights of our run with the same seed. They are wrapped in
+pythae's interface, with the sigmoid that its loss for binary data needs. So the trained weights are
+in one of our models, and one evaluator serves both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INSTALL = "pip install pythae==0.1.2"
 
 
 def absence() -> str | None:
-    """Why pythae can't take part, or None."""
+    """The reason why pythae cannot be used, or None."""
     if importlib.util.find_spec("pythae") is None:
         return f"pythae is not installed ({INSTALL}): its rows are left out."
     try:
@@ -38,8 +38,8 @@ def absence() -> str | None:
 def train(config: dict[str, Any], data: ArrayData, seed: int) -> nn.Module:
     """The model of ``config`` ("vae" or "iwae", as for ``training.train``), trained by pythae.
 
-    pythae's own loss ("bce", or for a Gaussian likelihood "mse") and trainer; Adam, batch size, learning rate and epochs as configured. Of its
-    trainer's models the last one is taken, as of ours.
+    pythae's own loss ("bce", or for a Gaussian likelihood "mse") and trainer; Adam, batch size, learning rate and epochs as configured. The
+    last model is used, as for ours.
     """
     from pythae.data.datasets import BaseDataset
     from pythae.models import IWAE, VAE, IWAEConfig, VAEConfig
@@ -73,7 +73,7 @@ def train(config: dict[str, Any], data: ArrayData, seed: int) -> nn.Module:
                 no_cuda=True,
             ),
         )
-        # Its train() writes the networks by pickling their classes; its steps are all it takes.
+        # Its train() pickles the networks' classes, so only its steps are called.
         trainer.prepare_training()
         for epoch in range(1, config["epochs"] + 1):
             trainer.train_step(epoch)
@@ -82,7 +82,8 @@ def train(config: dict[str, Any], data: ArrayData, seed: int) -> nn.Module:
 
 
 def wrapped(ours: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Our encoder and decoder as pythae's: named outputs, and, of logits, probabilities."""
+    """Our encoder and decoder in pythae's interface: named outputs, and probabilities instead of
+    logits."""
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 

@@ -17,7 +17,7 @@ PACKAGES = ("python", "torch", "numpy", "pythae", "vae_fast")
 
 @dataclass
 class Verdict:
-    """A claim, whether what was measured bears it out, and by what. None: it wasn't measured."""
+    """A claim, whether the measurement confirms it (None: not measured), and the measurement."""
 
     claim: str
     holds: bool | None
@@ -26,16 +26,16 @@ class Verdict:
 
 @dataclass
 class Result:
-    """What an experiment leaves behind.
+    """The result of an experiment.
 
     Attributes:
         name, title: of the experiment.
         how: a paragraph: data, model, training, evaluator.
-        settings: what was asked for, as numbers.
-        columns, rows: the table, cells as they are shown.
+        settings: the parameters, as numbers.
+        columns, rows: the table, with formatted cells.
         values: all the measured values behind the table.
         verdicts: the claims.
-        notes: what a reader has to know, such as who is absent.
+        notes: further information, such as missing contenders.
     """
 
     name: str
@@ -97,6 +97,6 @@ def markdown(result: Result) -> str:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers, or short, and go to the right."""
+    """A Markdown table; all columns but the first are right-aligned."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *rows])

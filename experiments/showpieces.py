@@ -1,4 +1,4 @@
-"""What each model of the gallery shows, beside its reconstructions and samples."""
+"""Additional pictures for each model of the gallery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = 10
 
 
 def draw(name: str, model: nn.Module, x: Tensor, y: Tensor | None, folder: Path) -> list[Path]:
-    """The pictures of the example ``name``: NAME.png, and NAME-*.png where it has more to show.
+    """Draw the pictures of the example ``name``: NAME.png, and NAME-*.png if there are more.
 
     Args:
         x, y: validation data; the first few are shown.
@@ -53,7 +53,7 @@ def _reconstructed(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
 
 
 def _ae(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
-    """An autoencoder has no prior to draw from: walks between codes instead."""
+    """An autoencoder has no prior, so this shows walks between codes."""
     walks = tasks.interpolate(model, x[:3], x[3:6], steps=COLUMNS, path="linear").flatten(0, 1)
     return [*_reconstructed(model, x, y), Band("straight lines between codes", walks)]
 
@@ -140,7 +140,7 @@ def _map(model: nn.Module, x: Tensor, y: Tensor, folder: Path, name: str) -> lis
 
 
 def _map_and_scores(model: nn.Module, x: Tensor, y: Tensor, folder: Path) -> list[Path]:
-    """Codes, and how negative ELBOs of images differ from those of the same images' negatives."""
+    """The codes, and the negative ELBOs of images and of their inverted images."""
     normal = tasks.anomaly_scores(model, x)
     strange = tasks.anomaly_scores(model, 255 - x)
     path = folder / "fashion-scores.png"

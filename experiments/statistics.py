@@ -1,4 +1,4 @@
-"""Means, spreads, and when one is better than another."""
+"""Means, spreads, and rules for comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a model for an experiment: the engine as users run it, in a folder that is thrown away."""
+"""Train a model for an experiment: by the engine, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def of_class(data: ArrayData, label: int) -> ArrayData:
 
 
 def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) -> nn.Module:
-    """The model of a configuration after its last epoch, in evaluation mode; with the moving
-    average of its weights, where the configuration has one.
+    """The model of a configuration after its last epoch, in evaluation mode, with the moving
+    average of its weights if the configuration has one.
 
     Args:
-        values: of TrainConfig, as in a YAML file; the run's folder is a temporary one.
+        values: the fields of TrainConfig, as in a YAML file; the run's folder is temporary.
         train_data, val_data: instead of the configuration's data.
     """
     with tempfile.TemporaryDirectory(prefix="vae-fast-experiment-") as folder:
@@ -61,18 +61,18 @@ def train(values: dict[str, Any], train_data: Any = None, val_data: Any = None) 
 
 @contextlib.contextmanager
 def quiet():
-    """What is printed within is not shown: bars of progress, of ours and of others."""
+    """Suppress output within the block, such as progress bars."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def parameters(model: nn.Module) -> int:
-    """How many trainable numbers a model has."""
+    """The number of a model's trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 class Clock:
-    """Says what is being done, and for how long it was."""
+    """Prints what is being done, with the elapsed time."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()

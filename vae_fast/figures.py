@@ -1,4 +1,4 @@
-"""matplotlib's figures as we draw them: by Agg, in its default style, with text that is only text."""
+"""matplotlib figures: drawn by Agg in the default style, with text shown literally."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from vae_fast.extras import need
 def figure_for(
     path: str | Path, size: tuple[float, float], dpi: int, *, layout: str | None = None
 ) -> Iterator[Any]:
-    """Give an empty figure of ``size`` inches, which is written to ``path`` as a PNG at the end.
+    """Give an empty figure of ``size`` inches and write it to ``path`` as a PNG at the end of the
+    block.
 
-    What the user's matplotlibrc and MPLBACKEND say is for their own plots.
+    The user's matplotlibrc and MPLBACKEND do not apply.
     """
     style = need("matplotlib.style", "drawing pictures")
     agg = need("matplotlib.backends.backend_agg", "drawing pictures")
     ours = {
-        "font.family": "DejaVu Sans",  # which comes with matplotlib
+        "font.family": "DejaVu Sans",  # part of matplotlib
         "text.parse_math": False,  # a file's name may have a $
         "text.usetex": False,
     }
@@ -35,5 +36,6 @@ def figure_for(
 
 
 def printable(text: str) -> str:
-    """``text`` without what no font has: line ends, other controls, bytes that are no text."""
+    """``text`` with unprintable characters replaced: line ends, control characters, invalid
+    bytes."""
     return "".join(c if c.isprintable() else "?" for c in text)

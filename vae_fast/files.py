@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and text and YAML read from files that anyone may have written.
+"""Atomic writing of files, and safe reading of untrusted text and YAML files.
 
 Imports no torch.
 """
@@ -23,15 +23,16 @@ YAML_NODES, YAML_DEPTH = 10_000, 50
 
 Say = Callable[[str], object]
 
-# A disk that is full or broken. Any other error of fsync means that it is not supported here.
+# A full or broken disk. Any other error of fsync means that fsync is not supported here.
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give a new, empty file to write to, which becomes ``path`` at once at the end, or never."""
+    """Give a new, empty file to write to. At the end of the block it atomically becomes ``path``;
+    after an error it is removed."""
     beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    open(beside, "xb").close()  # "x": whatever has this name already, a link say, is not followed
+    open(beside, "xb").close()  # "x": fails if the name exists, so that a link is not followed
     try:
         yield beside
         os.replace(beside, path)
@@ -40,7 +41,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a new file and wait until it is on the disk; FileExistsError if there is one."""
+    """Write a new file and wait until it is on the disk; FileExistsError if it exists."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -48,10 +49,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in ``folder`` are on the disk, where its file system can do that."""
+    """Wait until the names in ``folder`` are on the disk, if its file system supports this."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # network drives and Windows open no folders
+    except OSError:  # network drives and Windows cannot open folders
         return
     try:
         _sync(descriptor)
@@ -68,12 +69,12 @@ def _sync(descriptor: int) -> None:
 
 
 def warn(text: str) -> None:
-    """The ``say`` of those who have no other."""
+    """The default ``say``: a warning."""
     warnings.warn(text, stacklevel=3)
 
 
 def set_aside(path: Path, why: str, say: Say = warn) -> Path:
-    """Rename ``path``, of any kind, to a name that nothing here reads or removes, and say so."""
+    """Rename a file or folder to a name that this package neither reads nor removes, and say so."""
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
         aside = path.with_name(f"set-aside-{path.name.lstrip('.')}{suffix}")
@@ -88,7 +89,8 @@ def set_aside(path: Path, why: str, say: Say = warn) -> Path:
 
 
 def read_text(path: Path, most: int = TEXT_BYTES) -> str:
-    """The text of a regular file of at most ``most`` bytes, or ValueError; OSError if it can't be read."""
+    """The text of a regular file of at most ``most`` bytes, else ValueError; OSError if it cannot
+    be read."""
     size = check_regular(path)
     if size > most:
         raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read")
@@ -101,7 +103,7 @@ def read_text(path: Path, most: int = TEXT_BYTES) -> str:
 def check_regular(path: Path) -> int:
     """The size of a regular file; ValueError for anything else.
 
-    A pipe would be waited for without end, and a device may have none.
+    Reading a pipe may block for ever, and a device may have no end.
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
@@ -111,14 +113,14 @@ def check_regular(path: Path) -> int:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, or ValueError.
+    """The mapping in a YAML file, or ValueError.
 
-    A file whose aliases would make it more than ``YAML_NODES`` values, or endless, is refused.
+    Files whose aliases expand to more than ``YAML_NODES`` values, or without end, are refused.
     """
     yaml = need("yaml", "reading a configuration")
     text = read_text(path, CONFIG_BYTES)
     try:
-        # In C where there is that: Python's takes a time that is the square of the depth.
+        # The C loader if it exists: the time of Python's grows with the square of the depth.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         depths = _depths(yaml.parse(text, Loader=loader), yaml)
         for number, depth in enumerate(depths):
@@ -130,7 +132,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {_in_a_line(error)}") from None
-    except (ValueError, TypeError, OverflowError) as error:  # a date or a number that can't be
+    except (ValueError, TypeError, OverflowError) as error:  # an impossible date or number
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no YAML: {_in_a_line(error)}") from None
@@ -152,7 +154,7 @@ def _depths(events: Any, yaml: Any) -> Any:
 
 
 def _count(node: Any, known: dict[int, int | None], path: Path) -> int:
-    """How many values a node stands for, those of its aliases counted anew each time."""
+    """The number of values in a node, with each use of an alias counted."""
     if node is None:
         return 1
     if id(node) in known:
