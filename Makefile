@@ -85,6 +85,11 @@ experiments: $(DONE)/train $(DONE)/native ## measure again what the models are s
 gallery: $(DONE)/train $(DONE)/native ## train every example and make the gallery of the docs
 	$(BIN)/python -m experiments gallery $(ARGS)
 
+.PHONY: docs
+docs: $(DONE)/docs ## build the docs as a site, build/site/index.html; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+	@echo build/site/index.html
+
 .PHONY: lint
 lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
 	$(BIN)/ruff check .
@@ -143,6 +148,11 @@ $(DONE)/lint: $(DONE)/venv pyproject.toml
 $(DONE)/dist: $(DONE)/venv
 	@mkdir -p build
 	$(PIP) install -q "build==1.6.1"
+	touch $@
+
+# Pinned, as what checks links and reads docstrings: scripts/requirements-docs.txt. No torch is needed.
+$(DONE)/docs: $(DONE)/venv scripts/requirements-docs.txt
+	$(PIP) install -q -r scripts/requirements-docs.txt
 	touch $@
 
 $(TORCH_DONE): $(DONE)/venv

@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-checks=(check_cuda_toolkit_missing check_sass check_oldest_torch check_no_compiler
+checks=(check_docs check_cuda_toolkit_missing check_sass check_oldest_torch check_no_compiler
     check_cuda_without_gpu check_wheel_two_torches)
 [ $# -gt 0 ] && checks=("$@")
 

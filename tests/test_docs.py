@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "experiments", "scripts", "tests", "vae_fast")
 SUFFIXES = ("cpp", "cu", "cuh", "h", "inc", "md", "py", "sh", "yaml")
 # Files that the reader makes, not the project.
