@@ -26,11 +26,13 @@ import vae_fast.nn
 from benchmarks.busy import Busy, beside
 from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
 from benchmarks.check import close
+from benchmarks.peers import CUDA_GRAPHS
 from benchmarks.scratch import scratch
 from vae_fast.data import Batch, DataUnavailableError, load
 from vae_fast.train import TrainConfig, Trainer
 
 DROP_IN = "ours (drop-in)"
+GRAPHS = next(iter(CUDA_GRAPHS))
 LEARNING_RATE = 1e-3
 PIXELS, HIDDEN, LATENT = 784, 400, 20
 
@@ -94,14 +96,14 @@ def plain_update(
     return update
 
 
-def compiled_update(device: torch.device) -> Update:
+def compiled_update(device: torch.device, mode: str | None = None) -> Update:
     """The same with forward and loss under torch.compile, and Adam fused: a careful user's."""
     torch.manual_seed(0)
     model, loss_function = tutorial().VAE(PIXELS, HIDDEN, LATENT), tutorial().loss_function
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, mode=mode)
     def objective(x: Tensor) -> Tensor:
         return loss_function(x, *model(x))
 
@@ -150,6 +152,7 @@ class Engine:
     def epoch(self, _: None) -> float:
         """An epoch, its loss read once per log interval, as the trainer does; the mean loss."""
         total = samples = 0.0
+        self.trainer.batches.by_rows = self.trainer.step.takes_rows
         for share in self.shares(self.trainer.batches):
             self.step(share)
             if self.trainer.progress.step % self.trainer.config.log_every == 0:
@@ -400,7 +403,47 @@ def setup_sizes(
     )  # fmt: skip
 
 
-SETUPS = {"step": setup_step, "epoch": setup_epoch, "sizes": setup_sizes}
+def setup_short_epoch(
+    shape: Sequence[int], pass_: str, dtype: str, device: torch.device, modes: Sequence[str]
+) -> Case:
+    """An epoch, ours and torch.compile's with images on the device, for a GPU at hand for minutes."""
+    batch, count = shape
+    data = images(count)
+
+    def contenders() -> list[Contender | Absence]:
+        floats = as_floats(data, device)
+
+        def loop(mode: str | None) -> Callable[[None], float]:
+            update = compiled_update(device, mode)
+
+            def run(_: None) -> float:
+                total = torch.zeros((), device=device)
+                for x in in_memory(floats, batch):
+                    torch.compiler.cudagraph_mark_step_begin()  # a graph's outputs are its own
+                    total += update(x)
+                return total.item() / count
+
+            return run
+
+        found = [epoch(OURS, Engine(data, batch, dtype, device).epoch)]
+        found.append(epoch("compile", loop(None)))
+        if device.type == "cuda":
+            found.append(epoch(GRAPHS, loop("reduce-overhead")))
+        return found
+
+    return Case(
+        "short_epoch", pass_, "x".join(map(str, shape)), dtype, count * PIXELS, 0, device,
+        lambda _: [], contenders, first_epochs_loss(data, batch), samples=count, sets=1,
+        memory=False, note="images on the device",
+    )  # fmt: skip
+
+
+SETUPS = {
+    "step": setup_step,
+    "epoch": setup_epoch,
+    "short_epoch": setup_short_epoch,
+    "sizes": setup_sizes,
+}
 
 NAMES = (OURS, DROP_IN, "tutorial", "in memory", "eager", "compile", "jax", "jax-float32", "pythae")
 

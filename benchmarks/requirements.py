@@ -66,6 +66,7 @@ _SHARDS = (Spec("shards", (128, 737_280), "both"),)
 _OVERHEAD = (Spec("overhead", (128,), "both"),)
 _BUSY = tuple(Spec("epoch", (128, 60_000, count), "both") for count in (2, 4, 16))
 _SIZES = tuple(spec for spec in training() if spec.op == "sizes")
+_SHORT_EPOCH = (Spec("short_epoch", (128, 60_000), "both"),)
 _EPOCH_HALF = (Spec("epoch", (128, 60_000), "both", "bfloat16"),)
 
 OPS: tuple[Requirement, ...] = (
@@ -154,6 +155,10 @@ GPU: tuple[Requirement, ...] = (
     _of_copy("sample_and_kl", OURS, "float32"),
     _of_copy("sample_and_kl", OURS, "bfloat16"),
     Requirement("bce_kl_loss, value and gradient, 1024x784 + 64", "times", 1.5, _LOSS, "compile"),
+    Requirement(
+        "epoch of the tutorial's VAE in 30 ms: pixels a second", "rate", 1.568e9, _SHORT_EPOCH
+    ),
+    Requirement("epoch of the tutorial's VAE, float32", "times", 1.5, _SHORT_EPOCH, "compile"),
 )
 
 GROUPS = {"ops": OPS, "limits": LIMITS, "engine": ENGINE, "large": LARGE, "gpu": GPU}
