@@ -28,7 +28,7 @@ _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a new, empty file to write to. At the end of the block it atomically becomes ``path``;
     after an error it is removed."""
     beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

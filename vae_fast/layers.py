@@ -44,14 +44,14 @@ class MLP(nn.Sequential):
         if torch.jit.is_scripting():
             for layer in self:
                 x = layer(x)
-        elif torch.compiler.is_compiling() or type(x) is not Tensor or not _may_run(x):
+        elif torch.compiler.is_compiling() or type(x) is not Tensor or not _fast_path_allowed(x):
             x = super().forward(x)
         else:
             x = _in_runs(x, list(self._modules.values()))
         return x
 
 
-def _may_run(x: Tensor) -> bool:
+def _fast_path_allowed(x: Tensor) -> bool:
     """Whether skipping the layers' calls is unobservable, as far as this does not depend on the
     layer."""
     return (
@@ -84,18 +84,18 @@ def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tenso
     relus: list[bool] = []
     parameters: list[Tensor | None] = []
     for layer in modules:
-        if type(layer) is nn.Linear and _as_made(layer):
+        if type(layer) is nn.Linear and _is_unmodified(layer):
             own = layer._parameters
             parameters += own["weight"], own["bias"]
             relus.append(False)
-        elif type(layer) is nn.ReLU and relus and not relus[-1] and _as_made(layer):
+        elif type(layer) is nn.ReLU and relus and not relus[-1] and _is_unmodified(layer):
             relus[-1] = True
         else:
             break
     return tuple(relus), parameters
 
 
-def _as_made(layer: nn.Module) -> bool:
+def _is_unmodified(layer: nn.Module) -> bool:
     """Whether a call of the layer is only its class's ``forward`` on its own parameters."""
     own = layer.__dict__
     return not any(name in own for name in _REPLACED) and not _has_hooks(layer)

@@ -90,7 +90,7 @@ def test_kernels_of_a_step_of_the_tutorials_vae():
     step = step_of(ema=0.9, optimizer=OptimizerConfig(clip_norm=1.0, skip_above=5.0))
     take = merged(step).take
     share = Share(torch.zeros(128, 1, 28, 28, dtype=torch.uint8, device="cuda"), None)
-    step.follow_schedules(0)
+    step.set_schedule_values(0)
     for _ in range(3):
         take(share)
     torch.cuda.synchronize()

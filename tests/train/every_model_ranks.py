@@ -32,7 +32,7 @@ def mean_gradient(world, step, share):
     phase = phases_of(model)[0]
     labels = (share.labels,) if model.uses_labels else ()
     options = {} if phase.name is None else {"phase": phase.name}
-    with world.joined(share):  # codes of a codebook start from the batch of all ranks
+    with world.joint_batch(share):  # codes of a codebook start from the batch of all ranks
         loss = model(share.images, *labels, **options).loss * share.weight
     gradients = torch.autograd.grad(loss, phase.parameters)
     return [world.sum(g.clone()) / world.size for g in gradients]

@@ -239,15 +239,15 @@ def test_the_first_reason_is_everybodys(monkeypatch):
     for world in worlds:
         world._board = board
     gone = pytest.raises(RankFailed, match="another rank of this run is gone")
-    with gone, worlds[0].together():
+    with gone, worlds[0].fail_together():
         raise RuntimeError("[gloo] Connection closed by peer")
-    with pytest.raises(ValueError, match="^no such image$"), worlds[1].together():
+    with pytest.raises(ValueError, match="^no such image$"), worlds[1].fail_together():
         raise ValueError("no such image")
     for world in (worlds[0], worlds[2]):
         told = pytest.raises(RankFailed, match="^rank 1 failed: no such image$")
-        with told, world.together():
+        with told, world.fail_together():
             raise RuntimeError("[gloo] Connection closed by peer")
-    with pytest.raises(KeyError), worlds[2].together(but=(KeyError,)):
+    with pytest.raises(KeyError), worlds[2].fail_together(but=(KeyError,)):
         raise KeyError("all raise this alike")
 
 
@@ -257,7 +257,7 @@ def test_ranks_meet_over_a_signal_about_once_a_second(monkeypatch):
     class Many:
         is_distributed = True
 
-        def most(self, *values):
+        def maximum(self, *values):
             meetings.append(now[0])
             return [signal.SIGTERM if now[0] > 5 else values[0], values[1]]
 

@@ -42,7 +42,7 @@ def test_a_step_that_is_not_finite_does_not_reach_the_optimizer(optimizer, gradi
     assert step(guard, made, parameter, 1.0) is False
     assert not torch.equal(parameter, torch.ones(4))
     assert guard.read() == {"grad_norm": 2.0, "skipped": 1}
-    assert guard.not_finite_in_row == 0
+    assert guard.consecutive_not_finite == 0
 
 
 def test_steps_not_finite_are_counted_in_a_row_across_reads():
@@ -50,10 +50,10 @@ def test_steps_not_finite_are_counted_in_a_row_across_reads():
     for gradient in (1.0, math.nan, math.nan):
         step(guard, made, parameter, gradient)
     guard.read()
-    assert guard.not_finite_in_row == 2
+    assert guard.consecutive_not_finite == 2
     step(guard, made, parameter, math.nan)
     assert guard.read() == {"grad_norm": None, "skipped": 3}
-    assert guard.not_finite_in_row == 3
+    assert guard.consecutive_not_finite == 3
 
 
 @pytest.mark.parametrize("gradient", [0.1, 5.0])
@@ -124,7 +124,7 @@ def test_a_streak_that_has_ended_is_seen():
     for gradient in [1.0, *[math.nan] * 7, 1.0, math.nan, 1.0]:
         step(guard, optimizer, parameter, gradient)
     guard.read()
-    assert guard.longest_not_finite == 7 and guard.not_finite_in_row == 0
+    assert guard.longest_not_finite == 7 and guard.consecutive_not_finite == 0
     for gradient in [math.nan, math.nan]:
         step(guard, optimizer, parameter, gradient)
     guard.read()

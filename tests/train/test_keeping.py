@@ -104,7 +104,7 @@ def test_resuming_sets_aside_what_it_could_not_read(tmp_path):
     said = []
     found = checkpoint.load_newest(tmp_path, said.append)
     assert found.path.name == "00000001" and len(said) == 3 and "upgrade vae_fast" in said[0]
-    checkpoint.go_back_to(found.path, is_best=True, say=said.append)
+    checkpoint.rewind_to(found.path, is_best=True, say=said.append)
     save(tmp_path, 2, 3, 4)
     checkpoint.prune(tmp_path, keep=1)
     aside = [f"set-aside-0000000{n}" for n in (2, 3, 4)]
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_opened_for_a_moment_comes_back(tmp_path, mo
         said = []
         found = checkpoint.load_newest(tmp_path, said.append)
         assert "can't be read: Permission denied" in said[0]
-        checkpoint.go_back_to(found.path, is_best=False, say=said.append)
+        checkpoint.rewind_to(found.path, is_best=False, say=said.append)
     assert checkpoint.load(tmp_path / "set-aside-00000002").state["reached"] == {"step": 3}
 
 
@@ -143,7 +143,7 @@ def test_folders_of_others_stay(tmp_path):
         save(tmp_path, 1, 2)
     (tmp_path / "00000001" / "notes.txt").write_text("my notes")
     (tmp_path / "00000002" / "elsewhere").symlink_to(tmp_path / "2024")
-    checkpoint.go_back_to(tmp_path / "00000001", is_best=False, say=lambda _: None)
+    checkpoint.rewind_to(tmp_path / "00000001", is_best=False, say=lambda _: None)
     save(tmp_path, 3)
     with pytest.warns(UserWarning, match="holds files that are not a checkpoint's"):
         checkpoint.prune(tmp_path, keep=1)

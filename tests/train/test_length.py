@@ -93,7 +93,7 @@ def test_a_batch_in_parts_has_the_batchs_loss_and_gradients(config, clothes):
         torch.manual_seed(0)
         model = build_model(config, (1, 28, 28))
         step = Step(model, config, torch.device("cpu"), World(), 10)
-        step.follow_schedules(0)
+        step.set_schedule_values(0)
         terms = step.differentiate(Share(clothes[0][:100], None), *next(step.each()))
         found.append([*(t.detach() for t in terms), *(p.grad.clone() for p in model.parameters())])
     assert "accumulate takes batches in parts" in step.runner_is
@@ -103,7 +103,7 @@ def test_a_batch_in_parts_has_the_batchs_loss_and_gradients(config, clothes):
 
 def test_models_with_phases_take_parts_too(config, clothes):
     trainer = run(config, clothes, model="aae", max_steps=3, accumulate=7)
-    assert trainer.progress.step == 3 and trainer.step.not_finite_in_row == 0
+    assert trainer.progress.step == 3 and trainer.step.consecutive_not_finite == 0
 
 
 def test_parts_are_resumed_to_the_same_bits(config, clothes, tmp_path):

@@ -70,7 +70,7 @@ def test_each_phase_has_arguments_of_its_own():
     factors = {"reconstruction": 1.0, "discriminator": 4.0, "generator": 0.5}
     names = [phase.name for phase in step.phases]
     assert set(phases) < set(names)
-    step.follow_schedules(0)
+    step.set_schedule_values(0)
     for phase, update in step.each():
         (group,) = update.optimizer.param_groups
         assert group["lr"] == pytest.approx(0.01 * phase.lr * factors.get(phase.name, 1.0))

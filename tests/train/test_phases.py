@@ -117,7 +117,7 @@ def test_a_phase_that_is_not_finite_is_skipped_alone():
         step(share._replace(images=torch.full((4, 1), value)), number)
     assert model.a.item() == pytest.approx(1.0 - 3 * 0.2)
     assert model.b.item() == pytest.approx(1.0 - 0.1)
-    assert step.read_guards()["skipped"] == 2 and step.not_finite_in_row == 2
+    assert step.read_guards()["skipped"] == 2 and step.consecutive_not_finite == 2
     assert step.meter.read()[0]["loss"] == pytest.approx(3.0)  # of the first step alone
 
 

@@ -160,7 +160,7 @@ def test_a_native_step_that_is_not_finite_is_skipped():
     assert not step.refused
     assert all(torch.equal(v, before[k]) for k, v in step.model.state_dict().items())
     assert step.read_guards()["skipped"] == 2
-    assert step.not_finite_in_row == 2
+    assert step.consecutive_not_finite == 2
 
 
 def _wrong_terms(step, terms, update):

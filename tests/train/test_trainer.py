@@ -308,7 +308,7 @@ def test_a_loss_of_another_kind_is_named(tmp_path):
 
 def _hold(path, held):
     folder = RunFolder(path)
-    folder.hold()
+    folder.lock()
     held.set()
     time.sleep(120)
 

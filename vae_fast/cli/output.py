@@ -94,11 +94,11 @@ def write_text(out: Path, tokens: Any) -> None:
 
 def write_file(out: str | Path, save: Callable[[Path], Any]) -> None:
     """Let ``save`` write a temporary file that becomes ``out`` when it is whole; print the path."""
-    from vae_fast.files import written_beside
+    from vae_fast.files import atomic_write
 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(out) as beside:
+    with atomic_write(out) as beside:
         save(beside)
     print(out)
 

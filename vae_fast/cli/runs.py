@@ -138,7 +138,7 @@ def samples_of(
         found, n or None, binarize=binarize, seed=config.seed, keep_sparse=keep_sparse
     )
     classes = run_data.class_names(config)
-    labels = run_data.in_order_of(labels, found.classes, classes)
+    labels = run_data.match_class_order(labels, found.classes, classes)
     labels = run_data.labels_for(restored.model, config.model, labels, str(source))
     x, labels = x.to(device), None if labels is None else labels.to(device)
     wants = getattr(restored.model, "uses_labels", False)

@@ -36,7 +36,7 @@ from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sparse import from_sparse, is_sparse
 from vae_fast.data.sparse_rows import SparseRows
-from vae_fast.data.splits import held_out, in_runs, size_of
+from vae_fast.data.splits import has_label_runs, held_out, held_out_size
 from vae_fast.data.sprites import Sprites, split_rows
 from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.tables import SUFFIXES as TABLES
@@ -398,7 +398,7 @@ def custom_split(
         val = held_out(len(data), options.held_out, options.split_seed, known_labels(data))
     else:
         count = len(data)
-        cut = count - size_of(count, options.held_out)
+        cut = count - held_out_size(count, options.held_out)
         if not _sorted_by_class(data, cut, options):
             return data.slice(0, cut) if split == "train" else data.slice(cut, count)
         val = held_out(count, options.held_out, options.split_seed, data.labels)
@@ -439,7 +439,7 @@ def _sorted_by_class(data: Data, cut: int, options: DataOptions) -> bool:
     else:
         return False
     unseen = sorted(set(labels[cut:].tolist()) - set(labels[:cut].tolist()))
-    if not unseen and not in_runs(labels):
+    if not unseen and not has_label_runs(labels):
         return False
     here = isinstance(data, ArrayData) and not data.mapped
     what = (

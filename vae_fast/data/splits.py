@@ -21,23 +21,23 @@ def held_out(
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     if labels is None:
-        return order[: size_of(count, part)].sort().values
+        return order[: held_out_size(count, part)].sort().values
     labels = torch.as_tensor(labels)[order]
     by_class = torch.argsort(labels, stable=True)
     found = []
     for members in by_class.split(torch.unique(labels, return_counts=True)[1].tolist()):
         if len(members) > 1:
-            found.append(order[members[: size_of(len(members), part)]])
+            found.append(order[members[: held_out_size(len(members), part)]])
     # If every class has one sample, classes are ignored.
     return torch.cat(found).sort().values if found else held_out(count, part, seed)
 
 
-def size_of(count: int, part: float) -> int:
+def held_out_size(count: int, part: float) -> int:
     """The number of held-out samples: rounded down, at least 1, never all."""
     return min(count - 1, max(1, int(count * part)))
 
 
-def in_runs(labels: torch.Tensor) -> bool:
+def has_label_runs(labels: torch.Tensor) -> bool:
     """Whether equal labels are adjacent far more often than in a random order."""
     counts = torch.unique(labels, return_counts=True)[1].double()
     expected = len(labels) * (1 - float((counts / counts.sum()).square().sum()))

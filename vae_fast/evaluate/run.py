@@ -15,19 +15,19 @@ from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_
 from vae_fast.evaluate.factors import dci, modularity, sap
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.report import evaluate
-from vae_fast.files import written_beside
+from vae_fast.files import atomic_write
 from vae_fast.import_paths import Trust
 from vae_fast.tasks import load_model
 from vae_fast.tasks.encode import features
 from vae_fast.train.config import data_of
 from vae_fast.train.run_data import (
     class_names,
-    in_order_of,
     in_support,
     label_of,
     labels_for,
     load_other,
     load_split,
+    match_class_order,
 )
 
 
@@ -77,7 +77,7 @@ def evaluate_run(
     config = restored.config
     x, y = gather(loaded, samples, binarize=config.binarize != "none", seed=config.seed)
     classes = class_names(config)
-    y = in_order_of(y, loaded.classes, classes)
+    y = match_class_order(y, loaded.classes, classes)
     y = labels_for(restored.model, config.model, y, str(source))
     normal = [label_of(str(name), classes) for name in normal]
     expected = tuple(restored.model.input_shape)
@@ -96,7 +96,7 @@ def evaluate_run(
         report |= _disentanglement(restored.model, x, y, factors(torch.arange(len(x))), seed)
     report |= _with_labels(restored, x, y, normal, labels_per_class, seed)
     if data is None:
-        with written_beside(Path(run) / "evaluation.json") as file:
+        with atomic_write(Path(run) / "evaluation.json") as file:
             file.write_text(json.dumps(report, indent=2) + "\n")
     return report
 

@@ -120,13 +120,13 @@ def _write(
     folder: Path, format: str, part: str, module: nn.Module, inputs: tuple[Tensor, ...],
     names: Sequence[str],
 ) -> Path:  # fmt: skip
-    from vae_fast.files import written_beside
+    from vae_fast.files import atomic_write
 
     batch = torch.export.Dim("batch", min=1)
     shapes: tuple[Any, ...] = tuple({0: batch} for _ in inputs)
     path = folder / f"{part}.{'pt2' if format == 'torch' else 'onnx'}"
     program = torch.export.export(module, inputs, dynamic_shapes=shapes)
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         if format == "torch":
             with open(temporary, "wb") as file:
                 torch.export.save(program, file)

@@ -35,7 +35,7 @@ class _Served:
         else:
             self.source, self.mark = found, found.mark()
 
-    def holds(self, dataset: Any) -> bool:
+    def is_current(self, dataset: Any) -> bool:
         """Whether the source still represents the loader's data set."""
         return (
             self.source is not None
@@ -43,7 +43,7 @@ class _Served:
             and same(self.source.mark(), self.mark)
         )
 
-    def agrees(self) -> bool:
+    def matches(self) -> bool:
         """Whether the source gives the same values as the data set, for some samples."""
         try:
             return self.source is not None and not checked(self.source, self.dataset)
@@ -99,7 +99,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _state(self) -> _Served:
         """The data set's present state, checked again only if something has changed."""
         state = self.__dict__.get("_served")
-        if state is None or not state.holds(self.dataset):
+        if state is None or not state.is_current(self.dataset):
             state = self.__dict__["_served"] = _Served(self.dataset)
         return state
 
@@ -107,7 +107,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         why_not = self._why_torch()
         if not why_not:
             state = self._state()
-            if state.source is not None and not state.agrees():
+            if state.source is not None and not state.matches():
                 state = self.__dict__["_served"] = _Served(self.dataset)
             why_not = state.why_not
         if not self.__dict__.get("_has_said"):

@@ -30,20 +30,20 @@ from vae_fast.extras import need
 from vae_fast.files import Say, warn
 from vae_fast.train import keeping, manifest, shard_files, tree
 from vae_fast.train.distributed import ALONE, World
-from vae_fast.train.keeping import go_back_to, later_than, point, pointed, prune, step_folders
+from vae_fast.train.keeping import later_checkpoints, point, pointed, prune, rewind_to, step_folders
 from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
 from vae_fast.train.sharded import is_sharded
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "go_back_to",
-    "later_than",
+    "later_checkpoints",
     "load",
     "load_newest",
     "point",
     "pointed",
     "prune",
+    "rewind_to",
     "save",
     "step_folders",
 ]
@@ -93,7 +93,7 @@ def save(
     def begin() -> None:
         nonlocal begun
         parent.mkdir(exist_ok=True)
-        keeping.sweep(parent, say)
+        keeping.remove_leftovers(parent, say)
         beside.mkdir()
         begun = True
 
@@ -259,4 +259,4 @@ def _storable(t: torch.Tensor) -> torch.Tensor:
     return t.detach().to("cpu", copy=True).contiguous()
 
 
-_write, _replace_folder = files.write, keeping.take_place
+_write, _replace_folder = files.write, keeping.replace_checkpoint

@@ -136,7 +136,7 @@ class World:
                 weight = len(images) * self.size / (stop - start)
             yield Share(images, labels, weight)
 
-    def joined(self, share: Share) -> AbstractContextManager:
+    def joint_batch(self, share: Share) -> AbstractContextManager:
         """Within the block, means over a batch that a model takes are means over all ranks'
         shares."""
         if not self.is_distributed:
@@ -161,7 +161,7 @@ class World:
             dist.broadcast(value, 0)
         return value
 
-    def most(self, *values: float) -> list[float]:
+    def maximum(self, *values: float) -> list[float]:
         """The largest of the ranks' values, elementwise. Collective: call on every rank. Waits for
         no device."""
         if not self.is_distributed:
@@ -205,7 +205,7 @@ class World:
         return value
 
     @contextmanager
-    def together(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    def fail_together(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Within the block, a failing rank sends its reason to the others, and they fail with it.
 
         Otherwise they would learn only that a connection was closed. ``but``: exceptions that all

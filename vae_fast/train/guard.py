@@ -37,7 +37,7 @@ class Guard:
         self.config = config
         self.decides_on_device = device.type != "cpu"  # on the CPU, reading a value does not wait
         self.skipped_in_all = 0
-        self.not_finite_in_row = 0  # as of the last read
+        self.consecutive_not_finite = 0  # as of the last read
         self.longest_not_finite = 0  # the longest such series in the last read
         self._largest = torch.tensor(LARGEST, device=device)
         # Since the last read: each step's norm (NaN if the loss was not finite) and whether it was
@@ -139,8 +139,10 @@ class Guard:
         self._norms, self._skips = [], []
         self.longest_not_finite = 0
         for norm in norms:
-            self.not_finite_in_row = 0 if math.isfinite(norm) else self.not_finite_in_row + 1
-            self.longest_not_finite = max(self.longest_not_finite, self.not_finite_in_row)
+            self.consecutive_not_finite = (
+                0 if math.isfinite(norm) else self.consecutive_not_finite + 1
+            )
+            self.longest_not_finite = max(self.longest_not_finite, self.consecutive_not_finite)
         self.skipped_in_all += int(sum(skips))
         taken = [norm for norm, skipped in zip(norms, skips, strict=True) if not skipped]
         return {
@@ -154,7 +156,7 @@ class Guard:
             "norms": list(self._norms),
             "skips": list(self._skips),
             "skipped_in_all": self.skipped_in_all,
-            "not_finite_in_row": self.not_finite_in_row,
+            "consecutive_not_finite": self.consecutive_not_finite,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,7 +164,7 @@ class Guard:
         self._norms = list(state["norms"])
         self._skips = list(state["skips"])
         self.skipped_in_all = state["skipped_in_all"]
-        self.not_finite_in_row = state["not_finite_in_row"]
+        self.consecutive_not_finite = state["consecutive_not_finite"]
 
     def _limit(self) -> Tensor:
         """The norm above which this step is skipped."""

@@ -78,7 +78,7 @@ def point(parent: Path, name: str, folder: Path, say: Say = warn) -> None:
     pointer = parent / name
     if pointer.is_dir() and not pointer.is_symlink():
         set_aside(pointer, "is a folder where a pointer belongs", say)
-    with files.written_beside(pointer) as beside:
+    with files.atomic_write(pointer) as beside:
         beside.unlink()
         files.write(beside, f"{folder.name}\n".encode())
     files.sync_folder(parent)
@@ -92,7 +92,7 @@ def recover(parent: Path) -> None:
             os.rename(old, place)
 
 
-def sweep(parent: Path, say: Say = warn) -> None:
+def remove_leftovers(parent: Path, say: Say = warn) -> None:
     """Remove folders that a killed process left half-written or half-removed."""
     recover(parent)
     for left in sorted(parent.glob(".*")):
@@ -106,7 +106,7 @@ def sweep(parent: Path, say: Say = warn) -> None:
             left.unlink()  # of an older version
 
 
-def take_place(new: Path, folder: Path, say: Say = warn) -> None:
+def replace_checkpoint(new: Path, folder: Path, say: Say = warn) -> None:
     """Rename ``new`` to ``folder``. An existing ``folder`` is superseded or set aside."""
     if not os.path.lexists(folder):
         os.rename(new, folder)
@@ -123,19 +123,19 @@ def take_place(new: Path, folder: Path, say: Say = warn) -> None:
         _remove(old, say)
 
 
-def later_than(folder: Path) -> list[Path]:
+def later_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of later steps beside ``folder``."""
     return [f for f in step_folders(folder.parent) if int(f.name) > int(folder.name)]
 
 
-def go_back_to(folder: Path, *, is_best: bool, say: Say = warn) -> None:
+def rewind_to(folder: Path, *, is_best: bool, say: Say = warn) -> None:
     """Make the checkpoint in ``folder`` the last one again, and set aside later ones, which could
     not be used.
 
     The pointers are written again, because the process may have been killed before writing them.
     """
     parent = folder.parent
-    for later in later_than(folder):
+    for later in later_checkpoints(folder):
         set_aside(later, f"can't be used, and the run goes on from step {int(folder.name)}", say)
     point(parent, "last", folder, say)
     if is_best:

@@ -35,7 +35,7 @@ class Bar(NamedTuple):
 BARS = {"fp32": Bar(1e-5, 1e-2, 1e-4), "bf16": Bar(2e-3, 5e-2, 5e-3)}
 OF_UPDATE = 1e-3  # of the norm of the change that one step makes with the same gradient
 ROUNDING = 1e-6  # of a buffer's norm
-IN_A_ROW = 3  # consecutive differing checks after which the native step is given up
+MOST_CONSECUTIVE = 3  # consecutive differing checks after which the native step is given up
 LARGE = (
     4e9  # operations of a step whose comparison takes all threads: their work outweighs their waits
 )
@@ -47,7 +47,7 @@ class NativeRunner:
     The first step of the run and of each epoch is compared. Terms and gradients are compared with
     the eager step's from the same state; then weights, moments and moving average with what torch's
     optimizer makes of the native step's gradients. If they differ, the eager step's result is kept
-    and the next step is compared too. After ``IN_A_ROW`` such steps the native step is given up.
+    and the next step is compared too. After ``MOST_CONSECUTIVE`` such steps the native step is given up.
 
     ``Step.checks`` holds the checks' results, and checkpoints save it. So a resumed run compares
     the same steps as the uninterrupted run and has the same bits.
@@ -91,11 +91,11 @@ class NativeRunner:
         share = share._replace(images=share.images.contiguous())
         if why_not := self._refusal(share):
             return self._leave(share, why_not)
-        if self._is_to_be_checked():
+        if self._needs_check():
             return self._checked(share)
         return self._kept(self._take(share), share)
 
-    def _is_to_be_checked(self) -> bool:
+    def _needs_check(self) -> bool:
         checks = self._step.checks
         if checks.get("made_by") != self._made_by:
             checks.update(made_by=self._made_by, differed=0)
@@ -156,10 +156,10 @@ class NativeRunner:
             self._step.checks["differed"] = 0
             return self._kept(terms, share)
         self._step.checks["differed"] += 1
-        if self._step.checks["differed"] < IN_A_ROW:
+        if self._step.checks["differed"] < MOST_CONSECUTIVE:
             return self._step.take(share)
         warnings.warn(
-            f"in {IN_A_ROW} steps in a row the native step's {differs} differed from the eager step's: "
+            f"in {MOST_CONSECUTIVE} steps in a row the native step's {differs} differed from the eager step's: "
             "another runner takes the steps from here on. --runner recorded does so from the start",
             stacklevel=4,
         )

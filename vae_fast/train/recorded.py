@@ -89,7 +89,7 @@ class RecordedStep:
             return self._leave(outputs, tape)
         if changed := snapshot.changed():
             return self._leave(outputs, f"each step changes {changed}, in Python")
-        if state.tape is None or not tape.does_the_same_as(state.tape):
+        if state.tape is None or not tape.has_same_calls(state.tape):
             if state.trusted:
                 warnings.warn(
                     "the model's Python has issued other ops than before: its steps are "
@@ -101,7 +101,7 @@ class RecordedStep:
             if state.attempts > ATTEMPTS:
                 return self._leave(outputs, "its calls differ from one time to the next")
         elif not state.trusted:
-            state.trusted = _gives_the_same(state.tape, inputs, before, outputs)
+            state.trusted = _replays_exactly(state.tape, inputs, before, outputs)
             if not state.trusted:
                 return self._leave(outputs, "its calls alone are not all of it")
         return outputs
@@ -112,7 +112,7 @@ class RecordedStep:
         return outputs
 
 
-def _gives_the_same(
+def _replays_exactly(
     tape: Tape, inputs: Sequence[Tensor | None], before: Memory, outputs: Sequence[Tensor]
 ) -> bool:
     """Whether playing from the state ``before`` gives these outputs and ends in the present state.
@@ -122,7 +122,7 @@ def _gives_the_same(
     try:
         with torch.inference_mode():
             played = tape.play(*inputs)
-        return after.is_now() and all(map(equal_bits, played, outputs))
+        return after.is_unchanged() and all(map(equal_bits, played, outputs))
     except Exception:  # noqa: BLE001 (whatever it is, the work itself has been done)
         return False
     finally:
@@ -153,7 +153,7 @@ class Memory:
         place = tensor.storage_offset(), tensor.shape, tensor.stride()
         return tensor.new_empty(0).set_(content.untyped_storage(), *place)
 
-    def is_now(self) -> bool:
+    def is_unchanged(self) -> bool:
         return torch.equal(self._noise, torch.get_rng_state()) and all(
             torch.equal(memory, content) for memory, content in self._memory
         )

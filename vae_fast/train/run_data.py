@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
 from vae_fast.data.ranges import LabelRange
-from vae_fast.files import written_beside
+from vae_fast.files import atomic_write
 from vae_fast.models.conditions import Labels
 from vae_fast.train.config import TrainConfig, data_of
 
@@ -38,7 +38,7 @@ def load_other(config: TrainConfig, source: str, options: DataOptions | None = N
     return datasets.as_data(source, bounded=False, options=options)
 
 
-def in_order_of(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
+def match_class_order(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
     """Convert labels that index the class names ``own`` to labels that index ``classes``.
 
     Raises:
@@ -98,7 +98,7 @@ def record(folder: Path, train: Any, val: Any) -> None:
     rows = getattr(val, "rows", None)
     if rows is not None and not isinstance(val, datasets.Sprites):
         facts["held_out"] = rows.tolist() if val.files is None else list(val.files)
-    with written_beside(folder / RECORD) as beside:
+    with atomic_write(folder / RECORD) as beside:
         beside.write_text(json.dumps(facts, indent=1) + "\n")
 
 

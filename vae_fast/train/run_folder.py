@@ -29,7 +29,7 @@ from typing import Any, TextIO
 import torch
 
 from vae_fast.extras import need
-from vae_fast.files import Say, read_text, read_yaml, set_aside, warn, written_beside
+from vae_fast.files import Say, atomic_write, read_text, read_yaml, set_aside, warn
 from vae_fast.import_paths import Trust
 from vae_fast.system import info
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
@@ -102,7 +102,7 @@ class RunFolder:
         """
         if (self.path / "metrics.jsonl").stat().st_size or any(self.checkpoints.iterdir()):
             return
-        self.let_go()
+        self.unlock()
         files = "config.yaml data.json environment.json metrics.jsonl wandb_run mlflow_run"
         for name in files.split():
             (self.path / name).unlink(missing_ok=True)
@@ -139,8 +139,8 @@ class RunFolder:
         """Write ``config`` to config.yaml, which the next resume reads."""
         _write_yaml(self.path / "config.yaml", to_dict(config))
 
-    def hold(self) -> None:
-        """Lock the run against training by other processes, until ``let_go`` or the process's end.
+    def lock(self) -> None:
+        """Lock the run against training by other processes, until ``unlock`` or the process's end.
 
         Raises ValueError if another process has the lock. Does nothing on a file system without
         locks.
@@ -168,7 +168,7 @@ class RunFolder:
             raise ValueError(f"{self.path} is being trained by another process")
         self._lock = lock
 
-    def let_go(self) -> None:
+    def unlock(self) -> None:
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
@@ -190,7 +190,7 @@ class RunFolder:
                 **info(),
             }
         )
-        with written_beside(file) as beside:
+        with atomic_write(file) as beside:
             beside.write_text(json.dumps(starts, indent=2, default=str) + "\n")
 
     @staticmethod
@@ -256,7 +256,7 @@ class RunFolder:
         elif len(rows) > count and not to_be_written_again:
             why = "has rows of steps that are to be taken again"
         rows = rows[:count]
-        with written_beside(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
             if why is not None and path.exists():
                 set_aside(path, why, say)
@@ -265,7 +265,7 @@ class RunFolder:
     def write_picture(self, name: str, draw: Callable[[Path], None]) -> Path:
         """Let ``draw`` write the picture ``name``, atomically; returns its path."""
         (self.path / name).parent.mkdir(exist_ok=True)
-        with written_beside(self.path / name) as beside:
+        with atomic_write(self.path / name) as beside:
             draw(beside)
         return self.path / name
 
@@ -307,7 +307,7 @@ def _fresh(config: TrainConfig) -> Path:
 
 def _write_yaml(path: Path, values: dict[str, Any]) -> None:
     yaml = need("yaml", "writing a run's config.yaml")
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(yaml.safe_dump(values, sort_keys=False))
 
 

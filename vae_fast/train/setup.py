@@ -81,7 +81,7 @@ def build_model(
         ) from error
 
 
-def tell_dataset_size(model: nn.Module, train: Any) -> None:
+def set_dataset_size(model: nn.Module, train: Any) -> None:
     """Set the model's ``dataset_size`` if it has that attribute and was given no value."""
     if getattr(model, "dataset_size", 0) is None:
         model.dataset_size = len(train)

@@ -90,7 +90,7 @@ class Step:
 
     def __call__(self, share: Share, number: int) -> None:
         """Update the model by this rank's share of the run's batch ``number``, counted from 0."""
-        self.follow_schedules(number)
+        self.set_schedule_values(number)
         self.first_of_epoch = number % self.steps_per_epoch == 0
         if self.updates[0].flat is None and not isinstance(self.runner, Eager):
             self.choose_runner()  # known only once there are gradients
@@ -175,7 +175,7 @@ class Step:
         if phase is not None:
             options["phase"] = phase
         labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
-        with self.updates[0].objective(), self.autocast(), self.world.joined(share):
+        with self.updates[0].objective(), self.autocast(), self.world.joint_batch(share):
             terms = self.network(share.images, *labels, **options)
         if not isinstance(terms, LossOutput):
             raise TypeError(
@@ -184,7 +184,7 @@ class Step:
             )
         return terms
 
-    def follow_schedules(self, number: int) -> None:
+    def set_schedule_values(self, number: int) -> None:
         """Set beta, the learning rate and the average's weight to those of step ``number``."""
         if self._settled and self.updates[0].flat is not None:
             return
@@ -216,7 +216,7 @@ class Step:
         return {**norms, "skipped": sum(row["skipped"] for row in found.values())}
 
     @property
-    def not_finite_in_row(self) -> int:
+    def consecutive_not_finite(self) -> int:
         """The longest series of consecutive steps in the last read in which a phase was not
         finite."""
         return max(update.guard.longest_not_finite for update in self.updates)
@@ -259,11 +259,11 @@ class Step:
         self.checks = dict(state.get("checks", {}))
         self.choose_runner()
 
-    def follow_arguments(self, names: Iterable[str]) -> None:
+    def apply_arguments(self, names: Iterable[str]) -> None:
         """Set the optimizers' arguments ``names`` to the configuration's values instead of the
         loaded ones."""
         for update in self.updates:
-            update.follow_arguments(names)
+            update.apply_arguments(names)
 
 
 def _sum(a: LossOutput, b: LossOutput) -> LossOutput:

@@ -67,7 +67,7 @@ class StopSignals:
             return None
         (before, began), ended = self._met, time.perf_counter()
         pace = (ended - began) / max(1, step - before)
-        asked, pace = world.most(self.asked or 0, pace)
+        asked, pace = world.maximum(self.asked or 0, pace)
         steps = MEETING_SECONDS / max(pace, 1e-6) if began else 1.0
         self._met, self._meets_at = (step, ended), step + max(1, int(steps))
         self.asked = int(asked) or None

@@ -101,7 +101,7 @@ class Tape:
         """The memory, other than inputs, that playing reads and writes."""
         return _tensors(list(self.constants.values()))
 
-    def does_the_same_as(self, other: Tape) -> bool:
+    def has_same_calls(self, other: Tape) -> bool:
         """Whether two recordings of the same work have the same calls."""
         if len(self.calls) != len(other.calls) or self.outputs != other.outputs:
             return False

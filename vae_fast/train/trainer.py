@@ -41,14 +41,14 @@ from vae_fast.train.setup import (
     check_labels,
     check_single,
     load_data,
-    tell_dataset_size,
+    set_dataset_size,
 )
 from vae_fast.train.sharded import like, mesh_of
 from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
-from vae_fast.train.weights import take_weights
+from vae_fast.train.weights import load_initial_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
 
@@ -110,10 +110,10 @@ class Trainer:
         if begins:
             standardize.fit_standardization(self.model, train)
         if config.init_from is not None and begins:
-            said = take_weights(self.model, config.init_from)
+            said = load_initial_weights(self.model, config.init_from)
             if self.world.is_main:
                 print(said)
-        tell_dataset_size(self.model, train)
+        set_dataset_size(self.model, train)
 
         options = {"seed": config.seed, "device": self.device}
         options["binarize"] = config.binarize != "none"
@@ -125,7 +125,7 @@ class Trainer:
         self.val_batches = self.world.batches(val, config.batch_size, shuffle=False, **options)
         check_single(self.model, config, self.batches, self.device)
         self.step = Step(self.model, config, self.device, self.world, len(self.batches))
-        self.keep_runner(must=folder is None)
+        self.record_runner(must=folder is None)
         config = self.config
         rng.seed_rank(config.seed, self.world.rank)
 
@@ -145,7 +145,7 @@ class Trainer:
             self.is_new = self.world.is_main
         self.folder = folder
         if self.world.is_main:
-            with self.discarded_if_it_fails():
+            with self.discard_on_failure():
                 run_data.record(self.folder.path, train, val)
                 self.folder.record_environment(config, self.device, self.step.runner_is)
 
@@ -189,7 +189,7 @@ class Trainer:
         trainer = cls(config, folder=folder, **options)
         is_main = trainer.world.is_main
         if is_main:
-            folder.hold()
+            folder.lock()
         saved = checkpoint.load_newest(
             folder.checkpoints,
             say if is_main else lambda _: None,
@@ -204,8 +204,8 @@ class Trainer:
             if "runner" in asked:  # asked for again, even if it was refused before
                 trainer.step.refused.clear()
                 trainer.step.choose_runner()
-                trainer.keep_runner(must=True)
-            trainer.step.follow_arguments(changes_to.changed_arguments(before, config))
+                trainer.record_runner(must=True)
+            trainer.step.apply_arguments(changes_to.changed_arguments(before, config))
             check_steps(trainer.profile, trainer.total_steps - trainer.progress.step)
         elif is_main:
             trainer.start_again(say)
@@ -226,16 +226,16 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         with ExitStack() as stack:
-            stack.enter_context(self.discarded_if_it_fails())
-            stack.enter_context(self.world.together(but=(Interrupted,)))
+            stack.enter_context(self.discard_on_failure())
+            stack.enter_context(self.world.fail_together(but=(Interrupted,)))
             if self.world.is_main:
-                self.folder.hold()
-                stack.callback(self.folder.let_go)
+                self.folder.lock()
+                stack.callback(self.folder.unlock)
             self.open_displays(stack)
             profiler = stack.enter_context(StepProfiler(self.profile, self.folder.path))
             stack.enter_context(self.stop)
             self.display.say(opening(self))
-            self.tell_runner()
+            self.print_runner()
             self.interval_began = time.perf_counter() - self.interval_seconds
             for epoch in range(progress.epoch, config.epochs):
                 if self.is_done() and progress.validated == progress.step:
@@ -244,7 +244,7 @@ class Trainer:
                 self.batches.by_rows = self.step.takes_rows
                 self.model.train()
                 # Held: a pass that is garbage-collected loses its place in the epoch.
-                shares = self.shares_left()
+                shares = self.remaining_shares()
                 for share in shares:
                     self.step(share, progress.step)
                     progress.step += 1
@@ -273,7 +273,7 @@ class Trainer:
                     self.leave()
             return self.result()
 
-    def shares_left(self) -> Iterable[Share]:
+    def remaining_shares(self) -> Iterable[Share]:
         """The epoch's remaining batches; none if the run has ended within the epoch."""
         if self.is_done() and self.progress.step % len(self.batches):
             return ()
@@ -290,7 +290,7 @@ class Trainer:
         """The training objective over the validation data, with the same noise every time."""
         config, step, rank = self.config, self.step, self.world.rank
         self.model.eval()
-        with self.clock_stopped() as began, step.averaged(), rng.forked(config.seed, rank):
+        with self.untimed() as began, step.averaged(), rng.forked(config.seed, rank):
             meter = Meter(self.device, self.world)
             for share in self.world.shares(self.val_batches):
                 meter.add(step.objective(share), len(share.images))
@@ -315,7 +315,7 @@ class Trainer:
         self.progress.stale = 0 if self.improved else self.progress.stale + 1
 
     @contextmanager
-    def discarded_if_it_fails(self) -> Iterator[None]:
+    def discard_on_failure(self) -> Iterator[None]:
         """Remove the new folder if the start fails: it would be taken for a run."""
         try:
             yield
@@ -332,14 +332,14 @@ class Trainer:
         """Write a row for the steps since the last one. This waits for the device."""
         if self.step.meter.samples == 0:
             return
-        self.tell_runner()
+        self.print_runner()
         means, samples = self.step.meter.read()
         norms, now = self.step.read_guards(), time.perf_counter()
         seconds, self.interval_began = now - self.interval_began, now
         self.progress.seconds += seconds
         self.progress.samples += samples
         self.log("train", means, samples / seconds, beta=self.step.beta, lr=self.step.lr, **norms)
-        bad, limit = self.step.not_finite_in_row, self.config.optimizer.max_not_finite
+        bad, limit = self.step.consecutive_not_finite, self.config.optimizer.max_not_finite
         if bad >= limit:
             raise TrainingError(
                 f"the loss or the gradient was not finite in {bad} steps in a row (the limit is "
@@ -348,7 +348,7 @@ class Trainer:
                 f"before are in {self.folder.checkpoints}"
             )
 
-    def keep_runner(self, must: bool) -> None:
+    def record_runner(self, must: bool) -> None:
         """Write the chosen runner into the configuration, so that a resumed run uses the same one.
 
         Raises ValueError if another runner was asked for and ``must`` is true.
@@ -364,7 +364,7 @@ class Trainer:
             )
         self.said_of_runner = ""
 
-    def tell_runner(self) -> None:
+    def print_runner(self) -> None:
         """Print which runner takes the steps, at the start and after a change."""
         if self.step.runner_is != self.said_of_runner:
             self.said_of_runner = self.step.runner_is
@@ -400,7 +400,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, and point ``best`` at it if it is the best."""
         folder, state = self.folder.checkpoints, self.state()
-        with self.clock_stopped():
+        with self.untimed():
             weights = self.model.state_dict()
             say = self.display.say
             saved = checkpoint.save(folder, self.progress.step, weights, state, self.world, say)
@@ -418,7 +418,7 @@ class Trainer:
         raise Interrupted(self.stop.asked, self.progress.step, self.folder.path)
 
     @contextmanager
-    def clock_stopped(self) -> Iterator[float]:
+    def untimed(self) -> Iterator[float]:
         """Leave the time of this block out of the training time; gives the time at its start."""
         began = time.perf_counter()
         yield began
@@ -430,15 +430,15 @@ class Trainer:
         self.display = stack.enter_context(MetricsDisplay(done, self.total_steps, visible=is_main))
         for callback in self.callbacks:
             callback.on_start(self)
-            stack.push(partial(self.tell_end, callback))
+            stack.push(partial(self.notify_end, callback))
 
-    def tell_end(self, callback: Callback, _: Any, error: BaseException | None, __: Any) -> None:
+    def notify_end(self, callback: Callback, _: Any, error: BaseException | None, __: Any) -> None:
         """Tell a callback that training has ended, with the exception that ended it, if any."""
         callback.on_end(self, error)
 
     def draw(self, prefix: str, curves: bool) -> list[Path]:
         """Draw the run's pictures under names beginning with ``prefix``."""
-        with self.clock_stopped(), self.step.averaged():
+        with self.untimed(), self.step.averaged():
             paths = draw_pictures(self, prefix, curves)
         for path in paths:
             for callback in self.callbacks:
@@ -523,11 +523,11 @@ class Trainer:
         self.interval_seconds = saved.state["interval_seconds"]
         if self.world.is_main:
             folder, is_best = saved.path, saved.state["is_best"]
-            unused = checkpoint.later_than(folder)
+            unused = checkpoint.later_checkpoints(folder)
             self.progress.rows = self.folder.keep_metrics(
                 self.progress.rows, to_be_written_again=not unused, say=say
             )
-            checkpoint.go_back_to(folder, is_best=is_best, say=say)
+            checkpoint.rewind_to(folder, is_best=is_best, say=say)
         if not self.world.on_main(self.has_best):
             self.progress.best = math.inf
 

@@ -125,7 +125,7 @@ class Update:
         if self.scale is not None and "scale" in state:  # a run that changed its precision has none
             self.scale.load_state_dict(state["scale"])
 
-    def follow_arguments(self, names: Iterable[str]) -> None:
+    def apply_arguments(self, names: Iterable[str]) -> None:
         """Set the optimizer's arguments ``names`` to the configuration's values instead of the
         loaded ones."""
         for name in names:
