@@ -66,14 +66,14 @@ def test_a_wrong_result_of_ours_fails_the_run(small, monkeypatch, capsys):
         pytest.param(["--compare", "nothing.json"], "nothing.json does not exist", marks=measures),
     ],
 )
-def test_bad_options_are_said_before_any_work(options, said, small, monkeypatch, capsys):
+def test_bad_options_are_errors_before_any_work(options, said, small, monkeypatch, capsys):
     monkeypatch.setattr(command, "measure_bandwidth", lambda *_: pytest.fail("work was done"))
     assert command.main([*small, *options]) == 2
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_cuda_without_a_gpu_is_said(small, capsys):
+def test_cuda_without_a_gpu_is_an_error(small, capsys):
     assert command.main([*small, "--device", "cuda"]) == 2
     assert "torch sees no GPU" in capsys.readouterr().err
 

@@ -30,7 +30,7 @@ def test_every_op_is_recorded_and_within_its_bar():
     } == {}
 
 
-def test_a_way_through_the_code_is_the_shortest_that_has_what_it_needs():
+def test_the_shortest_path_contains_the_needed_instructions():
     code = [
         gpu.Instruction("MOV", False, None),
         gpu.Instruction("BRA", True, 4),  # past the shuffle

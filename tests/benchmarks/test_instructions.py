@@ -28,7 +28,7 @@ def test_wider_vectors_take_fewer_instructions():
         assert counts["avx512"][op] < 0.75 * counts["avx2"][op], op
 
 
-def test_what_is_missing_is_said(monkeypatch):
+def test_missing_parts_are_reported(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(instructions.Unavailable, match="install a C\\+\\+ compiler"):
         instructions.need()

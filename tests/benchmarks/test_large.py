@@ -65,6 +65,6 @@ def test_checkpointing_lowers_the_peak():
     assert peak_bytes(ours, inputs[0], CPU) < 0.7 * peak_bytes(eager, inputs[0], CPU)
 
 
-def test_what_is_for_a_gpu_says_so():
+def test_rows_for_a_gpu_say_so():
     with pytest.raises(Absent, match="for a GPU"):
         setup("autoencoder_kl_84m", (8,), "both", "bfloat16", CPU, [])

@@ -14,12 +14,12 @@ def contender(run, **options):
     return Contender("c", run, outputs=lambda out: Outputs((out,), ()), **options)
 
 
-def test_a_result_and_what_lived_beside_it():
+def test_a_result_and_its_temporaries():
     assert peak_bytes(contender(torch.exp), MEGABYTE, CPU) == 1 << 20
     assert peak_bytes(contender(lambda x: x.exp().sqrt()), MEGABYTE, CPU) == 2 << 20
 
 
-def test_what_is_released_counts_no_more():
+def test_released_memory_is_not_counted():
     def one_after_the_other(x):
         for _ in range(5):
             y = x.exp()

@@ -183,7 +183,7 @@ def test_the_table_has_ratios_rates_and_who_is_out(results):
     ]
 
 
-def test_a_busy_machine_is_said(results):
+def test_a_busy_machine_is_reported(results):
     assert "OTHERS" not in table.heading(results)
     results["machine"]["load average at start"] = 3.5
     assert "load average 3.5 on 2 cores" in table.heading(results)

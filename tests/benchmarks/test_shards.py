@@ -17,7 +17,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(bench_shards, "STEPS", 6)
 
 
-def test_both_train_alike_and_what_does_not_is_refused(few_steps, monkeypatch):
+def test_both_train_alike_and_a_broken_step_is_refused(few_steps, monkeypatch):
     case = setup_shards((16, 256), "both", "float32", CPU, [])
     found = {c.name: c for c in case.contenders()}
     for name in (OURS, IN_MEMORY):

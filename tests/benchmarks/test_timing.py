@@ -64,7 +64,7 @@ def test_each_call_has_the_next_set_of_inputs():
     assert seen == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_what_is_prepared_is_not_timed():
+def test_preparation_is_not_timed():
     work = torch.ones(1 << 21)
 
     def slow(_):

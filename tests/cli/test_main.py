@@ -161,7 +161,7 @@ def test_overview_and_help(capsys):
         (["info", "more"], 2, "it takes no arguments"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(workplace, capsys, arguments, status, message):
+def test_errors_are_one_sentence(workplace, capsys, arguments, status, message):
     (workplace / "bad.yaml").write_text("learning: 3\n")
     (workplace / "nested.yaml").write_text("objective:\n  bta: 3\n")
     assert run(*arguments) == status
@@ -213,7 +213,7 @@ def test_compare_reference_prints_the_loops_that_people_write_and_the_ratios(wor
         assert words in shown
 
 
-def test_resume_says_where_the_run_goes_on(workplace, capsys):
+def test_resume_prints_the_step_at_which_it_continues(workplace, capsys):
     run("train", *SMALL, "--out", "out")
     assert run("resume", "out", "--epochs", 2) == 0
     assert "out goes on at step 6 of 12" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def trained(photos):
     return out
 
 
-def test_sizes_are_made_alike_only_where_that_is_asked_for(photos, capsys):
+def test_sizes_are_changed_only_on_request(photos, capsys):
     assert run("train", "--data", photos, "--out", photos.parent / "none") == 1
     assert "images of 4 sizes" in (said := capsys.readouterr().err) and "--data.size N" in said
     assert not (photos.parent / "none").exists()
@@ -61,7 +61,7 @@ def test_sizes_are_made_alike_only_where_that_is_asked_for(photos, capsys):
     assert "--data.size" in capsys.readouterr().out
 
 
-def test_what_is_held_out_is_a_part_of_every_class_and_stays_so(photos, trained):
+def test_held_out_samples_are_of_every_class_and_stay_held_out(photos, trained):
     record = json.loads((trained / "data.json").read_text())
     assert record["classes"] == ["cat", "dog", "fish"]
     assert sorted(name.split("/")[0] for name in record["held_out"]) == ["cat"] * 2 + [
@@ -94,7 +94,7 @@ def test_labels_are_given_by_name(trained, tmp_path, capsys):
     assert run("attribute", trained, "dog", "--out", tmp_path / "dog.npy") == 0
 
 
-def test_names_are_kept_beside_features_and_shards(photos, trained, tmp_path):
+def test_names_are_kept_with_features_and_shards(photos, trained, tmp_path):
     assert run("encode", trained, "--data", photos, "--out", tmp_path / "f.npy") == 0
     with open(tmp_path / "f.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -148,7 +148,7 @@ def test_one_image_and_the_last_checkpoint_where_there_is_no_best(
     ("scale", "shift", "words"),
     [(255, 0, "they look like 0..255, so divide"), (2, -1, r"map them with \(x \+ 1\) / 2")],
 )
-def test_a_bernoulli_likelihood_refuses_what_is_not_in_0_to_1(tmp_path, scale, shift, words):
+def test_a_bernoulli_likelihood_refuses_values_outside_0_to_1(tmp_path, scale, shift, words):
     images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * scale + shift
     np.save(tmp_path / "x.npy", images.numpy())
     options = {"latent_dim": 2, "network_options": {"hidden": [8]}}

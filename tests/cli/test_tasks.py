@@ -116,7 +116,7 @@ def test_walks(folder, model, data):
     torch.testing.assert_close(torch.from_numpy(np.load(folder / "walk.npy")), expected)
 
 
-def test_inpaint_keeps_what_is_known(folder, data):
+def test_inpaint_keeps_known_values(folder, data):
     x = data[0][:4].float() / 255
     out = folder / "filled.npy"
     common = ["--data", folder / "data.npz", "--n", 4, "--steps", 2, "--draws", 3, "--out", out]

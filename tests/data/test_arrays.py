@@ -95,7 +95,7 @@ def test_labels_become_int64_and_are_checked():
         ({"images": 1}, TypeError, ["dict"]),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(source, error, words):
+def test_data_that_do_not_fit_have_clear_errors(source, error, words):
     with pytest.raises(error) as caught:
         as_data(source)
     for word in words:
@@ -158,7 +158,7 @@ def test_every_byte_of_a_bool_but_0_is_true(tmp_path):
         np.testing.assert_array_equal(images.view(torch.uint8)[:, 0].numpy(), bytes_ != 0)
 
 
-def test_what_cannot_be_used_is_refused_and_not_dropped():
+def test_unusable_parts_are_errors_and_not_ignored():
     images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
     with pytest.raises(ValueError, match="6 of its values are masked.*filled"):
         as_data(np.ma.masked_less(images, 6))

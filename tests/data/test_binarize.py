@@ -86,7 +86,7 @@ def test_drawn_once():
     assert torch.equal(binarized_once(data, 9).images, data.images)
 
 
-def test_what_can_not_be_binarised(data):
+def test_data_that_cannot_be_binarised(data):
     with pytest.raises(TypeError, match="uint8 images.*torch.float32.*round"):
         Batches(IMAGES.float() / 255, 5, shuffle=True, binarize=True)
     with pytest.raises(TypeError, match="uint8 images.*torch.float32"):

@@ -95,7 +95,7 @@ def test_tensor_dataset_and_labels_of_several_kinds():
         ({"image": GREY[0], "mask": GREY[1]}, "a mask, which can't be used"),
     ],
 )
-def test_what_cannot_be_used_of_an_item_is_refused(item, words):
+def test_unusable_parts_of_an_item_are_refused(item, words):
     with pytest.raises(TypeError, match=words):
         as_data(Items([item] * 3))
     if len(item) == 2 and isinstance(item, tuple):
@@ -120,7 +120,7 @@ def test_a_slice_of_a_dataset():
         (Items([torch.full((1, 4, 4), float("nan"))]), ValueError, ["item 0", "NaN"]),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(source, error, words):
+def test_data_that_do_not_fit_are_refused_before_training(source, error, words):
     with pytest.raises(error) as caught:
         as_data(source)
     for word in words:

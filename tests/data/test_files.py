@@ -122,7 +122,7 @@ def _truncate(path):
         ("k.png", lambda p: p.write_bytes(b"\x89PNG"), ["can't be decoded", "none of PNG, JPEG"]),
     ],
 )
-def test_a_file_that_is_not_what_it_says(tmp_path, name, make, words):
+def test_a_file_that_contradicts_its_header(tmp_path, name, make, words):
     path = tmp_path / name
     make(path)
     with pytest.raises(ValueError) as caught:
@@ -224,7 +224,7 @@ def test_archives_that_lie_are_refused_at_once(tmp_path, make, words):
     assert time.perf_counter() - began < 1
 
 
-def test_names_of_classes_and_files_are_kept_and_what_else_is_there_is_said(tmp_path):
+def test_names_are_kept_and_unused_arrays_are_reported(tmp_path):
     names = [f"{i}.png" for i in range(20)]
     labels = np.arange(20) % 2
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels, classes=["x", "y"], files=names)
@@ -247,7 +247,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
         as_data(path.parent if name.startswith("shards") else path)
 
 
-def test_a_mapped_file_that_changes_while_it_is_read_is_told(tmp_path):
+def test_a_mapped_file_that_changes_while_it_is_read_is_reported(tmp_path):
     """One cut within a page would read as zeros, one cut before it ends the process."""
     images = np.random.default_rng(0).integers(1, 256, (64, 8, 8), dtype=np.uint8)
     path, moved = tmp_path / "images.npy", tmp_path / "moved.npy"

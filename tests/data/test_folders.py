@@ -44,7 +44,7 @@ def test_files_in_the_folder_itself_have_no_classes(tmp_path):
     np.testing.assert_array_equal(grey[0][0][0].numpy(), PIXELS[0, :, :, 0])
 
 
-def test_size_makes_all_alike(tmp_path):
+def test_size_resizes_all_images(tmp_path):
     write(tmp_path / "1.png", np.kron(PIXELS[0, :8, :8], np.ones((2, 2, 1), np.uint8)))
     write(tmp_path / "2.png", PIXELS[1])
     with pytest.raises(
@@ -57,7 +57,7 @@ def test_size_makes_all_alike(tmp_path):
     assert data[1][0].shape == (3, 8, 8)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         ImageFolder(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="nor image files"):
@@ -147,7 +147,7 @@ def test_transparency_shows_the_background(tmp_path):
         as_data(tmp_path, options=DataOptions(background="reddish"))
 
 
-def test_only_images_are_opened_and_what_is_not_used_is_counted(tmp_path):
+def test_only_images_are_opened_and_unused_files_are_counted(tmp_path):
     for i, name in enumerate(["cat/1.png", "cat/2.png", "dog/1.png"]):
         write(tmp_path / name, PIXELS[i])
     for folder in (".git", "__MACOSX", "cat/.ipynb_checkpoints", "dog/@eaDir"):
@@ -227,7 +227,7 @@ def test_class_folders_give_a_part_of_every_class(tmp_path):
         load(tmp_path, split="train", kept=val.files)
 
 
-def test_a_single_image_and_names_that_nobody_can_print(tmp_path):
+def test_a_single_image_and_unprintable_names(tmp_path):
     write(tmp_path / "photo.JPEG", PIXELS[0])
     one = as_data(str(tmp_path / "photo.JPEG"), options=DataOptions(size=5))
     assert len(one) == 1 and one.shape == (3, 5, 5) and one.files == ["photo.JPEG"]

@@ -19,7 +19,7 @@ def idx_bytes(array: np.ndarray, code: int = 0x08) -> bytes:
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 
-def test_reads_plain_and_gzipped_files_whatever_their_names(tmp_path):
+def test_reads_plain_and_gzipped_files_of_any_name(tmp_path):
     plain, packed = tmp_path / "plain.gz", tmp_path / "packed"  # names that lie
     plain.write_bytes(idx_bytes(IMAGES))
     packed.write_bytes(gzip.compress(idx_bytes(IMAGES), mtime=0))
@@ -62,7 +62,7 @@ def test_reads_every_type_into_native_byte_order(tmp_path, dtype, code):
         (gzip.compress(b"hello", mtime=0), ["is not an IDX file", "68 65 6c 6c"]),
     ],
 )
-def test_says_what_is_wrong_with_a_file(tmp_path, contents, words):
+def test_names_the_fault_of_a_file(tmp_path, contents, words):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(contents)
     with pytest.raises(ValueError) as caught:

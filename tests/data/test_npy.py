@@ -31,7 +31,7 @@ def no_parser(monkeypatch):
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype.str}-{a.ndim}")
-def test_what_numpy_wrote_is_mapped_without_the_parser(array, version, tmp_path, no_parser):
+def test_numpys_own_files_are_mapped_without_the_parser(array, version, tmp_path, no_parser):
     with open(tmp_path / "a.npy", "wb") as file:
         np.lib.format.write_array(file, array, version)
     found = map_npy(tmp_path / "a.npy")
@@ -43,7 +43,7 @@ def test_what_numpy_wrote_is_mapped_without_the_parser(array, version, tmp_path,
 @pytest.mark.parametrize(
     "array", [np.asfortranarray(ARRAYS[0]), np.array([(1, 2.0)], dtype="i4,f8"), np.array(["ab"])]
 )
-def test_what_else_numpy_can_map_is_left_to_it(array, tmp_path):
+def test_other_headers_are_left_to_numpy(array, tmp_path):
     np.save(tmp_path / "a.npy", array)
     found = map_npy(tmp_path / "a.npy")
     assert found.dtype == array.dtype and found.flags.f_contiguous == array.flags.f_contiguous

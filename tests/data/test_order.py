@@ -40,7 +40,7 @@ def test_the_number_of_ranks_does_not_change_the_batches():
         ((9, 1, 0, 4), "9 samples can't be cut into batches of 1 on 4 ranks"),
     ],
 )
-def test_what_cannot_be_shared_is_said(arguments, words):
+def test_batches_that_cannot_be_shared_are_errors(arguments, words):
     with pytest.raises(ValueError, match=words):
         Cuts(*arguments)
 

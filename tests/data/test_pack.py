@@ -67,7 +67,7 @@ class Interrupt(Exception):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("after", [1, 5, 11])
-def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path, workers, after):
+def test_an_interrupted_pack_continues_to_the_same_shards(tmp_path, workers, after):
     pack(SOURCE, tmp_path / "whole", shard_bytes=160, workers=0)
     calls = []
 
@@ -184,7 +184,7 @@ def test_sprites_through_shards_are_sprites(tmp_path):
     assert index["name"] == "sprites" and index["order"] == {"shuffled": False, "seed": None}
 
 
-def test_a_source_that_has_changed_is_not_taken_for_packed(tmp_path):
+def test_a_changed_source_is_not_resumed(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (300, 4, 4), dtype=np.uint8)
     path, out = tmp_path / "images.npy", tmp_path / "out"
     np.save(path, images)
@@ -197,7 +197,7 @@ def test_a_source_that_has_changed_is_not_taken_for_packed(tmp_path):
         pack(path, out, workers=0)
 
 
-def test_names_of_classes_and_files_are_kept_beside_the_numbers(tmp_path):
+def test_names_of_classes_and_files_are_kept_with_the_numbers(tmp_path):
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     for i in range(9):
         path = tmp_path / "in" / ("cat", "dog")[i % 2] / f"{i}\n.png"

@@ -264,7 +264,7 @@ def test_a_shard_lost_while_in_use_is_named(copy):
         ({"labelled": 1}, "labelled must be true or false"),
     ],
 )
-def test_a_wrong_index_is_told(copy, change, words):
+def test_a_wrong_index_is_an_error(copy, change, words):
     index = json.loads((copy / INDEX).read_text())
     index = {k: v for k, v in {**index, **change}.items() if v is not None}
     (copy / INDEX).write_text(json.dumps(index))

@@ -74,7 +74,7 @@ def test_debians_fashion_mnist_is_found():
     assert str(DEBIAN) in train.provenance
 
 
-def test_a_source_that_cannot_be_had_says_what_it_tried_and_how_to_get_it(tmp_path, no_torchvision):
+def test_a_missing_source_lists_what_was_tried_and_the_remedies(tmp_path, no_torchvision):
     with pytest.raises(DataUnavailableError) as caught:
         load("fashion-mnist", root=tmp_path)
     message = str(caught.value)
@@ -96,7 +96,7 @@ def test_a_source_that_cannot_be_had_says_what_it_tried_and_how_to_get_it(tmp_pa
     assert str(tmp_path / "cache") in str(caught.value)
 
 
-def test_a_damaged_file_is_among_what_was_tried(tmp_path, small, no_torchvision):
+def test_a_damaged_file_is_listed_as_tried(tmp_path, small, no_torchvision):
     write_idx(tmp_path, zipped=False)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(TRAIN)[:-1])
     with pytest.raises(DataUnavailableError, match="train-images-idx3-ubyte is truncated"):

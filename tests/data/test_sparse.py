@@ -111,7 +111,7 @@ def test_files(tmp_path):
             as_data(tmp_path / "w.npz", bounded=False)
 
 
-def test_what_does_not_fit_is_said():
+def test_data_that_do_not_fit_are_errors():
     _, csr = matrix()
     for value, message in ((np.nan, "NaN or infinity"), (np.inf, "NaN or infinity")):
         wrong = csr.copy()

@@ -71,14 +71,14 @@ def test_images_are_black_and_white_and_whole():
         (HEART, 3.66199 * sprites.HEART_UNIT**2),  # the unit heart's area, by quadrature
     ],
 )
-def test_area_goes_with_the_square_of_the_scale(shape, area):
+def test_area_grows_with_the_square_of_the_scale(shape, area):
     for scale in range(6):
         drawn = np.mean([image(shape, scale, o).sum() for o in range(40)])
         assert drawn == pytest.approx(area * FACTOR_VALUES[1][scale] ** 2, rel=0.015)
 
 
 @pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
-def test_the_centroid_goes_with_x_and_y(shape):
+def test_the_centroid_follows_x_and_y(shape):
     for orientation in (0, 7, 33):
         for x, y in [(0, 0), (31, 0), (0, 31), (31, 31), (5, 20)]:
             found = centroid(image(shape, 5, orientation, x, y))
@@ -162,6 +162,6 @@ def test_as_a_source():
         (lambda: index_of([0, 0, 0, 0]), ValueError, r"\(\.\.\., 5\).*shape, scale.*\(4,\)"),
     ],
 )
-def test_what_does_not_exist_is_named(call, error, words):
+def test_missing_images_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call()

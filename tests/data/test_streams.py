@@ -172,7 +172,7 @@ def test_workers_of_a_stream_that_splits_itself():
         (lambda: as_data(Stream([{"img": IMAGES[0]}])), TypeError, "keys img, and image must"),
     ],
 )
-def test_what_can_not_be_is_said(call, error, words):
+def test_impossible_arguments_are_errors(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

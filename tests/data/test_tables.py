@@ -52,7 +52,7 @@ def test_whole_numbers_are_counts(tmp_path, suffix):
     assert data.labels is None
 
 
-def test_what_is_no_table_of_numbers(tmp_path):
+def test_tables_without_numbers(tmp_path):
     for columns, error, message in (
         ({"a": [1.0, None], "b": [1, 2]}, ValueError, "no value in some rows of a"),
         ({"a": [1.0, float("nan")]}, ValueError, "NaN"),

@@ -55,7 +55,7 @@ def test_mnist_cifar10_and_svhn_as_torchvision_holds_them(fake_torchvision, tmp_
     ]
 
 
-def test_its_failures_are_told_in_one_line_each(fake_torchvision, tmp_path):
+def test_failures_are_one_line_each(fake_torchvision, tmp_path):
     def failing(error):
         def make(*args, **kwargs):
             raise error

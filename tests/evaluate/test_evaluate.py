@@ -220,7 +220,7 @@ def test_accuracy():
     assert ev.accuracy(torch.eye(3)[truth], truth) == 1.0
 
 
-def test_report_says_what_it_measured():
+def test_the_report_names_its_measures():
     model = build("vae", (1, 4, 4), latent_dim=2, network_options={"hidden": [8]})
     grey = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
     report = ev.evaluate(model, grey, num_samples=20)

@@ -46,7 +46,7 @@ def test_every_example_is_shown_or_left_out_by_name():
     assert config["model"] == "ae" and config["words"].startswith("The deterministic baseline")
 
 
-def test_a_page_says_what_was_measured():
+def test_a_page_lists_the_measurements():
     facts = {
         "words": "A model.", "model": "vae", "data": "fashion10k", "epochs": 3, "parameters": 12345,
         "seconds": 9.0, "cpu_seconds": 8.4, "measured": {"elbo": -240.123, "accuracy": 0.5},

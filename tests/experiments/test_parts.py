@@ -30,7 +30,7 @@ def test_better_worse_and_neither():
     assert not statistics.clearly_better(near, same)
 
 
-def test_results_come_back_and_say_what_failed(tmp_path):
+def test_results_load_and_name_failures(tmp_path):
     verdicts = [Verdict("one", True, "1 < 2"), Verdict("two", False, "2 > 1"),
                 Verdict("three", None, "absent")]  # fmt: skip
     result = Result("small", "Small", "How.", {"seeds": [0]}, ["a", "b"], [["x", "1"]],
@@ -46,7 +46,7 @@ def test_results_come_back_and_say_what_failed(tmp_path):
     assert json.loads(paths[0].read_text())["values"]["x"] == [1.0]
 
 
-def test_data_are_what_they_are_called():
+def test_data_match_their_names():
     grey, binary = training.fashion("val", limit=50), training.fashion("val", binary=True, limit=50)
     assert binary.images.dtype == torch.bool and len(binary) == 50
     assert torch.equal(binary.images, grey.images >= 128)

@@ -109,7 +109,7 @@ def test_workers_that_stay_draw_no_new_seed():
     ],
     ids=lambda d: type(d).__name__,
 )
-def test_what_lies_in_memory(dataset):
+def test_data_sets_in_memory(dataset):
     assert both(dataset, batch_size=3, shuffle=True).served.startswith("from memory")
 
 
@@ -181,7 +181,7 @@ def test_its_errors_are_torchs(index):
     assert errors[0] == errors[1]
 
 
-def test_it_is_said_once(caplog):
+def test_it_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, "vae_fast"):
         loader = DataLoader(TENSORS, batch_size=8)
         for _ in range(2):
@@ -208,7 +208,7 @@ def test_batches_are_the_callers_own():
     assert torch.equal(TENSORS.tensors[0], before)
 
 
-def test_what_changes_is_followed():
+def test_changes_take_effect():
     """Written into, replaced, between two epochs and within one."""
     dataset = TensorDataset(torch.zeros(8, 2))
 

@@ -133,7 +133,7 @@ def test_labels_that_are_transformed_and_data_that_are_none():
     assert "uint8" in DataLoader(dataset).served
 
 
-def test_what_a_default_dtype_makes():
+def test_a_changed_default_dtype():
     dataset = made("MNIST", transforms.ToTensor())
     loader = DataLoader(dataset, batch_size=20)
     same(list(loader), list(TorchLoader(dataset, batch_size=20)))

@@ -258,7 +258,7 @@ def test_frozen_parts(implementation):
         (lambda x, w: (x, 2, w.int()), TypeError, "weight must be float32"),
     ],
 )
-def test_what_does_not_fit_is_said(backend, arguments, error, words):
+def test_data_that_do_not_fit_are_errors(backend, arguments, error, words):
     with pytest.raises(error, match=words):
         group_norm_silu(*arguments(torch.randn(2, 6, 5), torch.ones(6)))
 

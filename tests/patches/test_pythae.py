@@ -199,7 +199,7 @@ def test_a_version_that_is_not_known_is_left_alone(monkeypatch):
     patch.undo()
 
 
-def test_what_was_replaced_since_stays(monkeypatch):
+def test_functions_replaced_since_are_kept(monkeypatch):
     before = models.VAE.__dict__["loss_function"]
     patch = vae_fast.patch("pythae")
     monkeypatch.setattr(models.VAE, "loss_function", len)

@@ -59,7 +59,7 @@ def test_draws_are_like_the_codes(kind):
     torch.testing.assert_close(made.mean(0), z.mean(0), atol=0.25, rtol=0)
 
 
-def test_a_pixelcnn_sees_what_is_before_alone():
+def test_a_pixelcnn_sees_only_earlier_positions():
     torch.manual_seed(0)
     network = PixelCNN((4, 3), (3, 3), channels=8, layers=2).double()
     codes = torch.stack([torch.randint(4, (1, 3, 3)), torch.randint(3, (1, 3, 3))], -1)
@@ -81,7 +81,7 @@ def test_a_pixelcnn_sees_what_is_before_alone():
     assert small.nll(each).neg().exp().sum().item() == pytest.approx(1.0)
 
 
-def test_a_code_sampler_learns_what_goes_together():
+def test_a_code_sampler_learns_joint_codes():
     torch.manual_seed(0)
     first = torch.randint(5, (400, 1, 1))
     codes = ((first + torch.arange(4).view(1, 2, 2)) % 5).unsqueeze(-1)

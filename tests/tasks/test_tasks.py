@@ -164,7 +164,7 @@ def test_paths():
         tasks.linear(start, end, 1)
 
 
-def test_interpolate_goes_through_the_codes():
+def test_interpolate_decodes_points_between_codes():
     model = identity()
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     torch.testing.assert_close(
@@ -300,7 +300,7 @@ def test_classes_of_pixels_are_fed_back_as_pixels():
     assert torch.equal(tasks.denoise(model, x, steps=2), twice)
 
 
-def test_default_labels_go_on_over_batches():
+def test_default_labels_continue_over_batches():
     model = small("cvae", (1, 4, 4)).eval()
     seen = []
     model.condition.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
@@ -308,7 +308,7 @@ def test_default_labels_go_on_over_batches():
     assert torch.cat(seen).tolist() == [*range(10), 0, 1, 2]
 
 
-def test_codes_of_a_conditional_model_want_its_condition():
+def test_codes_of_a_conditional_model_need_its_condition():
     with pytest.raises(ValueError, match="CVAE is conditional.*give y"):
         tasks.interpolate(small("cvae", condition="left-half"), *torch.rand(2, 2, 1, 6, 6))
 

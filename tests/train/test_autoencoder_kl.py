@@ -81,7 +81,7 @@ def on_ranks(size, *arguments):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_trains(tmp_path):
+def test_two_ranks_train_like_one(tmp_path):
     images = np.random.default_rng(0).integers(0, 40, (22, 2, 2), dtype=np.uint8)
     np.save(tmp_path / "data.npy", images.repeat(6, 1).repeat(6, 2))
     arguments = json.dumps({**ARGS, "attention": [6], "dropout": 0.0})

@@ -38,7 +38,7 @@ def of(config, clothes, *callbacks):
     return Trainer(config, train_data=clothes[0], val_data=clothes[1], callbacks=callbacks)
 
 
-def test_a_callback_is_told_of_all_in_order(config, clothes):
+def test_callbacks_are_called_in_order(config, clothes):
     config.log_every, config.max_steps = 10, 12
     told = Told()
     trainer = of(config, clothes, told)
@@ -58,7 +58,7 @@ def test_a_callback_is_told_of_all_in_order(config, clothes):
     assert again.calls[:2] == [("start", 12), ("step", 13)]
 
 
-def test_its_error_ends_the_run_and_all_are_told(config, clothes):
+def test_an_error_in_a_callback_ends_the_run_and_reaches_all(config, clothes):
     class Stop(Callback):
         def on_step(self, trainer):
             if trainer.progress.step == 3:
@@ -149,7 +149,7 @@ class Failing(Callback):
         raise ZeroDivisionError
 
 
-def test_a_logger_that_is_not_installed_is_said_before_a_folder_is_made(
+def test_a_missing_logger_is_an_error_before_a_folder_is_made(
     config, clothes, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "mlflow", None)

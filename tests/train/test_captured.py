@@ -92,7 +92,7 @@ def test_numbers_in_tensors_are_the_numbers():
     assert found[3]["grad_norm"] == pytest.approx(plain[3]["grad_norm"], rel=1e-5)
 
 
-def test_other_shapes_are_taken_eagerly_which_is_said_once():
+def test_other_shapes_are_taken_eagerly_with_one_warning():
     sizes = [8, 8, 8, 8, 5, 8, 8, 5, 8]
     eager, captured = make(False), make(True)
     with pytest.warns(UserWarning, match=r"\(5, 1, 6, 6\) is taken eagerly.*\(8, 1, 6, 6\)"):
@@ -105,7 +105,7 @@ def test_other_shapes_are_taken_eagerly_which_is_said_once():
         captured(batches([5])[0], 9)
 
 
-def test_what_python_remembers_would_be_seen():
+def test_a_change_of_python_state_is_detected():
     """The check of the check: a step that keeps a value in Python differs when replayed."""
     eager, captured = make(False), make(True)
     for step in (eager, captured):

@@ -42,7 +42,7 @@ def moved(trainer, by):
     return max((after[k] - before[k]).abs().max().item() for k in before) / by
 
 
-def test_a_new_learning_rate_is_followed_said_and_kept(run, data):
+def test_a_new_learning_rate_is_used_reported_and_saved(run, data):
     trainer, said = resume(run, data, epochs=2, changes={"lr": 1e-5, "optimizer.clip_norm": 9.0})
     assert said[:3] == [
         "lr: 1e-05 from here on, as asked for now; it was 0.001",
@@ -56,7 +56,7 @@ def test_a_new_learning_rate_is_followed_said_and_kept(run, data):
 
 
 @pytest.mark.parametrize("name", ["model", "model_args", "seed", "batch_size", "optimizer.name"])
-def test_what_checkpoints_are_of_does_not_change(run, data, name):
+def test_settings_that_checkpoints_depend_on_cannot_change(run, data, name):
     with pytest.raises(ValueError, match=f"{name} can't change when a run.*train --init-from"):
         resume(run, data, changes={name: "x"})
     new = {
@@ -75,7 +75,7 @@ def test_a_misspelt_change_names_the_nearest(run, data):
         resume(run, data, changes={"optimizer.clip_nrom": 1})
 
 
-def test_an_edited_config_is_said_and_followed(run, data):
+def test_an_edited_config_is_used_and_reported(run, data):
     optimizer = vars(OptimizerConfig(args={"weight_decay": 0.25, "betas": [0.5, 0.9]}))
     edit(run, lr=0.002, epochs=2, optimizer=dict(optimizer), ema=0.5)
     trainer, said = resume(run, data)
@@ -99,7 +99,7 @@ def test_an_edited_config_is_said_and_followed(run, data):
     assert len(said) == 2 and trainer.step.updates[0].optimizer.param_groups[0]["weight_decay"] == 0
 
 
-def test_data_of_the_same_shape_are_said(run, clothes):
+def test_changed_data_of_the_same_shape_are_reported(run, clothes):
     other = {"train_data": clothes[0][:300].flip(0), "val_data": clothes[1][:50]}
     from vae_fast.data import from_array
 
@@ -152,7 +152,7 @@ def test_nothing_fits_or_nothing_is_there(run, config, data, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_learned_scale_is_taken_and_not_started_again(config, data, tmp_path):
+def test_a_learned_scale_is_loaded_and_not_initialised_again(config, data, tmp_path):
     config.epochs = 1
     options = {"likelihood": "gaussian", "likelihood_options": {"variance": "shared"}}
     config.model_args = {**config.model_args, **options}

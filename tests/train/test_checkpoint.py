@@ -57,7 +57,7 @@ def test_no_pickle_is_written(tmp_path):
     ]
 
 
-def test_what_a_checkpoint_cannot_hold_is_named(tmp_path):
+def test_a_value_that_a_checkpoint_cannot_hold_is_named(tmp_path):
     with pytest.raises(TypeError, match="/a/b, a set"):
         checkpoint.save(tmp_path, 1, WEIGHTS, {"a": {"b": {1, 2}}})
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +83,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch, 
     assert_same(checkpoint.load(tmp_path / "last").state, STATE)
 
 
-def test_what_a_kill_leaves_is_no_checkpoint_and_is_swept_up(tmp_path, monkeypatch):
+def test_leftovers_of_a_kill_are_no_checkpoint_and_are_removed(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, WEIGHTS, STATE)
     half = tmp_path / ".writing-00000002"
     half.mkdir()

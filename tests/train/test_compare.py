@@ -21,7 +21,7 @@ native = pytest.mark.skipif(
         ("iwae", [IN_MEMORY, "vae_fast (recorded steps)"]),
     ],
 )
-def test_all_train_alike_and_the_run_is_left_alone(config, clothes, model, names):
+def test_contenders_train_alike_and_the_run_is_unchanged(config, clothes, model, names):
     config.epochs, config.model = 1, model
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
     trainer.fit()
@@ -69,7 +69,7 @@ def test_torch_compile_takes_part(config, clothes):
 
 
 @native
-def test_where_nothing_compiles_the_reason_is_said(config, clothes, monkeypatch):
+def test_a_failing_compiler_is_reported_with_its_reason(config, clothes, monkeypatch):
     def no_compiler(function):
         def call(*_):
             raise RuntimeError("No working C++ compiler found\nand more")

@@ -73,7 +73,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_has_the_same_bits(
         assert_same_run(whole, plain)
 
 
-def test_what_a_binarised_run_trains_and_is_judged_on(config, clothes):
+def test_images_of_training_and_evaluation_of_a_binarised_run(config, clothes):
     train, val = clothes
     config.binarize = "dynamic"
     trainer = Trainer(config, train_data=train, val_data=val)

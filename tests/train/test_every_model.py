@@ -21,7 +21,7 @@ def data(count, seed):
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_goes_on_to_the_same_bits(name, precision, tmp_path):
+def test_a_resumed_run_has_the_same_bits(name, precision, tmp_path):
     goes_on(name, OPTIONS[name], precision, tmp_path)
 
 
@@ -48,7 +48,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_run_of_parts_goes_on_to_the_same_bits(name, tmp_path):
+def test_an_accumulating_run_resumes_to_the_same_bits(name, tmp_path):
     """What counts steps, trains in phases, or follows running means."""
     small = {"network_options": {"hidden": [16]}, "latent_dim": 3}
     codes = name in ("vq", "rvq", "latent-diffusion")

@@ -65,7 +65,7 @@ def test_flat_adam_is_torchs(name, args):
     assert not torch.equal(ours.unused, Net().unused)
 
 
-def test_states_go_from_one_to_the_other():
+def test_states_load_into_each_others_optimizer():
     (ours, flat), (plain, apart) = updates("adam")
     train(ours, flat)
     train(plain, apart)
@@ -86,7 +86,7 @@ def test_states_go_from_one_to_the_other():
     assert ours2.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_parameter_without_gradient_is_left_alone_and_the_rest_goes_on():
+def test_a_parameter_without_gradient_is_skipped():
     (ours, flat), (plain, apart) = updates("adam", weight_decay=0.1)
     for use_all in (True, False, True):
         train(ours, flat, 2, use_all)
@@ -114,7 +114,7 @@ def test_never_a_gradient_is_no_state():
     }
 
 
-def test_what_is_flat_and_what_is_not():
+def test_which_parameters_are_flattened():
     layer = nn.Linear(3, 2)
     assert FlatParameters.fits(list(layer.parameters()))
     assert not FlatParameters.fits([])

@@ -74,7 +74,7 @@ def test_active_units_and_kl_per_dimension_are_those_of_the_posterior(run, cloth
     assert row["active_units"] == int((mu.var(0) > 0.01).sum()) > 0
 
 
-def test_collapse_is_told_with_its_remedies(run, capsys):
+def test_collapse_is_reported_with_remedies(run, capsys):
     trainer = run(objective=ObjectiveConfig(beta=1e4), epochs=3)
     assert rows(trainer, "val")[-1]["active_units"] == 0
     shown = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_weight_average_is_the_recursion():
     assert model.weight.item() == 99.0
 
 
-def test_the_average_is_what_is_validated_and_restored(run, clothes):
+def test_the_average_is_validated_and_restored(run, clothes):
     trainer = run(ema=0.9)
     restored = load_model(trainer.folder.path, "last", "cpu").model
     weight, own = restored.state_dict(), trainer.model.state_dict()
@@ -218,7 +218,7 @@ def test_models_that_use_labels_are_given_them(config):
     assert sample(trainer.model, 3, seed=0).shape == (3, 1, 28, 28)
 
 
-def test_pictures_every_so_many_epochs_are_kept(run):
+def test_pictures_at_an_interval_are_kept(run):
     trainer = run(pictures_every=1, tensorboard="off")
     names = sorted(p.name for p in (trainer.folder.path / "pictures").iterdir())
     assert names == [

@@ -88,7 +88,7 @@ def test_a_norm_far_above_the_usual_is_skipped_once_the_usual_is_known():
     assert step(guard, made, parameter, 1.0) is False
 
 
-def test_skipping_cannot_go_on_for_ever():
+def test_skipping_ends_after_patience():
     guard, made, parameter = make(skip_above=5.0, patience=3)
     for _ in range(SETTLING):
         step(guard, made, parameter, 1.0)
@@ -109,7 +109,7 @@ def test_the_mean_norm_is_that_of_the_steps_taken():
     assert guard._usual.tolist() == [pytest.approx(2.0), 3.0, 1.0]
 
 
-def test_state_goes_over_to_another_guard():
+def test_state_loads_into_another_guard():
     guard, made, parameter = make(skip_above=5.0)
     for gradient in (1.0, math.nan, 2.0):
         step(guard, made, parameter, gradient)

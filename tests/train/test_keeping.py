@@ -93,7 +93,7 @@ def test_a_disk_that_breaks_while_it_is_synced_is_no_missing_feature(tmp_path, m
     assert names(tmp_path) == ["00000001", "last"]
 
 
-def test_resuming_sets_aside_what_it_could_not_read(tmp_path):
+def test_resuming_sets_unreadable_files_aside(tmp_path):
     """A newer version's, a damaged one, one that can't be opened now: none is lost."""
     save(tmp_path, 1, 2, 3, 4)
     newer = tmp_path / "00000004" / "state.json"
@@ -237,7 +237,7 @@ def test_a_kill_between_the_renames_of_a_replaced_checkpoint_loses_none(tmp_path
     assert names(tmp_path) == ["00000001", "00000002", "00000003", "last"]
 
 
-def test_what_a_kill_left_of_a_removal_is_swept_up(tmp_path, monkeypatch):
+def test_an_interrupted_removal_is_completed(tmp_path, monkeypatch):
     save(tmp_path, 1, 2)
     with monkeypatch.context() as patched:
         patched.setattr(keeping, "_remove", lambda *_: None)
@@ -247,7 +247,7 @@ def test_what_a_kill_left_of_a_removal_is_swept_up(tmp_path, monkeypatch):
     assert names(tmp_path) == ["00000002", "00000003", "last"]
 
 
-def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch):
+def test_a_failed_removal_is_reported(tmp_path, monkeypatch):
     save(tmp_path, 1, 2)
 
     def refusing(*_):
@@ -316,7 +316,7 @@ def test_a_damaged_state_is_a_checkpoint_error_and_the_older_one_is_used(tmp_pat
             checkpoint.load(folder)
 
 
-def test_sizes_that_cannot_be_and_what_is_no_file_are_refused_at_once(tmp_path):
+def test_impossible_sizes_and_non_files_are_refused_at_once(tmp_path):
     folder = save(tmp_path, 1)
     for name in ("state.json", "model.safetensors"):
         kept = (folder / name).read_bytes()

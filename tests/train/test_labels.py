@@ -51,7 +51,7 @@ def test_the_configuration_is_checked():
         from_dict({"labels": {"keep": -1}}).check()
 
 
-def test_more_labels_than_there_are_is_told_before_any_work(tmp_path):
+def test_too_many_labels_to_keep_are_refused_before_any_work(tmp_path):
     config = TrainConfig(model="ssvae", device="cpu", out=str(tmp_path / "run"),
                          labels=LabelsConfig(keep=31))  # fmt: skip
     with pytest.raises(ValueError, match="31 labels were to be kept, and array has 30"):

@@ -167,7 +167,7 @@ class Pictures(torch.utils.data.Dataset):
         return self.images[index].clone()
 
 
-def test_workers_read_the_same_run_and_go_on_within_an_epoch(config, clothes, tmp_path):
+def test_workers_change_no_bit_and_resume_within_an_epoch(config, clothes, tmp_path):
     sets = [Pictures(images[:300]) for images in clothes]
     config.epochs, config.runner = 1, "eager"
     whole = run(config, sets)

@@ -97,7 +97,7 @@ def of_case(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_comes_to_what_eager_steps_come_to(name):
+def test_native_steps_agree_with_eager_steps(name):
     eager, few = make(**of_case(name)), make(**of_case(name))
     few.runner = Few(few)
     assert isinstance(merged(few), MergedStep)
@@ -166,7 +166,7 @@ def test_rows_are_gathered_in_the_graph_and_have_the_bits_of_batches():
     eager(share, 0)  # another runner is given the batch itself
 
 
-def test_one_that_differs_is_left_and_said():
+def test_a_differing_native_step_is_given_up_with_a_warning():
     step = make(**of_case("vae"))
     few = merged(step)
     assert few.differs(small.batches([8])[0]) == ""
@@ -216,7 +216,7 @@ def test_a_skipped_step_leaves_everything_as_it_was():
         ({"optimizer": OptimizerConfig(args={"amsgrad": True})}, "amsgrad"),
     ],
 )
-def test_what_is_beyond_it_is_said(options, says):
+def test_unsupported_inputs_are_errors(options, says):
     assert says in merged(make(**options))
 
 

@@ -238,7 +238,7 @@ def test_the_bits_are_the_same_for_any_number_of_threads_and_under_load(cpu_leve
             process.kill()
 
 
-def test_the_noise_is_what_the_eager_step_draws_and_a_resumed_run_goes_on_with_the_same_bits():
+def test_the_noise_is_the_eager_steps_and_a_resumed_run_has_the_same_bits():
     model, shape = made("odd")
     run, eager = Run(model), copy.deepcopy(model)
     torch.manual_seed(5)
@@ -350,7 +350,7 @@ def test_it_sees_that_weights_were_written_to():
         (lambda m: m.double(), "float64"),
     ],
 )
-def test_a_model_that_it_does_not_serve_is_told_why(change, sentence):
+def test_an_unsupported_model_gets_the_reason(change, sentence):
     model, _ = made("odd")
     change(model)
     flat = FlatParameters([p for p in model.parameters() if p.requires_grad])

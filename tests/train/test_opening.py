@@ -35,7 +35,7 @@ def test_model_data_steps_and_device_come_first(trainer, capsys):
     assert runner.startswith("Steps are taken by the ")
 
 
-def test_an_estimate_is_said_once_where_no_row_comes(trainer, capsys, monkeypatch):
+def test_an_estimate_is_printed_once_without_rows(trainer, capsys, monkeypatch):
     monkeypatch.setattr(opening, "SOON", 0.0)
     monkeypatch.setattr(opening.sys.stderr, "isatty", lambda: False)
     now = iter(range(100, 200))  # every step takes a second

@@ -71,7 +71,7 @@ def test_a_step_is_the_phases_in_turn():
     assert row["skipped"] == 0 and all(value >= 0 for value in row.values())
 
 
-def test_a_step_goes_on_to_the_same_bits():
+def test_a_resumed_step_has_the_same_bits():
     step, again = made(), made()
     torch.manual_seed(3)
     for number, share in enumerate(shares()[:2]):

@@ -38,7 +38,7 @@ def test_samples_fill_rows(tmp_path):
     assert (page[80:] == 128).sum() == 7 * 96 * 96  # below the caption
 
 
-def test_few_tiles_leave_no_blanks_beside_them(tmp_path):
+def test_a_few_tiles_leave_no_blank_columns(tmp_path):
     images = torch.ones(3, 1, 28, 28) * 0.5
     pictures.draw_samples(tmp_path / "x.png", images, "c")
     pictures.draw_reconstructions(tmp_path / "y.png", images, images, "c")
@@ -66,7 +66,7 @@ def test_every_label_has_a_colour_of_its_own():
         assert len({of_tasks._colour(label, count) for label in range(count)}) == count
 
 
-def test_curves_leave_out_what_is_not_finite(tmp_path):
+def test_curves_omit_values_that_are_not_finite(tmp_path):
     rows = [
         {"step": s, "split": split, "loss": v, "recon": v, "kl": 1.0}
         for s, split, v in [(1, "train", 9.0), (2, "train", float("nan")), (2, "val", 8.0)]
@@ -103,7 +103,7 @@ def test_pictures_of_odd_names_are_drawn(tmp_path, monkeypatch):
     assert np.asarray(Image.open(tmp_path / "bitmap"))[: pictures._MARGIN + 40].min() < 200
 
 
-def test_a_run_draws_its_pictures_whatever_the_environment_is(tmp_path, clothes):
+def test_a_run_draws_its_pictures_in_any_environment(tmp_path, clothes):
     """A notebook's backend, a locale without our letters, and a user's style that needs LaTeX."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Nothing\n")
     data = tmp_path / "naïve $x_{$.npy"

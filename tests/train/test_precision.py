@@ -49,7 +49,7 @@ def test_the_scale_doubles_after_many_good_steps_and_is_saved():
     assert other.value == 2 * START
 
 
-def test_fp16_on_the_cpu_is_refused_with_what_to_do():
+def test_fp16_on_the_cpu_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="fp16 needs a GPU.*Use bf16, or fp32"):
         TrainConfig(precision="fp16", device="cpu").check()
 

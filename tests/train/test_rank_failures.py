@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_keeps_the_checkpoint_before(tmp_path, data, how):
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_a_run_goes_on_with_other_ranks(tmp_path, data, how):
+def test_a_run_resumes_with_another_number_of_ranks(tmp_path, data, how):
     """2, 1 and 2 ranks in turn: the batches, and so the losses, are those of one never stopped.
 
     An autoencoder draws no noise, so its losses don't depend on who computes them.

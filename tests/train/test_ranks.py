@@ -106,7 +106,7 @@ def test_a_damaged_shard_is_named(out, tmp_path):
         checkpoint.load(folder)
 
 
-def test_what_is_no_tensor_is_never_unpickled(out, monkeypatch):
+def test_only_tensors_are_unpacked_and_nothing_is_unpickled(out, monkeypatch):
     """DCP's readers unpickle in two places: none of them is reached."""
     import pickle
 

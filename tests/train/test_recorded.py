@@ -78,7 +78,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_steps_that_are_played_have_the_bits_of_those_that_are_taken(case):
+def test_replayed_steps_have_the_bits_of_eager_steps(case):
     options = {"model": case.split(",")[0], **MODELS[case]}
     played, taken = make(True, **options), make(False, **options)
     assert_same(train(played), train(taken))
@@ -117,7 +117,7 @@ def test_hooks_are_called(begin, called):
     assert len(calls) == called
 
 
-def test_while_beta_moves_steps_are_taken():
+def test_steps_are_eager_while_beta_changes():
     objective = ObjectiveConfig(schedule="linear", period=8, unit="steps")
     steps = (8,) * (8 + BEFORE + 3)
     played, taken = make(True, objective=objective), make(False, objective=objective)
@@ -153,7 +153,7 @@ def test_phases_and_compiled_networks_are_not_recorded():
 # --- what may be played --------------------------------------------------------------------------
 
 
-def test_a_tape_is_of_the_ops_alone():
+def test_a_tape_contains_only_ops():
     memory, other = torch.arange(4.0), torch.ones(4)
 
     def work(x):
@@ -206,7 +206,7 @@ def test_a_label_out_of_range_is_an_error_when_played_too():
     assert step.runner.played == played + 1
 
 
-def test_what_was_made_on_the_way_is_freed():
+def test_intermediate_tensors_are_freed():
     x = torch.rand(1 << 16)
 
     class Watched(torch.autograd.Function):
@@ -278,7 +278,7 @@ def test_a_value_that_is_always_the_same_may_be_read():
     assert recorded.played == 0
 
 
-def test_what_python_does_differently_each_time_is_not_played():
+def test_work_with_changing_calls_is_not_replayed():
     count = iter(range(1000))
     first = RecordedStep()
     for i in range(12):
@@ -357,7 +357,7 @@ LEFT_IN_PYTHON = {
 
 
 @pytest.mark.parametrize("keep", LEFT_IN_PYTHON, ids=lambda f: f.__name__)
-def test_what_is_left_in_python_is_left_at_every_step(keep):
+def test_work_that_changes_python_state_is_not_replayed(keep):
     model = Keeping(keep)
     recorded = RecordedStep(model)
     for i in range(8):
@@ -379,7 +379,7 @@ def in_place(part, y):
 
 
 @pytest.mark.parametrize("keep", [the_same, in_place], ids=lambda f: f.__name__)
-def test_what_python_is_left_with_may_be_the_same_each_time(keep):
+def test_equal_python_state_is_allowed(keep):
     model = Keeping(keep)
     recorded = RecordedStep(model)
     total = torch.zeros(3)
@@ -393,7 +393,7 @@ def test_what_python_is_left_with_may_be_the_same_each_time(keep):
         assert torch.equal(model.part.total, total)
 
 
-def test_why_not_names_what_is_left_in_python():
+def test_the_reason_names_the_changed_python_state():
     for keep, name in LEFT_IN_PYTHON.items():
         model = Keeping(keep)
         snapshot = PythonSnapshot(model)
@@ -436,7 +436,7 @@ def test_a_tape_that_fails_is_not_played(monkeypatch):
     assert "not all of it" in recorded.why_not
 
 
-def test_what_changes_later_is_found_at_the_check():
+def test_a_later_change_is_found_by_the_check():
     state = {"power": 2}
     recorded = RecordedStep()
 
@@ -473,7 +473,7 @@ def test_constants_made_anew_are_constants_and_drawn_ones_are_not():
     assert recorded.played == 0
 
 
-def test_views_made_in_place_and_memory_exchanged():
+def test_in_place_views_and_replaced_memory():
     def turned(x, memory):
         y = torch.stack([x, x + 1]).transpose_(0, 1)
         y.unsqueeze_(0).squeeze_(0)

@@ -268,7 +268,7 @@ def _wait_for_start(folder: Path, process):
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "row of metrics"])
-def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_resumes(
     make, resume, whole, monkeypatch, what
 ):
     trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3))
@@ -305,7 +305,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_resumed(
     assert_same_run(whole, again)
 
 
-def test_what_a_resumed_run_could_not_read_is_set_aside_with_its_rows(make, resume, whole):
+def test_an_unreadable_checkpoint_is_set_aside_with_its_rows(make, resume, whole):
     trainer = make("cut", checkpoint=CheckpointConfig(every_steps=3, keep=9))
     stop_at(trainer, 14, Killed())
     with pytest.raises(Killed):
@@ -356,7 +356,7 @@ def test_checkpoints_that_are_gone_cost_no_rows(make, resume, whole):
     assert [json.loads(line) for line in kept] == rows
 
 
-def test_a_scale_that_starts_from_the_first_batch_goes_on_to_the_same_bits(make, resume):
+def test_a_scale_initialised_from_data_resumes_to_the_same_bits(make, resume):
     options = {"likelihood": "gaussian", "likelihood_options": {"variance": "shared"}}
     model_args = {"latent_dim": 4, "network_options": {"hidden": [32]}, **options}
     whole = make("whole", model_args=model_args)
@@ -375,7 +375,7 @@ def test_a_scale_that_starts_from_the_first_batch_goes_on_to_the_same_bits(make,
 
 
 @pytest.mark.parametrize("what", ["data", "folder", "lock"])
-def test_what_is_taken_away_under_a_run_is_said(config, clothes, tmp_path, capfd, what):
+def test_files_removed_during_a_run_are_reported(config, clothes, tmp_path, capfd, what):
     """The data cut short, the folder removed, and a link where the lock is to be."""
     program = """
 import os, shutil, sys

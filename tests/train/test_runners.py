@@ -60,7 +60,7 @@ def make(runner="auto", model="vae", **options):
         ({"optimizer": OptimizerConfig(name="torch.optim:SGD")}, "eager", "no fused Adam"),
     ],
 )
-def test_what_is_chosen_and_why(options, name, why):
+def test_the_chosen_runner_and_its_reason(options, name, why):
     step = make(**options)
     assert step.runner.name == name
     assert why in step.runner_is
@@ -209,7 +209,7 @@ def _take(step, number):
 
 
 @pytest.mark.parametrize("wrong", [_wrong_terms, _wrong_gradient, _wrong_update])
-def test_a_native_step_that_goes_on_differing_is_left_for_the_recorded_one(monkeypatch, wrong):
+def test_a_native_step_that_keeps_differing_is_replaced_by_the_recorded_one(monkeypatch, wrong):
     """Found at the next epoch's first step. It and the next two are the eager step's, to its bits."""
     broken = _breakable(monkeypatch, wrong)
     runs = make("native", ema=0.9), make("native", ema=0.9)
@@ -274,7 +274,7 @@ def test_a_comparison_waits_for_no_other_thread(monkeypatch, threads):
     assert seen == [1, 1] and torch.get_num_threads() == 2 and step.runner.taken == PER_EPOCH + 1
 
 
-def test_what_is_done_to_a_model_in_mid_run_is_seen_at_the_next_epoch():
+def test_a_change_of_the_model_is_detected_at_the_next_epoch():
     hooked, calls, counted = make("native"), [], make("native")
     small.train(hooked, [8] * 2)
     small.train(counted, [8] * 2)
@@ -344,7 +344,7 @@ def weights(trainer):
 @pytest.mark.parametrize(
     ("runner", "precision"), [("native", "fp32"), ("native", "bf16"), ("recorded", "fp32")]
 )
-def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(
+def test_a_resumed_run_keeps_its_runner_and_its_bits(
     config, clothes, runner, precision, capsys, monkeypatch
 ):
     """Stopped in mid-epoch, behind a checkpoint that is in mid-epoch too."""
@@ -374,7 +374,7 @@ def test_a_run_keeps_its_runner_and_goes_on_to_the_same_bits(
     assert losses[0] == losses[1]
 
 
-def test_what_did_not_serve_is_kept_by_the_checkpoint_and_may_be_asked_for_again(config, clothes):
+def test_checkpoints_keep_refused_runners_which_may_be_asked_for_again(config, clothes):
     run = started(config, clothes, "left")
     run.step.refused["native"] = "its loss differed from the eager step's"
     run.step.choose_runner()
@@ -387,7 +387,7 @@ def test_what_did_not_serve_is_kept_by_the_checkpoint_and_may_be_asked_for_again
         go_on(run, clothes, changes={"runner": "graph"})
 
 
-def test_a_run_from_before_runners_were_kept_goes_on_to_its_bits(config, clothes):
+def test_a_run_without_a_recorded_runner_resumes_to_its_bits(config, clothes):
     run = started(config, clothes, "old", runner="recorded", epochs=1)
     run.fit()
     file = run.folder.path / "config.yaml"

@@ -38,7 +38,7 @@ def config_of(path, **changes):
     )  # fmt: skip
 
 
-def test_what_is_standardized(tmp_path):
+def test_which_data_are_standardized(tmp_path):
     real, unit = table(columns()), table(np.random.default_rng(0).random((9, 4), np.float32))
     for data, changes, args, wanted in (
         (real, {}, {}, "on"),
@@ -115,7 +115,7 @@ def run(tmp_path_factory):
     return folder / "run", columns()
 
 
-def test_what_it_makes_is_in_the_units_of_the_data(run, tmp_path):
+def test_outputs_are_in_the_units_of_the_data(run, tmp_path):
     path, x = run
     model = load_model(path, "last", "cpu").model
     torch.testing.assert_close(model.likelihood.shift, torch.from_numpy(x[:540].mean(0)), rtol=1e-4, atol=1e-4)  # fmt: skip

@@ -73,7 +73,7 @@ def test_a_scheduler_of_ones_own_by_epochs_resumed_to_the_same_bits(config, clot
         assert torch.equal(value, on.model.state_dict()[name])
 
 
-def test_plateau_goes_by_the_validation_loss_and_remembers_it(config, clothes):
+def test_plateau_uses_the_validation_loss_and_resumes(config, clothes):
     config.epochs, config.optimizer.scheduler = 4, "ReduceLROnPlateau"
     config.optimizer.scheduler_args = {"patience": 0, "factor": 0.1, "threshold": 1e9}
     config.optimizer.scheduler_args |= {"threshold_mode": "abs"}  # nothing is better by so much
@@ -95,7 +95,7 @@ def test_plateau_goes_by_the_validation_loss_and_remembers_it(config, clothes):
         ({"scheduler_args": {"step_size": 3}}, "go with optimizer.scheduler"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_folder_is_made(
+def test_impossible_settings_are_refused_before_a_folder_is_made(
     config, clothes, tmp_path, values, words
 ):
     for name, value in values.items():

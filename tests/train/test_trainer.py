@@ -256,7 +256,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_say_why(config, clothes):
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
-def test_data_given_in_python_are_not_taken_for_those_of_a_name(tmp_path):
+def test_data_given_in_python_are_not_confused_with_named_data(tmp_path):
     images = torch.rand(120, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     config = TrainConfig(epochs=1, batch_size=40, device="cpu", out=str(tmp_path / "run"))
     Trainer(config, train_data=images, val_data=images[:40]).fit()
@@ -278,7 +278,7 @@ def test_a_run_that_ends_not_finite_says_so(tmp_path):
         load_model(tmp_path / "run")
 
 
-def test_what_is_known_to_fail_leaves_no_folder(tmp_path):
+def test_a_known_failure_leaves_no_folder(tmp_path):
     images = torch.rand(20, 1, 8, 8)
     config = TrainConfig(model="cvae", device="cpu", out=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="cvae is conditioned on labels, and .* has none"):
