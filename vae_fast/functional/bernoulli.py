@@ -96,7 +96,7 @@ def linear_bernoulli_nll(
     named = [("hidden", hidden), ("weight", weight)] + ([] if bias is None else [("bias", bias)])
     for name, t in named:
         check_floating(name, t)
-    if _casts(hidden):  # as torch.nn.Linear does there
+    if _casts(hidden):  # as in torch.nn.Linear
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -136,7 +136,8 @@ def linear_bernoulli_nll(
 
 
 def _casts(t: torch.Tensor) -> bool:
-    """Whether autocast is on for t: it leaves float64 as it is, and not every device has it."""
+    """Whether autocast applies to t: it does not change float64, and not every device supports
+    it."""
     device = t.device.type
     return (
         t.dtype != torch.float64
@@ -154,8 +155,8 @@ def bernoulli_nll_samples(
 ) -> torch.Tensor:
     """-log p(target | logits_k) in nats for K sample sets.
 
-    What importance weighting needs of a Bernoulli decoder (Burda et al. 2015). With the sets in
-    front the target is read K times where it lies; behind the samples it is repeated.
+    Importance weighting needs this of a Bernoulli decoder (Burda et al. 2015). With the K sets in
+    dim 0 the target is read in place; in dim 1 it is repeated.
 
     Args:
         logits: (K, B, ...), or (B, K, ...) with ``samples_dim=1``; probabilities in [0, 1] with

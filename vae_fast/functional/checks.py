@@ -1,4 +1,4 @@
-"""What the public functions ask of their arguments, with the errors that say so."""
+"""Checks of the public functions' arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 
 
 def reduction_code(reduction: str, elementwise: bool = False) -> int | None:
-    """The kernels' number of a reduction; None for "elementwise", where that is allowed."""
+    """The kernels' number of a reduction; None for "elementwise", if that is allowed."""
     if elementwise and isinstance(reduction, str) and reduction == "elementwise":
         return None
     code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
@@ -63,7 +63,7 @@ def _expanded(name: str, t: torch.Tensor, like_name: str, like: torch.Tensor) ->
 def gaussian_pair(
     mu: torch.Tensor, logvar: torch.Tensor, mu_name: str = "mu", logvar_name: str = "logvar"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check a Gaussian's parameters, broadcast logvar to mu, and bring them to one dtype."""
+    """Check a Gaussian's parameters, broadcast logvar to mu, and convert them to one dtype."""
     if logvar is None:
         raise TypeError(f"{logvar_name} is missing: a Gaussian needs {mu_name} and {logvar_name}")
     check_floating(mu_name, mu)
@@ -83,7 +83,7 @@ def logvar_of(
     name: str = "logvar",
     scale_name: str = "scale",
 ) -> torch.Tensor:
-    """log sigma^2 of a scale, beside which no logvar may be given."""
+    """log sigma^2 from a scale; raises if logvar is given too."""
     if logvar is not None:
         raise TypeError(f"{name} and {scale_name} are both given: a Gaussian needs one of them")
     check_floating(scale_name, scale)

@@ -22,7 +22,7 @@ def gather_batch(
     noise_key: torch.Tensor | None = None,
     first_row: int | torch.Tensor = 0,
 ) -> torch.Tensor:
-    """A batch of a data set of bytes: the rows of ``data`` at ``index``, never copied to float unasked.
+    """A batch of a data set of bytes: the rows of ``data`` at ``index``.
 
     ``"binarize"`` draws each pixel from Bernoulli(x / 255) (dynamic binarisation, Salakhutdinov &
     Murray 2008). The draws are a function of the noise key and of a pixel's place: pixel c of the
@@ -32,21 +32,22 @@ def gather_batch(
     Args:
         data: (N, ...) uint8 (0..255 stands for x / 255) or bool, resident on the device.
         index: (B,) int64 on the same device, each in [0, N).
-        mode: "bytes" gives the rows as they are; "scale" float32, x / 255 correctly rounded (0 or 1
-            of bool); "binarize" bool (bool data stay as they are).
-        noise_key: of "binarize": int64 tensor of 2 elements (``vae_fast.noise.new_key``); drawn from
-            torch's generator when None.
-        first_row: of "binarize": the place of the batch's first row in a longer sequence, such as an
-            epoch, whose rows share one key: the draws then don't depend on how the sequence is cut
-            into batches. A number, or an int64 tensor of one element on the device, which a
-            captured CUDA graph reads at each replay.
+        mode: "bytes" gives the rows unchanged; "scale" float32, x / 255 correctly rounded (0 or 1
+            for bool); "binarize" bool (bool data are unchanged).
+        noise_key: for "binarize": int64 tensor of 2 elements (``vae_fast.noise.new_key``); drawn
+            from torch's generator when None.
+        first_row: for "binarize": the position of the batch's first row in a longer sequence with
+            one key, such as an epoch. The draws then do not depend on the division into batches. A
+            number, or an int64 tensor of one element on the device, which a captured CUDA graph
+            reads at each replay.
 
     Returns:
         (B, ...), contiguous; uint8 or bool as data is, float32, or bool.
 
     Raises:
-        IndexError: an index outside [0, N), before anything is read. On a GPU that would make the
-            host wait: there the kernel traps, which CUDA reports at the next synchronisation.
+        IndexError: an index is outside [0, N); raised before anything is read. On a GPU this check
+            would make the host wait, so the kernel traps, which CUDA reports at the next
+            synchronisation.
         TypeError, ValueError: dtypes, shapes or devices that don't fit.
     """
     if mode not in GATHER_MODES:
@@ -85,7 +86,7 @@ def gather_batch(
             )
         if not 0 <= first_row < 2**63:
             raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
-        if torch.compiler.is_compiling():  # the op would be compiled for each number by itself
+        if torch.compiler.is_compiling():  # otherwise the op would be compiled for each number
             first_row = torch.full((), first_row, dtype=torch.int64, device=data.device)
     if data.dtype == torch.bool and mode == "binarize":
         mode = "bytes"
@@ -94,12 +95,12 @@ def gather_batch(
     elif mode == "binarize":
         noise_key = new_key(data.device)
     if data.dtype == torch.bool:
-        # A file's bytes, or a view of a mask's, may be others than 0 and 1: only a comparison of the
-        # bytes makes bools of them.
+        # Bytes of a file or of a mask may differ from 0 and 1; only a comparison converts them to
+        # bools.
         rows = gather_batch(data.view(torch.uint8), index, noise_key=noise_key).ne(0)
         return rows.float() if mode == "scale" else rows
     native = use_native(data.device.type)
-    if native and not data.is_contiguous():  # a view of the data: its rows alone are copied
+    if native and not data.is_contiguous():  # a view of the data: only its rows are copied
         data, index = data.index_select(0, index), torch.arange(len(index), device=data.device)
         data = data.contiguous()
     if native:
@@ -115,7 +116,8 @@ def gather_batch(
 
 
 def _check_place(first_row: torch.Tensor) -> None:
-    """Where that waits for no device and breaks no graph; by an op, which can be recorded."""
+    """Check ``first_row`` if that neither waits for a device nor breaks a graph; by an op, which
+    can be recorded."""
     if first_row.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(first_row):
         return
     try:

@@ -27,15 +27,15 @@ if has_native("cpu"):
 def split_moments(
     parameters: torch.Tensor, *, dim: int = 1, bounds: tuple[float, float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """mu and logvar of a Gaussian whose moments come stacked, as an encoder's last layer gives them.
+    """mu and logvar from stacked moments, the usual output of an encoder.
 
     Args:
         parameters: (B, 2 C, ...), mu in the first half of ``dim`` and logvar in the second.
-        bounds: the least and the greatest logvar; beyond them it has no gradient. Stable Diffusion's
-            autoencoders (Rombach et al. 2022) take (-30, 20).
+        bounds: limits of logvar; clamped values have no gradient. Stable Diffusion's autoencoders
+            (Rombach et al. 2022) use (-30, 20).
 
     Returns:
-        (mu, logvar), each (B, C, ...); views, but for a clamped logvar.
+        (mu, logvar), each (B, C, ...); views, except a clamped logvar.
     """
     check_floating("parameters", parameters)
     if not isinstance(dim, int):
@@ -59,8 +59,9 @@ def _key(
     generator: torch.Generator | None,
     eps: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """The noise key, if one was given or is to be drawn from a generator."""
-    if generator is None and eps is None:  # the usual call: a small one is mostly its checks
+    """The given noise key, or one drawn from the given generator, or None."""
+    # the usual call; the checks are most of a small call's time
+    if generator is None and eps is None:
         return None if noise_key is None else check_key(noise_key, mu.device)
     given = {"noise_key": noise_key, "generator": generator, "eps": eps}
     given = [name for name, value in given.items() if value is not None]
@@ -72,7 +73,7 @@ def _key(
 def _noise(
     mu: torch.Tensor, dtype: torch.dtype, num_samples: int | None, key: torch.Tensor | None
 ) -> torch.Tensor:
-    """The eps that ``reparameterize`` takes for a key, or fresh ones."""
+    """The eps of ``reparameterize`` for a key, or new ones."""
     if use_native(mu.device.type):
         zeros = torch.zeros(mu.shape, dtype=dtype, device=mu.device)
         key = new_key(mu.device) if key is None else key
@@ -131,22 +132,22 @@ def reparameterize(
     """Sample z = mu + exp(logvar / 2) * eps with eps ~ N(0, 1).
 
     The reparameterisation trick of Kingma & Welling 2014, section 2.4. With ``scale``, ``eps`` or
-    ``return_eps``, plain PyTorch puts z together; the noise of a key stays the same.
+    ``return_eps``, plain PyTorch computes z; a key gives the same noise.
 
     Args:
         mu: (..., D).
         logvar: log sigma^2, of mu's shape or broadcast to it.
-        scale: sigma, in place of logvar.
-        num_samples: K draws per element, stacked in front; None for one draw without that dim.
+        scale: sigma, instead of logvar.
+        num_samples: K draws per element, stacked in a new first dim; None for one draw without it.
         noise_key: int64 tensor of 2 elements that fixes eps (``vae_fast.noise.new_key``); drawn
             from torch's generator when None.
-        generator: where the key is drawn from instead, on mu's device.
+        generator: the generator from which the key is drawn, on mu's device.
         eps: the noise itself, of z's shape.
         return_eps: return (z, eps).
 
     Returns:
-        z: (..., D), or (K, ..., D) with ``num_samples=K``; its dtype is what mu's and logvar's
-        promote to.
+        z: (..., D), or (K, ..., D) with ``num_samples=K``; its dtype is the promotion of mu's and
+        logvar's.
 
     Raises:
         ValueError, TypeError: shapes, devices or dtypes that don't fit.
@@ -185,7 +186,7 @@ def gaussian_kl(
     prior_scale: torch.Tensor | None = None,
     reduction: TermsReduction = "sum",
 ) -> torch.Tensor:
-    """KL(N(mu, exp(logvar)) || p) in nats, to N(0, 1) or to the Gaussian given.
+    """KL(N(mu, exp(logvar)) || p) in nats; p is N(0, 1) or a given Gaussian.
 
     Kingma & Welling 2014, appendix B: 0.5 * (exp(logvar) + mu^2 - 1 - logvar) per element.
 
@@ -193,7 +194,7 @@ def gaussian_kl(
         mu: (B, ...).
         logvar: log sigma^2, of mu's shape or broadcast to it.
         prior_mu, prior_logvar: the prior's parameters, broadcast to mu's shape; both or neither.
-        scale, prior_scale: sigma, in place of logvar and of prior_logvar; plain PyTorch takes its
+        scale, prior_scale: sigma, instead of logvar and prior_logvar; plain PyTorch takes its
             logarithm.
         reduction: "sum", "batchmean" (sum over features, mean over samples), "none" (B,), or
             "elementwise", of mu's shape, in plain PyTorch.
@@ -225,10 +226,10 @@ def sample_and_kl(
     return_eps: bool = False,
     reduction: TermsReduction = "sum",
 ) -> tuple[torch.Tensor, ...]:
-    """``reparameterize`` and ``gaussian_kl`` of the same Gaussian, which have the arguments.
+    """``reparameterize`` and ``gaussian_kl`` of the same Gaussian; see these for the arguments.
 
-    One pass over it, unless ``scale``, ``eps``, ``return_eps`` or the reduction "elementwise" ask
-    for plain PyTorch.
+    This is one pass, except with ``scale``, ``eps``, ``return_eps`` or the reduction "elementwise",
+    which use plain PyTorch.
 
     Returns:
         (z, kl), or (z, kl, eps) with ``return_eps``: z has mu's shape and the dtype that the inputs'

@@ -21,14 +21,14 @@ def group_norm_silu(
 ) -> torch.Tensor:
     """silu(group_norm(x)): v sigmoid(v) of v = weight (x - mean) / sqrt(variance + eps) + bias.
 
-    Mean and variance are those of a sample's group: ``C / num_groups`` channels at all places (Wu &
-    He 2018; Elfwing et al. 2018). Backward keeps the input and the groups' statistics alone.
+    Mean and variance are those of a sample's group: ``C / num_groups`` channels at all positions
+    (Wu & He 2018; Elfwing et al. 2018). Backward keeps only the input and the groups' statistics.
 
     Args:
         x: (N, C, ...), contiguous or channels-last; other layouts are copied.
         num_groups: divides C.
-        weight, bias: (C,); None for 1 and 0. Of another dtype than x's they are converted, and
-            beside half precision they are best left in float32, in which the kernels compute.
+        weight, bias: (C,); None for 1 and 0. They are converted to x's dtype if needed. For x in
+            half precision keep them in float32, in which the kernels compute.
         eps: added to the variance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How alike images are: PSNR, SSIM and MS-SSIM, with gradients."""
+"""Similarity of images: PSNR, SSIM and MS-SSIM, with gradients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """The structural similarity of each image, (N,): the mean over places and channels.
+    """The structural similarity of each image, (N,): the mean over positions and channels.
 
-    Wang et al. 2004, equation 13, by a Gaussian window of 11 x 11 (less in images that are smaller)
-    and standard deviation 1.5, where it lies within the image.
+    Wang et al. 2004, equation 13, with a Gaussian window of 11 x 11 (smaller for smaller images)
+    and standard deviation 1.5, at positions where the window lies within the image.
 
     Args:
         a, b: (N, C, H, W) in [0, 1].
@@ -46,7 +46,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         if i > 0:
             a, b = (F.avg_pool2d(t, 2) for t in (a, b))
         whole, structure = _similarity(a, b)
-        # The floor keeps the power's slope finite.
+        # The floor keeps the power's derivative finite.
         value = (whole if i == scales - 1 else structure).clamp_min(1e-6)
         product = product * value ** (power / total)
     return product

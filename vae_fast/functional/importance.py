@@ -24,8 +24,9 @@ def iwae_bound(
     """The K-sample bound of a Bernoulli VAE with a standard-normal prior.
 
     log (1/K) sum_k w_k with log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x): Burda et al.
-    2015, equation 8. Its gradient weighs each sample's by the normalised weight, as a constant
-    (equation 14). Beyond the logits' gradient nothing of the logits' size is made.
+    2015, equation 8. Its gradient weights each sample's gradient by the normalised weight, as a
+    constant (equation 14). Only the logits' gradient has the logits' size; no other such tensor is
+    made.
 
     Args:
         logits: (K, B, ...), the decoder's output for z; probabilities with ``from_logits=False``.
@@ -33,8 +34,8 @@ def iwae_bound(
         z: (K, B, D), the samples that logits were decoded from (``reparameterize`` with
             ``num_samples=K``).
         mu, logvar: (B, D), the posterior that z was drawn from.
-        dreg: doubly reparameterised gradients for the encoder (Tucker et al. 2018, equation 8);
-            the decoder's are the same. Hooks z, so give each z to one bound only.
+        dreg: doubly reparameterised gradients for the encoder (Tucker et al. 2018, equation 8); the
+            decoder's are unchanged. This adds a hook to z, so use each z in one bound only.
         samples_dim: 1 if logits are (B, K, ...) and z (B, K, D); the target is then repeated.
 
     Returns:
@@ -65,8 +66,8 @@ def iwae_bound(
     log_weight = log_ratio - nll
     bound = torch.logsumexp(log_weight, samples_dim) - math.log(log_weight.shape[samples_dim])
     if dreg and z.requires_grad and torch.is_grad_enabled():
-        # d bound / d z_k carries one normalised weight; the estimator needs its square for the
-        # encoder, and the encoder is all that z's gradient reaches.
+        # d bound / d z_k contains one normalised weight. The encoder's estimator needs its square,
+        # and z's gradient reaches only the encoder.
         weight = log_weight.detach().softmax(samples_dim).unsqueeze(-1).to(z.dtype)
         z.register_hook(lambda grad: grad * weight)
     return bound, log_weight

@@ -1,6 +1,6 @@
 """Every likelihood of the list: -log p, and -log p + beta * KL, by name and as functions.
 
-``SPECS`` says what there is. The functions ``NAME_nll`` are made from it: one for each family, with
+``SPECS`` lists them. The functions ``NAME_nll`` are generated from it: one for each family, with
 the family's parameters by name.
 """
 
@@ -26,7 +26,7 @@ if has_native("cpu"):
 Param = torch.Tensor | float
 
 _INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
-# The dtypes that a target of each kind may have, and what they mean.
+# The possible dtypes of each kind of target, and their meaning.
 TARGETS = {
     "unit": (FLOATING | {torch.uint8, torch.bool}, "floating (0..1), uint8 (x / 255) or bool"),
     "real": (FLOATING | {torch.uint8, torch.bool}, "floating, uint8 (x / 255) or bool"),
@@ -66,7 +66,7 @@ if has_native("cpu"):
 def _tensors(
     spec: Spec, params: Sequence[Param], like: torch.Tensor, names: Sequence[str]
 ) -> list[torch.Tensor]:
-    """The parameters as tensors of one floating dtype, numbers included."""
+    """The parameters, numbers too, as tensors of one floating dtype."""
     if len(params) != len(names) and len(params) != 1:
         raise ValueError(
             f"{spec.name} has the parameters {', '.join(names)}, got {len(params)} of them: give "
@@ -107,7 +107,8 @@ def _tensors(
 
 
 def _is_usual(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> bool:
-    """Whether nothing has to be said or brought in line: a small call is mostly its checks."""
+    """Whether the arguments need no conversion and no further check. The checks are most of a small
+    call's time."""
     if type(target) is not torch.Tensor or spec.planes or len(params) != len(spec.params):
         return False
     first = params[0]
@@ -125,9 +126,9 @@ def _is_usual(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> bool
 def check_params(
     spec: Spec, params: Sequence[Param], target: torch.Tensor, names: Sequence[str] = ()
 ) -> list[torch.Tensor]:
-    """Check parameters and target against each other; the parameters as tensors of one dtype.
+    """Check parameters and target; returns the parameters as tensors of one dtype.
 
-    ``names``: what the caller calls the parameters, if not as the Spec does.
+    ``names``: the caller's names of the parameters, if they differ from the Spec's.
     """
     names = names or spec.params
     if _is_usual(spec, params, target):
@@ -179,8 +180,8 @@ def _check_planes(spec: Spec, planes: torch.Tensor, target: torch.Tensor) -> lis
 def _check_order(
     spec: Spec, params: Sequence[torch.Tensor], target: torch.Tensor, names: Sequence[str]
 ) -> None:
-    """Raise where the target alone has a gradient: it is then what a model made, and the data are in
-    its place. (Of a density of real numbers the two may change places.)"""
+    """Raise if only the target has a gradient: it then is probably a model's output, swapped with
+    the data. (A density of real numbers may be symmetric in the two.)"""
     if spec.target == "real" or not target.requires_grad or not torch.is_grad_enabled():
         return
     if not any(p.requires_grad for p in params):
@@ -194,8 +195,8 @@ def _check_order(
 def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> None:
     """Raise, as F.binary_cross_entropy does, where probabilities or targets leave [0, 1].
 
-    The kernel makes the value NaN there, so looking costs nothing else. On a GPU it is the device that
-    asserts, as in torch's, and the host does not wait. While a graph is traced, NaN is what is left.
+    The kernel returns NaN in this case, so the check costs nothing else. On a GPU the device
+    asserts, as in torch, and the host does not wait. While a graph is traced, the result stays NaN.
     """
     if spec is not BERNOULLI_PROBS or torch.compiler.is_compiling():
         return
@@ -226,7 +227,8 @@ def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> No
 
 
 def _is_native(spec: Spec, target: torch.Tensor) -> bool:
-    """Whether a call is the kernels'. What a GPU's library lacks runs in plain PyTorch there."""
+    """Whether the kernels compute this call. Likelihoods that the GPU's library lacks run in plain
+    PyTorch there."""
     device = target.device.type
     return use_native(device) and _native.serves(spec, device)
 
@@ -246,9 +248,9 @@ def nll(
 
     Args:
         likelihood: its name.
-        params: its parameters in their order, each a tensor that broadcasts to the target (what rows
-            share, such as a gene's dispersion, is not repeated on a CPU) or a number; or
-            one tensor with all of them stacked in dim 1, (N, params * C, ...).
+        params: its parameters in order, each a tensor that broadcasts to the target (a CPU does not
+            expand shared ones, such as a gene's dispersion) or a number; or one tensor with all of
+            them stacked in dim 1, (N, params * C, ...).
         target: (N, ...), in a dtype that fits the likelihood: counts and levels as any integers or
             floats, [0, 1] and real data as floats, uint8 (x stands for x / 255) or bool.
         reduction: "sum", "batchmean" (sum over features, mean over samples), "none" (N,), or
@@ -265,7 +267,7 @@ def nll_of(
     reduction: TermsReduction,
     names: Sequence[str] = (),
 ) -> torch.Tensor:
-    """``nll`` for a function that has ``names`` of its own for the parameters."""
+    """``nll`` for a function with its own ``names`` of the parameters."""
     code = reduction_code(reduction, elementwise=True)
     if code and _takes_small_calls():
         value = _native.small_nll(spec, params, target, code)
@@ -320,7 +322,7 @@ def elbo_of(
     reduction: Reduction,
     names: Sequence[str] = (),
 ) -> LossOutput:
-    """``elbo`` for a function that has ``names`` of its own for the parameters."""
+    """``elbo`` for a function with its own ``names`` of the parameters."""
     code = reduction_code(reduction)
     if code and _takes_small_calls():
         out = _native.small_elbo(spec, params, target, mu, logvar, beta, code)
@@ -435,7 +437,7 @@ Args:
     return function
 
 
-# The Bernoulli's functions stand in functional/bernoulli.py.
+# The Bernoulli's functions are in functional/bernoulli.py.
 FUNCTIONS = {
     f"{family}_nll": _function(family, specs)
     for family, specs in _families().items()

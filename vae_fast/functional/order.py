@@ -1,4 +1,4 @@
-"""Whether what a model made and the data it is compared with came in each other's place."""
+"""Detect swapped arguments: a model's output in the place of the data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def check_order(
     call: str,
     elsewhere: str = "",
 ) -> None:
-    """Raise if ``made`` looks like data, and ``data`` like what a model made.
+    """Raise if ``made`` looks like data, and ``data`` like a model's output.
 
-    A loss of swapped arguments is a number like any other, and training lowers it. It shows where
-    the data are bytes, or where they alone have a gradient.
+    A loss of swapped arguments is a plausible number, and training lowers it. The swap is detected
+    if ``made`` are bytes, or if only ``data`` has a gradient.
 
     Args:
-        call: the order that is right, as one would write it.
+        call: the correct call, for the message.
         elsewhere: what to call for the other order.
 
     Raises:

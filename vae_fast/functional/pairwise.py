@@ -1,6 +1,6 @@
 """Sums over all pairs of rows, in memory of the rows' size: densities, MMD, nearest codes.
 
-On the CPU natively; elsewhere in plain PyTorch, in chunks of rows.
+They are native on the CPU. On other devices they run in plain PyTorch, in chunks of rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _ops_for(t: Tensor) -> Any:
 
 
 def _matrices(**named: Tensor) -> list[Tensor]:
-    """Check that all are (rows, D) with one D on one device, and bring them to one dtype."""
+    """Check that all are (rows, D) with the same D on one device, and convert them to one dtype."""
     (name, first), *rest = named.items()
     for other, t in named.items():
         check_floating(other, t)
@@ -118,10 +118,10 @@ def aggregate_log_densities(
 ) -> tuple[Tensor, Tensor]:
     """log q(z_i) and log q(z_id) of the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), in nats.
 
-    Estimated from the minibatch that z was drawn from (Chen et al. 2018, appendix C). With M = B - 1
-    samples beside a row's own, "stratified" gives the row's own posterior the weight 1/N, one
-    other (the next row's) (N - M) / (N M), the rest 1/M each (appendix C.2); its expectation over
-    minibatches is q(z). "weighted" gives each of the B the weight 1 / (N B) (appendix C.1): a lower
+    Estimated from the minibatch that z was drawn from (Chen et al. 2018, appendix C). With M = B -
+    1 other samples, "stratified" gives the row's own posterior the weight 1/N, the next row's (N -
+    M) / (N M), and the others 1/M each (appendix C.2); its expectation over minibatches is q(z).
+    "weighted" gives each of the B the weight 1 / (N B) (appendix C.1): a lower
     bound. For a single row the two are the same.
 
     Args:
@@ -166,8 +166,8 @@ def total_correlation(
 ) -> Tensor:
     """KL(q(z) || prod_d q(z_d)), the total correlation of the aggregate posterior, 0-d, in nats.
 
-    The mean over the batch of log q(z) - sum_d log q(z_d), of ``aggregate_log_densities``, which
-    has the arguments.
+    The mean over the batch of log q(z) - sum_d log q(z_d); see ``aggregate_log_densities`` for the
+    arguments.
     """
     whole, parts = aggregate_log_densities(z, mu, logvar, dataset_size, sampling=sampling)
     return (whole - parts.sum(1)).mean()
