@@ -28,6 +28,7 @@ QUICK = (
     "test_losses.py::test_uint8_is_x_over_255_to_the_last_bit",
     "test_losses.py::test_same_bits_in_any_order_and_at_any_alignment",
     "test_losses.py::test_error_is_at_most_twice_eagers",
+    "test_step.py",
 )
 
 
