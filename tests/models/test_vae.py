@@ -7,6 +7,7 @@ import torch
 
 from vae_fast import models, noise, reference
 from vae_fast.models import BetaVAE, Gaussian, Laplace, build
+from vae_fast.models.networks import upsample
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,27 @@ def test_networks_fit_any_image_and_learn(network, shape):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 6)])
+def test_a_resize_decoder_has_no_checkerboard(network, shape):
+    """Where its maps are flat its pixels are equal, but for a border; a transposed convolution's are
+    not, for 4, 2 or 1 of its weights make them by turns."""
+    unequal = {}
+    for kind in ("resize", "transposed"):
+        options = {"channels": (4, 8), "upsampling": kind}
+        model = build("vae", shape, latent_dim=4, network=network, network_options=options)
+        up = upsample(5, 2, shape[1:], kind)
+        pixels = up(torch.ones(1, 5, *(-(-side // 2) for side in shape[1:])))[..., 1:-1, 1:-1]
+        assert pixels.shape[-2:] == tuple(side - 2 for side in shape[1:])
+        unequal[kind] = (pixels.amax((2, 3)) - pixels.amin((2, 3))).max().item()
+        x = torch.rand(3, *shape)
+        assert model.reconstruct(x).shape == x.shape
+        kinds = [type(m) for m in model.decoder.modules()]
+        assert (torch.nn.ConvTranspose2d in kinds) == (kind == "transposed")
+    assert unequal["resize"] < 1e-6
+    assert unequal["transposed"] > 0.01
+
+
 def test_reconstruct_uses_the_posterior_mean():
     model = tiny()
     x = torch.rand(4, 1, 3, 4, dtype=torch.float64)
@@ -144,6 +166,12 @@ def test_beta_vae_is_a_vae_with_an_objective():
         (lambda: build("vae", (1, 0, 4)), "input_shape"),
         (lambda: build("vae", (16,), network="conv"), r"\(channels, height, width\).*\(16,\)"),
         (lambda: build("vae", (1, 4, 4), network="cnn"), "unknown network 'cnn'"),
+        (
+            lambda: build(
+                "vae", (1, 4, 4), network="conv", network_options={"upsampling": "bilinear"}
+            ),
+            "unknown upsampling 'bilinear'; known: transposed, resize",
+        ),
         (lambda: build("vae", (1, 4, 4), likelihood="normal"), "unknown likelihood 'normal'"),
         (lambda: build("no_such_package:Model", (4,)), "can't import 'no_such_package'"),
         (lambda: build("torch.nn:NoSuchModel", (4,)), "torch.nn has no 'NoSuchModel'"),

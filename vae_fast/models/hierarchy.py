@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.models.base import Posterior
-from vae_fast.models.networks import image_shape, pyramid, upsampling
+from vae_fast.models.networks import image_shape, pyramid, upsample
 from vae_fast.models.scripting import NotScriptable
 
 Stage = tuple[tuple[int, int], int]  # (height, width) and how many levels have it
@@ -131,7 +131,7 @@ def conv_ends(
         for _ in sizes[2:]:
             stem += [nn.GELU(), nn.Conv2d(width, width, 3, stride=2, padding=1)]
         for size in reversed(sizes[:-1]):
-            output += [nn.GELU(), upsampling(width, width, size)]
+            output += [nn.GELU(), upsample(width, width, size)]
     output += [nn.GELU(), nn.Conv2d(width, output_shape[0], 3, padding=1)]
     return nn.Sequential(*stem), nn.Sequential(*output)
 

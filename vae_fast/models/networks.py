@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
 }
 NORMS = ("none", "batch", "layer")
+UPSAMPLINGS = ("transposed", "resize")
 
 
 def _activation(name: str) -> nn.Module:
@@ -110,14 +111,28 @@ def ladder(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int
 
 
 def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
-    """The convolution that goes with ``upsampling``."""
+    """The convolution that goes with ``upsample``."""
     return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
 
 
-def upsampling(n_in: int, n_out: int, size: tuple[int, int]) -> nn.ConvTranspose2d:
-    """The transposed convolution whose output has exactly ``size``: 2 n - 1, plus one if even."""
+def upsample(n_in: int, n_out: int, size: tuple[int, int], kind: str = "transposed") -> nn.Module:
+    """Twice the size, to exactly ``size``: 2 n - 1, plus one if even.
+
+    Args:
+        kind: ``transposed``, a transposed convolution, whose outputs are sums of four, two or one of
+            its kernel's weights by turns, which may show as a checkerboard; or ``resize``, each
+            pixel repeated and then a convolution, where all are alike (Odena et al. 2016).
+    """
+    _check_upsampling(kind)
+    if kind == "resize":
+        return nn.Sequential(nn.Upsample(size=size), nn.Conv2d(n_in, n_out, 3, padding=1))
     padding = tuple(1 - side % 2 for side in size)
     return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
+
+
+def _check_upsampling(kind: str) -> None:
+    if kind not in UPSAMPLINGS:
+        raise ValueError(f"unknown upsampling {kind!r}; known: {', '.join(UPSAMPLINGS)}")
 
 
 def conv_encoder(
@@ -129,8 +144,11 @@ def conv_encoder(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
+    upsampling: str = "transposed",
 ) -> nn.Sequential:
-    """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer."""
+    """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer.
+    ``upsampling`` is the decoder's."""
+    _check_upsampling(upsampling)
     shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
@@ -150,8 +168,9 @@ def conv_decoder(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
+    upsampling: str = "transposed",
 ) -> nn.Sequential:
-    """The mirror image of ``conv_encoder``, with transposed convolutions."""
+    """The mirror image of ``conv_encoder``, with ``upsample`` of the kind ``upsampling``."""
     small, *larger = reversed(ladder(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
@@ -159,7 +178,7 @@ def conv_decoder(
         nn.Unflatten(1, small),
     ]
     for rung, ((n_in, *_), (n_out, *size)) in enumerate(itertools.pairwise([small, *larger]), 1):
-        layers.append(upsampling(n_in, n_out, tuple(size)))
+        layers.append(upsample(n_in, n_out, tuple(size), upsampling))
         if rung < len(larger):  # the last gives the likelihood's parameters as they are
             layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
     return MLP(*layers)
@@ -205,8 +224,11 @@ def resnet_encoder(
     activation: str = "silu",
     norm: str = "none",
     dropout: float = 0.0,
+    upsampling: str = "transposed",
 ) -> nn.Sequential:
-    """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer."""
+    """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer.
+    ``upsampling`` is the decoder's."""
+    _check_upsampling(upsampling)
     shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
@@ -225,13 +247,14 @@ def resnet_decoder(
     activation: str = "silu",
     norm: str = "none",
     dropout: float = 0.0,
+    upsampling: str = "transposed",
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
     small, *larger = reversed(ladder(output_shape, channels))
     layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
     for (n_in, *_), (n_out, *size) in itertools.pairwise([small, *larger]):
         layers += _residuals(blocks, n_in, activation=activation, norm=norm, dropout=dropout)
-        layers += [_activation(activation), upsampling(n_in, n_out, tuple(size))]
+        layers += [_activation(activation), upsample(n_in, n_out, tuple(size), upsampling)]
     return MLP(*layers)
 
 
