@@ -216,7 +216,7 @@ def test_compare_reference_prints_the_loops_that_people_write_and_the_ratios(wor
 def test_resume_prints_the_step_at_which_it_continues(workplace, capsys):
     run("train", *SMALL, "--out", "out")
     assert run("resume", "out", "--epochs", 2) == 0
-    assert "out goes on at step 6 of 12" in capsys.readouterr().out
+    assert "out continues at step 6 of 12" in capsys.readouterr().out
     lines = (workplace / "out" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["epoch"] == 2 and json.loads(lines[-1])["step"] == 12
     starts = json.loads((workplace / "out" / "environment.json").read_text())

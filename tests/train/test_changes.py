@@ -45,9 +45,9 @@ def moved(trainer, by):
 def test_a_new_learning_rate_is_used_reported_and_saved(run, data):
     trainer, said = resume(run, data, epochs=2, changes={"lr": 1e-5, "optimizer.clip_norm": 9.0})
     assert said[:3] == [
-        "lr: 1e-05 from here on, as asked for now; it was 0.001",
-        "optimizer.clip_norm: 9.0 from here on, as asked for now; it was 0.0",
-        "epochs: 2 from here on, as asked for now; it was 1",
+        "lr: 1e-05 from here on, as you asked; it was 0.001",
+        "optimizer.clip_norm: 9.0 from here on, as you asked; it was 0.0",
+        "epochs: 2 from here on, as you asked; it was 1",
     ]
     assert moved(trainer, by=1e-5) < 6  # 3 steps
     assert run.metrics()[-2]["lr"] == 1e-5
@@ -179,7 +179,7 @@ def test_the_command_line_has_both(run, data, capsys, tmp_path):
     assert main([*start, "--out", out, "--model-args", '{"latent_dim": 2}']) == 0
     assert main(["resume", out, "--lr", "1e-4", "--epochs", "2", "--optimizer.clip-norm=3"]) == 0
     said = capsys.readouterr().out
-    assert "lr: 0.0001 from here on, as asked for now; it was 0.001" in said
+    assert "lr: 0.0001 from here on, as you asked; it was 0.001" in said
     assert "optimizer.clip_norm: 3.0" in said and "Validation loss" in said
     assert main(["resume", out, "--lr", "-1"]) != 0
     assert main([*start, "--init-from", out, "--out", f"{out}b"]) == 0

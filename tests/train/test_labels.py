@@ -54,7 +54,7 @@ def test_the_configuration_is_checked():
 def test_too_many_labels_to_keep_are_refused_before_any_work(tmp_path):
     config = TrainConfig(model="ssvae", device="cpu", out=str(tmp_path / "run"),
                          labels=LabelsConfig(keep=31))  # fmt: skip
-    with pytest.raises(ValueError, match="31 labels were to be kept, and array has 30"):
+    with pytest.raises(ValueError, match="31 labels are to be kept, and array has 30"):
         Trainer(config, train_data=patterns(30, 1), val_data=patterns(9, 2))
     assert not (tmp_path / "run").exists()
 

@@ -133,7 +133,7 @@ def interpolate(arguments: list[str], program: str) -> int:
 
     restored, (x, _, y, source, *_) = model_and_samples(values)
     if len(x) < 2:
-        raise ValueError(f"{source} has {len(x)} sample: a pair takes two")
+        raise ValueError(f"{source} has {len(x)} sample, and a pair needs two")
     pairs = len(x) // 2 * 2
     start, end = x[0:pairs:2], x[1:pairs:2]
     given = None if y is None else y[0:pairs:2]
@@ -169,7 +169,7 @@ def attribute(arguments: list[str], program: str) -> int:
 
     restored, (x, labels, y, source, _, classes) = model_and_samples(values)
     if labels is None:
-        raise ValueError(f"{source} has no labels, which the direction is found by")
+        raise ValueError(f"{source} has no labels, and the direction needs them")
     label = label_of(values.label, classes)
     has = labels == label
     vector = tasks.attribute_vector(tasks.encode(restored.model, x, y), has)

@@ -28,20 +28,20 @@ COMMON = {
     "--data.size PIXELS": "of image files: resize the shorter side, cut out the square",
     "--epochs N": "passes over the training data",
     "--batch-size N": "samples per step",
-    "--lr RATE": "learning rate, at its highest",
+    "--lr RATE": "peak learning rate",
     "--objective.beta BETA": "weight of the KL term; the model's own by default",
     "--precision P": "fp32, bf16 or fp16",
     "--device DEVICE": "auto, cpu, cuda or cuda:1",
     "--seed N": "of weights, order and noise",
     "--out FOLDER": "of the run; runs/MODEL-DATA by default",
-    "--compare-reference": "also time the loops that people write in plain PyTorch",
+    "--compare-reference": "also time common loops in plain PyTorch",
 }
 COMMON_OF_RESUME = {
     "--epochs N": "train to this many epochs instead",
     "--lr RATE": "another learning rate from here on",
     "--device DEVICE": "another device from here on",
     "--trust": TRUST.format("run's config.yaml"),
-    "--profile N": "trace so many steps into the run's profile.json",
+    "--profile N": "trace this many steps into the run's profile.json",
 }
 PARTS = ("labels", "objective", "optimizer", "checkpoint")
 
@@ -56,10 +56,10 @@ def train(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--compare_reference",
         action="store_true",
-        help="also time the same training in the loops that people write in plain PyTorch",
+        help="also time the same training in common loops in plain PyTorch",
     )
     parser.add_argument(
-        "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
+        "--profile", type=int, default=0, help="trace this many steps into the run's profile.json"
     )
     file, flags = _split_config(arguments)
     of_file = to_dict(TrainConfig() if file is None else _read_config(file))
@@ -196,13 +196,13 @@ def _take_dicts(values: dict[str, Any], of_file: dict[str, Any], flags: list[str
 
 
 def resume(arguments: list[str], program: str) -> int:
-    """go on with a run that was stopped, to the same bits"""
+    """continue a stopped run, to the same bits"""
     parser = make_parser(program, resume.__doc__)
     parser.common = COMMON_OF_RESUME
     parser.add_argument("run", type=str, help="folder of the run")
     parser.add_argument("--trust", action="store_true", help=TRUST.format("run's config.yaml"))
     parser.add_argument(
-        "--profile", type=int, default=0, help="trace so many steps into the run's profile.json"
+        "--profile", type=int, default=0, help="trace this many steps into the run's profile.json"
     )
     names = changes.fields()
     for name, kind in names.items():
@@ -215,7 +215,7 @@ def resume(arguments: list[str], program: str) -> int:
     asked = {name: values[name] for name in names if values[name] is not None}
     trainer = Trainer.resume(values.run, changes=asked, profile=values.profile, trust=values.trust)
     if trainer.world.is_main:
-        print(f"{values.run} goes on at step {trainer.progress.step} of {trainer.total_steps}")
+        print(f"{values.run} continues at step {trainer.progress.step} of {trainer.total_steps}")
     return _fit(trainer, compare_too=False)
 
 

@@ -38,7 +38,7 @@ def binarized_once(data: Any, seed: int) -> ArrayData:
     if not isinstance(data, ArrayData) or data.mapped:
         raise ValueError(
             f"{data.name}: static binarisation draws all images once and keeps them, so the data must "
-            "be in memory; use dynamic, or load the array yourself (np.load) and hand it over"
+            "be in memory; use dynamic, or load the array yourself (np.load) and pass it"
         )
     every = torch.arange(len(data), device=data.images.device)
     # Another stream than that of a pass of `Batches`, which may be over the validation data.

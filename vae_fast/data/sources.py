@@ -391,7 +391,9 @@ def custom_split(
     if split == "test":
         raise ValueError(f"{data.name} has no test split: load the file that holds its test images")
     if len(data) < 2:
-        raise ValueError(f"{data.name} has {len(data)} sample; holding one out takes two at least")
+        raise ValueError(
+            f"{data.name} has {len(data)} sample; holding one out for validation needs at least two"
+        )
     if kept is not None:
         val = _kept(data, kept)
     elif isinstance(data, DatasetData):

@@ -152,7 +152,7 @@ class StreamData:
     def _too_short(self, found: int, cuts: Cuts) -> None:
         who = f"rank {cuts.rank}'s part of {self.name}" if self.splits else self.name
         raise ValueError(
-            f"{who} ended after {found} samples, and an epoch is said to have {len(self)}"
+            f"{who} ended after {found} samples, and an epoch should have {len(self)}"
             + (f" on {cuts.world_size} ranks" if self.splits else "")
             + ": give fewer, as_data(dataset, samples=...)"
         )
@@ -202,7 +202,7 @@ def from_stream(
                 "as_data(dataset, splits=True, samples=...), over all ranks"
             )
     if samples is not None and samples < 1:
-        raise ValueError(f"{name}: an epoch has at least 1 sample, and {samples} are asked for")
+        raise ValueError(f"{name}: an epoch has at least 1 sample, got {samples}")
     try:
         item = next(iter(dataset))
     except StopIteration:

@@ -43,7 +43,7 @@ def apply(config: TrainConfig, changes: Mapping[str, Any], run: str) -> list[str
         before = getattr(part, field)
         setattr(part, field, value)
         if before != value:
-            lines.append(f"{name}: {value} from here on, as asked for now; it was {before}")
+            lines.append(f"{name}: {value} from here on, as you asked; it was {before}")
     return lines
 
 
@@ -90,7 +90,7 @@ def check_plain(saved: Any) -> None:
     """Raise CheckpointError unless this can be the ``plain`` form of a configuration."""
     optimizer = saved.get("optimizer") if isinstance(saved, dict) else None
     if not (isinstance(optimizer, dict) and isinstance(optimizer.get("args"), dict)):
-        raise CheckpointError("config can't be a run's")
+        raise CheckpointError("config is not valid")
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def check_state(state: dict[str, Any]) -> None:
     if "config" in state:  # checkpoints of version 2 have none
         check_plain(state["config"])
     if wrong := [name for name, fault in faults.items() if fault]:
-        raise CheckpointError(f"{', '.join(wrong)} can't be a run's")
+        raise CheckpointError(f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not valid")
 
 
 def _has(value: Any, **kinds: type) -> bool:
