@@ -37,7 +37,7 @@ class VAEModule(lightning.LightningModule):
 
     Args:
         model: of ``vae_fast.models``, or with the same interface.
-        lr: the learning rate, at its highest.
+        lr: the peak learning rate.
         objective: beta's final value (None: 1) and schedule, and free bits.
         optimizer: name, args, groups, phases, warm-up and decay. Clipping and other schedulers are
             Lightning's own: ``Trainer(gradient_clip_val=...)``, or ``configure_optimizers`` of a subclass.

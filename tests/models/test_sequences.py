@@ -53,7 +53,7 @@ def test_the_series_has_a_year_in_it():
 
 def test_the_series_trains_and_has_pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("vae_fast.train.showcase.SERIES", 3)
+    monkeypatch.setattr("vae_fast.train.run_pictures.SERIES", 3)
     trainer = Trainer(example("vrae_series", out=str(tmp_path / "run")))
     result = trainer.fit()
     first = trainer.folder.metrics()[0]["loss"]

@@ -203,7 +203,7 @@ def test_objectives_that_cannot_work(run, objective, message):
 
 def test_models_that_use_labels_are_given_them(config):
     from vae_fast.data import load
-    from vae_fast.train.showcase import first_samples, reconstruct, sample
+    from vae_fast.train.run_pictures import first_samples, reconstruct, sample
 
     train, val = (load("fashion10k", split=s).slice(0, 200) for s in ("train", "val"))
     config.model, config.model_args = "cvae", {"latent_dim": 2, "hidden": 16}

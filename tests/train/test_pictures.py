@@ -8,7 +8,7 @@ import torch
 
 from vae_fast import models, pictures
 from vae_fast.tasks import pictures as of_tasks
-from vae_fast.train import Trainer, showcase
+from vae_fast.train import Trainer, run_pictures
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -52,8 +52,8 @@ def test_a_few_tiles_leave_no_blank_columns(tmp_path):
 def test_samples_stand_in_columns_of_classes():
     for count, columns in [(12, 12), (10, 10), (1, 10), (30, 10)]:
         model = models.build("cvae", (1, 8, 8), condition_options={"num_classes": count})
-        assert showcase.classes_of(model) == columns
-    assert showcase.classes_of(models.build("vae", (1, 8, 8))) == 10
+        assert run_pictures.classes_of(model) == columns
+    assert run_pictures.classes_of(models.build("vae", (1, 8, 8))) == 10
 
 
 def test_a_short_interval_is_joined_with_the_one_before():
@@ -131,7 +131,7 @@ def test_a_picture_that_fails_costs_a_warning(config, clothes, monkeypatch, what
     def failing(*_, **__):
         raise RuntimeError("no paint")
 
-    module = "vae_fast.pictures" if what == "draw_samples" else "vae_fast.train.showcase"
+    module = "vae_fast.pictures" if what == "draw_samples" else "vae_fast.train.run_pictures"
     monkeypatch.setattr(f"{module}.{what}", failing)
     config.epochs, config.pictures_every = 1, 1
     trainer = Trainer(config, train_data=clothes[0][:200], val_data=clothes[1][:50])

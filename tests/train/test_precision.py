@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vae_fast.train import OptimizerConfig, TrainConfig, Trainer
-from vae_fast.train.scaling import INTERVAL, START, LossScale
+from vae_fast.train.loss_scale import INTERVAL, START, LossScale
 from vae_fast.train.update import Update
 
 CPU = torch.device("cpu")

@@ -59,7 +59,7 @@ def sample(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import generate
     from vae_fast.train.memory import check_fits
     from vae_fast.train.run_data import class_names, label_of, labels_for
-    from vae_fast.train.showcase import classes_of
+    from vae_fast.train.run_pictures import classes_of
 
     restored = restore(values)
     size = values.n * math.prod(restored.model.input_shape) * 4

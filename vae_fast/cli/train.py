@@ -8,7 +8,7 @@ from typing import Any
 from vae_fast.cli.flags import Usage, load_package, make_parser, nearest, parse
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.import_paths import paths_typed
-from vae_fast.train import changes
+from vae_fast.train import config_changes
 from vae_fast.train.config import (
     OptimizerConfig,
     TrainConfig,
@@ -204,7 +204,7 @@ def resume(arguments: list[str], program: str) -> int:
     parser.add_argument(
         "--profile", type=int, default=0, help="trace this many steps into the run's profile.json"
     )
-    names = changes.fields()
+    names = config_changes.fields()
     for name, kind in names.items():
         words = "train to this many epochs instead" if name == "epochs" else "another from here on"
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=words)

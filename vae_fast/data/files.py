@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.message_words import shown
 from vae_fast.data.npy import (
     OBJECTS,
     check_memory,
@@ -23,7 +24,6 @@ from vae_fast.data.npy import (
     read_header,
 )
 from vae_fast.data.sparse import from_npz, from_sparse
-from vae_fast.data.words import shown
 
 SUFFIXES = (".npy", ".npz")
 # Errors of reading an archive. zipfile raises RuntimeError for encryption and unknown compression.

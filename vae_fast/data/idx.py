@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
+from vae_fast.data.message_words import shown
 from vae_fast.data.npy import check_memory, check_regular
-from vae_fast.data.words import shown
 
 _MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

@@ -31,6 +31,7 @@ from vae_fast.data.files import SUFFIXES, read_file
 from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
 from vae_fast.data.images import SUFFIXES as IMAGE_SUFFIXES
+from vae_fast.data.message_words import shown
 from vae_fast.data.ranges import check_counts, check_unit
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
@@ -42,7 +43,6 @@ from vae_fast.data.streams import StreamData, from_stream, stream_in_memory
 from vae_fast.data.tables import SUFFIXES as TABLES
 from vae_fast.data.tables import from_cells, read_table
 from vae_fast.data.torchvision_sets import TorchvisionUnavailable, read_torchvision
-from vae_fast.data.words import shown
 from vae_fast.data_options import DataOptions
 
 Data = ArrayData | DatasetData | ShardData | Sprites | StreamData

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from vae_fast.data.arrays import ArrayData, from_array
+from vae_fast.data.message_words import shown
 from vae_fast.data.npy import check_memory
 from vae_fast.data.ranges import check_digits
 from vae_fast.data.sparse import from_sparse, is_sparse
-from vae_fast.data.words import shown
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
 LABELS = ("label", "labels")

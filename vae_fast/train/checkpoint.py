@@ -28,7 +28,7 @@ import torch
 from vae_fast import files
 from vae_fast.extras import need
 from vae_fast.files import Say, warn
-from vae_fast.train import keeping, manifest, shard_files, tree
+from vae_fast.train import json_tree, keeping, manifest, shard_files
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.keeping import later_checkpoints, point, pointed, prune, rewind_to, step_folders
 from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
@@ -85,7 +85,7 @@ def save(
     """
     folder, beside = parent / f"{step:08d}", parent / f".writing-{step:08d}"
     tensors: dict[str, torch.Tensor] = {}
-    plain = tree.without_tensors(state, "", tensors)
+    plain = json_tree.without_tensors(state, "", tensors)
     groups = {WEIGHTS: weights, TRAINING: tensors}
     sharded = {k: t for group in groups.values() for k, t in group.items() if is_sharded(t)}
     begun = False
@@ -170,7 +170,7 @@ def load(
         (tensors if name.startswith("/") else weights)[name] = tensor
     state: dict[str, Any] = {}
     try:
-        state = tree.with_tensors(content["state"], tensors)
+        state = json_tree.with_tensors(content["state"], tensors)
         check(state)
     except CheckpointError as error:
         problem = problem or f"{folder / STATE} is damaged: {error}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vae_fast.train.changes import check_plain
+from vae_fast.train.config_changes import check_plain
 from vae_fast.train.manifest import CheckpointError
 
 

@@ -22,20 +22,21 @@ from vae_fast.data import build_augment
 from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
 from vae_fast.ops import matmul
-from vae_fast.train import changes as changes_to
-from vae_fast.train import checkpoint, rng, run_data, standardize
+from vae_fast.train import checkpoint, config_changes, rng, run_data, standardize
 from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps
 from vae_fast.train.diagnostics import diagnostics
 from vae_fast.train.display import MetricsDisplay
 from vae_fast.train.distributed import Share, World
+from vae_fast.train.initial_weights import load_initial_weights
 from vae_fast.train.latents import collapse_warning, latent_statistics
 from vae_fast.train.meter import Meter
 from vae_fast.train.opening import Estimate, opening
 from vae_fast.train.profiling import StepProfiler, check_steps
 from vae_fast.train.progress import Progress, Result, check_state
 from vae_fast.train.run_folder import RunFolder
+from vae_fast.train.run_pictures import draw_pictures
 from vae_fast.train.setup import (
     build_model,
     check_labels,
@@ -44,11 +45,9 @@ from vae_fast.train.setup import (
     set_dataset_size,
 )
 from vae_fast.train.sharded import like, mesh_of
-from vae_fast.train.showcase import draw_pictures
 from vae_fast.train.step import Step
 from vae_fast.train.stop import Interrupted, StopSignals
 from vae_fast.train.tensorboard import TensorBoard
-from vae_fast.train.weights import load_initial_weights
 
 _OF_VALUES = (ValueError, TypeError, LookupError)
 
@@ -181,7 +180,7 @@ class Trainer:
         config, asked = folder.config(trust), dict(changes or {})
         if epochs is not None:
             asked["epochs"] = epochs
-        lines = changes_to.apply(config, asked, str(run))
+        lines = config_changes.apply(config, asked, str(run))
         if config.runner == "auto" and "runner" not in asked:
             # Configurations of older runs name no runner. These runners give the same bits as they
             # did.
@@ -199,13 +198,13 @@ class Trainer:
         )
         if saved is not None:
             before = saved.state.get("config")
-            lines += changes_to.compare(before, config, asked, str(run))
+            lines += config_changes.compare(before, config, asked, str(run))
             trainer.restore(saved, say)
             if "runner" in asked:  # asked for again, even if it was refused before
                 trainer.step.refused.clear()
                 trainer.step.choose_runner()
                 trainer.record_runner(must=True)
-            trainer.step.apply_arguments(changes_to.changed_arguments(before, config))
+            trainer.step.apply_arguments(config_changes.changed_arguments(before, config))
             check_steps(trainer.profile, trainer.total_steps - trainer.progress.step)
         elif is_main:
             trainer.start_again(say)
@@ -474,7 +473,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, except the weights."""
         return {
-            "config": changes_to.plain(self.config),
+            "config": config_changes.plain(self.config),
             "input_shape": list(self.model.input_shape),
             "reached": asdict(self.progress),
             "interval_seconds": time.perf_counter() - self.interval_began,

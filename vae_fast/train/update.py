@@ -12,7 +12,7 @@ from vae_fast.ops.parameter_buffers import using
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.flat import FlatAdam, FlatParameters
 from vae_fast.train.guard import Guard
-from vae_fast.train.scaling import LossScale
+from vae_fast.train.loss_scale import LossScale
 from vae_fast.train.setup import build_optimizer
 from vae_fast.train.sharded import shard_state
 
