@@ -121,6 +121,23 @@ sanitize() {
     return "$result"
 }
 
+# Compiles unless the same sources were compiled here for the same torch and GPU. Their contents are
+# compared: a tree that was copied here anew has new times, by which all would be compiled again.
+build() {
+    local stamp=build/gpu-check.stamp now
+    now="$({
+        find csrc setup.py -type f | LC_ALL=C sort | xargs cat
+        "$PYTHON" -c "import sys, torch; print(torch.__version__, sys.version,
+            torch.cuda.get_device_capability())"
+    } | sha256sum)"
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$now" ]] && compgen -G "vae_fast/_C_cuda*" >/dev/null; then
+        echo "the kernels here are of these sources"
+        return 0
+    fi
+    plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace || return
+    mkdir -p build && echo "$now" >"$stamp"
+}
+
 # The benchmarks' tables are worth a file of their own.
 benchmarks() {
     "${bound[@]}" "$PYTHON" -m benchmarks "${BENCH[@]}" --json "$OUT/benchmarks.json" |
@@ -130,7 +147,7 @@ benchmarks() {
 
 # CUDA has to be there, or every test marked cuda would be skipped and the check pass. The first five
 # have 5 minutes together; the benchmarks take what is left, 2 minutes or more.
-step build 140 plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace
+step build 140 build
 step info 10 plain "$PYTHON" -c '
 import sys, vae_fast
 facts = vae_fast.info()

@@ -25,7 +25,7 @@ esac
 """
 
 
-def run(tmp_path: Path, **env: str) -> tuple[dict, list[str], Path]:
+def run(tmp_path: Path, script: Path = SCRIPT, **env: str) -> tuple[dict, list[str], Path]:
     tools = tmp_path / "bin"
     tools.mkdir(exist_ok=True)
     for name, text in {
@@ -38,7 +38,7 @@ def run(tmp_path: Path, **env: str) -> tuple[dict, list[str], Path]:
     given = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls), **env}
     given.update(PYTHON=str(tools / "fake-python"), REAL=sys.executable)
     result = subprocess.run(
-        ["bash", str(SCRIPT), str(out)], env=given, check=False, capture_output=True, text=True
+        ["bash", str(script), str(out)], env=given, check=False, capture_output=True, text=True
     )
     summary = json.loads((out / "summary.json").read_text())["steps"]
     assert result.returncode == (1 if "failed" in str(summary) else 0), result.stderr
@@ -80,3 +80,28 @@ def test_two_runs_fit_a_quarter_of_an_hour():
     whole = int(re.search(r'TIME="\$\{TIME:-(\d+)\}"', text)[1])
     assert sum(seconds for name, seconds in limits.items() if name != "benchmarks") <= 300
     assert whole <= 420 and 2 * whole <= 15 * 60
+
+
+def test_what_is_compiled_is_compiled_again_only_for_other_sources(tmp_path):
+    """By their contents: a second run is in a copy of the tree, whose files have other times."""
+    tree = tmp_path / "tree"
+    for name, text in {
+        "scripts/gpu_check.sh": SCRIPT.read_text(),
+        "setup.py": "",
+        "csrc/cuda/step.cu": "one",
+        "vae_fast/_C_cuda.so": "",
+    }.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    builds = []
+    for text in ("one", "one", "two"):
+        (tree / "csrc/cuda/step.cu").write_text(text)
+        steps, calls, out = run(tmp_path, tree / "scripts/gpu_check.sh", SKIP="memcheck racecheck")
+        assert steps["build"]["outcome"] == "passed"
+        builds.append(sum("build_ext" in call for call in calls))
+        said = "the kernels here are of these sources" in (out / "log.txt").read_text()
+        assert said == (len(builds) == 2)
+    assert builds == [1, 1, 2]
+    (tree / "vae_fast/_C_cuda.so").unlink()
+    _, calls, _ = run(tmp_path, tree / "scripts/gpu_check.sh", SKIP="memcheck racecheck")
+    assert sum("build_ext" in call for call in calls) == 3
