@@ -158,7 +158,7 @@ def test_workers_of_a_stream_that_splits_itself():
         (lambda: as_data(Stream(), splits=True), ValueError, "splits itself.*samples="),
         (lambda: as_data(iter([IMAGES[0]])), TypeError, "iterator, which can be read once only"),
         (lambda: as_data(Stream([])), ValueError, "Stream: there is nothing in it"),
-        (lambda: as_data(Stream(), samples=0), ValueError, "at least 1 sample, and 0"),
+        (lambda: as_data(Stream(), samples=0), ValueError, "at least 1 sample, got 0"),
         (lambda: as_data(IMAGES, samples=3), TypeError, "samples and splits.*this is a Tensor"),
         (lambda: load(Sized(), split="val"), ValueError, "stream.*train_data="),
         (lambda: pack(Sized(), "nowhere"), TypeError, "stream.*keep_in_memory=True"),
