@@ -53,7 +53,7 @@ def programs(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[Tensor, ...],
     """Each part of a model: a module, example inputs, and the inputs' names.
 
     Raises:
-        ValueError: the model has no single vector z, so that there is no such encoder or decoder.
+        ValueError: the model has no single latent vector z, so it has no such encoder or decoder.
     """
     if not isinstance(model, LatentModel) or not model.is_probabilistic:
         raise ValueError(

@@ -18,7 +18,7 @@ class WeightAverage:
     The first steps use a smaller decay, (1 + step) / (10 + step), to forget the initial weights.
 
     Args:
-        flat: the buffer of the model's parameters, if there is one; the average then is one op.
+        flat: the buffer of the model's parameters, if they are in one; the update then is one op.
     """
 
     def __init__(self, model: nn.Module, decay: float, flat: FlatParameters | None = None) -> None:

@@ -25,7 +25,7 @@ class TorchSchedule:
     ReduceLROnPlateau gets each validation's loss; others count steps or epochs.
 
     Raises:
-        ValueError: the name leads nowhere or to no scheduler, or its arguments don't fit.
+        ValueError: the name names no class, or no scheduler, or its arguments do not fit.
     """
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
