@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -36,9 +36,6 @@ BARS = {"fp32": Bar(1e-5, 1e-2, 1e-4), "bf16": Bar(2e-3, 5e-2, 5e-3)}
 OF_UPDATE = 1e-3  # of the norm of the change that one step makes with the same gradient
 ROUNDING = 1e-6  # of a buffer's norm
 MOST_CONSECUTIVE = 3  # consecutive differing checks after which the native step is given up
-LARGE = (
-    4e9  # operations of a step whose comparison takes all threads: their work outweighs their waits
-)
 
 
 class NativeRunner:
@@ -144,8 +141,7 @@ class NativeRunner:
     def _checked(self, share: Share) -> tuple[Any, ...]:
         before = Memory(self._memory())
         terms = self._take(share)
-        operations = 6 * self._gradient.numel() * len(share.images)
-        with by_one_thread() if operations < LARGE else nullcontext():
+        with by_one_thread():
             after, gradient = Memory(self._memory()), self._gradient.clone()
             before.restore()
             differs, loss = self._gradients_differ(share, terms, gradient)
