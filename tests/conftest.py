@@ -1,4 +1,4 @@
-"""What every test may use: the backends, the devices, the SIMD levels, and a fixed seed."""
+"""Fixtures of all tests: backends, devices, SIMD levels, and a fixed seed."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, known: dict[str, Path]) -> set[str]:
-    """The modules of ours that a module imports, within functions too.
+    """This project's modules that a module imports, also within functions.
 
     Imports for the type checker alone don't count. ``__version__``, which stands before the imports
     of the package's ``__init__``, is no import of what follows it.
@@ -92,7 +92,7 @@ def room_of(module: str) -> str:
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """The circles of a graph, one for each module at which a walk comes back to itself."""
+    """The circles of a graph, one for each edge that closes a circle in a depth-first walk."""
     found, done = [], set()
 
     def visit(name: str, path: list[str]) -> None:

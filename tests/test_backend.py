@@ -1,4 +1,4 @@
-"""Which implementation runs, and what is said where the wanted one is missing."""
+"""The choice of the backend, and messages about a missing one."""
 
 import re
 import sysconfig
@@ -60,7 +60,7 @@ def test_an_unknown_backend_is_an_error():
 
 
 def test_the_choice_decides_who_computes(monkeypatch):
-    """reference computes everything; native nothing of it."""
+    """The reference backend calls no native kernel."""
     calls = []
     real = vae_fast.reference.gaussian_kl
     monkeypatch.setattr(vae_fast.reference, "gaussian_kl", lambda *a: calls.append(1) or real(*a))
@@ -174,7 +174,7 @@ def test_a_library_of_other_sources_is_set_aside_with_the_command_that_rebuilds(
 
 @needs_native
 def test_what_the_library_must_have_is_what_it_has(monkeypatch):
-    """The list of ops that a library is held to is that of the registered ones."""
+    """The list of required ops equals the registered ops."""
     registered = {
         schema.name.removeprefix("vae_fast::"): len(schema.arguments)
         for schema in torch._C._jit_get_all_schemas()

@@ -1,4 +1,5 @@
-"""Imports point one way: no circle among modules, no arrow upwards among rooms, and the docs' picture."""
+"""Imports point one way: no circle among modules, no upward import between rooms, and a true
+picture."""
 
 from __future__ import annotations
 

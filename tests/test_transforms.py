@@ -90,7 +90,7 @@ def mapped_second_gradients(f):
 
 
 def gradient_outside_vmap(f):
-    """Within vmap a tensor says that it needs no gradient, though one outside may want it."""
+    """Within vmap a tensor reports that it requires no gradient, even if the outer tensor does."""
     batch = BATCH.clone().requires_grad_()
     return torch.autograd.grad(torch.func.vmap(f)(batch).sum(), batch)
 

@@ -1,4 +1,4 @@
-"""The promise to someone with a training script: change one import, keep the results."""
+"""A training script that changes one import keeps its results."""
 
 import importlib.util
 import inspect

@@ -1,5 +1,5 @@
-"""The rows of the large models: each contender trains the same network, and one that doesn't is
-refused; what is for a GPU says so.
+"""The rows of the large models: all contenders train the same network, a broken one is refused, and
+rows that need a GPU say so.
 """
 
 import pytest

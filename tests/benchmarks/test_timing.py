@@ -1,4 +1,4 @@
-"""The clock: medians and quartiles, turns, rotation, and what is off it."""
+"""Timing: medians and quartiles, turns, rotation, and what is not timed."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""The training rows: every loop trains, and one that doesn't is refused."""
+"""The training rows: every loop trains, and a broken loop is refused."""
 
 import gc
 import time

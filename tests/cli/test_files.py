@@ -1,4 +1,4 @@
-"""Files that a user hands to the command line, damaged or hostile: one sentence, in a moment."""
+"""Damaged or hostile files on the command line give one sentence, quickly."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(workplace):
 
 
 def said(capsys, *arguments, status=1):
-    """The one line that a command fails with, well within the time that it would take to hang."""
+    """The line that a failing command prints; a command that hangs fails the test."""
     began = time.process_time()
     assert main([str(argument) for argument in arguments]) == status
     assert time.process_time() - began < 10

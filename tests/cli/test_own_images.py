@@ -1,4 +1,4 @@
-"""A run on a folder of images of one's own: sizes, names of classes and files, what is held out."""
+"""A run on a custom folder of images: sizes, names of classes and files, held-out samples."""
 
 import csv
 import json

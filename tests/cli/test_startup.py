@@ -1,4 +1,4 @@
-"""What the command line does before and beside its work: help, mistakes, Ctrl-C, starts that fail."""
+"""The command line outside its commands' work: help, usage errors, Ctrl-C, failed starts."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def said(capsys, *arguments, status=1):
-    """The one line that a command fails with."""
+    """The line that a failing command prints."""
     assert main([str(argument) for argument in arguments]) == status
     error = capsys.readouterr().err
     assert error.startswith("vae-fast ") and error.count("\n") == 1, error
@@ -43,7 +43,7 @@ def said(capsys, *arguments, status=1):
 
 
 def test_help_and_mistakes_need_no_torch(workplace):
-    """Within a second: what it costs is importing torch, which is seen by name."""
+    """Within a second: most of the time would be torch's import, which the test detects by name."""
     for arguments, status in [
         (["--help"], 0),
         (["train", "--help"], 0),
@@ -68,7 +68,7 @@ def test_help_and_mistakes_need_no_torch(workplace):
 
 
 def test_the_package_is_whole_within_the_program_and_outside():
-    """Deferring torch leaves nothing out: names and ops are as after a plain import."""
+    """After the deferred import, names and ops are those of a plain import."""
     code = (
         "import sys; sys.argv = ['/bin/vae-fast']; sys.orig_argv.append('/bin/vae-fast')\n"
         "import vae_fast; assert 'torch' not in sys.modules\n"
@@ -83,7 +83,7 @@ def test_the_package_is_whole_within_the_program_and_outside():
 
 
 def test_threads_of_openmp_spin_shortly_unless_the_user_says_otherwise():
-    """Before torch is imported, which reads it then; and in no process but the program's own."""
+    """It is set before torch, which reads it on import, and only in the program's own process."""
     code = "import sys, os; {}import vae_fast; print(os.environ.get('GOMP_SPINCOUNT'))"
     program = "sys.argv = ['/bin/vae-fast']; sys.orig_argv.append('/bin/vae-fast'); "
     own = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
@@ -190,7 +190,7 @@ def test_variables_of_torchrun_that_cannot_be(workplace, capsys, monkeypatch, va
 
 
 def test_a_start_that_fails_leaves_no_run(workplace, capsys, monkeypatch):
-    """At whatever point: the same command, mended, is not told that there is a run already."""
+    """After a failure at any point, the corrected command does not find an existing run."""
     (workplace / "run").mkdir()
     (workplace / "run" / "notes.txt").write_text("mine")
     for place in ("RunFolder.record_environment", "Trainer.open_displays", "Step.__call__"):

@@ -1,4 +1,4 @@
-"""What the commands over a trained model write is what the tasks give."""
+"""Commands over a trained model write the results of the tasks."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,8 @@ def test_encode_writes_the_features_of_all(folder, model, data, capsys):
 
 @pytest.mark.parametrize("wrong", [-1, 3])
 def test_labels_that_a_conditional_model_never_saw_are_refused(folder, capsys, tmp_path, wrong):
-    """-1 would condition on nothing, which a cvae was not trained with, and every number would be off."""
+    """-1 means no condition, which a cvae did not see in training, so every number would be
+    wrong."""
     with np.load(folder / "data.npz") as arrays:
         images, labels = arrays["images"], arrays["labels"].copy()
     labels[7] = wrong

@@ -1,4 +1,4 @@
-"""What becomes of arrays: shapes, dtypes, memory shared, and what is refused."""
+"""Arrays as data: shapes, dtypes, shared memory, and refused arrays."""
 
 import zipfile
 
@@ -174,7 +174,7 @@ def test_unusable_parts_are_errors_and_not_ignored():
 
 
 def test_floats_of_any_range_are_a_real_likelihoods(tmp_path):
-    """They are no bytes: a largest value of 1, or just above, is nothing to be suspicious of."""
+    """They are no bytes, so a largest value of about 1 is not suspicious."""
     for largest in (1.0, 1.5):
         images = np.linspace(-largest, largest, 4 * 9, dtype=np.float32).reshape(4, 3, 3)
         np.save(tmp_path / "images.npy", images)

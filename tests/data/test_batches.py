@@ -130,7 +130,7 @@ def test_a_pass_left_early_begins_anew(data):
 
 
 def test_after_a_pass_left_early_the_state_is_the_next_passs(data):
-    """What continues in another process is what goes on in this one, not where the pass was left."""
+    """Another process continues as this process would, not where the pass was left."""
     batches = Batches(data, 5, shuffle=True)
     for given, _ in enumerate(batches, 1):
         assert batches.state_dict()["batch"] == given

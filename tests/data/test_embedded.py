@@ -1,4 +1,4 @@
-"""fashion10k: that it is what it says it is."""
+"""fashion10k matches its description."""
 
 import importlib.util
 import io

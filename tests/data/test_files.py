@@ -1,4 +1,4 @@
-"""Custom data in .npy and .npz files, and files that aren't what they say."""
+"""Custom data in .npy and .npz files, and files that contradict their headers."""
 
 import io
 import os
@@ -18,7 +18,7 @@ IMAGES = np.random.RandomState(3).randint(0, 256, (20, 6, 5), dtype=np.uint8)
 
 
 class Bomb:
-    """Unpickling one of these is seen."""
+    """An object whose unpickling is detected."""
 
     exploded = False
 
@@ -164,7 +164,7 @@ def _header(shape, descr="|u1"):
 
 
 def _zip(path, contents, packing=zipfile.ZIP_DEFLATED, size=None, **fields):
-    """An archive with images.npy, whose directory says other things than are so."""
+    """An archive with images.npy and a wrong directory."""
     with zipfile.ZipFile(path, "w", packing) as archive:
         archive.writestr("images.npy", contents)
     raw = bytearray(path.read_bytes())
@@ -248,7 +248,8 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
 
 
 def test_a_mapped_file_that_changes_while_it_is_read_is_reported(tmp_path):
-    """One cut within a page would read as zeros, one cut before it ends the process."""
+    """A file cut within a page would read as zeros; one cut before the page would end the
+    process."""
     images = np.random.default_rng(0).integers(1, 256, (64, 8, 8), dtype=np.uint8)
     path, moved = tmp_path / "images.npy", tmp_path / "moved.npy"
     np.save(path, images)

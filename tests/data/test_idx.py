@@ -1,4 +1,4 @@
-"""The IDX reader on files made by hand: what it reads, and what it says of those it can't."""
+"""The IDX reader on handmade files: its results and its error messages."""
 
 import gzip
 import struct

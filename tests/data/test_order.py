@@ -1,4 +1,4 @@
-"""Cuts: batches and ranks' shares, without overlap, loss or a rank left alone."""
+"""Cuts: batches and ranks' shares, without overlap, loss or an empty rank."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The writer of shards: what it writes, that it goes on where it was, what it refuses."""
+"""The writer of shards: its output, continuing after an interruption, refused input."""
 
 import json
 import os

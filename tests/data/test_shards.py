@@ -1,4 +1,5 @@
-"""The reader of shards: every sample once, resumable, shared by ranks, bounded, and watchful."""
+"""The reader of shards: every sample once, resumable, shared by ranks, in limited memory, with
+checksums."""
 
 import gc
 import json

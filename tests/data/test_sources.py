@@ -1,4 +1,4 @@
-"""`load` by name: the places it looks, its splits, and what it says when it finds nothing."""
+"""`load` by name: the searched places, the splits, and the message if nothing is found."""
 
 import gzip
 import pickle

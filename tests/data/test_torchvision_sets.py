@@ -1,4 +1,4 @@
-"""Named sets through torchvision: what is read from it, and how its failures are told."""
+"""Named sets from torchvision: the data, and messages of failures."""
 
 import pickle
 import sys

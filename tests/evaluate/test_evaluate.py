@@ -1,4 +1,4 @@
-"""Evaluation against values known some other way."""
+"""Evaluation compared with known values."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluations that need labels or factors, against values found another way."""
+"""Evaluations that need labels or factors, compared with known values."""
 
 import math
 
@@ -47,7 +47,8 @@ def test_auroc_of_the_reconstruction_counts_pairs_by_hand():
 
 
 def test_few_labels_see_what_the_features_carry():
-    """Classes apart in the dimension that is encoded are told; in the other one they can't be."""
+    """Classes that differ in the encoded dimension are separated; in the other dimension they
+    cannot be."""
     torch.manual_seed(0)
     labels = torch.arange(300) % 2
     apart = labels * 2.0 - 1.0 + 0.1 * torch.randn(300)

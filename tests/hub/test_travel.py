@@ -1,4 +1,4 @@
-"""Trained models leave as folders, programs and ONNX files, and give what they gave here."""
+"""Exported models (folders, programs, ONNX files) give the same results."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_a_folder_that_hugging_face_knows(run, tmp_path, capsys):
 
 
 def test_push_and_pull_by_a_hub_on_this_machine(run, tmp_path, capsys, monkeypatch):
-    """What is uploaded, to whom and with whose token; and the model that comes back is the run's."""
+    """The uploaded files, the repository and the token; the downloaded model equals the run's."""
     constants = pytest.importorskip("huggingface_hub.constants")
     from safetensors.torch import load
 

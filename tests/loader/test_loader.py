@@ -1,4 +1,5 @@
-"""The loader is torch's to the bit: batches, order, draws, whatever the data set and its transform."""
+"""The loader equals torch's to the bit: batches, order and draws, for all data sets and
+transforms."""
 
 import copy
 import logging

@@ -212,7 +212,7 @@ def test_functions_replaced_since_are_kept(monkeypatch):
 
 
 def test_own_weights_of_beta_tcvae_stay(monkeypatch):
-    """A subclass that brings its own weight matrix is not computed by pythae's."""
+    """A subclass with its own weight matrix does not get pythae's."""
 
     class Mine(models.BetaTCVAE):
         def _log_importance_weight_matrix(self, batch_size, dataset_size):

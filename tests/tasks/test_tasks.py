@@ -1,4 +1,4 @@
-"""Each use of a trained model, on models small enough to say what must come out."""
+"""Every task, on models whose exact results are known."""
 
 import math
 
@@ -52,7 +52,7 @@ class Line(nn.Linear):
 
 
 def identity(dimensions=3):
-    """x = z: everything in latent space can be read off."""
+    """x = z: latent values can be read from x."""
     eye = torch.eye(dimensions)
     encoder = Line(torch.cat([eye, torch.zeros(dimensions, dimensions)]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What ranks do together, for tests: by one process when imported, by several as a program.
+"""Work of several ranks for tests: one process if imported, several as a program.
 
 ``start(2, "-m", "tests.train.ranks", OUT)`` writes to OUT what ``everything`` gives on two ranks.
 """
@@ -47,7 +47,7 @@ def images(count, side=8, seed=1):
 
 
 def whole(tensor):
-    """All of a tensor, sharded or not; every rank has to ask."""
+    """The whole tensor, sharded or not. Collective: call on every rank."""
     return (tensor.full_tensor() if is_sharded(tensor) else tensor).detach().clone()
 
 

@@ -1,4 +1,4 @@
-"""A few steps on a few images, and all that they lead to."""
+"""A few steps on a few images, and their results."""
 
 import torch
 
@@ -17,7 +17,7 @@ def batches(sizes):
 
 
 def train(step, sizes):
-    """What the step saves, the weights, the metrics, the guards' numbers, and the generator."""
+    """The step's saved state, the weights, the metrics, the guards' numbers, and the generator."""
     torch.manual_seed(1)
     for number, share in enumerate(batches(sizes)):
         step(share, number)

@@ -1,4 +1,4 @@
-"""What callbacks are told, and what the loggers tell Weights & Biases and MLflow."""
+"""The calls of callbacks, and the loggers' calls of Weights & Biases and MLflow."""
 
 import math
 import sys
@@ -72,7 +72,7 @@ def test_an_error_in_a_callback_ends_the_run_and_reaches_all(config, clothes):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A module with the calls of wandb that are made of it, and what came of them."""
+    """A fake wandb module that records its calls."""
     module, module.calls = types.ModuleType("wandb"), []
 
     class Run:

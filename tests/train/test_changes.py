@@ -1,4 +1,4 @@
-"""What changes when a run goes on, is said and is followed; and weights taken from another run."""
+"""Changes of a resumed run are reported and applied; weights are loaded from another run."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def edit(folder, **changes):
 
 
 def moved(trainer, by):
-    """How far the first weight goes in the next epoch, in learning rates of ``by``."""
+    """The first weight's change in the next epoch, in units of the learning rate ``by``."""
     before = trainer.model.decoder.state_dict()
     before = {k: v.clone() for k, v in before.items()}
     trainer.fit()

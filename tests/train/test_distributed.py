@@ -176,7 +176,7 @@ def test_a_signal_stops_all_ranks_at_one_step(tmp_path, data):
 
 
 def test_ranks_draw_their_own_noise_and_runs_the_same():
-    """On the CPU torch looks at a seed's lower 32 bits alone."""
+    """On the CPU torch uses only a seed's lower 32 bits."""
 
     def drawn(*key):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""What the engine owes every model of the registry: the same bits after a stop, and many ranks."""
+"""Every model of the registry resumes to the same bits, and trains on several ranks."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_an_accumulating_run_resumes_to_the_same_bits(name, tmp_path):
 
 
 def goes_on(name, model_args, precision, tmp_path):
-    """Stopped in the second of two epochs, where steps are played already."""
+    """Stopped in the second of two epochs, when steps are already replayed."""
     given = {"train_data": data(64, 1), "val_data": data(8, 2)}
 
     def make(folder, **options):

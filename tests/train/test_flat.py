@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """Layers that know of places, and others; one in another memory layout."""
+    """Layers that use parameter buffers, and others; one in another memory layout."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,8 @@ def test_the_average_of_one_buffer_is_that_of_many():
 
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 def test_moments_that_became_subnormal_are_zeros_soon(eps):
-    """Of what has no gradient any more. Without an eps they count, and stay."""
+    """Moments of weights that no longer get a gradient. Without an eps they matter, and are
+    kept."""
     net = nn.Linear(3, 2)
     flat = FlatParameters(list(net.parameters()))
     made = FlatAdam(flat, torch.optim.Adam(net.parameters(), fused=True, eps=eps))

@@ -1,4 +1,4 @@
-"""Nothing is lost: what may be removed, what is set aside, and state files damaged in every way."""
+"""Nothing is lost: which checkpoints are removed, what is set aside, and damaged state files."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def names(parent):
 
 
 def as_version_2(folder):
-    """As it was written before version 3: no checksum of state.json, no sizes, links."""
+    """The format before version 3: no checksum of state.json, no sizes, links."""
     content = json.loads((folder / "state.json").read_text())
     del content["checksum"], content["bytes"]
     (folder / "state.json").write_text(json.dumps(content | {"version": 2}, indent=1))
@@ -94,7 +94,7 @@ def test_a_disk_that_breaks_while_it_is_synced_is_no_missing_feature(tmp_path, m
 
 
 def test_resuming_sets_unreadable_files_aside(tmp_path):
-    """A newer version's, a damaged one, one that can't be opened now: none is lost."""
+    """Checkpoints of a newer version, damaged ones and unreadable ones are not lost."""
     save(tmp_path, 1, 2, 3, 4)
     newer = tmp_path / "00000004" / "state.json"
     newer.write_text(json.dumps(json.loads(newer.read_text()) | {"version": 99}))
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_cannot_be_opened_for_a_moment_comes_back(tmp_path, mo
 
 
 def test_folders_of_others_stay(tmp_path):
-    """By the names of digits, in the very places that checkpoints go to, or within them."""
+    """Other folders with numeric names, in the places of checkpoints or within them."""
     foreign = ["2024", "20241130", "00000002", "1", "99999999", "²", "٠٠٠٠٠٠٠٣"]
     for name in foreign:
         (tmp_path / name).mkdir()
@@ -337,7 +337,7 @@ def test_impossible_sizes_and_non_files_are_refused_at_once(tmp_path):
     "header", [b"\xff" * 8, (1 << 40).to_bytes(8, "little"), b"\x02\0\0\0\0\0\0\0[]", b"", b"\x01"]
 )
 def test_a_damaged_header_of_tensors_is_a_checkpoint_error(tmp_path, header):
-    """With a checksum that fits as well: then whoever wrote it was not us."""
+    """Also with a correct checksum, when other code wrote it."""
     folder = save(tmp_path, 1)
     data = header + (folder / "model.safetensors").read_bytes()[len(header) :]
     (folder / "model.safetensors").write_bytes(data if header else b"")

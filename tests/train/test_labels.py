@@ -122,7 +122,7 @@ def test_labels_that_a_transform_changes_are_those_of_the_items(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_streams_first_label_out_of_range_ends_the_run_with_the_flag(tmp_path, workers):
-    """Also on a GPU, where the model itself would wait to look: it is seen as it is read."""
+    """Also on a GPU, where the model's check would wait: the label is checked when it is read."""
     run = trainer(tmp_path, as_data(Stream(IMAGES, WRONG), samples=24))
     run.batches._workers = workers
     with pytest.raises(ValueError, match=f"Stream, item 17, has {SENTENCE}"):

@@ -1,4 +1,4 @@
-"""Where a run ends, and batches that are taken in parts."""
+"""The end of a run, and batches taken in parts."""
 
 import math
 
@@ -25,7 +25,7 @@ def rows(trainer, split="val"):
 
 
 def test_max_steps_ends_within_an_epoch_and_may_be_moved(config, clothes, tmp_path):
-    """10 steps an epoch; the run that goes on is the run that never ended there, but for rows."""
+    """10 steps per epoch; the continued run equals an uninterrupted one, except its rows."""
     short = run(config, clothes, max_steps=13)
     assert short.progress.step == 13 and short.progress.epoch == 1 and rows(short) == [10, 13]
     assert checkpoint.load(short.folder.checkpoints / "last").path.name.endswith("13")
@@ -70,7 +70,7 @@ def test_a_cosine_ends_with_the_run(config, clothes):
 
 
 def test_early_stop_counts_validations_and_is_resumed(config, clothes):
-    """No validation is the best, for one is said to have been better already."""
+    """No validation is the best, because a better one is recorded."""
     config.early_stop, config.epochs = 3, 9
     options = {"train_data": clothes[0], "val_data": clothes[1]}
 

@@ -1,4 +1,4 @@
-"""The native step against the eager step, in float64 and float32, whatever runs beside it."""
+"""The native step compared with the eager step, in float64 and float32, also on a busy machine."""
 
 import copy
 import multiprocessing
@@ -59,7 +59,7 @@ MODELS |= LIKELIHOODS
 
 
 class Run:
-    """A model with what trains it, by the native step or by the eager one in ``dtype``."""
+    """A model with its training step, native or eager in ``dtype``."""
 
     def __init__(
         self, model, *, dtype=None, kind=torch.optim.Adam, ema=0.9, clip=0.0, bf16=False, **options
@@ -159,7 +159,7 @@ def test_it_is_the_eager_step(name, cpu_level, threads):
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihoods_are_the_eager_steps(name, cpu_level, threads):
-    """By what the network gives, what is fixed and what is learned once; counts in any dtype."""
+    """Parameters from the network, fixed ones and learned ones; counts in any dtype."""
     threads(2)
     model, shape = made(name)
     runs = [Run(model, dtype=d) for d in (None, torch.float32, torch.float64)]

@@ -233,7 +233,7 @@ def test_intermediate_tensors_are_freed():
 
 
 def again(work, times, recorded=None):
-    """The work done so many times by a RecordedStep and by itself; both results."""
+    """The results of repeating the work by a RecordedStep and directly."""
     results = []
     for do in (recorded or RecordedStep(), None):
         torch.manual_seed(0)
@@ -403,7 +403,8 @@ def test_the_reason_names_the_changed_python_state():
 
 
 def test_a_model_that_anneals_by_a_counter_of_its_own():
-    """Every fourth step: two recordings are alike, and the model's own count tells them apart."""
+    """Every fourth step differs: two recordings are equal, but the model's counter shows the
+    difference."""
     played, taken = counting(make(True)), counting(make(False))
     assert_same(train(played), train(taken))
     assert played.model.count == STEPS
@@ -412,7 +413,7 @@ def test_a_model_that_anneals_by_a_counter_of_its_own():
 
 
 def test_a_hidden_draw_is_found_by_the_trial():
-    """Python's own state: two recordings alike, and yet not all that there is."""
+    """Python state: two recordings are equal, but do not contain everything."""
 
     def work(x, memory):
         torch.manual_seed(torch.initial_seed() + 1)  # is no op

@@ -1,4 +1,4 @@
-"""A run stopped anywhere and resumed is the run never stopped, to the bit."""
+"""A resumed run has the bits of an uninterrupted one, wherever it was stopped."""
 
 import json
 import os
@@ -214,7 +214,8 @@ def test_a_finished_run_can_be_made_longer(make, resume):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sigkill_twenty_times(tmp_path, precision):
-    """A program killed with SIGKILL at 20 random moments ends where one never killed ends."""
+    """A program killed with SIGKILL at 20 random moments ends with the result of an uninterrupted
+    one."""
     np.save(
         tmp_path / "data.npy", np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
     )

@@ -1,4 +1,4 @@
-"""Who takes a run's steps: what is chosen and why, and that a run keeps it."""
+"""The choice of a run's runner, its reason, and that a run keeps it."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def test_the_chosen_runner_and_its_reason(options, name, why):
 
 
 def test_a_users_own_classes_are_recorded_where_that_is_asked_for(monkeypatch):
-    """A recording can't see a global, a closure or the clock that their Python goes by."""
+    """Their Python may depend on a global, a closure or the clock, which a recording cannot see."""
 
     class Mine(torch.nn.Linear):
         """Its Python is the user's."""
@@ -179,7 +179,7 @@ def _wrong_update(step, terms, update):
 
 
 def _breakable(monkeypatch, wrong):
-    """What a test sets to the object whose native step is to be wrong."""
+    """Makes the native step of an object wrong."""
     right, broken = NativeStep.step, [None]
 
     def step_of(self, *args, update=True, **options):
@@ -232,8 +232,8 @@ def test_a_native_step_that_keeps_differing_is_replaced_by_the_recorded_one(monk
 
 
 def test_a_native_step_that_differs_once_or_twice_is_kept(monkeypatch):
-    """As where one ReLU's input is zero to rounding. A run that is resumed in between has the same
-    bits: it compares the steps that it would have compared."""
+    """As if one ReLU's input were zero up to rounding. A run resumed in between has the same bits,
+    because it compares the same steps."""
     broken = _breakable(monkeypatch, _wrong_gradient)
     run, again = make("native", ema=0.9), make("native", ema=0.9)
     small.train(run, [8] * PER_EPOCH)

@@ -1,4 +1,4 @@
-"""A run on columns of different sizes: when they are standardized, and that nothing forgets it."""
+"""A run on columns of different scales: when they are standardized, and that all parts use it."""
 
 import math
 from dataclasses import replace
@@ -194,7 +194,7 @@ def test_it_travels(run, tmp_path):
 
 
 def test_a_table_by_itself(tmp_path, capsys):
-    """What somebody does first: a file, and no other word."""
+    """The simplest command: only a file."""
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     from pyarrow import parquet
 

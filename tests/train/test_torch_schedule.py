@@ -8,7 +8,7 @@ from vae_fast.train.config import from_dict, to_dict
 
 
 class Halving(torch.optim.lr_scheduler.LambdaLR):
-    """A scheduler of one's own, with a function that no checkpoint could hold."""
+    """A custom scheduler with a function that no checkpoint could hold."""
 
     def __init__(self, optimizer):
         super().__init__(optimizer, lambda count: 0.5**count)

@@ -46,7 +46,7 @@ def test_rows_of_metrics(fitted):
 
 
 def test_first_row_is_the_mean_of_plain_training(config, clothes):
-    """The engine's numbers are those of a loop written out by hand, with the same noise."""
+    """The engine's numbers equal those of a handwritten loop with the same noise."""
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
     torch.manual_seed(0)
     by_hand = Trainer(

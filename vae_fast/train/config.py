@@ -77,7 +77,8 @@ class OptimizerConfig:
         name: adam, adamw, or an import path, package.module:Class.
         args: further arguments of the optimizer, such as weight_decay.
         groups: arguments of some parameters alone, [{parameters: "encoder.*", lr: 0.1}, ...]: a pattern
-            of names, as a shell's, and arguments; lr is a multiple of the run's. A parameter goes by the
+            of names, as a shell's, and arguments; lr is a multiple of the run's. A parameter uses
+            the
             first that fits it.
         phases: arguments of one phase's optimizer, {discriminator: {lr: 2, betas: [0.5, 0.9]}}, for
             models that train several losses in turn; lr is a multiple of what the phase has.
@@ -85,7 +86,7 @@ class OptimizerConfig:
         decay: constant, or cosine down to lr * final_lr at the end of the run.
         final_lr: where the cosine ends, as a part of lr.
         scheduler: in place of warmup_steps and decay, a class of torch.optim.lr_scheduler, such as
-            ReduceLROnPlateau, which goes by the validation loss; or an import path.
+            ReduceLROnPlateau, which uses the validation loss; or an import path.
         scheduler_args: its arguments. T_max and total_steps default to the run's length.
         scheduler_unit: the unit of the scheduler's steps, epochs or steps.
         clip_norm: gradients of a larger norm are scaled down to it; 0 leaves them.
