@@ -1,9 +1,7 @@
 """torch.distributions' Normal with vae_fast's noise and KL.
 
-from vae_fast.distributions import Normal
-q = Normal(mu, scale)
-z = q.rsample()
-kl = torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
+from vae_fast.distributions import Normal q = Normal(mu, scale) z = q.rsample() kl =
+torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
 """
 
 from __future__ import annotations

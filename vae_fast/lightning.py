@@ -1,9 +1,7 @@
 """vae_fast's models in Lightning's loop.
 
-    import lightning
-    from vae_fast import models
-    from vae_fast.lightning import VAEModule
-    module = VAEModule(models.build("vae", (1, 28, 28)), lr=1e-3)
+    import lightning from vae_fast import models from vae_fast.lightning import VAEModule module =
+    VAEModule(models.build("vae", (1, 28, 28)), lr=1e-3)
     lightning.Trainer(max_epochs=10).fit(module, train_loader, val_loader)
 
 It needs lightning, which vae_fast itself does not.

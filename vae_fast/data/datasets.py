@@ -20,9 +20,9 @@ class DatasetData:
     """A torch Dataset, read item by item, on request by worker processes.
 
     Items are images, tuples of which the first is the image and the second the label, or mappings
-    with the keys image and, perhaps, label (as those of HF datasets). An image
-    is a torch tensor (C, H, W), (H, W) or (D,), a NumPy array of those shapes or (H, W, C), or a PIL
-    image. All have one shape and dtype.
+    with the keys image and, perhaps, label (as those of HF datasets). An image is a torch tensor
+    (C, H, W), (H, W) or (D,), a NumPy array of those shapes or (H, W, C), or a PIL image. All have
+    one shape and dtype.
 
     RGBA images keep their four channels. Other transparent PIL images are put over white.
 

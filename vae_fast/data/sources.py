@@ -124,12 +124,12 @@ def as_data(
 
     Args:
         source: a NumPy array or torch tensor of images (see `from_array` for shapes and dtypes), or
-            a tuple (images, labels); a sparse matrix of SciPy or torch, or it and labels; an AnnData;
-            a path to an .npy file, which is memory-mapped and not loaded,
-            to an .npz file with `images` and perhaps `labels`, to a table (.csv, .parquet, .h5ad),
-            to a folder of shards that `pack` wrote, to a folder of image files, to one image or to
-            an IDX file; any torch Dataset, map-style or iterable, of images or (image, label) tuples; a known name, which gives its train split; or data made
-            by this function.
+            a tuple (images, labels); a sparse matrix of SciPy or torch, or it and labels; an
+            AnnData; a path to an .npy file, which is memory-mapped and not loaded, to an .npz file
+            with `images` and perhaps `labels`, to a table (.csv, .parquet, .h5ad), to a folder of
+            shards that `pack` wrote, to a folder of image files, to one image or to an IDX file;
+            any torch Dataset, map-style or iterable, of images or (image, label) tuples; a known
+            name, which gives its train split; or data made by this function.
         bounded: False lets floating-point values lie outside [0, 1], for likelihoods other than
             Bernoulli's, and uint8 be 0 and 1, for a likelihood of classes.
         keep_in_memory: read a torch Dataset once, whole, into memory. Training is much faster. Use

@@ -1,9 +1,8 @@
 """Models as folders for Hugging Face's tools: safetensors, config.json, a model card.
 
 from vae_fast.hub import pretrained, pretrained_class
-pretrained("runs/vae").save_pretrained("my-vae")
-model = pretrained_class().from_pretrained("my-vae")
-model.push_to_hub("me/my-vae")
+pretrained("runs/vae").save_pretrained("my-vae") model =
+pretrained_class().from_pretrained("my-vae") model.push_to_hub("me/my-vae")
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ def impute(
 
     Starting from noise in the gaps, this repeats z ~ q(z | x) and then x ~ p(x | z) in the gaps.
     This Markov chain's draws approach p(missing | known) as q approaches the posterior (Rezende et
-    al.
-    2014, section 5.4 and appendix F; Mattei & Frellsen 2018 on its bias).
+    al. 2014, section 5.4 and appendix F; Mattei & Frellsen 2018 on its bias).
 
     Args:
         x: (N, *input_shape); its values in the gaps are ignored.

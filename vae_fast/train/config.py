@@ -78,8 +78,7 @@ class OptimizerConfig:
         args: further arguments of the optimizer, such as weight_decay.
         groups: arguments of some parameters alone, [{parameters: "encoder.*", lr: 0.1}, ...]: a pattern
             of names, as a shell's, and arguments; lr is a multiple of the run's. A parameter uses
-            the
-            first that fits it.
+            the first that fits it.
         phases: arguments of one phase's optimizer, {discriminator: {lr: 2, betas: [0.5, 0.9]}}, for
             models that train several losses in turn; lr is a multiple of what the phase has.
         warmup_steps: steps in which the learning rate rises to lr.

@@ -25,8 +25,7 @@ from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
 
 # On GPUs, gloo beside NCCL: what ranks agree on between steps goes from host to host, and waits for
-# no
-# device.
+# no device.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 

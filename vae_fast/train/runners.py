@@ -98,8 +98,8 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
 
     The configuration's ``runner`` is tried first. ``auto`` takes the fastest usable one, and the
     recorded runner or the graph only for models made of vae_fast's and torch's classes, unless
-    ``capture`` is true. If a runner cannot be
-    used, the next in the order native, recorded, eager (on a GPU: graph, eager) is tried.
+    ``capture`` is true. If a runner cannot be used, the next in the order native, recorded, eager
+    (on a GPU: graph, eager) is tried.
 
     Args:
         refused: runners that this run has given up, and why.
