@@ -234,6 +234,11 @@ def has_native(device_type: str) -> bool:
     return device_type in _libraries
 
 
+def takes_small_calls() -> bool:
+    """Whether the usual calls may go to the nodes in C++, which leave all others alone."""
+    return node is not None and _choice != "reference"
+
+
 def native_reason(device_type: str) -> str | None:
     """Why there is no native library for ``device_type``; None if there is one."""
     if device_type in _libraries:

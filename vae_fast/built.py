@@ -46,7 +46,9 @@ NAMES = (
     "step_likelihoods", "usable_cpus",
 )  # fmt: skip
 # The interface of vae_fast._C_autograd: its functions with their numbers of arguments.
-NODE_INTERFACE = "add 3, set_again 1, nll 4, elbo 7"
+NODE_INTERFACE = (
+    "add 6, set_again 2, nll 4, elbo 7, reparameterize 4, gaussian_kl 5, sample_and_kl 7"
+)
 
 
 def expected_ops() -> dict[str, int]:

@@ -7,37 +7,69 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from vae_fast import backend
+from vae_fast.functional import gaussian
 from vae_fast.functional import likelihood as functional
 from vae_fast.likelihoods import SPECS
 
 pytestmark = pytest.mark.skipif(
     backend.node is None, reason="the C++ nodes are not built for this torch"
 )
-ELEMENTS = [spec for spec in SPECS.values() if not spec.planes]
+REDUCTIONS = ("sum", "batchmean", "none")
+SMALL = (
+    (functional._native, ("small_nll", "small_elbo")),
+    (gaussian._gaussian, ("small_reparameterize", "small_kl", "small_sample_and_kl")),
+)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """Whether each call was taken by a C++ node."""
     taken = []
-    for name in ("small_nll", "small_elbo"):
-        small = getattr(functional._native, name)
+    for room, names in SMALL:
+        for name in names:
+            small = getattr(room, name)
 
-        def watched(*args, small=small):
-            out = small(*args)
-            taken.append(out is not None)
-            return out
+            def watched(*args, small=small):
+                out = small(*args)
+                taken.append(out is not None)
+                return out
 
-        monkeypatch.setattr(functional._native, name, watched)
+            monkeypatch.setattr(room, name, watched)
     return taken
+
+
+def by_node_and_by_python(compute, calls, monkeypatch):
+    """The results of ``compute()`` by C++ nodes and by those in Python, with the same bits."""
+    by_node = compute()
+    assert calls and all(calls)
+    for room, names in SMALL:
+        for name in names:
+            monkeypatch.setattr(room, name, lambda *args: None)
+    by_python = compute()
+    assert len(by_node) == len(by_python)
+    for i, (a, b) in enumerate(zip(by_node, by_python, strict=True)):
+        assert (a is None) == (b is None), i
+        if a is not None:
+            assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b), i
 
 
 def inputs_of(spec, dtype=torch.float32, rows=6):
     torch.manual_seed(0)
-    params, target = spec.inputs((rows, 5), dtype, torch.Generator().manual_seed(1))
+    shape = (rows, spec.planes, 2, 3) if spec.planes > 1 else (rows, 5)
+    params, target = spec.inputs(shape, dtype, torch.Generator().manual_seed(1))
     params = [p.detach().requires_grad_() for p in params]
     latent = [torch.randn(rows, 3, dtype=dtype).requires_grad_() for _ in range(2)]
     return params, target, latent
+
+
+def gradients(loss, wanted):
+    """Of a loss, for an upstream gradient of 1 and of others, twice through one graph."""
+    found = [loss.detach()]
+    torch.manual_seed(2)
+    weights = torch.randn(loss.shape).to(loss.dtype)
+    for weight in (torch.ones_like(weights), torch.ones_like(weights), weights):
+        found += torch.autograd.grad(loss, wanted, weight, retain_graph=True, allow_unused=True)
+    return found
 
 
 def losses(spec, params, target, latent, reduction):
@@ -45,32 +77,94 @@ def losses(spec, params, target, latent, reduction):
     return nll, *functional.elbo(spec, params, target, *latent, beta=4, reduction=reduction)
 
 
-@pytest.mark.parametrize("spec", ELEMENTS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
 def test_the_bits_are_the_python_nodes(spec, calls, monkeypatch):
-    """For an upstream gradient of 1, of another size, twice through one graph, and of each part."""
-    found = []
-    for _ in range(2):
+    def compute():
         results = []
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            for reduction in ("sum", "batchmean"):
+            for reduction in REDUCTIONS:
                 params, target, latent = inputs_of(spec, dtype)
                 params[-1].requires_grad_(len(params) == 1 or dtype == torch.float32)
                 wanted = [t for t in (*params, *latent) if t.requires_grad]
-                for k, loss in enumerate(losses(spec, params, target, latent, reduction)):
-                    results.append(loss.detach())
-                    for scale in (1.0, 1.0, -0.37):
-                        grads = torch.autograd.grad(
-                            loss * scale, wanted, retain_graph=True, allow_unused=True
-                        )
-                        results += [torch.tensor(k) if g is None else g for g in grads]
-        found.append((results, list(calls)))
-        calls.clear()
-        monkeypatch.setattr(functional._native, "_NUMBERS", {})
-    (by_node, taken), (by_python, not_taken) = found
-    assert all(taken) and not any(not_taken) and len(taken) == 12
-    assert len(by_node) == len(by_python)
-    for a, b in zip(by_node, by_python, strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b)
+                for loss in losses(spec, params, target, latent, reduction):
+                    results += gradients(loss, wanted)
+        return results
+
+    by_node_and_by_python(compute, calls, monkeypatch)
+
+
+# Of a target (6, 4, 2, 3): a number, a channel's, a pixel's, a sample's, and a gene's behind them all.
+SHARED = ((), (1,), (4, 1, 1), (2, 3), (1, 1, 2, 3), (6, 1, 1, 1), (6, 4, 1, 1), (4, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "zero_inflated_negative_binomial"])
+def test_parameters_that_rows_share(name, calls, monkeypatch):
+    spec = SPECS[name]
+
+    def compute():
+        results = []
+        for dtype in (torch.float32, torch.bfloat16):
+            for k, shape in enumerate(SHARED):
+                params, target = spec.inputs((6, 4, 2, 3), dtype, torch.Generator().manual_seed(1))
+                corner = tuple(slice(size) for size in (1,) * (4 - len(shape)) + shape)
+                # One of them, or all but the first in the same way.
+                for j in range(1, len(params) if k % 2 else 2):
+                    params[j] = params[j][corner].reshape(shape)
+                params = [p.detach().clone().requires_grad_() for p in params]
+                torch.manual_seed(3)
+                latent = [torch.randn(6, 3, dtype=dtype).requires_grad_() for _ in range(2)]
+                for reduction in REDUCTIONS:
+                    for loss in losses(spec, params, target, latent, reduction):
+                        results += gradients(loss, [*params, *latent])
+        return results
+
+    by_node_and_by_python(compute, calls, monkeypatch)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_gaussians_bits_are_the_python_nodes(prior, calls, monkeypatch):
+    """Sampling, the KL and both, kept slopes and those made again, and keys that are drawn."""
+
+    def compute():
+        results = []
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for shape in ((6, 5), (7,), (), (2, 3, 4, 5)):
+                torch.manual_seed(4)
+                tensors = [torch.randn(shape).to(dtype).requires_grad_() for _ in range(4)]
+                pair, prior_pair = tensors[:2], tensors[2:] if prior else ()
+                results += gradients(gaussian.reparameterize(*pair), pair)
+                key = torch.tensor([5, 6])
+                results += gradients(gaussian.reparameterize(*pair, noise_key=key), pair)
+                with torch.no_grad():
+                    results.append(gaussian.reparameterize(*pair))
+                for reduction in REDUCTIONS:
+                    wanted = [*pair, *prior_pair]
+                    kl = gaussian.gaussian_kl(*wanted, reduction=reduction)
+                    results += gradients(kl, wanted)
+                    z, kl = gaussian.sample_and_kl(*wanted, reduction=reduction)
+                    results += gradients(z, wanted) + gradients(kl, wanted)
+                    grads = [torch.full_like(z, 0.5), torch.full_like(kl, -2.0)]
+                    results += torch.autograd.grad((z, kl), wanted, grads)
+        results.append(torch.rand(3))  # the generator has moved as far
+        return results
+
+    by_node_and_by_python(compute, calls, monkeypatch)
+
+
+def test_large_samples_make_their_noise_again(calls, monkeypatch):
+    monkeypatch.setattr(gaussian._gaussian, "KEPT_BYTES", 64)
+
+    def compute():
+        torch.manual_seed(4)
+        pair = [torch.randn(6, 5).requires_grad_() for _ in range(2)]
+        z, kl = gaussian.sample_and_kl(*pair)
+        return (
+            gradients(gaussian.reparameterize(*pair), pair)
+            + gradients(z, pair)
+            + gradients(kl, pair)
+        )
+
+    by_node_and_by_python(compute, calls, monkeypatch)
 
 
 class Subclass(torch.Tensor):
@@ -102,9 +196,11 @@ def test_what_is_unusual_is_pythons(calls):
         assert taken((loc, log_scale), target)
     with torch.no_grad():
         assert taken((loc, log_scale), target)
-    assert not taken((loc, log_scale), target, "none")
+    assert taken((loc, log_scale), target, "none")
+    assert taken((loc, log_scale[:1]), target)
+    images = torch.zeros(2, 3, 4, 5)
+    assert not taken((images, torch.zeros(3, 1, 5)), images)  # shared by what no cut separates
     assert not taken((loc, 0.5), target)
-    assert not taken((loc, log_scale[:1]), target)
     assert not taken((loc, log_scale.double()), target)
     assert not taken((loc.as_subclass(Subclass), log_scale), target)
     assert not taken((loc, log_scale), target.clone().requires_grad_())
@@ -119,6 +215,38 @@ def test_what_is_unusual_is_pythons(calls):
     assert calls == [False]  # nobody has asked
     with pytest.raises(TypeError, match="target must be"):
         taken((loc, log_scale), target.to(torch.int64))
+
+
+def test_gaussians_derivatives_of_all_kinds():
+    torch.manual_seed(0)
+    mu, logvar = (torch.randn(4, 3, dtype=torch.float64).requires_grad_() for _ in range(2))
+    key = torch.tensor([1, 2])
+
+    def both(mu, logvar):
+        z, kl = gaussian.sample_and_kl(mu, logvar, noise_key=key)
+        more = gaussian.reparameterize(mu, logvar, noise_key=key)
+        return (z**2).sum() + (more**3).sum() + kl * gaussian.gaussian_kl(mu, logvar)
+
+    torch.autograd.gradcheck(both, (mu, logvar))
+    torch.autograd.gradgradcheck(both, (mu, logvar))
+    grads = torch.autograd.grad(both(mu, logvar), (mu, logvar))
+    by_function = torch.func.grad(both, (0, 1))(mu.detach(), logvar.detach())
+    torch.testing.assert_close(by_function, grads)
+    z = gaussian.reparameterize(mu, logvar, noise_key=key)
+    one = torch.autograd.grad(z, (mu, logvar), torch.ones_like(z), retain_graph=True)
+    many = torch.autograd.grad(
+        z,
+        (mu, logvar),
+        torch.stack([torch.ones_like(z), -torch.ones_like(z)]),
+        is_grads_batched=True,
+    )
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(torch.stack([a, -a]), b)
+    kl = gaussian.gaussian_kl(mu, logvar)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        with torch.no_grad():
+            logvar.add_(1.0)
+        torch.autograd.grad(kl, mu)
 
 
 def test_transforms_and_second_derivatives():
@@ -176,12 +304,12 @@ def test_an_error_of_pythons_part_arrives(monkeypatch):
     def failing(*args):
         raise KeyError("nothing")
 
-    backend.node.set_again(failing)
+    backend.node.set_again(failing, failing)
     try:
         with pytest.raises(KeyError, match="nothing"):
             torch.autograd.grad(loss, logits, create_graph=True)
     finally:
-        backend.node.set_again(again)
+        backend.node.set_again(again, functional._native.gaussian_grads_again)
 
 
 def test_no_other_torch_and_no_other_sources_load_them(monkeypatch):

@@ -9,7 +9,7 @@ from typing import Literal, overload
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import has_native, use_native
+from vae_fast.backend import has_native, takes_small_calls, use_native
 from vae_fast.functional.checks import (
     check_floating,
     gaussian_pair,
@@ -152,6 +152,11 @@ def reparameterize(
     Raises:
         ValueError, TypeError: shapes, devices or dtypes that don't fit.
     """
+    plain = scale is None and generator is None and eps is None and not return_eps
+    if plain and num_samples is None and takes_small_calls():
+        z = _gaussian.small_reparameterize(mu, logvar, noise_key)
+        if z is not None:
+            return z
     if scale is not None and logvar is not None:
         raise TypeError("logvar and scale are both given: a Gaussian needs one of them")
     name, spread = ("logvar", logvar) if scale is None else ("scale", scale)
@@ -200,6 +205,11 @@ def gaussian_kl(
             "elementwise", of mu's shape, in plain PyTorch.
     """
     code = reduction_code(reduction, elementwise=True)
+    plain = scale is None and prior_scale is None and code is not None
+    if plain and takes_small_calls():
+        kl = _gaussian.small_kl(mu, logvar, prior_mu, prior_logvar, code)
+        if kl is not None:
+            return kl
     if scale is not None:
         logvar = logvar_of(logvar, scale)
     if prior_scale is not None:
@@ -246,6 +256,10 @@ def sample_and_kl(
             scale=scale, prior_scale=prior_scale, reduction=reduction,
         )  # fmt: skip
         return (sampled[0], kl, sampled[1]) if return_eps else (sampled, kl)
+    if prior_scale is None and generator is None and takes_small_calls():
+        both = _gaussian.small_sample_and_kl(mu, logvar, prior_mu, prior_logvar, noise_key, code)
+        if both is not None:
+            return both
     if prior_scale is not None:
         prior_logvar = logvar_of(prior_logvar, prior_scale, "prior_logvar", "prior_scale")
     mu, logvar, prior_mu, prior_logvar = with_prior(mu, logvar, prior_mu, prior_logvar)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_fast import reference
-from vae_fast.backend import get_backend, has_native, use_native
+from vae_fast.backend import has_native, takes_small_calls, use_native
 from vae_fast.functional.checks import FLOATING, gaussian_pair, reduction_code
 from vae_fast.likelihoods import SPECS, Spec
 from vae_fast.likelihoods.bernoulli import BERNOULLI_PROBS
@@ -233,10 +233,6 @@ def _is_native(spec: Spec, target: torch.Tensor) -> bool:
     return use_native(device) and _native.serves(spec, device)
 
 
-def _takes_small_calls() -> bool:
-    return has_native("cpu") and get_backend() != "reference"
-
-
 def nll(
     likelihood: str | Spec,
     params: Sequence[Param] | torch.Tensor,
@@ -269,7 +265,7 @@ def nll_of(
 ) -> torch.Tensor:
     """``nll`` for a function with its own ``names`` of the parameters."""
     code = reduction_code(reduction, elementwise=True)
-    if code and _takes_small_calls():
+    if code is not None and takes_small_calls():
         value = _native.small_nll(spec, params, target, code)
         if value is not None:
             check_unit_range(spec, value, params[0], target)
@@ -324,7 +320,7 @@ def elbo_of(
 ) -> LossOutput:
     """``elbo`` for a function with its own ``names`` of the parameters."""
     code = reduction_code(reduction)
-    if code and _takes_small_calls():
+    if code is not None and takes_small_calls():
         out = _native.small_elbo(spec, params, target, mu, logvar, beta, code)
         if out is not None:
             check_unit_range(spec, out.recon, params[0], target)

@@ -9,12 +9,14 @@ first: the same key gives a channels-last tensor the noise of a contiguous one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast.backend import node
 from vae_fast.ops.autograd import beyond_native, differentiable_again, distinct, needs_grad
 from vae_fast.ops.fake import register_fake
 from vae_fast.ops.layout import dense, like
@@ -219,6 +221,67 @@ def sample_and_kl(
         gaussians = distinct(mu, logvar, prior_mu, prior_logvar)
         return _SampleAndKL.apply(*gaussians, key, reduction)
     return _sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction)
+
+
+# --- nodes in C++, for small calls ----------------------------------------------------------------
+
+
+def small_reparameterize(mu: object, logvar: object, key: object) -> Maybe:
+    """``reparameterize`` by a C++ node, with all checks in it; None where a call is in any way unusual.
+
+    It draws the key that isn't given."""
+    if node is None or torch.compiler.is_compiling():
+        return None
+    return node.reparameterize(mu, logvar, key, KEPT_BYTES)
+
+
+def small_kl(
+    mu: object, logvar: object, prior_mu: object, prior_logvar: object, reduction: int
+) -> Maybe:
+    """``gaussian_kl`` by a C++ node, as ``small_reparameterize``."""
+    if node is None or torch.compiler.is_compiling():
+        return None
+    return node.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
+
+
+def small_sample_and_kl(
+    mu: object, logvar: object, prior_mu: object, prior_logvar: object, key: object, reduction: int
+) -> tuple[Tensor, Tensor] | None:
+    """``sample_and_kl`` by a C++ node, as ``small_reparameterize``."""
+    if node is None or torch.compiler.is_compiling():
+        return None
+    return node.sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction, KEPT_BYTES)
+
+
+def grads_again(
+    samples: bool,
+    has_kl: bool,
+    reduction: int,
+    saved: Sequence[Maybe],
+    upstream: Sequence[Maybe],
+    needs: Sequence[bool],
+) -> Sequence[Maybe]:
+    """The gradients of what a C++ node has saved, where it can't make them: of mu, logvar, the prior's
+    pair and the noise key, which are ``saved``. ``upstream``: those of z, of the KL, or of both."""
+    *gaussians, key = saved
+    if beyond_native(*upstream):
+
+        def values(*gaussians: Maybe) -> Sequence[Tensor]:
+            if not has_kl:
+                return (reference.reparameterize(*gaussians[:2], None, key),)
+            if not samples:
+                return (reference.gaussian_kl(*gaussians, REDUCTIONS[reduction]),)
+            return reference.sample_and_kl(*gaussians, key, REDUCTIONS[reduction])
+
+        return differentiable_again(values, gaussians, upstream, needs)
+    if not has_kl:
+        (grad_z,) = upstream
+        grads = _reparameterize_backward(grad_z.contiguous(), gaussians[1], key, None)
+        return *grads, None, None, None
+    grad_z, grad_kl = upstream if samples else (None, *upstream)
+    if grad_z is None:
+        key = None
+    return *_backward(grad_z, grad_kl, *gaussians, key, None, reduction), None
 
 
 # --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------

@@ -28,6 +28,7 @@ from vae_fast.ops.autograd import (
 )
 from vae_fast.ops.fake import register_fake
 from vae_fast.ops.gaussian import _pair as gaussian_pair
+from vae_fast.ops.gaussian import grads_again as gaussian_grads_again
 from vae_fast.ops.layout import dense, like
 from vae_fast.reference import compute_dtype
 from vae_fast.types import REDUCTIONS, LossOutput
@@ -480,15 +481,17 @@ def elbo(
 
 # --- nodes in C++, for small calls ----------------------------------------------------------------
 
-_NUMBERS: dict[
-    str, int
-] = {}  # the likelihoods that C++ nodes serve, and what they are called there
+# The likelihoods that C++ nodes serve, and what they are called there.
+_NUMBERS: dict[str, int] = {}
 
 
 def add_to_node(spec: Spec, dtypes: Collection[torch.dtype]) -> None:
     """Let C++ nodes serve a likelihood whose target has one of ``dtypes``."""
-    if node is not None and not spec.planes:
-        _NUMBERS[spec.name] = node.add(spec.name, len(spec.params), tuple(dtypes))
+    if node is not None:
+        is_class, shares = spec.target == "category", spec.family != "bernoulli"
+        _NUMBERS[spec.name] = node.add(
+            spec.name, len(spec.params), spec.planes, is_class, shares, tuple(dtypes)
+        )
 
 
 def _grads_again(
@@ -500,14 +503,27 @@ def _grads_again(
     upstream: Sequence[Maybe],
     needs: Sequence[bool],
 ) -> Sequence[Maybe]:
-    """The gradients of what a C++ node has saved, where it can't hand out those made in forward."""
+    """The gradients of what a C++ node has saved, where it can't make them: ``saved`` are the target,
+    mu and logvar if ``latent``, and the parameters, as they were given."""
+    target, *rest = saved
+    latents, params = (rest[:2], rest[2:]) if latent else ([], rest)
+    shaped = params
+    if not beyond_native(*upstream):  # plain PyTorch takes parameters that rows share
+        shaped, target = prepare(SPECS[name], params, target)
+    saved = target, *latents, *shaped
     if latent:
-        return _elbo_grads(name, beta, None, reduction, saved, upstream, needs)
-    return _nll_grads(name, reduction, saved, *upstream, needs)
+        grads = _elbo_grads(name, beta, None, reduction, saved, upstream, needs)
+    else:
+        grads = _nll_grads(name, reduction, saved, *upstream, needs)
+    first = len(grads) - len(params)
+    of_params = [
+        g if g is None else g.view(p.shape) for g, p in zip(grads[first:], params, strict=True)
+    ]
+    return *grads[:first], *of_params
 
 
 if node is not None:
-    node.set_again(_grads_again)
+    node.set_again(_grads_again, gaussian_grads_again)
 
 
 def small_nll(spec: Spec, params: Sequence[object], target: object, reduction: int) -> Maybe:
