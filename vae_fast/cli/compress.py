@@ -16,6 +16,7 @@ from vae_fast.cli.runs import (
     restore,
     run_parser,
 )
+from vae_fast.models.interface import uses_labels
 
 
 def compress(arguments: list[str], program: str) -> int:
@@ -66,7 +67,7 @@ def decompress(arguments: list[str], program: str) -> int:
     restored = restore(values)
     device = next(restored.model.parameters()).device
     read = read_compressed(Path(values.file), restored.model.latent_dim)
-    wants = getattr(restored.model, "uses_labels", False)
+    wants = uses_labels(restored.model)
     if wants and read.labels is None:
         raise ValueError(
             f"{values.file} has no labels, and {restored.config.model} is conditioned on labels: it "

@@ -9,6 +9,7 @@ from typing import Any
 from vae_fast.cli.flags import Usage, parse, whole_numbers
 from vae_fast.cli.output import need_images, write
 from vae_fast.cli.runs import add_samples, caption, model_and_samples, out_path, run_parser
+from vae_fast.models.interface import conditioning_of
 
 OUT = ".png picture or .npy array"
 HALVES = ("left", "right", "top", "bottom")
@@ -121,7 +122,7 @@ def translate(arguments: list[str], program: str) -> int:
 
     restored, (x, _, _, source, *_) = model_and_samples(values)
     model = restored.model
-    if getattr(getattr(model, "condition", None), "derive", None) is None:
+    if getattr(conditioning_of(model), "derive", None) is None:
         raise ValueError(
             f"{restored.config.model} of {values.run} derives no condition from images: translate "
             "is for a cvae trained with condition left-half or edges"

@@ -11,6 +11,7 @@ from vae_fast.cli.runs import (
     out_path,
     run_parser,
 )
+from vae_fast.models.interface import is_probabilistic
 
 OUT = ".png picture or .npy array"
 

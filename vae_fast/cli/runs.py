@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from vae_fast.cli.flags import Usage, add_data_options, data_options, make_parser
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import check_out
+from vae_fast.models.interface import Classifies, uses_labels
 
 DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
 
@@ -141,8 +142,8 @@ def samples_of(
     labels = run_data.match_class_order(labels, found.classes, classes)
     labels = run_data.labels_for(restored.model, config.model, labels, str(source))
     x, labels = x.to(device), None if labels is None else labels.to(device)
-    wants = getattr(restored.model, "uses_labels", False)
-    if wants and labels is None and not hasattr(restored.model, "predict"):
+    wants = uses_labels(restored.model)
+    if wants and labels is None and not isinstance(restored.model, Classifies):
         raise ValueError(f"{restored.config.model} is conditioned on labels, and {source} has none")
     files = None if found.files is None else list(found.files)[: len(x)]
     return Samples(x, labels, labels if wants else None, source, files, classes or found.classes)

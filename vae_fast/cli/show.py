@@ -15,6 +15,7 @@ from vae_fast.cli.runs import (
     restore,
     run_parser,
 )
+from vae_fast.models.interface import uses_labels
 
 SAMPLERS = ("prior", "normal", "gmm", "flow", "second-stage", "pixelcnn")
 OUT = ".png picture or .npy array"
@@ -66,7 +67,7 @@ def sample(arguments: list[str], program: str) -> int:
     check_fits(size, f"--n {values.n:,}")
     y = None
     if values.label is not None:
-        if not getattr(restored.model, "uses_labels", False):
+        if not uses_labels(restored.model):
             raise ValueError(
                 f"--label needs a model with labels, and {restored.config.model} is none"
             )

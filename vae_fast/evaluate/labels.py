@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.evaluate.scores import accuracy, auroc
+from vae_fast.models.interface import Model, is_probabilistic
 from vae_fast.tasks.anomaly import SCORES, anomaly_scores
 from vae_fast.tasks.classify import linear_probe
 from vae_fast.tasks.encode import features
 
 
 def anomaly_auroc(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     labels: Tensor,
     normal: Sequence[int],
@@ -31,7 +32,7 @@ def anomaly_auroc(
 
     A model without a density is judged by its reconstruction alone.
     """
-    scores = SCORES if getattr(model, "is_probabilistic", True) else ("reconstruction",)
+    scores = SCORES if is_probabilistic(model) else ("reconstruction",)
     anomalous = ~torch.isin(labels, torch.tensor(list(normal), device=labels.device))
     if anomalous.all() or not anomalous.any():
         raise ValueError(
@@ -46,7 +47,7 @@ def anomaly_auroc(
 
 
 def few_label_accuracy(
-    model: nn.Module,
+    model: Model,
     few: tuple[Tensor, Tensor],
     x: Tensor,
     labels: Tensor,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches, needs_density
+from vae_fast.models.interface import Model
 
 
 def kl_per_dimension(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+    model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """The data's mean KL(q(z | x) || p(z)) in each latent dimension, (latent_dim,), in nats."""
     needs_density(model, "the KL")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.evaluate.latents import active_units, kl_per_dimension
 from vae_fast.evaluate.scores import accuracy
 from vae_fast.functional.images import psnr, ssim
 from vae_fast.models.batched import in_batches
+from vae_fast.models.interface import Classifies, Model, ReportsCodes, divides_kl, is_probabilistic
 from vae_fast.models.likelihoods import Categorical
 from vae_fast.tasks.encode import features
 from vae_fast.tasks.likelihood import (
@@ -31,7 +32,7 @@ def pixel_kind(x: Tensor) -> str:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -59,21 +60,24 @@ def evaluate(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        classes, y = y, None if hasattr(model, "predict") else y  # a classifier explains x alone
-        if getattr(model, "is_probabilistic", True):
+        classes, y = (
+            y,
+            None if isinstance(model, Classifies) else y,
+        )  # a classifier explains x alone
+        if is_probabilistic(model):
             _add_likelihoods(report, model, x, y, num_samples, batch_size)
         if not _is_text(model, x):
             report["reconstruction_mse"] = _mean(
                 reconstruction_error(model, x, y, batch_size=batch_size)
             )
             report |= _image_quality(model, x, y, batch_size)
-        if hasattr(model, "code_report"):
+        if isinstance(model, ReportsCodes):
             codes = in_batches(
                 model, lambda part, *_: model.codes(part), x, y, batch_size=batch_size
             )
             report |= model.code_report(codes)
         known = None if classes is None else classes >= 0
-        if hasattr(model, "predict") and classes is not None and known.any():
+        if isinstance(model, Classifies) and classes is not None and known.any():
 
             def predicted(part: Tensor, *_: Tensor) -> Tensor:
                 return model.predict(part).argmax(1)
@@ -85,7 +89,7 @@ def evaluate(
 
 def _add_likelihoods(
     report: dict[str, Any],
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None,
     num_samples: int,
@@ -103,16 +107,14 @@ def _add_likelihoods(
     density_of_bytes = not model.likelihood.discrete and x.dtype == torch.uint8
     levels = 256 if density_of_bytes else None
     report["bits_per_dimension"] = bits_per_dimension(_mean(bound), dimensions, levels=levels)
-    if getattr(model, "divides_kl", True):
+    if divides_kl(model):
         kl = kl_per_dimension(model, x, y, batch_size=batch_size)
         report["kl_per_dimension"] = [round(value, 4) for value in kl.tolist()]
     if len(x) > 1:
         report["active_units"] = active_units(features(model, x, y, batch_size=batch_size))
 
 
-def _image_quality(
-    model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int
-) -> dict[str, float]:
+def _image_quality(model: Model, x: Tensor, y: Tensor | None, batch_size: int) -> dict[str, float]:
     """PSNR (decibels) and SSIM of reconstructions, of images in [0, 1]."""
     if x.dim() != 4 or model.likelihood.target not in ("unit", "level"):
         return {}

@@ -17,6 +17,7 @@ from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_
 from vae_fast.evaluate.report import evaluate
 from vae_fast.files import atomic_write
 from vae_fast.import_paths import Trust
+from vae_fast.models.interface import Classifies, uses_labels
 from vae_fast.tasks import load_model
 from vae_fast.tasks.encode import features
 from vae_fast.train.config import data_of
@@ -129,8 +130,8 @@ def _with_labels(
         return {}
     if y is None:
         raise ValueError("AUROC and accuracy at few labels need labels, and these data have none")
-    classifies = hasattr(restored.model, "predict")
-    if getattr(restored.model, "uses_labels", False) and not classifies:
+    classifies = isinstance(restored.model, Classifies)
+    if uses_labels(restored.model) and not classifies:
         raise ValueError(
             f"{restored.config.model} is given the labels: AUROC and accuracy at few labels are for "
             "models that see samples alone"

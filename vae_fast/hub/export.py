@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vae_fast.backend import set_backend
 from vae_fast.extras import need
 from vae_fast.models.base import LatentModel
+from vae_fast.models.interface import Model
 from vae_fast.models.networks import device_and_dtype
 
 FORMATS = ("torch", "onnx")
@@ -49,7 +50,7 @@ class DecoderOf(nn.Module):
         return self.model.likelihood.mean(made)
 
 
-def programs(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str]]]:
+def programs(model: Model) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str]]]:
     """Each part of a model: a module, example inputs, and the inputs' names.
 
     Raises:
@@ -77,7 +78,7 @@ def programs(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[Tensor, ...],
 
 
 def export(
-    model: nn.Module, folder: str | Path, format: str = "torch", parts: Sequence[str] = PARTS
+    model: Model, folder: str | Path, format: str = "torch", parts: Sequence[str] = PARTS
 ) -> list[Path]:
     """Write the parts of a trained model to ``folder``, as NAME.pt2 or NAME.onnx.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
 from vae_fast.models.importance import log_density
+from vae_fast.models.interface import Model
 from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.likelihoods.standardized import standardized
@@ -50,7 +51,7 @@ class Draw(NamedTuple):
     kl: Tensor
 
 
-class LatentModel(NotScriptable, nn.Module):
+class LatentModel(NotScriptable, Model):
     """x to z to x: an encoder, a decoder and a likelihood, for subclasses to give a loss.
 
     Args:

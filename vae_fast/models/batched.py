@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_fast.models.interface import MakesCondition, Model, is_probabilistic, uses_labels
 from vae_fast.models.networks import device_and_dtype
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Evaluation mode and no gradients inside; the modes that its modules had, after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -24,15 +25,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+def condition_of(model: Model, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
     """What ``model``'s calls take after x, for samples x with labels y."""
-    if hasattr(model, "condition_from"):
+    if isinstance(model, MakesCondition):
         return model.condition_from(x, y)
-    return (y,) if getattr(model, "uses_labels", False) else ()
+    return (y,) if uses_labels(model) else ()
 
 
 def in_batches(
-    model: nn.Module,
+    model: Model,
     function: Callable[..., Tensor],
     x: Tensor,
     y: Tensor | None = None,
@@ -59,9 +60,9 @@ def in_batches(
     return torch.cat(results)
 
 
-def needs_density(model: nn.Module, what: str) -> None:
+def needs_density(model: Model, what: str) -> None:
     """Raise TypeError for a model whose z has no density, such as an autoencoder."""
-    if not getattr(model, "is_probabilistic", True):
+    if not is_probabilistic(model):
         raise TypeError(
             f"{what} needs a model with a posterior and a prior; {type(model).__name__} has none"
         )

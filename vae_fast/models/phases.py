@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from vae_fast.models.interface import HasPhases, Model, part_of
+
 
 class Phase(NamedTuple):
     """``loss(x, phase=name)`` is to change ``parameters``, and has gradients for no others; at ``lr``
@@ -22,11 +24,11 @@ class Phase(NamedTuple):
     lr: float = 1.0
 
 
-def phases_of(model: nn.Module) -> list[Phase]:
+def phases_of(model: Model) -> list[Phase]:
     """The model's phases; for most, one without a name, over all parameters."""
-    if hasattr(model, "phases"):
+    if isinstance(model, HasPhases):
         return model.phases()
-    objective = getattr(model, "objective", None)
+    objective = part_of(model, "objective")
     if hasattr(objective, "phases"):
         return objective.phases(model)
     return [Phase(None, list(model.parameters()))]

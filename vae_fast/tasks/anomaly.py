@@ -4,16 +4,17 @@ differences."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches
+from vae_fast.models.interface import Model
 from vae_fast.tasks.likelihood import elbo, importance_nll
 
 SCORES = ("elbo", "nll", "reconstruction")
 
 
 def anomaly_scores(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,

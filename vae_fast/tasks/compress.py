@@ -6,9 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches
+from vae_fast.models.interface import Model, is_probabilistic, learned_prior_of, part_of
 from vae_fast.tasks.encode import features
 from vae_fast.tasks.latent import decode
 
@@ -23,9 +24,7 @@ class Compressed(NamedTuple):
     bits: Tensor
 
 
-def compress(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, step: float = 0.25
-) -> Compressed:
+def compress(model: Model, x: Tensor, y: Tensor | None = None, *, step: float = 0.25) -> Compressed:
     """Round each sample's code to multiples of ``step``.
 
     A symbol s costs -log2 P(s), where P is the prior's mass, under N(0, 1) or p(z | y), within half
@@ -52,26 +51,26 @@ def compress(
     return Compressed(symbols.to(torch.int16), step, bits)
 
 
-def decompress(model: nn.Module, compressed: Compressed, y: Tensor | None = None) -> Tensor:
+def decompress(model: Model, compressed: Compressed, y: Tensor | None = None) -> Tensor:
     """E[x | z] at the rounded codes, (N, *input_shape)."""
     dtype = next(model.parameters()).dtype
     return decode(model, compressed.symbols.to(dtype) * compressed.step, y)
 
 
 def _prior(
-    model: nn.Module, x: Tensor, y: Tensor | None, codes: Tensor, step: float
+    model: Model, x: Tensor, y: Tensor | None, codes: Tensor, step: float
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each code's prior, of codes' shape or broadcast to it."""
     mean, scale = codes.new_zeros(()), codes.new_ones(())
-    if not getattr(model, "is_probabilistic", True):
+    if not is_probabilistic(model):
         return mean, codes.square().mean(0).sqrt().clamp_min(step)
 
-    if getattr(model, "learned_prior", None) is not None:
+    if learned_prior_of(model) is not None:
         raise ValueError(
             "codes are coded one by one under a Gaussian prior, and this model's prior is a "
             f"{type(model.learned_prior).__name__}: compress with a model whose prior is standard"
         )
-    if getattr(model, "posterior", None) is not None:
+    if part_of(model, "posterior") is not None:
         raise ValueError(
             "codes are coded one by one under a Gaussian prior, and this model's posterior is "
             f"{model.posterior.name}: compress with a model whose posterior is gaussian"
@@ -81,7 +80,7 @@ def _prior(
         p = model.prior(*condition)
         return torch.cat([p.mu, p.logvar], dim=1)
 
-    if getattr(model, "prior_network", None) is not None:
+    if part_of(model, "prior_network") is not None:
         mu, logvar = in_batches(model, of_condition, x, y).double().chunk(2, dim=1)
         mean, scale = mu, torch.exp(0.5 * logvar)
     return mean, scale

@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches
+from vae_fast.models.interface import HasFeatures, Model
 
 
-def features(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
-) -> Tensor:
+def features(model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256) -> Tensor:
     """The posterior's mean of each sample, (N, latent_dim)."""
-    code = model.features if hasattr(model, "features") else lambda *given: model.encode(*given)[0]
+    code = (
+        model.features if isinstance(model, HasFeatures) else lambda *given: model.encode(*given)[0]
+    )
     return in_batches(model, code, x, y, batch_size=batch_size)
 
 
 def encode(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,

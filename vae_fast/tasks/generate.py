@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import evaluating, in_batches
+from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.tasks.samplers import Sampler, draw_from
 
 
 def generate(
-    model: nn.Module,
+    model: Model,
     n: int,
     y: Tensor | None = None,
     *,
@@ -55,14 +56,14 @@ def generate(
 
 
 def reconstruct(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+    model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """E[x | z] at the posterior's mean, of the shape of x."""
     return in_batches(model, model.reconstruct, x, y, batch_size=batch_size)
 
 
 def denoise(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.models.batched import condition_of, evaluating
+from vae_fast.models.interface import Model
 from vae_fast.models.networks import device_and_dtype
 
 
@@ -23,7 +24,7 @@ class Imputed(NamedTuple):
 
 
 def impute(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     known: Tensor,
     y: Tensor | None = None,
@@ -82,7 +83,7 @@ def impute(
 
 
 def _chains(
-    model: nn.Module,
+    model: Model,
     values: Tensor,
     mask: Tensor,
     condition: tuple[Tensor, ...],

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import evaluating
+from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.tasks.encode import features
 
 
-def decode(
-    model: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_size: int = 256
-) -> Tensor:
+def decode(model: Model, z: Tensor, y: Tensor | None = None, *, batch_size: int = 256) -> Tensor:
     """E[x | z] for z (N, latent_dim), and y (N,) for conditional models."""
-    if y is None and getattr(model, "condition", None) is not None:
+    if y is None and conditioning_of(model) is not None:
         raise ValueError(
             f"{type(model).__name__} is conditional: codes are decoded under conditions, give y"
         )
@@ -63,7 +62,7 @@ def spherical(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 
 
 def interpolate(
-    model: nn.Module,
+    model: Model,
     start: Tensor,
     end: Tensor,
     y: Tensor | None = None,
@@ -86,7 +85,7 @@ def interpolate(
 
 
 def traverse(
-    model: nn.Module,
+    model: Model,
     z: Tensor,
     *,
     dimensions: Sequence[int] | None = None,
@@ -124,7 +123,7 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
 
 
 def apply_attribute(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     vector: Tensor,
     strength: float = 1.0,

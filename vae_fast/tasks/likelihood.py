@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches, needs_density
+from vae_fast.models.interface import Model
 from vae_fast.types import LossOutput
 
 
-def elbo(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
-) -> LossOutput:
+def elbo(model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256) -> LossOutput:
     """The negative ELBO of each sample and its parts, each (N,), in nats, one z per sample.
 
     Also for a model trained on another bound, such as the IWAE, this is the ELBO of its posterior.
@@ -29,7 +28,7 @@ def elbo(
 
 
 def importance_nll(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -79,7 +78,7 @@ def bits_per_dimension(
 
 
 def reconstruction_error(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+    model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> Tensor:
     """The mean squared error of each sample's reconstruction, (N,), on the scale of [0, 1]."""
     return in_batches(model, model.squared_error, x, y, batch_size=batch_size)

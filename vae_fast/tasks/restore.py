@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from vae_fast.import_paths import Trust
+from vae_fast.models.interface import Model
 from vae_fast.train import checkpoint
 from vae_fast.train.config import TrainConfig, resolve_device
 from vae_fast.train.run_folder import RunFolder
@@ -19,7 +19,7 @@ from vae_fast.train.setup import build_model
 class Restored(NamedTuple):
     """A model in evaluation mode, its training configuration, and the step of its checkpoint."""
 
-    model: nn.Module
+    model: Model
     config: TrainConfig
     step: int
 

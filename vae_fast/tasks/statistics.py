@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import in_batches, needs_density
+from vae_fast.models.interface import Model, latent_shape
 
 
 class LatentStatistics(NamedTuple):
@@ -28,7 +29,7 @@ class LatentStatistics(NamedTuple):
 
 
 def statistics(
-    model: nn.Module, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
+    model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256
 ) -> LatentStatistics:
     """The posteriors of ``x`` and the latents' scaling factor, as ``LatentStatistics``.
 
@@ -45,7 +46,7 @@ def statistics(
         return torch.stack([mu, torch.exp(0.5 * logvar)], 1)
 
     mean, std = in_batches(model, moments, x, y, batch_size=batch_size).unbind(1)
-    shape = getattr(model, "latent_shape", None)
+    shape = latent_shape(model)
     if shape is not None:
         mean, std = mean.unflatten(1, shape), std.unflatten(1, shape)
     others = (0, *range(2, mean.dim()))

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_fast.models.interface import Model
 from vae_fast.train.flat import FlatParameters
 from vae_fast.train.sharded import like, local
 
@@ -21,7 +22,7 @@ class WeightAverage:
         flat: the buffer of the model's parameters, if they are in one; the update then is one op.
     """
 
-    def __init__(self, model: nn.Module, decay: float, flat: FlatParameters | None = None) -> None:
+    def __init__(self, model: Model, decay: float, flat: FlatParameters | None = None) -> None:
         self.decay = decay
         together = set() if flat is None else {id(p) for p in flat.parameters}
         apart = {name: p for name, p in model.named_parameters() if id(p) not in together}

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vae_fast.backend import native_reason, set_backend
 from vae_fast.extras import need
+from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli
 from vae_fast.models.vae import BetaVAE
 from vae_fast.train import rng
@@ -224,7 +225,7 @@ def _plain(
     return run
 
 
-def _is_the_tutorials(model: nn.Module, images: Tensor) -> bool:
+def _is_the_tutorials(model: Model, images: Tensor) -> bool:
     return (
         type(model) is BetaVAE
         and type(model.likelihood) is Bernoulli

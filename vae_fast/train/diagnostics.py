@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 
 from vae_fast.data import Batches
+from vae_fast.models.interface import HasDiagnostics, Model
 from vae_fast.train.distributed import World
 from vae_fast.train.sharded import run_whole
 
@@ -19,7 +19,7 @@ def diagnostics(model: nn.Module, batches: Batches, world: World) -> dict[str, f
     It returns a dictionary of tensors (N,), shorter if a value is not known for every sample, with
     the same names for every batch; y may be None. Most models have no such method.
     """
-    if not hasattr(model, "diagnostics"):
+    if not isinstance(model, HasDiagnostics):
         return {}
     names, totals = (), 0.0
     for images, labels in batches:

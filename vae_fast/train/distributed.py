@@ -90,7 +90,7 @@ class World:
 
     def wrap(
         self,
-        model: nn.Module,
+        model: Model,
         device: torch.device,
         config: TrainConfig,
         *,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
+from vae_fast.models.interface import Model
 from vae_fast.train import checkpoint
 from vae_fast.train.run_folder import RunFolder
 

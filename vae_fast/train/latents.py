@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from vae_fast.data import Batches
 from vae_fast.models.batched import condition_of
+from vae_fast.models.interface import DividesKL, Model, divides_kl, is_probabilistic
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.sharded import run_whole
 
@@ -18,16 +18,16 @@ ACTIVE_VARIANCE = 0.01
 
 
 @torch.no_grad()
-def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) -> dict[str, Any]:
+def latent_statistics(model: Model, batches: Batches, world: World = ALONE) -> dict[str, Any]:
     """kl_per_dimension (nats, mean over samples) and active_units, of some 2048 samples.
 
     A unit is active if the variance of its posterior mean over the data is above 0.01 (Burda et
     al. 2016, section 3). With several ranks, each takes its part, and the numbers are over all
     parts. Empty for models without a Gaussian posterior of one latent vector.
     """
-    if not (getattr(model, "is_probabilistic", False) and hasattr(model, "kl_per_dimension")):
+    if not (is_probabilistic(model) and isinstance(model, DividesKL)):
         return {}
-    if not getattr(model, "divides_kl", True):
+    if not divides_kl(model):
         return {}
     means, kl, seen = [], 0.0, 0
     for images, labels in batches:
@@ -53,7 +53,7 @@ def latent_statistics(model: nn.Module, batches: Batches, world: World = ALONE) 
 
 
 def _codes_and_kl(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None
+    model: Model, images: torch.Tensor, labels: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The posterior's means, (N, D), and the batch's mean KL of each dimension, (D,)."""
 

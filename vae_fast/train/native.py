@@ -27,6 +27,7 @@ from vae_fast.models import likelihoods
 from vae_fast.models.ae import AE
 from vae_fast.models.conditions import Attributes, Labels
 from vae_fast.models.cvae import CVAE
+from vae_fast.models.interface import Model, conditioning_of, part_of
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.models.vae import BetaVAE
 from vae_fast.noise import new_key
@@ -106,7 +107,7 @@ class Refusal(Exception):
 
 
 def build(
-    model: nn.Module,
+    model: Model,
     optimizer: Any,
     *,
     average: WeightAverage | None = None,
@@ -132,7 +133,7 @@ class NativeStep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         optimizer: Any,
         average: WeightAverage | None,
         clip_norm: float,
@@ -366,7 +367,7 @@ def _need(condition: bool, why_not: str) -> None:
         raise Refusal(why_not)
 
 
-def _layers_of(model: nn.Module) -> tuple[list[_Layer], int]:
+def _layers_of(model: Model) -> tuple[list[_Layer], int]:
     """The model's linear layers in order, and the number of the encoder's."""
     encoder = _chain(model.encoder, "its encoder")
     decoder = _chain(model.decoder, "its decoder")
@@ -408,7 +409,7 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
     return layers
 
 
-def plain_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
+def plain_layers(model: Model) -> tuple[list[nn.Module], list[nn.Module]] | None:
     """A VAE's encoder and decoder as torch's linear layers and activations over (N, features); None
     if they contain anything else."""
     try:

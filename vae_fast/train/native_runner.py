@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast import __version__
 from vae_fast.backend import get_backend, library
 from vae_fast.layers import has_hooks
+from vae_fast.models.interface import Model
 from vae_fast.train.distributed import Share
 from vae_fast.train.native import NativeStep, StepTerms, build
 from vae_fast.train.recorded import Memory
@@ -249,7 +250,7 @@ def has_tiles() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def replaced_in(model: nn.Module) -> str:
+def replaced_in(model: Model) -> str:
     """The name of a method that is replaced on one of the model's instances, or ""."""
     for name, module in model.named_modules():
         for key in vars(module):

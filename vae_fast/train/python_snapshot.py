@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from vae_fast.models.interface import Model
+
 DEPTH = 4  # levels of nested containers and objects that are compared
 MOST = 1000  # elements of a container that are compared
 BYTES = 1 << 16  # of a NumPy array
@@ -29,7 +31,7 @@ class PythonSnapshot:
     nested deeper than ``DEPTH`` are not compared.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: Model | None) -> None:
         self._model = model
         self._then = _state(model)
 
@@ -54,7 +56,7 @@ class _Same:
     __hash__ = None
 
 
-def _state(model: nn.Module | None) -> dict[str, Any]:
+def _state(model: Model | None) -> dict[str, Any]:
     found = {"Python's random": random.getstate(), "numpy.random": _drawn(np.random.get_state())}
     for path, module in () if model is None else model.named_modules():
         for key, value in vars(module).items():

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_fast.models.interface import Model
 from vae_fast.train.python_snapshot import PythonSnapshot
 from vae_fast.train.tape import Tape, equal_bits, record
 
@@ -41,7 +42,7 @@ class RecordedStep:
         model: its modules are checked for Python state that the work changes.
     """
 
-    def __init__(self, model: nn.Module | None = None) -> None:
+    def __init__(self, model: Model | None = None) -> None:
         self._model = model
         self.why_not = ""  # why nothing is recorded any more; "" while it is
         self.played = 0

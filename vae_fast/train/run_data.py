@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
 from vae_fast.data.ranges import LabelRange
 from vae_fast.files import atomic_write
 from vae_fast.models.conditions import Labels
+from vae_fast.models.interface import (
+    Classifies,
+    Model,
+    conditioning_of,
+    likelihood_of,
+    target_of,
+    uses_labels,
+)
 from vae_fast.train.config import TrainConfig, data_of
 
 RECORD = "data.json"
@@ -62,10 +70,10 @@ def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -
         ValueError: the model is conditioned on labels, and a label cannot have occurred in
             training. The model would use no condition, or another class's.
     """
-    condition = getattr(model, "condition", None)
-    if labels is None or not getattr(model, "uses_labels", False) or type(condition) is not Labels:
+    condition = conditioning_of(model)
+    if labels is None or not uses_labels(model) or type(condition) is not Labels:
         return labels
-    least = -1 if hasattr(model, "predict") else 0
+    least = -1 if isinstance(model, Classifies) else 0
     takes = LabelRange(name, condition.features, least, trained=True)
     for wrong in labels[takes.wrong(labels)][:1].tolist():
         takes.check(wrong, whose)

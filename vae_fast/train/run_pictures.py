@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast import pictures
 from vae_fast.data import Batch, Batches
@@ -40,10 +40,10 @@ def first_samples(batches: Batches, n: int) -> Batch:
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, batch: Batch) -> Tensor:
+def reconstruct(model: Model, batch: Batch) -> Tensor:
     """E[x | z] of a batch, in evaluation mode; (N, *input_shape) in [0, 1] for images."""
     model.eval()
-    labels = (batch.labels,) if getattr(model, "uses_labels", False) else ()
+    labels = (batch.labels,) if uses_labels(model) else ()
     return run_whole(model, lambda: model.reconstruct(batch.images, *labels))
 
 
@@ -92,7 +92,7 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
         )
         draws["samples.png"] = lambda path: pictures.draw_samples(path, drawn, caption, columns)
     if are_series:
-        if standardized(getattr(model, "likelihood", None)):  # columns that have no common unit
+        if standardized(likelihood_of(model)):  # columns that have no common unit
             shown = model.network_input
             caption += " · columns standardized"
         else:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
-
 from vae_fast.layers import has_hooks
+from vae_fast.models.interface import Model
 from vae_fast.models.phases import Phase
 from vae_fast.train.captured import CapturedStep, CudaGraph
 from vae_fast.train.distributed import Share
@@ -150,7 +149,7 @@ def _unasked(step: Step) -> str:
     )
 
 
-def not_ours(model: nn.Module) -> str:
+def not_ours(model: Model) -> str:
     """The name of a module class that is neither vae_fast's nor torch's, or of a method replaced on
     an instance; "" if there is none.
 

@@ -20,6 +20,7 @@ from vae_fast.data.shards import ShardData
 from vae_fast.data.streams import StreamData
 from vae_fast.import_paths import imported
 from vae_fast.models.conditions import Labels
+from vae_fast.models.interface import Classifies, Model, conditioning_of, uses_labels
 from vae_fast.models.phases import phases_of
 from vae_fast.train import rng
 from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig
@@ -94,7 +95,7 @@ def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[An
     Labels that are known without reading the images are checked here. Labels of streams and of some
     torch Datasets are checked as they are read.
     """
-    if not getattr(model, "uses_labels", False):
+    if not uses_labels(model):
         return parts
     infers = hasattr(model, "predict")  # uses the labels that exist
     if not infers and not all(part.labelled for part in parts):
@@ -102,7 +103,7 @@ def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[An
             f"{config.model} is conditioned on labels, and {config.data} has none: train on data "
             "with labels, or another --model"
         )
-    condition = getattr(model, "condition", None)
+    condition = conditioning_of(model)
     if not isinstance(condition, Labels):
         return parts
     least = -1 if infers or config.labels.keep > 0 else 0
@@ -146,7 +147,7 @@ def check_single(model: nn.Module, config: TrainConfig, batches: Any, device: to
         return
     x = torch.zeros(1, *batches.data.shape, dtype=batches.data.dtype, device=device)
     given = (torch.zeros(1, dtype=torch.int64, device=device),)
-    given = given if getattr(model, "uses_labels", False) else ()
+    given = given if uses_labels(model) else ()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with rng.forked(config.seed, 0), torch.no_grad():

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vae_fast.models.interface import Model
+
 Returned = TypeVar("Returned")
 
 
@@ -77,7 +79,7 @@ def is_sharded(value: object) -> bool:
     return isinstance(value, Tensor) and hasattr(value, "placements")
 
 
-def mesh_of(model: nn.Module) -> Any:
+def mesh_of(model: Model) -> Any:
     """The device mesh that the model is sharded over, or None."""
     return next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
-
 from vae_fast.data import as_data
 from vae_fast.data.columns import statistics_of
 from vae_fast.data.ranges import check_digits
 from vae_fast.models import MODELS
+from vae_fast.models.interface import Model, learned_prior_of, likelihood_of
 from vae_fast.models.likelihoods import make_likelihood
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.train.config import TrainConfig
@@ -97,7 +96,7 @@ def _target(likelihood: Any, options: dict[str, Any], shape: Any) -> str:
         return "real"  # what is wrong with it is said where the model is built
 
 
-def fit_standardization(model: nn.Module, data: Any) -> None:
+def fit_standardization(model: Model, data: Any) -> None:
     """Give a model that standardizes columns their means and deviations in ``data``.
 
     A Trainer does this when a run begins. Models without such columns are left alone.
@@ -109,10 +108,10 @@ def fit_standardization(model: nn.Module, data: Any) -> None:
     Raises:
         ValueError: a column whose values float32 can't tell apart; data of another shape.
     """
-    columns = standardized(getattr(model, "likelihood", None))
+    columns = standardized(likelihood_of(model))
     if columns is None:
         return
-    if hasattr(getattr(model, "learned_prior", None), "pseudo_inputs"):
+    if hasattr(learned_prior_of(model), "pseudo_inputs"):
         raise ValueError(
             "a vamp prior's pseudo-inputs are not standardized: take prior mixture, or bring the "
             "columns to a common scale before and --standardize off"

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_fast.models.interface import Model, uses_labels
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.config import TrainConfig, total_steps
@@ -35,7 +36,7 @@ class Step:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         config: TrainConfig,
         device: torch.device,
         world: World,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.models.interface import Model
 from vae_fast.models.joined import WideBuffers
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
@@ -24,7 +25,7 @@ class Objective(WideBuffers):
 
     def forward(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         *condition: Tensor,
         beta: float | Tensor = 1.0,
@@ -43,7 +44,7 @@ class Objective(WideBuffers):
 
     def terms(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         *condition: Tensor,
         beta: float | Tensor,

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.base import streams_of
+from vae_fast.models.interface import Model
 from vae_fast.models.networks import mlp
 from vae_fast.models.objectives.common import Objective, fixed
 from vae_fast.models.phases import Phase
@@ -40,7 +41,7 @@ class Factor(Objective):
         self.gamma, self.discriminator_lr = gamma, discriminator_lr
         self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")
 
-    def phases(self, model: nn.Module) -> list[Phase]:
+    def phases(self, model: Model) -> list[Phase]:
         own = {id(p) for p in self.parameters()}
         others = [p for p in model.parameters() if id(p) not in own]
         return [
@@ -50,7 +51,7 @@ class Factor(Objective):
 
     def terms(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         *condition: Tensor,
         beta: Any,
@@ -109,9 +110,7 @@ class DIP(Objective):
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
         mu = drawn.q.mu.to(recon.dtype)

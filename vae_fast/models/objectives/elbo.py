@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.functional.images import ms_ssim
+from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Steps
 
 
@@ -33,9 +34,7 @@ class Capacity(Steps):
             )
         self.capacity, self.gamma, self.rise = capacity, gamma, rise
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         c = self.capacity * (self.part(self.rise) if self.rise > 0 else 1.0)
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
@@ -55,9 +54,7 @@ class MSSSIM(Objective):
         super().__init__()
         self.weight = weight
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         made = model.as_input(model.likelihood.mean(model.decode(drawn.z, *condition)), x.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)

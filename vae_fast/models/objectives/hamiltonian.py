@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae_fast.functional import reparameterize
 from vae_fast.models import importance
 from vae_fast.models.base import streams_of
+from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
 
 
@@ -37,9 +38,7 @@ class Hamiltonian(Objective):
         self.leaps, self.temperature = leaps, temperature
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         q, p = model.encode(x, *condition), model.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         zeros = torch.zeros_like(z)
@@ -53,7 +52,7 @@ class Hamiltonian(Objective):
         return recon + beta * kl, recon, kl
 
     def moved(
-        self, model: nn.Module, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
+        self, model: Model, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
     ) -> Any:
         """z_K and rho_K, by the leapfrog and the tempering after each step."""
         start, step = math.sqrt(self.temperature), torch.exp(self.log_step)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vae_fast.models import importance
+from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
 
 
@@ -24,7 +25,7 @@ class Samples(Objective):
         self.samples, self.estimates = samples, estimates
 
     def weights(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+        self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
     ) -> Any:
         given = {"beta": beta, "noise_key": noise_key}
         return model.weighted_samples(
@@ -41,9 +42,7 @@ class MIWAE(Samples):
     """-1/M sum_m log 1/K sum_k w_mk: less noise in the encoder's gradient than M K samples in one
     bound, and a tighter bound than K = 1."""
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         return -self.mean_bound(found.log_weight), found.nll.mean(0).detach(), found.kl.detach()
 
@@ -54,9 +53,7 @@ class PIWAE(Samples):
     The loss's value is the first one. Each draws its own samples.
     """
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         encoder = {id(p) for part in encoders(model) for p in part.parameters()}
         others = [p for p in model.parameters() if id(p) not in encoder]
         given = {"beta": beta, "noise_key": noise_key}
@@ -78,16 +75,14 @@ class CIWAE(Samples):
             raise ValueError(f"mix is a part from 0 to 1, got {mix}")
         self.mix = mix
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         log_w = found.log_weight
         loss = -self.mix * log_w.mean(0) - (1 - self.mix) * importance.bound(log_w)
         return loss, found.nll.mean(0).detach(), found.kl.detach()
 
 
-def encoders(model: nn.Module) -> list[nn.Module]:
+def encoders(model: Model) -> list[nn.Module]:
     """The parts of a model that make its posterior."""
     names = ("encoder", "head", "posterior")
     found = [getattr(model, name, None) for name in names]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.models.interface import Model
 from vae_fast.models.joined import joined_mean
 from vae_fast.models.networks import image_shape
 from vae_fast.models.objectives.common import Steps, fixed
@@ -73,7 +74,7 @@ class LatentDiffusion(Steps):
         if adversarial > 0:
             self.discriminator = patches(input_shape, channels, layers)
 
-    def phases(self, model: nn.Module) -> list[Phase]:
+    def phases(self, model: Model) -> list[Phase]:
         judge = [] if self.discriminator is None else list(self.discriminator.parameters())
         own = {id(p) for p in judge}
         others = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
@@ -86,7 +87,7 @@ class LatentDiffusion(Steps):
 
     def terms(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         *condition: Tensor,
         beta: Any,
@@ -137,7 +138,7 @@ class LatentDiffusion(Steps):
             each = F.softplus(-real) + F.softplus(fake)
         return 0.5 * each.flatten(1).mean(1)
 
-    def _weight(self, model: nn.Module, nll: Tensor, fooled: Tensor) -> Tensor:
+    def _weight(self, model: Model, nll: Tensor, fooled: Tensor) -> Tensor:
         last = [p for p in model.decoder.parameters() if p.dim() > 1][-1]
         norms = [
             torch.autograd.grad(value.mean(), last, retain_graph=True)[0].detach().norm()
@@ -174,6 +175,6 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def _made(model: nn.Module, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
+def _made(model: Model, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
     """E[x | z], as ``network_input`` gives x."""
     return model.as_input(model.likelihood.mean(model.decode(z, *condition)), x.dtype)

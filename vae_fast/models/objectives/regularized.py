@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
 
 
@@ -31,9 +32,7 @@ class RAE(Objective):
         self.penalty, self.embedding = penalty, embedding
         self.decoder = {"l2": 1e-4, "gp": 1e-4}[penalty] if decoder is None else decoder
 
-    def terms(
-        self, model: nn.Module, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> Any:
+    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
         z = model.followed(x)
         if self.penalty == "gp" and not z.requires_grad:
             z = z.detach().requires_grad_(torch.is_grad_enabled())

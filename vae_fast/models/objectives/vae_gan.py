@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.functional import reparameterize
 from vae_fast.models.base import streams_of
+from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
 from vae_fast.models.objectives.importance import constant, encoders
 from vae_fast.models.objectives.latent_diffusion import patches
@@ -43,7 +44,7 @@ class VAEGAN(Objective):
         self.gamma, self.discriminator_lr = gamma, discriminator_lr
         self.discriminator = patches(input_shape, channels, layers)
 
-    def phases(self, model: nn.Module) -> list[Phase]:
+    def phases(self, model: Model) -> list[Phase]:
         judge = list(self.discriminator.parameters())
         encoder = [p for part in encoders(model) for p in part.parameters()]
         known = {id(p) for p in judge + encoder}
@@ -59,7 +60,7 @@ class VAEGAN(Objective):
 
     def terms(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         *condition: Tensor,
         beta: Any,
@@ -102,7 +103,7 @@ class VAEGAN(Objective):
     def _off(self, at: Tensor, made: Tensor) -> Tensor:
         return 0.5 * (at - self._judged(made, fixed=True)[0]).square().flatten(1).sum(1)
 
-    def _made(self, model: nn.Module, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
+    def _made(self, model: Model, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
         """E[x | z], as ``network_input`` gives x; if ``still``, no gradient reaches the decoder's parameters."""
         with constant(list(model.decoder.parameters()) if still else []):
             return model.as_input(model.likelihood.mean(model.decode(z, *condition)), z.dtype)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import evaluating, in_batches
+from vae_fast.models.interface import HasCodes, Model, is_probabilistic, part_of
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
 from vae_fast.tasks.samplers.mixture import GaussianMixture
@@ -34,7 +35,7 @@ class Normal:
 
 def fit_sampler(
     name: str,
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor | None = None,
     *,
@@ -59,7 +60,7 @@ def fit_sampler(
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     if name == "prior":
         return None
-    has_codes = hasattr(model, "decode_codes")
+    has_codes = isinstance(model, HasCodes)
     if has_codes != (name == "pixelcnn"):
         kind = "the numbers of" if name == "pixelcnn" else "continuous"
         raise ValueError(
@@ -77,21 +78,21 @@ def fit_sampler(
         if has_codes:
             codes = in_batches(model, lambda part, *_: model.codes(part), x, batch_size=batch_size)
             return CodeSampler(codes.to(device), model.quantizer.sizes, **options)
-        probabilistic = getattr(model, "is_probabilistic", True)
+        probabilistic = is_probabilistic(model)
         code = model.sample_posterior if probabilistic else model.features
         z = in_batches(model, code, x, y, batch_size=batch_size).to(device)
         kinds = {"gmm": GaussianMixture, "flow": FlowSampler, "second-stage": SecondStage}
         return kinds[name](z, **options)
 
 
-def draw_from(sampler: Sampler, model: nn.Module, n: int, temperature: float, *y: Tensor) -> Tensor:
+def draw_from(sampler: Sampler, model: Model, n: int, temperature: float, *y: Tensor) -> Tensor:
     """E[x | z] for n draws, (n, *input_shape), as ``model.sample`` gives them."""
     with evaluating(model):
         z = sampler.draw(n, temperature)
-        if hasattr(model, "decode_codes"):
+        if isinstance(model, HasCodes):
             return model.likelihood.mean(model.decode_codes(z))
         z = z.to(device_and_dtype(model)[1])
-        posterior = getattr(model, "posterior", None)
+        posterior = part_of(model, "posterior")
         if posterior is not None and posterior.has_own_space:
             z = posterior.within(z)
         return model.likelihood.mean(model.decode(z, *y))
