@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.autograd import forward_ad
@@ -266,6 +266,6 @@ def empty_cache() -> None:
 _load_libraries()
 node = _load_node()
 try:
-    set_backend(os.environ.get("VAE_FAST_BACKEND") or "auto")
+    set_backend(cast(Backend, os.environ.get("VAE_FAST_BACKEND") or "auto"))  # which checks it
 except ValueError as error:
     raise ValueError(f"environment variable VAE_FAST_BACKEND: {error}") from None

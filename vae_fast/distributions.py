@@ -43,7 +43,7 @@ class Normal(torch.distributions.Normal):
             return self.rsample(sample_shape)
 
 
-@kl.register_kl(Normal, torch.distributions.Normal)
+@kl.register_kl(Normal, torch.distributions.Normal)  # type: ignore[untyped-decorator]
 def _kl(q: Normal, p: torch.distributions.Normal) -> Tensor:
     loc, scale, prior_loc, prior_scale = torch.broadcast_tensors(q.loc, q.scale, p.loc, p.scale)
     return gaussian_kl(

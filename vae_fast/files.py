@@ -158,9 +158,10 @@ def _count(node: Any, known: dict[int, int | None], path: Path) -> int:
     if node is None:
         return 1
     if id(node) in known:
-        if known[id(node)] is None:
+        count = known[id(node)]
+        if count is None:
             raise ValueError(f"{path} has an alias within what it stands for: it would have no end")
-        return known[id(node)]
+        return count
     known[id(node)] = None
     parts = node.value if isinstance(node.value, list) else []
     total = 1

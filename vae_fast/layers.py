@@ -122,7 +122,9 @@ def has_hooks(model: nn.Module) -> bool:
 
 
 def _through(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Tensor | None]) -> Tensor:
-    features = parameters[0].shape[1]
+    first = parameters[0]
+    assert first is not None  # a weight, where a bias may be missing
+    features = first.shape[1]
     if x.shape[-1] != features:
         raise ValueError(
             f"x has {x.shape[-1]} features, shape {tuple(x.shape)}, and the layer takes {features}"

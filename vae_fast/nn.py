@@ -158,7 +158,7 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder = Encoder(input_dim, hidden_dim, latent_dim)
         self.decoder = Decoder(latent_dim, hidden_dim, input_dim)
-        self.register_load_state_dict_pre_hook(_rename_flat_names)
+        self.register_load_state_dict_pre_hook(_rename_flat_names)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(x)

@@ -61,7 +61,7 @@ def random_words(key: torch.Tensor, n: int, first: int | torch.Tensor = 0) -> to
     skipped = first % 4
     block = torch.arange((n + 6) // 4, dtype=torch.int64, device=key.device) + first // 4
     philox_key, stream = key[0], key[1]
-    words = philox(
+    of_counter = philox(
         [
             block & _MASK32,
             (block >> 32) & _MASK32,
@@ -70,7 +70,7 @@ def random_words(key: torch.Tensor, n: int, first: int | torch.Tensor = 0) -> to
         ],
         [philox_key & _MASK32, (philox_key >> 32) & _MASK32],
     )
-    words = torch.stack(words, dim=-1).reshape(-1)
+    words = torch.stack(of_counter, dim=-1).reshape(-1)
     if isinstance(skipped, torch.Tensor):
         return words[torch.arange(n, device=key.device) + skipped]
     return words[skipped : skipped + n]
@@ -295,5 +295,6 @@ def gather_batch(
         return batch
     # Pixel i takes word i: 255 w / 2^32 is uniform in [0, 255), and below x with probability x/255.
     columns = batch[0].numel() if len(batch) else 0
+    assert noise_key is not None  # binarising takes a key
     words = random_words(noise_key, batch.numel(), first_row * columns)
     return ((words * 255) >> 32).reshape(batch.shape) < batch

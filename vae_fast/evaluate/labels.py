@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def anomaly_auroc(
             f"AUROC needs normal samples and anomalies: of the labels "
             f"{sorted(set(labels.tolist()))}, normal are {sorted(normal)}"
         )
-    options = {"num_samples": num_samples, "batch_size": batch_size}
+    options: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size}
     return {
         score: auroc(anomaly_scores(model, x, score=score, **options), anomalous)
         for score in scores

@@ -76,8 +76,7 @@ def evaluate(
                 model, lambda part, *_: model.codes(part), x, y, batch_size=batch_size
             )
             report |= model.code_report(codes)
-        known = None if classes is None else classes >= 0
-        if isinstance(model, Classifies) and classes is not None and known.any():
+        if isinstance(model, Classifies) and classes is not None and (known := classes >= 0).any():
 
             def predicted(part: Tensor, *_: Tensor) -> Tensor:
                 return model.predict(part).argmax(1)

@@ -80,13 +80,13 @@ def evaluate_run(
     classes = class_names(config)
     y = match_class_order(y, loaded.classes, classes)
     y = labels_for(restored.model, config.model, y, str(source))
-    normal = [label_of(str(name), classes) for name in normal]
+    wanted = [label_of(str(name), classes) for name in normal]
     expected = tuple(restored.model.input_shape)
     if tuple(x.shape[1:]) != expected:
         raise ValueError(
             f"{source} has samples of shape {tuple(x.shape[1:])}, the model takes {expected}"
         )
-    report = {
+    report: dict[str, Any] = {
         "model": restored.config.model,
         "data": str(source),
         **binarized(config),
@@ -95,7 +95,7 @@ def evaluate_run(
     }
     if factors is not None:
         report |= _disentanglement(restored.model, x, y, factors(torch.arange(len(x))), seed)
-    report |= _with_labels(restored, x, y, normal, labels_per_class, seed)
+    report |= _with_labels(restored, x, y, wanted, labels_per_class, seed)
     if data is None:
         with atomic_write(Path(run) / "evaluation.json") as file:
             file.write_text(json.dumps(report, indent=2) + "\n")
@@ -149,6 +149,7 @@ def _with_labels(
                 binarize=config.binarize != "none",
                 seed=config.seed,
             )
+            assert labels is not None  # checked above: few labels are of data that have them
             chosen = few_per_class(labels, labels_per_class, seed=seed)
             few = (seen[chosen], labels[chosen])
             found["labels_per_class"] = labels_per_class
@@ -188,9 +189,9 @@ def gather(
         found += len(batch.images)
         if samples is not None and found >= samples:
             break
-    known = all(part is not None for part in labels)
+    known = [part for part in labels if part is not None]
     x = torch.cat(images)[:samples]
-    return x, torch.cat(labels)[:samples] if known else None
+    return x, torch.cat(known)[:samples] if len(known) == len(labels) else None
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ from vae_fast.functional.gaussian import (
 )
 from vae_fast.functional.group_norm import group_norm_silu
 from vae_fast.functional.importance import iwae_bound
-from vae_fast.functional.likelihood import FUNCTIONS, elbo, nll
+from vae_fast.functional.likelihood import FUNCTIONS as FUNCTIONS
+from vae_fast.functional.likelihood import elbo, nll
 from vae_fast.functional.pairwise import (
     aggregate_log_densities,
     decomposed_kl,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from vae_fast.types import REDUCTIONS
 
 FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
+_REDUCTION_CODES: dict[str, int] = {name: code for code, name in enumerate(REDUCTIONS)}
 
 
+@overload
+def reduction_code(reduction: str) -> int: ...
+@overload
+def reduction_code(reduction: str, elementwise: bool) -> int | None: ...
 def reduction_code(reduction: str, elementwise: bool = False) -> int | None:
     """The kernels' number of a reduction; None for "elementwise", if that is allowed."""
     if elementwise and isinstance(reduction, str) and reduction == "elementwise":
@@ -61,7 +67,7 @@ def _expanded(name: str, t: torch.Tensor, like_name: str, like: torch.Tensor) ->
 
 
 def gaussian_pair(
-    mu: torch.Tensor, logvar: torch.Tensor, mu_name: str = "mu", logvar_name: str = "logvar"
+    mu: torch.Tensor, logvar: torch.Tensor | None, mu_name: str = "mu", logvar_name: str = "logvar"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Check a Gaussian's parameters, broadcast logvar to mu, and convert them to one dtype."""
     if logvar is None:
@@ -93,7 +99,7 @@ def logvar_of(
 
 def with_prior(
     mu: torch.Tensor,
-    logvar: torch.Tensor,
+    logvar: torch.Tensor | None,
     prior_mu: torch.Tensor | None,
     prior_logvar: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

@@ -56,12 +56,12 @@ def gather_batch(
         found = data.dtype if isinstance(data, torch.Tensor) else type(data).__name__
         raise TypeError(f"data must be a uint8 (0..255) or bool tensor, got {found}")
     if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        found = (
+        given = (
             f"{index.dtype} of shape {tuple(index.shape)}"
             if isinstance(index, torch.Tensor)
             else type(index).__name__
         )
-        raise TypeError(f"index must be an int64 tensor (B,), got {found}")
+        raise TypeError(f"index must be an int64 tensor (B,), got {given}")
     if data.dim() < 1 or index.device != data.device:
         raise ValueError(
             f"data must be (N, ...) on the index's device, got {tuple(data.shape)} on "

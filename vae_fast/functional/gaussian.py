@@ -63,8 +63,8 @@ def _key(
     # the usual call; the checks are most of a small call's time
     if generator is None and eps is None:
         return None if noise_key is None else check_key(noise_key, mu.device)
-    given = {"noise_key": noise_key, "generator": generator, "eps": eps}
-    given = [name for name, value in given.items() if value is not None]
+    noises = {"noise_key": noise_key, "generator": generator, "eps": eps}
+    given = [name for name, value in noises.items() if value is not None]
     if len(given) > 1:
         raise TypeError(f"{' and '.join(given)} are given: each of them fixes the noise, give one")
     return None if generator is None else new_key(mu.device, generator)
@@ -106,6 +106,18 @@ def reparameterize(
     eps: torch.Tensor | None = ...,
     return_eps: Literal[False] = ...,
 ) -> torch.Tensor: ...
+@overload
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor | None = ...,
+    *,
+    scale: torch.Tensor | None = ...,
+    num_samples: int | None = ...,
+    noise_key: torch.Tensor | None = ...,
+    generator: torch.Generator | None = ...,
+    eps: torch.Tensor | None = ...,
+    return_eps: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def reparameterize(
     mu: torch.Tensor,

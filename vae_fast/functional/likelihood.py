@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -132,7 +132,7 @@ def check_params(
     """
     names = names or spec.params
     if _is_usual(spec, params, target):
-        return list(params)
+        return cast("list[torch.Tensor]", list(params))
     check_target(spec, target)
     params = _tensors(spec, params, target, names)
     if spec.planes:
@@ -192,7 +192,7 @@ def _check_order(
         )
 
 
-def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> None:
+def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor | float) -> None:
     """Raise, as F.binary_cross_entropy does, where probabilities or targets leave [0, 1].
 
     The kernel returns NaN in this case, so the check costs nothing else. On a GPU the device
@@ -213,7 +213,11 @@ def check_unit_range(spec: Spec, value: torch.Tensor, *data: torch.Tensor) -> No
     if not bool(value.isnan().any()):
         return
     for name, t in zip(("probabilities", "target"), data, strict=True):
-        if t.is_floating_point() and bool(((t < 0) | (t > 1)).any()):
+        if (
+            isinstance(t, torch.Tensor)
+            and t.is_floating_point()
+            and bool(((t < 0) | (t > 1)).any())
+        ):
             raise RuntimeError(
                 f"all elements of {name} must be between 0 and 1, as F.binary_cross_entropy asks; "
                 f"they lie between {t.nan_to_num().min():g} and {t.nan_to_num().max():g}. "
@@ -412,7 +416,7 @@ def _function(family: str, specs: list[Spec]) -> Callable[..., torch.Tensor]:
         raise TypeError(f"{family}_nll takes {choices}; got ({', '.join(given)})")
 
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    function.__signature__ = inspect.Signature(
+    function.__dict__["__signature__"] = inspect.Signature(
         [inspect.Parameter(n, either, default=None) for n in positional]
         + [inspect.Parameter(n, keyword, default=None) for n in extra]
         + [inspect.Parameter("reduction", keyword, default="sum")]

@@ -31,7 +31,7 @@ PARTS = ("encoder", "decoder", "sampler")
 
 
 class EncoderOf(nn.Module):
-    def __init__(self, model: LatentModel) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
@@ -41,7 +41,7 @@ class EncoderOf(nn.Module):
 
 
 class DecoderOf(nn.Module):
-    def __init__(self, model: LatentModel) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
@@ -64,11 +64,12 @@ def programs(model: Model) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], Seq
     device, dtype = device_and_dtype(model)
     x = torch.rand(2, *model.input_shape, device=device, dtype=dtype)
     z = torch.randn(2, model.latent_dim, device=device, dtype=dtype)
-    y, names = (), []
+    y: tuple[Tensor, ...] = ()
+    names: list[str] = []
     if model.uses_labels:
         y, names = (torch.zeros(2, dtype=torch.int64, device=device),), ["y"]
     decoder = DecoderOf(model)
-    parts = {
+    parts: dict[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str]]] = {
         "encoder": (EncoderOf(model), (x, *y), ["x", *names]),
         "decoder": (decoder, (z, *y), ["z", *names]),
     }
@@ -139,5 +140,7 @@ def _write(
                     program, dynamo=True, input_names=list(names), output_names=outputs,
                     verbose=False,
                 )  # fmt: skip
+            if made is None:
+                raise RuntimeError("torch.onnx.export returned no program")
             made.save(str(temporary))
     return path

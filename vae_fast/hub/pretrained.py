@@ -70,9 +70,9 @@ def pretrained_class() -> type[nn.Module]:
     hub = need("huggingface_hub", "saving and loading pretrained models", "huggingface_hub")
     need("safetensors.torch", "saving and loading pretrained models")
 
-    class Pretrained(
+    class Pretrained(  # type: ignore[call-arg]  # the base is found at run time
         nn.Module,
-        hub.PyTorchModelHubMixin,
+        hub.PyTorchModelHubMixin,  # type: ignore[misc]
         library_name="vae_fast",
         tags=["variational-autoencoder"],
     ):
@@ -141,7 +141,7 @@ def pretrained(run: str | Path, which: str | int = "best", *, trust: Trust = Fal
     Args:
         run, which, trust: as for ``vae_fast.tasks.load_model``.
     """
-    cls = pretrained_class()
+    cls: Any = pretrained_class()
     restored = load_model(run, which, "cpu", trust=trust)
     config = restored.config
     facts = {"data": config.data, "epochs": config.epochs, "step": restored.step,

@@ -60,7 +60,7 @@ def positions(nll: Callable[..., Any], planes: Tensor, target: Tensor) -> Truth:
 
 def _value_and_grads(
     mp: Any, nll: Callable[..., Any], row: Sequence[float], wanted: Sequence[int]
-) -> list:
+) -> list[Any]:
     values = [mp.mpf(v) for v in row]
     if any(map(mp.isnan, values)):
         return [mp.nan] * (1 + len(wanted))

@@ -136,7 +136,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if not isinstance(iterator._dataset_fetcher, _Fetcher):
             iterator._dataset_fetcher = _Fetcher(self, iterator._dataset_fetcher)
         if self.num_workers > 0:
-            ahead = self.num_workers * self.prefetch_factor
+            ahead = self.num_workers * (self.prefetch_factor or 2)
             iterator._sampler_iter = _ahead(iterator._sampler_iter, ahead)
         return iterator
 

@@ -316,7 +316,7 @@ class Pictures:
             seen[places, index] = True
             if not np.array_equal(_bits(tables[places, index]), _bits(values)):
                 return strange
-        if not seen.all():
+        if tables is None or not seen.all():
             return strange
         self._tables = tables
         scale = torch.arange(256).float().div(255).numpy()

@@ -84,7 +84,7 @@ class AAE(LatentModel):
             raise ValueError("free_bits bounds a KL, and an adversarial autoencoder has none")
         names = [known.name for known in self.phases()]
         if phase is not None and phase not in names:
-            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")
+            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(map(str, names))}")
         wanted = names if phase is None else [phase]
         z = self.features(x)
         recon = kl = of_discriminator = zero = z.new_zeros(z.shape[0], 1)

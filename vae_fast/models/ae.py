@@ -24,6 +24,10 @@ class AE(WideBuffers, LatentModel):
             batches are their plain mean.
     """
 
+    code_mean: Tensor
+    code_square: Tensor
+    batches_seen: Tensor
+
     is_probabilistic = False
     takes_objective = True
 

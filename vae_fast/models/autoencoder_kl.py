@@ -121,7 +121,7 @@ class AutoencoderKL(BetaVAE):
         params = self.decode_maps(self.as_maps(h).reshape(-1, *self.latent_shape))
         return params.reshape(*h.shape[:-1], *params.shape[1:])
 
-    def loss(
+    def loss(  # type: ignore[override]  # keywords are the call's
         self,
         x: Tensor,
         *,
@@ -133,7 +133,7 @@ class AutoencoderKL(BetaVAE):
     ) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, 1)), in nats, one z per sample."""
         if self.objective is not None or self.posterior is not None:
-            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
+            given: dict[str, Any] = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
             return super().loss(x, noise_key=noise_key, **given, **options)
         q = self.posterior_maps(x)
         if self.learned_prior is not None:
@@ -243,7 +243,7 @@ def networks_of_maps(
     attention: Sequence[int],
     checkpointing: str,
     features_per_latent: int = 2,
-    **options: float,
+    **options: Any,
 ) -> tuple[Encoder, Decoder, tuple[int, int, int]]:
     """Encoder, decoder and the latent maps' shape for images of ``input_shape``.
 

@@ -72,6 +72,8 @@ class LatentModel(NotScriptable, Model):
     takes_objective = False
     # Whether the KL is a sum over latent dimensions.
     divides_kl = True
+    learned_prior: MixturePrior | None
+    objective: Any
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class LatentModel(NotScriptable, Model):
         self.objective = objective
         self.divides_kl = getattr(learned_prior, "has_marginals", True)
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Tensor, *condition: Any) -> Posterior:
         raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")
 
     def loss(
@@ -157,7 +159,7 @@ class LatentModel(NotScriptable, Model):
         params = self.decoder(h.reshape(-1, h.shape[-1]))
         return params.reshape(*h.shape[:-1], *params.shape[1:])
 
-    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         """What the other calls take after x, for a batch x with labels y: y, or nothing."""
         return (y,) if self.uses_labels else ()
 
@@ -218,6 +220,7 @@ class LatentModel(NotScriptable, Model):
 
     @torch.no_grad()
     def _from_learned_prior(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        assert self.learned_prior is not None
         return self.learned_prior.sample(eps, self.encode, generator)
 
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
@@ -269,6 +272,7 @@ def sampled_kl(model: LatentModel, q: Posterior, z: Tensor, free_bits: float = 0
             "free_bits bounds the KL of each dimension, and a learned prior's does not divide so: "
             "leave it 0"
         )
+    assert model.learned_prior is not None
     return log_density(z, *q) - model.learned_prior.log_density(z, model.encode)
 
 
@@ -280,6 +284,7 @@ def sampled_kl_by_dimension(model: LatentModel, q: Posterior) -> Tensor:
     z = reparameterize(*q)
     scaled_z = (z - q.mu) * torch.exp(-0.5 * q.logvar)
     log_q = -0.5 * (scaled_z * scaled_z + q.logvar + math.log(2.0 * math.pi))
+    assert model.learned_prior is not None
     return (log_q - model.learned_prior.log_marginals(z, model.encode)).mean(0)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_fast.models.interface import MakesCondition, Model, is_probabilistic, uses_labels
 from vae_fast.models.networks import device_and_dtype
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients inside; the modes that its modules had, after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -25,7 +26,7 @@ def evaluating(model: Model) -> Iterator[None]:
             module.training = was_training
 
 
-def condition_of(model: Model, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
     """What ``model``'s calls take after x, for samples x with labels y."""
     if isinstance(model, MakesCondition):
         return model.condition_from(x, y)
@@ -33,7 +34,7 @@ def condition_of(model: Model, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...
 
 
 def in_batches(
-    model: Model,
+    model: nn.Module,
     function: Callable[..., Tensor],
     x: Tensor,
     y: Tensor | None = None,

@@ -42,7 +42,9 @@ class Recomputable(NotScriptable, nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled() and not _keeps_all():
             random = self.is_random and self.training
-            again = {} if torch.compiler.is_compiling() else {"context_fn": _same_backend_again}
+            again: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": _same_backend_again}
+            )
             return checkpoint(
                 self.compute, h, use_reentrant=False, preserve_rng_state=random, **again
             )
@@ -58,7 +60,8 @@ class _Within(AbstractContextManager[Any]):
     """A backend, as often as it is entered: a graph that is kept is recomputed again."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.entered = backend, []
+        self.backend = backend
+        self.entered: list[Any] = []
 
     def __enter__(self) -> None:
         self.entered.append(set_backend(self.backend))
@@ -137,7 +140,7 @@ class Residual(Recomputable):
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
         self.is_random = dropout > 0
         nn.init.zeros_(self.second.conv.weight)  # f starts as nothing, so depth does no harm
-        nn.init.zeros_(self.second.conv.bias)
+        nn.init.zeros_(self.second.conv.get_parameter("bias"))
 
     def compute(self, h: Tensor) -> Tensor:
         return self.skip(h) + self.second(self.first(h))

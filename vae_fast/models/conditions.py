@@ -39,6 +39,8 @@ class Labels(Condition):
     decoder is slow to heed the label.
     """
 
+    classes: Tensor
+
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         if num_classes < 1:
@@ -68,7 +70,7 @@ class Labels(Condition):
                 torch._assert_async(fits.all(), f"a label {rest}")
             except RuntimeError:
                 raise ValueError(f"label {int(y[~fits][0])} {rest}") from None
-        return (y.unsqueeze(1) == self.classes).to(dtype)
+        return y.unsqueeze(1).eq(self.classes).to(dtype)
 
     def default(self, n: int, device: torch.device) -> Tensor:
         """0, 1, ..., and again, so that a grid of samples has a column per class."""
@@ -97,6 +99,8 @@ class Images(Condition):
         features: how many the network gives.
         derive: makes the image from x where none is given: ``left_half``, ``edges``, or your own.
     """
+
+    examples: Tensor
 
     EXAMPLES = 16
 

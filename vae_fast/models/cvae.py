@@ -12,6 +12,7 @@ from vae_fast.models.conditions import Condition
 from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.vae import BetaVAE
+from vae_fast.types import LossOutput
 
 
 class CVAE(BetaVAE):
@@ -41,7 +42,7 @@ class CVAE(BetaVAE):
         self.prior_network = prior_network
         self.uses_labels = condition.derive is None
 
-    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         """y, or what the condition derives from x."""
         if self.condition.derive is not None:
             return (self.condition.derive(x),)
@@ -59,19 +60,19 @@ class CVAE(BetaVAE):
         h = self.encoder(self.network_input(x))
         return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)))
 
-    def prior(self, y: Tensor) -> Posterior | None:
+    def prior(self, y: Tensor) -> Posterior | None:  # type: ignore[override]  # y comes after x
         return (
             None if self.prior_network is None else split_gaussian(self.prior_network(self.seen(y)))
         )
 
-    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # y comes after x
         """The likelihood's parameters for z (..., N, latent_dim), y the condition of N samples."""
         c = self.seen(y)
         return self.run_decoder(
             torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
         )
 
-    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> Any:
+    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
 
         Takes what ``BetaVAE.loss`` takes.
@@ -80,7 +81,7 @@ class CVAE(BetaVAE):
             (y,) = self.condition_from(x, y)
         return super().loss(x, y, **options)
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
         if y is None:
             (y,) = self.condition_from(x, y)
         return super().reconstruct(x, y)
@@ -105,5 +106,5 @@ class CVAE(BetaVAE):
         return self.likelihood.mean(self.decode(z, y))
 
 
-class ConditionalIWAE(ImportanceWeighted, CVAE):
+class ConditionalIWAE(ImportanceWeighted, CVAE):  # type: ignore[misc]  # the mixin goes first
     """A CVAE trained on the K-sample bound."""

@@ -34,10 +34,10 @@ def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0)
         convolution = nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2)
         # torch's default would shrink the signal at each of these layers, and x's with it.
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
+        nn.init.zeros_(convolution.get_parameter("bias"))
         layers += [nn.GELU(), convolution]
     with torch.no_grad():
-        layers[-1].weight.mul_(scale)
+        layers[-1].get_parameter("weight").mul_(scale)
     return nn.Sequential(*layers)
 
 
@@ -59,7 +59,7 @@ class BottomUp(NotScriptable, nn.Module):
         for size, stage in zip(reversed(self.sizes), reversed(self.stages), strict=True):
             if h.shape[2:] != size:
                 h = F.adaptive_avg_pool2d(h, size)
-            for block in stage:
+            for block in stage.children():
                 h = h + block(h)
             activations.append(h)
         return activations[::-1]

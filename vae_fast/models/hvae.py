@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class HVAE(LatentModel):
         stages: ((height, width), number of levels), coarsest first.
         width: channels throughout; z_channels: channels of each z_l.
     """
+
+    levels: Any  # a ModuleList of Level
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class HVAE(LatentModel):
         self.walk(x.shape[0], draw)
         return _side_by_side(found)
 
-    def sample_posterior(self, x: Tensor) -> Tensor:
+    def sample_posterior(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no condition
         """z_l ~ q(z_l | z_<l, x) from the top down, (N, latent_dim)."""
         posterior, drawn = self._posterior(x), []
 
@@ -170,7 +173,8 @@ class HVAE(LatentModel):
         posterior = self._posterior(x)
         log_weights, nlls, kls = [], [], []
         for k in range(num_samples):
-            log_ratio, kl = 0.0, 0.0
+            log_ratio: Any = 0.0
+            kl: Any = 0.0
 
             def draw(number: int, p: Posterior, h: Tensor, k: int = k) -> Tensor:
                 nonlocal log_ratio, kl

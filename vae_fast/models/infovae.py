@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional import gaussian_kl, mmd, reparameterize
+from vae_fast.functional.pairwise import Kernel
 from vae_fast.models.base import LatentModel, Posterior, streams_of
 from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
@@ -28,10 +29,12 @@ class PriorMMD:
         bandwidths: the kernel is the mean over them; None: sqrt(s D) for s from 0.1 to 10.
     """
 
+    latent_dim: int
+
     def __init__(
         self,
         *networks: object,
-        kernel: str = "imq",
+        kernel: Kernel = "imq",
         bandwidths: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
@@ -45,8 +48,7 @@ class PriorMMD:
         zeros = torch.zeros_like(z)
         key = None if noise_key is None else streams_of(noise_key, 1)
         draws = reparameterize(zeros, zeros, noise_key=key)
-        options = {"kernel": self.kernel, "bandwidths": self.bandwidths}
-        return mmd(z, draws, unbiased=len(z) > 1, **options)
+        return mmd(z, draws, unbiased=len(z) > 1, kernel=self.kernel, bandwidths=self.bandwidths)
 
 
 class InfoVAE(PriorMMD, BetaVAE):
@@ -74,7 +76,7 @@ class InfoVAE(PriorMMD, BetaVAE):
             )
         self.alpha, self.mmd_weight = alpha, mmd_weight
 
-    def loss(
+    def loss(  # type: ignore[override]  # no K samples
         self,
         x: Tensor,
         *,

@@ -6,6 +6,7 @@ bound; ``IWAE`` is the VAE so turned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,8 @@ class ImportanceWeighted:
         dreg: doubly reparameterised gradients for the encoder (Tucker et al. 2018), whose
             signal-to-noise ratio does not fall with K.
     """
+
+    weighted_samples: Callable[..., Any]
 
     takes_objective = False
 

@@ -64,7 +64,7 @@ class WideBuffers(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideBuffers:
         before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # a mixin: torch is behind it
         for name, buffer in before.items():
             moved = getattr(self, name)
             if moved.dtype.itemsize < 4:

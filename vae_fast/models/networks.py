@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -196,7 +196,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(last.weight)  # starts as the identity, so depth does not hurt at first
-        nn.init.zeros_(last.bias)
+        nn.init.zeros_(last.get_parameter("bias"))
         self.residual = nn.Sequential(
             *_norm(norm, channels, spatial=True),
             _activation(activation),
@@ -258,8 +258,16 @@ def resnet_decoder(
     return MLP(*layers)
 
 
-ENCODERS = {"mlp": mlp_encoder, "conv": conv_encoder, "resnet": resnet_encoder}
-DECODERS = {"mlp": mlp_decoder, "conv": conv_decoder, "resnet": resnet_decoder}
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp_encoder,
+    "conv": conv_encoder,
+    "resnet": resnet_encoder,
+}
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp_decoder,
+    "conv": conv_decoder,
+    "resnet": resnet_decoder,
+}
 
 
 def make_encoder(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.backend import is_transforming
+from vae_fast.models.likelihoods import Likelihood
 from vae_fast.reference import as_probability
 
 
@@ -117,6 +118,10 @@ class RecurrentDecoder(nn.Module):
 
 class Sequences:
     """A mixin: data to steps and back. Needs ``input_shape``, ``padding`` and ``likelihood``."""
+
+    input_shape: tuple[int, ...]
+    padding: float | None
+    likelihood: Likelihood
 
     def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x as (N, T, F) with zeros for padding, and the lengths (N,)."""

@@ -22,12 +22,13 @@ from vae_fast.models.builders import (
 )
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.infovae import WAE, InfoVAE
+from vae_fast.models.interface import Model
 from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import BetaVAE
 
 INTERFACE = ("encode", "decode", "loss", "reconstruct", "sample")
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Any]] = {
     "ae": gaussian(AE, features_per_latent=1),
     "aae": adversarial,
     "vae": gaussian(BetaVAE),
@@ -53,7 +54,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
 }
 
 
-def build(name: str, input_shape: Sequence[int], **options: Any) -> nn.Module:
+def build(name: str, input_shape: Sequence[int], **options: Any) -> Model:
     """Build a model for samples of shape ``input_shape``.
 
     Args:
@@ -75,7 +76,7 @@ def build(name: str, input_shape: Sequence[int], **options: Any) -> nn.Module:
     if not input_shape or any(side < 1 for side in input_shape):
         raise ValueError(f"input_shape must be positive sizes such as (1, 28, 28): {input_shape}")
     if ":" in name:
-        model = imported(name, "the model", nn.Module, "a subclass of nn.Module")(
+        model: Model = imported(name, "the model", nn.Module, "a subclass of nn.Module")(
             input_shape=input_shape, **options
         )
         missing = [method for method in INTERFACE if not callable(getattr(model, method, None))]
@@ -87,4 +88,5 @@ def build(name: str, input_shape: Sequence[int], **options: Any) -> nn.Module:
             f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}, "
             f"or an import path like package.module:Class"
         )
-    return MODELS[name](input_shape, **options)
+    made: Model = MODELS[name](input_shape, **options)
+    return made

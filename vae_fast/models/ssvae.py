@@ -32,6 +32,8 @@ class SSVAE(CVAE):
             0.1 times the number of training samples over the number of labelled ones).
     """
 
+    condition: Labels
+
     takes_objective = takes_posterior = False
 
     def __init__(
@@ -53,7 +55,7 @@ class SSVAE(CVAE):
     def num_classes(self) -> int:
         return self.condition.features
 
-    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         """y, or q(y | x) where there is none."""
         return (self.predict(x) if y is None else y,)
 
@@ -64,7 +66,7 @@ class SSVAE(CVAE):
         """q(z | x, y), at the class probabilities q(y | x) if y is not given."""
         return super().encode(x, self.predict(x) if y is None else y)
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
         """E[x | z, y] at the posterior's mean, and at q(y | x) if y is not given."""
         return super().reconstruct(x, self.predict(x) if y is None else y)
 
@@ -78,7 +80,7 @@ class SSVAE(CVAE):
             return {}
         return {"accuracy": (self.predict(x).argmax(1) == y)[y >= 0].float()}
 
-    def loss(
+    def loss(  # type: ignore[override]  # y comes after x
         self,
         x: Tensor,
         y: Tensor | None = None,
@@ -111,7 +113,7 @@ class SSVAE(CVAE):
         total = recon + beta * kl + self.alpha * cross_entropy
         return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
 
-    def weighted_samples(
+    def weighted_samples(  # type: ignore[override]  # y comes after x
         self,
         x: Tensor,
         y: Tensor | None = None,

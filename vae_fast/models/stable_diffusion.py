@@ -135,7 +135,7 @@ def from_state(
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
-    wanted = {
+    wanted: dict[str, set[Any]] = {
         "_class_name": {"AutoencoderKL"},
         "act_fn": {"silu"},
         "down_block_types": {"DownEncoderBlock2D"},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
+from vae_fast.functional.pairwise import Sampling
 from vae_fast.models import importance
 from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
@@ -29,11 +30,11 @@ class BetaTCVAE(BetaVAE):
 
     def __init__(
         self,
-        *networks: object,
+        *networks: nn.Module,
         dataset_size: int | None = None,
         alpha: float = 1.0,
         gamma: float = 1.0,
-        sampling: str = "stratified",
+        sampling: Sampling = "stratified",
         **options: Any,
     ) -> None:
         super().__init__(*networks, **options)
@@ -42,7 +43,7 @@ class BetaTCVAE(BetaVAE):
         self.dataset_size = dataset_size
         self.alpha, self.gamma, self.sampling = alpha, gamma, sampling
 
-    def loss(
+    def loss(  # type: ignore[override]  # no K samples
         self,
         x: Tensor,
         *,

@@ -38,7 +38,7 @@ def _image(decode: Callable[[Tensor], Tensor], maps: Tensor, tile: int, overlap:
     if height <= tile and width <= tile:
         return decode(maps)
     shared = min(tile - 1, math.floor(tile * overlap))
-    out = None
+    out: Tensor | None = None
     for top, rows in _spans(height, tile, shared):
         for left, columns in _spans(width, tile, shared):
             made = decode(maps[:, :, top : top + rows, left : left + columns])
@@ -49,6 +49,7 @@ def _image(decode: Callable[[Tensor], Tensor], maps: Tensor, tile: int, overlap:
             across = _ramp(left, columns, width, shared, f, made)
             part = out[:, :, f * top : f * (top + rows), f * left : f * (left + columns)]
             part += made * down.unsqueeze(1) * across
+    assert out is not None  # an image has a tile
     return out
 
 

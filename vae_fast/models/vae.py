@@ -39,6 +39,8 @@ class BetaVAE(LatentModel):
             the Gaussian.
     """
 
+    posterior: Any  # of vae_fast.models.posteriors, or None
+
     takes_objective = takes_posterior = True
 
     def __init__(
@@ -137,7 +139,7 @@ class BetaVAE(LatentModel):
         if free_bits > 0:
             kl = free_bits_kl(q, p, free_bits, reduction=reduction)
         else:
-            kl = gaussian_kl(*q, *p, reduction=reduction)
+            kl = gaussian_kl(*q, *(p or ()), reduction=reduction)
         return LossOutput(recon + beta * kl, recon, kl)
 
     def weighted_samples(

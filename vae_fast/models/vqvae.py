@@ -37,6 +37,8 @@ class VQVAE(WideBuffers, LatentModel):
         momentum: of the latest batch in the codes' running frequencies.
     """
 
+    batches_seen: Tensor
+
     is_probabilistic = False
     takes_objective = True
 

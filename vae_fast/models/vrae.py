@@ -7,6 +7,7 @@ predicting each step from the one before and ignoring z.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class VRAE(Sequences, LatentModel):
         padding: the token, or NaN, that fills up short sequences; None if there are none.
     """
 
+    decoder: Any  # StepDecoder, whose calls are its own
+
     def __init__(
         self,
         encoder: RecurrentEncoder,
@@ -82,7 +85,7 @@ class VRAE(Sequences, LatentModel):
         self.word_dropout = word_dropout
         self.padding = padding
 
-    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         return () if self.condition is None else (y,)
 
     def encode(self, x: Tensor, *condition: Tensor, lengths: Tensor | None = None) -> Posterior:
@@ -192,7 +195,7 @@ class VRAE(Sequences, LatentModel):
         ``draw`` draws every step from its distribution, as one would with text, instead of
         following each by its mean.
         """
-        condition = ()
+        condition: tuple[Any, ...] = ()
         if self.condition is not None:
             device = device_and_dtype(self)[0]
             condition = (self.condition.default(n, device) if y is None else y,)

@@ -49,7 +49,7 @@ def is_plain(t: torch.Tensor) -> bool:
     )
 
 
-def distinct(*tensors: Maybe) -> tuple[Maybe, ...]:
+def distinct(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, one that comes again as a view of itself, where a graph is traced.
 
     torch 2.11's Dynamo drops the gradients of all but one of an autograd.Function's arguments that
@@ -57,7 +57,7 @@ def distinct(*tensors: Maybe) -> tuple[Maybe, ...]:
     """
     if not torch.compiler.is_compiling():
         return tensors
-    found: list[Maybe] = []
+    found: list[Any] = []
     for t in tensors:
         again = False
         for other in found:
@@ -109,8 +109,8 @@ def differentiable_again(
         _warn_once()
     with torch.enable_grad(), _autocast(next(t for t in inputs if t is not None), autocast):
         # Views: a tensor that comes twice is asked for twice, and each time for its own part.
-        inputs = [None if t is None else t.view_as(t) for t in inputs]
-        outputs = reference(*inputs)
+        views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = reference(*views)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     wanted = [i for i, t in enumerate(inputs) if t is not None and needs[i]]
@@ -119,7 +119,7 @@ def differentiable_again(
     if pairs and wanted:
         results = torch.autograd.grad(
             [o for o, _ in pairs],
-            [inputs[i] for i in wanted],
+            [views[i] for i in wanted],
             [g for _, g in pairs],
             create_graph=again,
             allow_unused=True,

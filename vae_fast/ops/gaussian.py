@@ -152,11 +152,16 @@ class _GaussianKL(torch.autograd.Function):
     def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         if beyond_native(grad_kl):
 
-            def kl(*gaussians: Maybe) -> Tensor:
-                return reference.gaussian_kl(*gaussians, REDUCTIONS[ctx.reduction])
+            def kl(mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe) -> Tensor:
+                kind = REDUCTIONS[ctx.reduction]
+                return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, kind)
 
             return differentiable_again(kl, ctx.saved_tensors, (grad_kl,), ctx.needs_input_grad)
-        return *_backward(None, grad_kl, *ctx.saved_tensors, None, None, ctx.reduction), None
+        mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
+        made = _backward(
+            None, grad_kl, mu, logvar, prior_mu, prior_logvar, None, None, ctx.reduction
+        )
+        return *made, None
 
 
 class _SampleAndKL(torch.autograd.Function):
@@ -184,21 +189,28 @@ class _SampleAndKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Maybe, grad_kl: Maybe) -> tuple[Tensor | None, ...]:
-        *gaussians, key, slope = ctx.saved_tensors
+        mu, logvar, prior_mu, prior_logvar, key, slope = ctx.saved_tensors
         if beyond_native(grad_z, grad_kl):
 
-            def sampled(*gaussians: Maybe) -> tuple[Tensor, Tensor]:
-                return reference.sample_and_kl(*gaussians, key, REDUCTIONS[ctx.reduction])
+            def sampled(
+                mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe
+            ) -> tuple[Tensor, Tensor]:
+                kind = REDUCTIONS[ctx.reduction]
+                return reference.sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, kind)
 
-            grads = grad_z, grad_kl
+            gaussians, grads = (mu, logvar, prior_mu, prior_logvar), (grad_z, grad_kl)
             return differentiable_again(sampled, gaussians, grads, ctx.needs_input_grad)
         key = key if slope is None else None  # one of them tells the noise
-        return *_backward(grad_z, grad_kl, *gaussians, key, slope, ctx.reduction), None, None
+        made = _backward(
+            grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, ctx.reduction
+        )
+        return *made, None, None
 
 
 def _prior(mu: Tensor, prior_mu: Maybe, prior_logvar: Maybe) -> tuple[Maybe, Maybe]:
     if prior_mu is None:
         return None, None
+    assert prior_logvar is not None  # checked: both or neither
     return like(prior_mu, mu), like(prior_logvar, mu)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -233,7 +233,9 @@ class _NLL(torch.autograd.Function):
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
         needs = ctx.needs_input_grad[2:]
-        return None, None, *_nll_grads(*ctx.options, ctx.saved_tensors, grad_nll, needs, grads)
+        name, reduction = ctx.options
+        made = _nll_grads(name, reduction, ctx.saved_tensors, grad_nll, needs, grads)
+        return None, None, *made
 
 
 def _nll_grads(
@@ -388,14 +390,16 @@ def _elbo_grads(
 
         return differentiable_again(loss, saved, upstream, needs)
     only_loss = grad_recon is None and grad_kl is None
-    if grads is None or not only_loss or not rescaled(grads, grad_loss):
+    if grads is None or not only_loss or grad_loss is None or not rescaled(grads, grad_loss):
         made, *rest = ops_of(name).elbo_backward(
             *map(_dense, upstream), params, target, mu, logvar, beta, beta_tensor, reduction,
             _mask(needs[3:]),
         )  # fmt: skip
         grads = *rest, *made
-    grad_mu, grad_logvar, *of_params = grads
-    of_params = _spread(of_params, needs[3:])
+    grad_mu: Maybe
+    grad_logvar: Maybe
+    grad_mu, grad_logvar, *made_params = grads
+    of_params = _spread(made_params, needs[3:])
     # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
     # that an optimizer keeps momentum for.
     if grad_loss is None and grad_recon is None:
@@ -405,7 +409,7 @@ def _elbo_grads(
     grad_target = None
     parts = [g for g in (grad_loss, grad_recon) if g is not None]
     if needs[0] and parts:
-        grad_target = _target_grad(name, reduction, target, params, sum(parts))
+        grad_target = _target_grad(name, reduction, target, params, cast(Tensor, sum(parts)))
     return grad_target, grad_mu, grad_logvar, *of_params
 
 

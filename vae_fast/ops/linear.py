@@ -90,7 +90,9 @@ class _ParameterGrads:
             self.of_bias += grad.sum(0)  # torch's sum of halves adds in float32, and rounds once
 
     def result(self) -> list[Maybe]:
-        of_bias = None if self.bias is None else self.of_bias.to(self.bias.dtype)
+        of_bias = None
+        if self.bias is not None and self.of_bias is not None:
+            of_bias = self.of_bias.to(self.bias.dtype)
         return [self.of_weight.to(self.weight.dtype), of_bias]
 
 
@@ -154,8 +156,9 @@ class _LinearBernoulliNLL(torch.autograd.Function):
         hidden, weight, bias, target = ctx.saved_tensors
         if beyond_native(grad_nll):
 
-            def nll(*inputs: Any) -> Tensor:
-                return reference.linear_bernoulli_nll(*inputs, REDUCTIONS[ctx.reduction])
+            def nll(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor) -> Tensor:
+                kind = REDUCTIONS[ctx.reduction]
+                return reference.linear_bernoulli_nll(hidden, weight, bias, target, kind)
 
             return differentiable_again(nll, ctx.saved_tensors, (grad_nll,), ctx.needs_input_grad)
         # The gradients made in forward are given away, once: whoever gets them may write to them.

@@ -15,6 +15,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -103,7 +104,10 @@ def float32_library() -> str:
 def _faster() -> str:
     """Which library takes less time for a layer of the tutorial's VAE; MKL unless oneDNN gains 5%."""
     x, weight = torch.ones(128, 784), torch.ones(400, 784)
-    calls = {"mkl": lambda: torch.mm(x, weight.t()), "onednn": lambda: _onednn(x, weight, None)}
+    calls: dict[str, Callable[[], object]] = {
+        "mkl": lambda: torch.mm(x, weight.t()),
+        "onednn": lambda: _onednn(x, weight, None),
+    }
     times = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
         for turn in range(43):  # in turns, and the best of each: others may be using the machine
@@ -119,7 +123,7 @@ def _cache_file() -> Path:
     """$VAE_FAST_CACHE, or vae_fast in the user's cache folder, and the file there."""
     folder = os.environ.get("VAE_FAST_CACHE")
     if not folder:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vae_fast")
+        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vae_fast"))
     return Path(folder, "matmul.json")
 
 

@@ -62,6 +62,7 @@ class _MLP(torch.autograd.Function):
         for i, relu in enumerate(relus):
             weight, bias = (_cast(p, dtype, casts) for p in parameters[2 * i : 2 * i + 2])
             inputs.append(h)
+            assert weight is not None  # of a layer; its bias may be missing
             weights.append(weight)
             h = linear(h, weight, bias, relu)
         ctx.save_for_backward(x, *parameters, *inputs, *([h] if relus[-1] else []))
@@ -115,7 +116,9 @@ def _place(buffers: Any, parameter: Tensor) -> Tensor:
 def plain(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
     """The same in plain PyTorch."""
     for i, relu in enumerate(relus):
-        x = F.linear(x, parameters[2 * i], parameters[2 * i + 1])
+        weight, bias = parameters[2 * i : 2 * i + 2]
+        assert weight is not None
+        x = F.linear(x, weight, bias)
         x = torch.relu(x) if relu else x
     return x
 

@@ -51,15 +51,20 @@ class _PairDensity(torch.autograd.Function):
             grad_parts = None  # of the empty tensor
         if beyond_native(grad_whole, grad_parts):
 
-            def density(*inputs: Any) -> tuple[Tensor, Tensor]:
-                return reference.pair_density(*inputs, *ctx.weights, ctx.want_parts)
+            def density(
+                z: Tensor, mu: Tensor, logvar: Tensor, logits: Maybe
+            ) -> tuple[Tensor, Tensor]:
+                own, following, offset = ctx.weights
+                return reference.pair_density(
+                    z, mu, logvar, logits, own, following, offset, ctx.want_parts
+                )
 
             grads = (grad_whole, grad_parts)
             return differentiable_again(density, inputs, grads, ctx.needs_input_grad)
         if grad_whole is None and grad_parts is None:
             return (None,) * 8
-        grads = [None if g is None else g.contiguous() for g in (grad_whole, grad_parts)]
-        *found, logits = _density_backward(*grads, *inputs, state, *ctx.weights)
+        dense = [None if g is None else g.contiguous() for g in (grad_whole, grad_parts)]
+        *found, logits = _density_backward(*dense, *inputs, state, *ctx.weights)
         return *found, None if inputs[3] is None else logits, None, None, None, None
 
 

@@ -55,14 +55,14 @@ class Outcome(NamedTuple):
     """Empty, or why it was left alone."""
 
 
-def source_hash(original: object) -> str:
+def source_hash(original: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of an object's source, indentation removed."""
     text = textwrap.dedent(inspect.getsource(original))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))
+    return tuple(int(n) for n in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
 
 
 def _owner(path: str) -> tuple[Any, str]:

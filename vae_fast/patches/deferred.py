@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 _SUMS = (torch.sum, Tensor.sum)
-_SHAPE = Tensor.shape.__get__
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]  # of a class it is a descriptor
 
 
 class Deferred(torch.Tensor):
@@ -26,7 +26,8 @@ class Deferred(torch.Tensor):
     def __init__(
         self, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]
     ) -> None:
-        self._terms, self._sums, self._made = terms, sums, None
+        self._terms, self._sums = terms, sums
+        self._made: Tensor | None = None
 
     def made(self) -> Tensor:
         """The terms themselves."""
@@ -49,7 +50,7 @@ class Deferred(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> None:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise TypeError(
             f"{func} was given terms that are not made yet, past torch's functions: add 0 to them first"
         )

@@ -41,7 +41,7 @@ def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kl(original: Callable[..., Any]) -> Callable[..., Any]:
-    def kl(self, other: Any = None) -> Tensor:
+    def kl(self: Any, other: Any = None) -> Tensor:
         if not _fits(self) or (other is not None and not _fits(other)):
             return original(self, other)
         prior = (None, None) if other is None else (other.mean, other.logvar)
@@ -52,7 +52,7 @@ def _kl(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _nll(original: Callable[..., Any]) -> Callable[..., Any]:
-    def negative_log_likelihood(self, sample: Tensor, dims: Any = (1, 2, 3)) -> Tensor:
+    def negative_log_likelihood(self: Any, sample: Tensor, dims: Any = (1, 2, 3)) -> Tensor:
         whole = tuple(dims) == (1, 2, 3) and sample.shape == self.mean.shape
         if not _fits(self) or not whole or sample.requires_grad:
             return original(self, sample, dims)
@@ -80,7 +80,7 @@ def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
 
 def _block(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
-        self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any
+        self: Any, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         # An autoencoder's blocks: no embedding of a time, and the same size as before.
         plain = temb is None and self.time_emb_proj is None and not args and not kwargs
@@ -97,8 +97,8 @@ def _block(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _encoder(original: Callable) -> Callable:
-    def forward(self, sample: Tensor) -> Tensor:
+def _encoder(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, sample: Tensor) -> Tensor:
         if self.gradient_checkpointing:
             return original(self, sample)
         h = self.conv_in(sample)
@@ -109,8 +109,8 @@ def _encoder(original: Callable) -> Callable:
     return forward
 
 
-def _decoder(original: Callable) -> Callable:
-    def forward(self, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
+def _decoder(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
         if self.gradient_checkpointing or latent_embeds is not None:
             return original(self, sample, latent_embeds)
         h = self.mid_block(self.conv_in(sample), None)
@@ -134,8 +134,10 @@ def spread(weight: Tensor) -> Tensor:
     return taps.transpose(0, 1)
 
 
-def _upsample(original: Callable) -> Callable:
-    def forward(self, hidden_states: Tensor, output_size=None, *args, **kwargs) -> Tensor:
+def _upsample(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self: Any, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         conv = getattr(self, "conv", None)
         if (
             type(conv) is not nn.Conv2d

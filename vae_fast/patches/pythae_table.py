@@ -37,7 +37,7 @@ Losses = tuple[Tensor, ...]
 
 
 def _sample_gauss(noise: Noise, original: Callable[..., Any]) -> Callable[..., Any]:
-    def sample(self, mu: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self: Any, mu: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         if noise == "torch":
             eps = torch.randn_like(std)
             return torch.addcmul(mu, eps, std), eps
@@ -57,7 +57,7 @@ def _recon(self, recon_x: Tensor, x: Tensor) -> Tensor:
     return 0.5 * F.mse_loss(made, data, reduction="none").sum(-1)
 
 
-def _recon_of_samples(self, recon_x: Tensor, x: Tensor) -> Tensor:
+def _recon_of_samples(self: Any, recon_x: Tensor, x: Tensor) -> Tensor:
     """The same of the K samples of each x, (B, K) or (B, M, K)."""
     data = x.reshape(len(x), *[1] * (recon_x.dim() - 2), -1).expand_as(recon_x)
     if self.model_config.reconstruction_loss == "bce":
@@ -83,7 +83,7 @@ def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callabl
 
     def replace(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
-        def loss_function(self, recon_x, x, *args):
+        def loss_function(self: Any, recon_x: Any, x: Tensor, *args: Any) -> Any:
             if self.model_config.reconstruction_loss not in ("bce", "mse"):
                 return original(self, recon_x, x, *args)
             return method(self, recon_x, x, *args)
@@ -96,7 +96,7 @@ def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callabl
 # --- losses --------------------------------------------------------------------------------------
 
 
-def _elbo(self, recon_x, x, mu, log_var, beta: float) -> Losses:
+def _elbo(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, beta: float) -> Losses:
     if self.model_config.reconstruction_loss == "bce":
         made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
         return tuple(
@@ -110,15 +110,17 @@ def _elbo(self, recon_x, x, mu, log_var, beta: float) -> Losses:
     return recon + beta * kl, recon, kl
 
 
-def _vae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _vae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     return _elbo(self, recon_x, x, mu, log_var, 1.0)
 
 
-def _beta_vae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _beta_vae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     return _elbo(self, recon_x, x, mu, log_var, self.beta)
 
 
-def _disentangled(self, recon_x, x, mu, log_var, z, epoch) -> Losses:
+def _disentangled(
+    self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor, epoch: Any
+) -> Losses:
     recon = _recon(self, recon_x, x)
     kl = gaussian_kl(mu, log_var, reduction="none")
     capacity = self.C * min(epoch / (self.warmup_epoch + 1), 1)
@@ -126,33 +128,42 @@ def _disentangled(self, recon_x, x, mu, log_var, z, epoch) -> Losses:
     return loss.mean(0), recon.mean(0), kl.mean(0)
 
 
-def _flow(self, recon_x, x, mu, log_var, z0, zk, log_abs_det_jac) -> Losses:
+def _flow(
+    self: Any,
+    recon_x: Any,
+    x: Tensor,
+    mu: Tensor,
+    log_var: Any,
+    z0: Any,
+    zk: Any,
+    log_abs_det_jac: Any,
+) -> Losses:
     recon = _recon(self, recon_x, x)
     scaled = (z0 - mu) * torch.exp(-0.5 * log_var)
     kl = 0.5 * (zk * zk - log_var - scaled * scaled).sum(1) - log_abs_det_jac
     return (recon + kl).mean(0), recon.mean(0), kl.mean(0)
 
 
-def _iwae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _iwae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
     return _weighed(-(recon + kl)).mean(), recon.mean(), kl.mean()
 
 
-def _ciwae_bound(self, log_w: Tensor) -> Tensor:
+def _ciwae_bound(self: Any, log_w: Tensor) -> Tensor:
     return self.beta * -log_w.mean(-1) + (1 - self.beta) * _weighed(log_w)
 
 
-def _ciwae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _ciwae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
     return _ciwae_bound(self, -(recon + kl)).mean(0), recon.mean(0), kl.mean(0)
 
 
-def _miwae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _miwae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
     return _weighed(-(recon + kl)).mean(-1).mean(0), recon.mean(0), kl.mean(0)
 
 
-def _piwae(self, recon_x, x, mu, log_var, z) -> Losses:
+def _piwae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor) -> Losses:
     recon, kl = _recon_of_samples(self, recon_x, x), _kl_of_samples(mu, log_var, z)
     log_w = -(recon + kl)
     both = _weighed(log_w).mean(-1).mean(0), _weighed(log_w.reshape(len(x), -1)).mean(0)
@@ -176,8 +187,8 @@ def _samples_first(
     name: str,
     bound: Callable[[nn.Module, Tensor], Tensor],
     dims: tuple[int, ...],
-    original: Callable,
-) -> Callable:
+    original: Callable[..., Any],
+) -> Callable[..., Any]:
     """A forward that has the K sets of samples in front: the data are then read K times where they
     lie, and not repeated. The draws are those of (B, K, D).
 
@@ -187,7 +198,7 @@ def _samples_first(
     """
 
     @functools.wraps(original)
-    def forward(self, inputs, **kwargs):
+    def forward(self: Any, inputs: Any, **kwargs: Any) -> Any:
         known = original.__globals__[name]
         own = ("loss_function", "_sample_gauss")
         if (
@@ -229,9 +240,9 @@ def _samples_first(
 # --- the trainer ---------------------------------------------------------------------------------
 
 
-def _set_optimizer(original: Callable) -> Callable:
+def _set_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def set_optimizer(self) -> None:
+    def set_optimizer(self: Any) -> None:
         config = self.training_config
         given = dict(config.optimizer_params or {})
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(config.optimizer_cls)
@@ -358,7 +369,9 @@ class _StratifiedTC(torch.autograd.Function):
 
 def _beta_tc(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def loss_function(self, recon_x, x, mu, log_var, z, dataset_size):
+    def loss_function(
+        self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tensor, dataset_size: Any
+    ) -> Any:
         usual = self.model_config.reconstruction_loss in ("bce", "mse") and z.dim() == 2
         known = original.__globals__["BetaTCVAE"]
         for method in ("_log_importance_weight_matrix", "_compute_log_gauss_density"):

@@ -37,7 +37,7 @@ def _log_prob(
 ) -> Callable[..., Any]:
     always_validates = likelihood.startswith("zero_inflated")
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self: Any, value: Tensor) -> Tensor:
         given = [getattr(self, name) for name in params]
         # The op does not support several sets of samples, a single cell, or invalid parameters or
         # counts, which the library's code checks.

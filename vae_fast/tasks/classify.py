@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class LinearProbe(nn.Module):
     """Standardised features (N, D) to class probabilities (N, num_classes)."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, scale: Tensor, linear: nn.Linear) -> None:
         super().__init__()
         self.register_buffer("mean", mean)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.models.batched import condition_of, evaluating
 from vae_fast.models.interface import Model
+from vae_fast.models.likelihoods import Likelihood
 from vae_fast.models.networks import device_and_dtype
 
 
@@ -99,7 +100,7 @@ def _chains(
     )
     expected = filled = torch.where(mask, values, _start(values, model.likelihood))
     for _ in range(steps):
-        params = model.decode(model.sample_posterior(filled, *condition), *condition)
+        params = model.decode(model.sample_posterior(filled, *repeated), *repeated)
         expected = model.as_values(model.likelihood.mean(params), dtype)
         drawn = expected
         if not from_means:

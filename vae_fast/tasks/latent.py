@@ -78,8 +78,8 @@ def interpolate(
     """
     if path not in ("linear", "spherical"):
         raise ValueError(f"path must be linear or spherical, got {path!r}")
-    ends = [features(model, x, y) for x in (start, end)]
-    z = (linear if path == "linear" else spherical)(*ends, steps)
+    first, last = (features(model, x, y) for x in (start, end))
+    z = (linear if path == "linear" else spherical)(first, last, steps)
     repeated = None if y is None else y.repeat_interleave(steps, dim=0)
     return decode(model, z.flatten(0, 1), repeated).unflatten(0, (len(start), steps))
 

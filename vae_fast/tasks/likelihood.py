@@ -49,12 +49,13 @@ def importance_nll(
         )
 
     def nll(part: Tensor, *condition: Tensor) -> Tensor:
-        total = None
+        total: Tensor | None = None
         for done in range(0, num_samples, samples_at_once):
             k = min(samples_at_once, num_samples - done)
             weights = model.weighted_samples(part, *condition, num_samples=k).log_weight
             partial = torch.logsumexp(weights, 0)
             total = partial if total is None else torch.logaddexp(total, partial)
+        assert total is not None  # num_samples is at least 1
         return math.log(num_samples) - total
 
     return in_batches(model, nll, x, y, batch_size=batch_size)

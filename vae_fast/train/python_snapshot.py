@@ -53,11 +53,14 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say so
 
 
 def _state(model: Model | None) -> dict[str, Any]:
-    found = {"Python's random": random.getstate(), "numpy.random": _drawn(np.random.get_state())}
+    found: dict[str, Any] = {
+        "Python's random": random.getstate(),
+        "numpy.random": _drawn(np.random.get_state()),
+    }
     for path, module in () if model is None else model.named_modules():
         for key, value in vars(module).items():
             if key in _HOLDERS:

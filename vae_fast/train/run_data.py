@@ -63,7 +63,7 @@ def match_class_order(labels: Tensor | None, own: Any, classes: Any) -> Tensor |
     return torch.where(labels < 0, labels, table[labels.clamp_min(0)])
 
 
-def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -> Tensor | None:
+def labels_for(model: Model, name: str, labels: Tensor | None, whose: str) -> Tensor | None:
     """Check labels for the trained model called ``name``, and return them.
 
     Raises:
@@ -80,9 +80,9 @@ def labels_for(model: nn.Module, name: str, labels: Tensor | None, whose: str) -
     return labels
 
 
-def in_support(model: nn.Module, data: Any) -> Any:
+def in_support(model: Model, data: Any) -> Any:
     """The data, if the model's likelihood is defined on their values; else ValueError."""
-    target = getattr(getattr(model, "likelihood", None), "target", None)
+    target = target_of(model)
     if target == "category":
         return data  # uint8 values are classes for this likelihood
     if target == "count":
@@ -90,9 +90,9 @@ def in_support(model: nn.Module, data: Any) -> Any:
     return datasets.in_support(data, unit=needs_unit(model))
 
 
-def needs_unit(model: nn.Module) -> bool:
+def needs_unit(model: Model) -> bool:
     """Whether the model takes only values in [0, 1]; assumed if its likelihood is not known."""
-    likelihood = getattr(model, "likelihood", None)
+    likelihood = likelihood_of(model)
     return likelihood is None or getattr(likelihood, "target", None) in ("unit", "level")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from vae_fast import pictures
 from vae_fast.data import Batch, Batches
 from vae_fast.models.conditions import Labels
+from vae_fast.models.interface import Model, conditioning_of, likelihood_of, uses_labels
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.train import rng
 from vae_fast.train.sharded import run_whole
@@ -19,9 +20,9 @@ from vae_fast.train.sharded import run_whole
 SERIES = 20
 
 
-def classes_of(model: nn.Module) -> int:
+def classes_of(model: Model) -> int:
     """Columns of the samples: a class each where samples are of 2 to 20 classes in turn, else 10."""
-    condition = getattr(model, "condition", None)
+    condition = conditioning_of(model)
     count = condition.features if isinstance(condition, Labels) else 10
     return count if 2 <= count <= 20 else 10
 

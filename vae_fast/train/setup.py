@@ -60,14 +60,14 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
 
 def build_model(
     config: TrainConfig, input_shape: Sequence[int], device: torch.device | None = None
-) -> nn.Module:
+) -> Model:
     """The model of ``config`` for samples of ``input_shape``, on the CPU.
 
     A vae_fast model too large for the memory raises ValueError first. ``device`` is the device of
     training, which holds each weight and its gradient, or a process's share of them.
     """
 
-    def build() -> nn.Module:
+    def build() -> Model:
         return models.build(config.model, tuple(input_shape), **config.model_args)
 
     try:
@@ -88,7 +88,7 @@ def set_dataset_size(model: nn.Module, train: Any) -> None:
         model.dataset_size = len(train)
 
 
-def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[Any, ...]:
+def check_labels(model: Model, config: TrainConfig, *parts: Any) -> tuple[Any, ...]:
     """Training and validation data; ValueError if the model is conditioned on labels and the data
     have none, or other ones.
 
@@ -97,7 +97,7 @@ def check_labels(model: nn.Module, config: TrainConfig, *parts: Any) -> tuple[An
     """
     if not uses_labels(model):
         return parts
-    infers = hasattr(model, "predict")  # uses the labels that exist
+    infers = isinstance(model, Classifies)  # uses the labels that exist
     if not infers and not all(part.labelled for part in parts):
         raise ValueError(
             f"{config.model} is conditioned on labels, and {config.data} has none: train on data "
@@ -133,7 +133,7 @@ def _labels_of(data: Any) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(map_npy(shard.labels)[shard.start : shard.stop].copy())
 
 
-def check_single(model: nn.Module, config: TrainConfig, batches: Any, device: torch.device) -> None:
+def check_single(model: Model, config: TrainConfig, batches: Any, device: torch.device) -> None:
     """Raise ValueError if a batch will have one sample and the model has batch norm, which needs
     more.
 
@@ -252,7 +252,7 @@ def check_optimizer(
             raise ValueError(f"optimizer.phases.{name}: {config.model} has {has}")
 
 
-def compile_networks(model: nn.Module) -> None:
+def compile_networks(model: Model) -> None:
     """Compile the model's networks, its children with parameters, by torch.compile.
 
     This is in place: parameters and state_dict keep their names.

@@ -100,6 +100,8 @@ def quantized(
     if network is None:
         network = "maps" if len(input_shape) == 3 else "mlp"
     outputs, sizes = p_x.parameters_shape(input_shape), dict(network_options or {})
+    encoder: nn.Module
+    shape: tuple[int, ...]
     if network == "maps":
         if decoder_network is not None or decoder_options is not None:
             raise ValueError(
@@ -107,10 +109,10 @@ def quantized(
             )
         sizes = {"channels": 16, "multipliers": (1, 2, 4), "blocks": 1, "attention": (), **sizes}
         sizes = {"checkpointing": "none", "groups": 4, "head_channels": 64, "dropout": 0.0, **sizes}
-        encoder, decoder, shape = networks_of_maps(
+        encoder, of_maps, shape = networks_of_maps(
             input_shape, outputs[0], z_channels=code_dim, features_per_latent=1, **sizes
         )
-        decoder = nn.Sequential(nn.Unflatten(1, shape), decoder)
+        decoder: nn.Module = nn.Sequential(nn.Unflatten(1, shape), of_maps)
     else:
         shape = (code_dim, places)
         encoder = make_encoder(network, input_shape, code_dim * places, **sizes)

@@ -54,7 +54,7 @@ def recurrent(
         size = input_shape[0] * input_shape[2]
     else:
         size = input_shape[1] if len(input_shape) == 2 else 1
-    y = condition
+    y: Condition | None = None
     if condition is not None:
         y = make_condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
         if y.derive is not None:
@@ -89,7 +89,7 @@ def importance_weighted(
     """The K-sample bound ``of`` a vae, cvae, hvae or vrae, with that model's options; a vae with a
     ``condition`` among them is a cvae.
     """
-    builders = {
+    builders: dict[str, Callable[..., nn.Module]] = {
         "vae": conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE),
         "cvae": conditional(ConditionalIWAE),
         "hvae": partial(hierarchical, model=HierarchicalIWAE),
@@ -110,7 +110,7 @@ def hierarchical(
     z_channels: int = 10,
     hidden: Sequence[int] = (400,),
     likelihood: str | Likelihood = "bernoulli",
-    likelihood_options: dict | None = None,
+    likelihood_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
@@ -121,6 +121,8 @@ def hierarchical(
     p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
     output_shape = p_x.parameters_shape(input_shape)
     if network == "mlp":
+        if not isinstance(levels, int | None):
+            raise TypeError(f"levels of an mlp is their number, got {levels!r}")
         stages = [((1, 1), 1)] * (3 if levels is None else levels)
         ends = mlp_ends(input_shape, output_shape, width, hidden)
     elif network == "conv":
@@ -128,6 +130,8 @@ def hierarchical(
             sides = pyramid(*image_shape(input_shape)[1:], 16)
             coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
             levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
+        if isinstance(levels, int):
+            raise TypeError(f"levels of a conv network are pairs, got {levels!r}")
         stages = stages_of(levels, input_shape)
         ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ FLOWS = ("planar", "radial", "maf", "iaf", "realnvp")
 
 class Steps(Flow):
     """Flows one after another; between them, dimensions are in reverse order."""
+
+    steps: Any  # a ModuleList of flows
 
     def __init__(self, steps: Sequence[Flow], *, turned: bool = True) -> None:
         super().__init__()
@@ -51,5 +54,5 @@ def make_flow(name: str, dim: int, *, steps: int = 4, hidden: Sequence[int] = (6
     if name in ("planar", "radial"):
         kind = Planar if name == "planar" else Radial
         return Steps([kind(dim) for _ in range(steps)], turned=False)
-    kind = Coupling if name == "realnvp" else Autoregressive
-    return Steps([kind(dim, hidden) for _ in range(steps)])
+    made = Coupling if name == "realnvp" else Autoregressive
+    return Steps([made(dim, hidden) for _ in range(steps)])

@@ -22,8 +22,16 @@ class Flow(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no inverse in closed form")
 
 
+def zero(layer: nn.Module) -> None:
+    """A layer's parameters become zeros."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class Masked(nn.Linear):
     """A linear layer of which ``mask`` (out, in) lets part of the weights through."""
+
+    mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
@@ -49,8 +57,7 @@ class MADE(nn.Module):
             layers += [Masked((high[:, None] >= low[None, :]).float()), nn.SiLU()]
         last = (degrees[0][:, None] > degrees[-1][None, :]).float()
         layers.append(Masked(last.repeat(2, 1)))
-        nn.init.zeros_(layers[-1].weight)  # starts as the identity
-        nn.init.zeros_(layers[-1].bias)
+        zero(layers[-1])  # starts as the identity
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +96,7 @@ class Coupling(Flow):
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), nn.SiLU()]
         layers.append(nn.Linear(sizes[-1], 2 * (dim - self.kept)))
-        nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)
+        zero(layers[-1])
         self.layers = nn.Sequential(*layers)
 
     def _of(self, kept: Tensor) -> tuple[Tensor, Tensor]:

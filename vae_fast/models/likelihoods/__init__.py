@@ -59,7 +59,7 @@ __all__ = [
 
 
 def _by_name() -> dict[str, Callable[..., Likelihood]]:
-    classes = {
+    classes: dict[str, Callable[..., Likelihood]] = {
         "bernoulli": Bernoulli,
         "continuous_bernoulli": ContinuousBernoulli,
         "gaussian": Gaussian,

@@ -130,9 +130,9 @@ class OfSpec(Likelihood):
 
     def _each(self, params: Tensor) -> list[Tensor]:
         """Each parameter as a tensor of the decoder's dtype or a wider one."""
-        given = self.given(params)
+        given: Sequence[Tensor | float] = self.given(params)
         if len(given) < len(self.spec.params):
-            given = given[0].chunk(len(self.spec.params), dim=1)
+            given = torch.as_tensor(given[0]).chunk(len(self.spec.params), dim=1)
         return [torch.as_tensor(p, device=params.device) for p in given]
 
     def _check(self, params: Tensor, x: Tensor) -> None:

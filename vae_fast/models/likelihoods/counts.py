@@ -93,7 +93,7 @@ class NegativeBinomial(OfSpec):
             raise ValueError("a dispersion per feature needs the data's shape, shape=(C, ...)")
         self.dispersion = dispersion
         self.parameters_per_element = len(self.spec.params) - (dispersion != "per_element")
-        if dispersion == "per_feature":
+        if dispersion == "per_feature" and shape is not None:
             self.log_dispersion = nn.Parameter(torch.zeros(shape[0], *[1] * (len(shape) - 1)))
         elif dispersion == "shared":
             self.log_dispersion = nn.Parameter(torch.zeros(()))

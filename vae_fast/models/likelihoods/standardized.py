@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ class Standardized(Likelihood):
         inner: a likelihood of real values.
         shape: of a sample: (D,), one shift and scale for each column, or (C, H, W), for each channel.
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, inner: Likelihood, shape: Sequence[int] | None) -> None:
         super().__init__()
@@ -79,11 +83,11 @@ class Standardized(Likelihood):
         return self.shift + self.scale * u.to(compute_dtype(u))
 
     @property
-    def center(self) -> Tensor:
+    def center(self) -> Tensor:  # type: ignore[override]  # it follows the data: read-only
         return self.shift
 
     @property
-    def spread(self) -> Tensor:
+    def spread(self) -> Tensor:  # type: ignore[override]  # as center
         self._check_fitted()
         return self.scale
 
@@ -132,7 +136,9 @@ class Standardized(Likelihood):
                 "vae_fast.train.fit_standardization(model, data)"
             )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: object
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if f"{prefix}scale" in state_dict:
             self._fitted = bool((state_dict[f"{prefix}scale"] > 0).all())

@@ -75,6 +75,8 @@ class Gaussian(OfSpec):
     the 255 grey levels.
     """
 
+    started: Tensor
+
     spec = SPECS["gaussian"]
 
     def __init__(

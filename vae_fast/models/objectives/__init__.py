@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from vae_fast.models.objectives.latent_diffusion import LatentDiffusion
 from vae_fast.models.objectives.regularized import RAE
 from vae_fast.models.objectives.vae_gan import VAEGAN
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[..., Objective]] = {
     "capacity": Capacity,
     "factor": Factor,
     "dip-i": partial(DIP, kind=1),

@@ -46,12 +46,10 @@ class Objective(WideBuffers):
         self,
         model: Model,
         x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
+        *condition: Any,
         **options: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """loss, recon and kl of each sample, (N,)."""
+        """loss, recon and kl of each sample, (N,); ``options`` are beta, noise_key and the call's."""
         raise NotImplementedError(f"{type(self).__name__} must implement terms(model, x)")
 
     @property
@@ -61,6 +59,8 @@ class Objective(WideBuffers):
 
 class Steps(Objective):
     """An objective that counts training steps, in a buffer that checkpoints have."""
+
+    steps: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Factor(Objective):
         beta: Any,
         noise_key: Any,
         phase: str | None = None,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if phase not in (None, "model", "discriminator"):
             raise ValueError(f"unknown phase {phase!r}; known: model, discriminator")
         drawn = model.draw(x, *condition, noise_key=noise_key)
@@ -110,7 +110,14 @@ class DIP(Objective):
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
         mu = drawn.q.mu.to(recon.dtype)

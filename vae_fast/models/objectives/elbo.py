@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -34,7 +32,14 @@ class Capacity(Steps):
             )
         self.capacity, self.gamma, self.rise = capacity, gamma, rise
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         c = self.capacity * (self.part(self.rise) if self.rise > 0 else 1.0)
         drawn = model.draw(x, *condition, noise_key=noise_key)
         recon = model.nll_at(x, drawn.z, *condition)
@@ -54,7 +59,14 @@ class MSSSIM(Objective):
         super().__init__()
         self.weight = weight
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         drawn = model.draw(x, *condition, noise_key=noise_key)
         made = model.as_input(model.likelihood.mean(model.decode(drawn.z, *condition)), x.dtype)
         wide = torch.promote_types(made.dtype, torch.float32)

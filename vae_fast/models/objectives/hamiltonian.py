@@ -38,7 +38,14 @@ class Hamiltonian(Objective):
         self.leaps, self.temperature = leaps, temperature
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, p = model.encode(x, *condition), model.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         zeros = torch.zeros_like(z)

@@ -25,9 +25,14 @@ class Samples(Objective):
         self.samples, self.estimates = samples, estimates
 
     def weights(
-        self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
     ) -> Any:
-        given = {"beta": beta, "noise_key": noise_key}
+        given: dict[str, Any] = {"beta": beta, "noise_key": noise_key}
         return model.weighted_samples(
             x, *condition, num_samples=self.samples * self.estimates, **given
         )
@@ -42,7 +47,14 @@ class MIWAE(Samples):
     """-1/M sum_m log 1/K sum_k w_mk: less noise in the encoder's gradient than M K samples in one
     bound, and a tighter bound than K = 1."""
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         return -self.mean_bound(found.log_weight), found.nll.mean(0).detach(), found.kl.detach()
 
@@ -53,10 +65,17 @@ class PIWAE(Samples):
     The loss's value is the first one. Each draws its own samples.
     """
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         encoder = {id(p) for part in encoders(model) for p in part.parameters()}
         others = [p for p in model.parameters() if id(p) not in encoder]
-        given = {"beta": beta, "noise_key": noise_key}
+        given: dict[str, Any] = {"beta": beta, "noise_key": noise_key}
         with constant(others):
             mean = -self.mean_bound(self.weights(model, x, *condition, **given).log_weight)
         with constant([p for part in encoders(model) for p in part.parameters()]):
@@ -75,7 +94,14 @@ class CIWAE(Samples):
             raise ValueError(f"mix is a part from 0 to 1, got {mix}")
         self.mix = mix
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
         log_w = found.log_weight
         loss = -self.mix * log_w.mean(0) - (1 - self.mix) * importance.bound(log_w)

@@ -42,6 +42,8 @@ class LatentDiffusion(Steps):
         discriminator_lr: as a part of the run's.
     """
 
+    start: int
+
     deterministic = None
 
     def __init__(
@@ -70,7 +72,7 @@ class LatentDiffusion(Steps):
         self.perceptual_weight, self.discriminator_lr = perceptual_weight, discriminator_lr
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
         self.perceptual = make_perceptual(perceptual)
-        self.discriminator = None
+        self.discriminator: nn.Module | None = None
         if adversarial > 0:
             self.discriminator = patches(input_shape, channels, layers)
 
@@ -93,11 +95,11 @@ class LatentDiffusion(Steps):
         beta: Any,
         noise_key: Any,
         phase: str | None = None,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if phase not in (None, "autoencoder", "discriminator"):
             raise ValueError(f"unknown phase {phase!r}; known: autoencoder, discriminator")
         truth = model.network_input(x)
-        begun = (self.steps >= self.start).to(self.steps.dtype)
+        begun = torch.ge(self.steps, self.start).to(self.steps.dtype)
         if phase == "discriminator":
             with torch.no_grad():
                 drawn = model.draw(x, *condition, noise_key=noise_key)
@@ -131,6 +133,7 @@ class LatentDiffusion(Steps):
 
     def of_discriminator(self, x: Tensor, made: Tensor) -> Tensor:
         """The discriminator's loss of each sample, (N,)."""
+        assert self.discriminator is not None
         real, fake = self.discriminator(x), self.discriminator(made.detach())
         if self.loss == "hinge":
             each = F.relu(1 - real) + F.relu(1 + fake)

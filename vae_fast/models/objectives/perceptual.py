@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class Perceptual(nn.Module):
         """(N,); the gradient reaches ``made``, and no parameter of the network."""
         with torch.no_grad():
             truth = self._features(x)
-        total = 0.0
+        total: Any = 0.0
         for a, b in zip(truth, self._features(made), strict=True):
             total = total + (a - b).square().sum(1, keepdim=True).flatten(1).mean(1)
         return total

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -32,7 +30,14 @@ class RAE(Objective):
         self.penalty, self.embedding = penalty, embedding
         self.decoder = {"l2": 1e-4, "gp": 1e-4}[penalty] if decoder is None else decoder
 
-    def terms(self, model: Model, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any) -> Any:
+    def terms(
+        self,
+        model: Model,
+        x: Tensor,
+        *condition: Tensor,
+        beta: float | Tensor,
+        noise_key: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         z = model.followed(x)
         if self.penalty == "gp" and not z.requires_grad:
             z = z.detach().requires_grad_(torch.is_grad_enabled())

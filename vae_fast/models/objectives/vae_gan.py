@@ -66,7 +66,7 @@ class VAEGAN(Objective):
         beta: Any,
         noise_key: Any,
         phase: str | None = None,
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         names = ("encoder", "decoder", "discriminator")
         if phase not in (None, *names):
             raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")

@@ -79,7 +79,8 @@ class VonMisesFisher(PosteriorPart):
     def sample_prior(self, eps: Tensor) -> Tensor:
         return F.normalize(eps, dim=-1)
 
-    within = sample_prior
+    def within(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=-1)
 
     def _log_rim(self) -> float:
         """log of the surface of the sphere one dimension lower, which the angle's integral goes over."""

@@ -37,6 +37,11 @@ class VQ(WideBuffers, Quantizer):
             start as U(-1 / size, 1 / size), or with ``cosine`` all over the sphere.
     """
 
+    codes: Tensor
+    sums: Tensor
+    counts: Tensor
+    started: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -165,7 +170,7 @@ class VQ(WideBuffers, Quantizer):
         drawn = torch.randint(m, (books, self.size), device=rows.device)
         new = torch.stack([F.embedding(i, r) for i, r in zip(drawn, rows, strict=True)])
         new = of_first(new.to(self.codes.dtype))
-        dead = (self.counts < self.dead_below).unsqueeze(-1)
+        dead = self.counts.lt(self.dead_below).unsqueeze(-1)
         self.codes.copy_(torch.where(dead, new, self.codes))
         self.counts.clamp_min_(self.dead_below)
         if self.follows:

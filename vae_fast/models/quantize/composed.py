@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ class Residual(Quantizer):
     The gradient goes straight through the sum once, however many layers there are.
     """
 
+    layers: Any  # a ModuleList of quantisers
+
     def __init__(self, layers: Iterable[Quantizer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -23,7 +26,9 @@ class Residual(Quantizer):
         self.sizes = tuple(n for layer in self.layers for n in layer.sizes)
 
     def forward(self, z: Tensor) -> Quantized:
-        rest, total, codes, loss = z, 0.0, [], 0.0
+        rest, codes = z, []
+        total: Any = 0.0
+        loss: Any = 0.0
         for layer in self.layers:
             found = layer(rest)
             rest, total = rest - found.z.detach(), total + found.z.detach()
@@ -33,11 +38,14 @@ class Residual(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         parts = codes.split([len(layer.sizes) for layer in self.layers], 1)
-        return sum(layer.lookup(c) for layer, c in zip(self.layers, parts, strict=True))
+        total: Any = sum(layer.lookup(c) for layer, c in zip(self.layers, parts, strict=True))
+        return total
 
 
 class Grouped(Quantizer):
     """Parts of a vector, each with its own quantiser (Yang et al. 2023, HiFi-Codec)."""
+
+    parts: Any  # a ModuleList of quantisers
 
     def __init__(self, parts: Iterable[Quantizer]) -> None:
         super().__init__()
@@ -48,8 +56,8 @@ class Grouped(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         pieces = z.split([part.dim for part in self.parts], 1)
         found = [part(piece) for part, piece in zip(self.parts, pieces, strict=True)]
-        z, codes, loss = zip(*found, strict=True)
-        return Quantized(torch.cat(z, 1), torch.cat(codes, 1), sum(loss))
+        parts, codes, losses = zip(*found, strict=True)
+        return Quantized(torch.cat(parts, 1), torch.cat(codes, 1), sum(losses))
 
     def lookup(self, codes: Tensor) -> Tensor:
         pieces = codes.split([len(part.sizes) for part in self.parts], 1)

@@ -93,8 +93,8 @@ class SecondStage:
             network_options={"hidden": [hidden, hidden]},
             likelihood="gaussian",
             likelihood_options={"variance": "shared"},
-        ).to(z.device)
-        self.model.train()
+        )
+        self.model.to(z.device).train()
         self.losses = trained(
             self.model, lambda part: self.model.loss(part).loss, self.scale.to(z), steps, batch, lr
         )
@@ -121,7 +121,9 @@ class CodeSampler:
     ) -> None:
         grid = codes if codes.dim() == 4 else codes.unsqueeze(1)
         self.shape = tuple(codes.shape[1:])
-        self.network = PixelCNN(sizes, tuple(grid.shape[1:3]), channels=channels, layers=layers)
+        self.network = PixelCNN(
+            sizes, (grid.shape[1], grid.shape[2]), channels=channels, layers=layers
+        )
         self.network.to(codes.device)
 
         def loss(part: Tensor) -> Tensor:

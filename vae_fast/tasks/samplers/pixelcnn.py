@@ -4,6 +4,7 @@ position."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 class _Causal(nn.Conv2d):
     """A 5 x 5 convolution over the positions before a position in reading order, with or without
     itself."""
+
+    mask: Tensor
 
     def __init__(self, n_in: int, n_out: int, *, itself: bool) -> None:
         super().__init__(n_in, n_out, 5, padding=2)
@@ -79,7 +82,8 @@ class PixelCNN(nn.Module):
 
     def nll(self, codes: Tensor) -> Tensor:
         """-log p(codes) in nats, (N,)."""
-        h, total = self.before(codes), 0.0
+        h = self.before(codes)
+        total: Any = 0.0
         for c in range(len(self.sizes)):
             logits = self.logits(h, codes, c).movedim(-1, 1)
             total = total + F.cross_entropy(logits, codes[..., c], reduction="none").sum((1, 2))
