@@ -33,7 +33,10 @@ def compress(arguments: list[str], program: str) -> int:
     restored, (x, _, y, source, *_) = model_and_samples(values)
     packed = tasks.compress(restored.model, x, y, step=values.step)
     again = tasks.decompress(restored.model, packed, y)
-    arrays = {"symbols": packed.symbols.cpu().numpy(), "step": np.float64(packed.step)}
+    arrays: dict[str, Any] = {
+        "symbols": packed.symbols.cpu().numpy(),
+        "step": np.float64(packed.step),
+    }
     if y is not None:
         arrays["labels"] = y.cpu().numpy()
 

@@ -37,6 +37,9 @@ def read_compressed(path: Path, latent_dim: int) -> CompressedFile:
         raise ValueError(f"{path}: {error}; {again}") from None
     if lacks := [name for name in ("symbols", "step") if name not in found]:
         raise ValueError(f"{path} was not written by vae-fast compress: it has no {lacks[0]}")
+    symbols: Any
+    step: Any
+    labels: Any
     symbols, step, labels = (found.get(name) for name in FIELDS)
     if symbols.dtype.kind != "i" or symbols.ndim != 2 or len(symbols) == 0:
         raise ValueError(

@@ -36,7 +36,7 @@ def export(arguments: list[str], program: str) -> int:
     from vae_fast import hub
 
     if values.format == "pretrained":
-        made = hub.pretrained(values.run, checkpoint_of(values), trust=values.trust)
+        made: Any = hub.pretrained(values.run, checkpoint_of(values), trust=values.trust)
         made.save_pretrained(out)
         print(f"{out}: a {made.described['model']}, to be loaded with from_pretrained")
         if values.push:

@@ -68,20 +68,20 @@ def _mask(what: str, x: Any) -> Any:
         from vae_fast.data.npy import map_npy
 
         check_regular(Path(what))
-        mask = map_npy(Path(what))
-        if mask.dtype != np.bool_:
+        given = map_npy(Path(what))
+        if given.dtype != np.bool_:
             raise ValueError(
-                f"{what} must be bool, true where a value is missing; it is {mask.dtype}"
+                f"{what} must be bool, true where a value is missing; it is {given.dtype}"
             )
         try:
-            np.broadcast_to(mask, x.shape)
+            np.broadcast_to(given, x.shape)
         except ValueError:
             raise ValueError(
-                f"{what} has shape {mask.shape}, which does not broadcast to the samples' "
+                f"{what} has shape {given.shape}, which does not broadcast to the samples' "
                 f"{tuple(x.shape)}"
             ) from None
         # A byte other than 0 and 1 is true as well.
-        return torch.from_numpy(np.array(mask).view(np.uint8) != 0)
+        return torch.from_numpy(np.array(given).view(np.uint8) != 0)
     if what in HALVES:
         need_images(x)
         mask = torch.zeros(1, *x.shape[1:], dtype=torch.bool)
@@ -89,7 +89,9 @@ def _mask(what: str, x: Any) -> Any:
         half = (along.shape[2] + 1) // 2
         along[:, :, half:] = True
         return ~mask if what in ("left", "top") else mask
-    return torch.rand(x.shape) < _part(what)
+    part = _part(what)
+    assert part is not None  # parse has looked
+    return torch.rand(x.shape) < part
 
 
 def _part(what: str) -> float | None:

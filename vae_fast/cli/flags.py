@@ -16,7 +16,7 @@ class Usage(Exception):
 def make_parser(program: str, description: str | None) -> Any:
     from vae_fast.extras import need
 
-    jsonargparse = need("jsonargparse", "the command line")
+    jsonargparse: Any = need("jsonargparse", "the command line")
     need("yaml", "the command line")
 
     class Parser(jsonargparse.ArgumentParser):
@@ -129,7 +129,7 @@ def _dashed(text: str) -> str:
     return re.sub(r"--\w[\w.]*", _dashed_flag, text)
 
 
-def _dashed_flag(flag: re.Match) -> str:
+def _dashed_flag(flag: re.Match[str]) -> str:
     return flag[0].replace("_", "-").replace("--data-options.", "--data.")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vae_fast.cli.flags import Usage, one_of, parse, whole_numbers
 from vae_fast.cli.output import write, write_array, write_file, write_rows
 from vae_fast.cli.runs import (
@@ -37,16 +39,18 @@ def encode(arguments: list[str], program: str) -> int:
     if values.statistics:
         found = tasks.statistics(restored.model, x, y)
         print(f"scaling factor {found.scaling_factor:.5g}")
-        out, array = out_path(values, "latents.npz"), found._asdict()
+        out = out_path(values, "latents.npz")
+        array: Any = found._asdict()
     else:
-        out, array = out_path(values, "features.npy"), tasks.encode(restored.model, x, y)
+        out = out_path(values, "features.npy")
+        array = tasks.encode(restored.model, x, y)
     write_array(out, array)
     if files is not None or labels is not None:
         write_rows(out.with_suffix(".csv"), files, labels, classes)
     return 0
 
 
-def _fits_statistics(values) -> None:
+def _fits_statistics(values: Any) -> None:
     suffix = ".npz" if values.statistics else ".npy"
     if values.out is not None and not values.out.endswith(suffix):
         raise Usage(

@@ -92,7 +92,7 @@ def _split_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
         if flag != "--config":
             rest.append(argument)
             continue
-        value = value if equals else next(left, None)
+        value = value if equals else next(left, "")
         if not value:
             raise Usage("--config takes the path of a YAML file")
         if file is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -75,6 +75,12 @@ class ArrayData:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, images=self.images.to(device), labels=labels)
 
+    @property
+    def held(self) -> torch.Tensor:
+        """``images`` of data that are no sparse matrix."""
+        assert isinstance(self.images, torch.Tensor)
+        return self.images
+
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and labels of the given samples, (B,) int64 on the data's device: copies.
 
@@ -91,7 +97,7 @@ class ArrayData:
 
     def _gathered(self, samples: torch.Tensor) -> torch.Tensor:
         if self.dtype in (torch.uint8, torch.bool):
-            return gather_batch(self.images, samples)
+            return gather_batch(self.held, samples)
         return self.images.index_select(0, samples)
 
     def slice(self, start: int, stop: int) -> ArrayData:
@@ -116,7 +122,7 @@ class ArrayData:
     def select(self, rows: torch.Tensor) -> ArrayData:
         """The samples ``rows``, (n,) int64: a copy, in memory; of a sparse matrix, its values."""
         if isinstance(self.images, SparseRows):
-            images = self.images[rows]
+            images: torch.Tensor | SparseRows = self.images[rows]
             labels = None if self.labels is None else self.labels[rows]
         else:
             images, labels = self.gather(rows)
@@ -128,7 +134,7 @@ class ArrayData:
 
 
 def from_array(
-    images: np.ndarray | torch.Tensor,
+    images: np.ndarray[Any, Any] | torch.Tensor,
     labels: np.ndarray | torch.Tensor | None = None,
     *,
     name: str = "array",
@@ -182,7 +188,7 @@ def from_array(
     labels, classes = as_labels(labels, len(tensor), name)
     if files is not None and len(files) != len(tensor):
         raise ValueError(f"{name}: {len(tensor)} images and {len(files)} names of files")
-    file = MappedFile.of(images) if mapped else None
+    file = MappedFile.of(cast("np.memmap[Any, Any]", images)) if mapped else None
     data = ArrayData(tensor, labels, name, provenance, mapped, found, classes, files, file=file)
     if bounded:
         check_bounded(data)
@@ -214,10 +220,10 @@ def check_binary(data: ArrayData) -> None:
     """Raise ValueError if the data are uint8 of 0 and 1 alone (`check_not_binary`)."""
     if data.dtype != torch.uint8:
         return
-    images = data.images
+    images = data.held
     block = max(1, (1 << 24) // max(1, images[0].numel()))
 
-    def samples(rows: Iterable[int]) -> Iterable[torch.Tensor]:
+    def samples(rows: Sequence[int]) -> Iterable[torch.Tensor]:
         if len(rows) == len(images):
             return images.split(block)
         return (images[row] for row in rows)

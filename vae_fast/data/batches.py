@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vae_fast.data.arrays import FLOATS, ArrayData
 from vae_fast.data.augment import Augment, augmented
@@ -199,7 +199,7 @@ class Batches:
 
     def _gather(self, epoch: int, begin: int) -> Parts:
         resident = isinstance(self.data, ArrayData) and not self.data.mapped
-        source = self._placed if resident else self.data
+        source: Any = self._placed if resident else self.data
         device = self.device if resident else torch.device("cpu")
         at_once = resident and self.binarize and self.augment is None
         order = self._order(device, epoch)
@@ -288,7 +288,7 @@ class Batches:
 
     def _make_loader(self, data: DatasetData, num_workers: int) -> DataLoader[Any]:
         return DataLoader(
-            data,
+            cast("Dataset[Any]", data),
             batch_sampler=self._loader_rows,
             collate_fn=collate,
             num_workers=num_workers,

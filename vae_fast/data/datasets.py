@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class DatasetData:
     takes: LabelRange | None = None
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(cast(Sized, self.dataset))
 
     @property
     def range(self) -> Range | None:
@@ -209,8 +209,9 @@ def _classes(dataset: Any) -> tuple[str, ...] | None:
     features = getattr(dataset, "features", None)
     if found is None and isinstance(features, Mapping):
         found = getattr(features.get("label"), "names", None)
-    listed = isinstance(found, (list, tuple)) and len(found) > 0
-    return tuple(found) if listed and all(isinstance(name, str) for name in found) else None
+    if not isinstance(found, (list, tuple)) or len(found) == 0:
+        return None
+    return tuple(found) if all(isinstance(name, str) for name in found) else None
 
 
 def in_memory(data: DatasetData) -> ArrayData:
@@ -221,6 +222,7 @@ def in_memory(data: DatasetData) -> ArrayData:
     for i in range(len(data)):
         images[i], label = data[i]
         if labels is not None:
+            assert label is not None  # as data.labelled says
             labels[i] = label
     return ArrayData(
         images,

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def read_file(path: Path, *, bounded: bool = True) -> ArrayData:
     if not path.exists() or path.is_dir():
         kind = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{shown(path)} {kind}; an .npy or .npz file is needed")
-    how = {"name": shown(path.name), "bounded": bounded}
+    how: dict[str, Any] = {"name": shown(path.name), "bounded": bounded}
     if path.suffix.lower() == ".npy":
         provenance = f"{shown(path.resolve())}, memory-mapped"
         return from_array(_open_npy(path), provenance=provenance, **how)
@@ -176,7 +176,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         )
         rest = memoryview(flat)
         while len(rest):
-            if not (count := file.readinto(rest[: 1 << 24])):
+            if not (count := cast(Any, file).readinto(rest[: 1 << 24])):
                 raise ValueError(f"it is cut short: its header says {header}")
             rest = rest[count:]
         if file.read(1):  # at the end, where the checksum is compared as well

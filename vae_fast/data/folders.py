@@ -93,7 +93,7 @@ class ImageFolder(Dataset[Any]):
         self._shift = _shift(self.root, headers)
         if size is None:
             _check_sizes(self.root, headers)
-        loose = [parts for parts in self._found if len(parts) == 1]
+        loose: list[Parts] = [parts for parts in self._found if len(parts) == 1]
         self.splits = _split_folders(self.root, self._found)
         if self.splits:
             self._found = [parts for parts in self._found if len(parts) > 1]
@@ -159,7 +159,7 @@ class ImageFolder(Dataset[Any]):
             )
 
     def _warn(
-        self, skipped: Counter, damaged: dict[Parts, str], loose: list[Parts], pages: int
+        self, skipped: Counter[str], damaged: dict[Parts, str], loose: list[Parts], pages: int
     ) -> None:
         """Warn, in one line, of files that are not used."""
         words = [f"{counted(count, what)}" for what, count in sorted(skipped.items())]
@@ -187,13 +187,14 @@ def _path(root: Path, parts: Parts) -> Path:
     return root.joinpath(*parts) if root.is_dir() else root
 
 
-def _find(root: Path) -> tuple[list[Parts], Counter]:
+def _find(root: Path) -> tuple[list[Parts], Counter[str]]:
     """The files with an image suffix, in order, and counts of all other files."""
     if root.is_file():
         return [(root.name,)], Counter()
     if not root.is_dir():
         raise FileNotFoundError(f"{shown(root)} is not a folder")
-    found, skipped = [], Counter()
+    found: list[Parts] = []
+    skipped: Counter[str] = Counter()
     for parts, mode in _walk(root, skipped):
         suffix = os.path.splitext(parts[-1])[1].lower()
         if parts[-1].startswith(".") or parts[-1].lower() in TOOL_FILES:
@@ -213,10 +214,11 @@ def _find(root: Path) -> tuple[list[Parts], Counter]:
     return sorted(found), skipped
 
 
-def _walk(root: Path, skipped: Counter) -> Iterator[tuple[Parts, int | None]]:
+def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Parts, int | None]]:
     """Every file below root, with its mode (None: a broken link). Links to folders are followed
     once, because a link may point to a parent folder."""
-    seen, todo = set(), [((), root)]
+    seen: set[tuple[int, int]] = set()
+    todo: list[tuple[Parts, Path]] = [((), root)]
     while todo:
         parts, folder = todo.pop()
         facts = folder.stat()

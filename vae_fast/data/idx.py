@@ -13,7 +13,7 @@ import os
 import struct
 import zlib
 from math import prod
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
             file.seek(0)
             with gzip.GzipFile(fileobj=file) as stream:
                 try:
-                    return _read(stream, name, _MOST_DEFLATED * packed, zipped)
+                    return _read(cast("IO[bytes]", stream), name, _MOST_DEFLATED * packed, zipped)
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                     raise ValueError(
                         f"{name} is a damaged or truncated gzip file ({error}); get it again"

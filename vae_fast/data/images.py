@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -166,7 +166,7 @@ def is_grey_colour(background: str) -> bool:
     from PIL import ImageColor
 
     try:
-        red, green, blue = ImageColor.getcolor(background, "RGB")
+        red, green, blue = cast("tuple[int, int, int]", ImageColor.getcolor(background, "RGB"))
     except ValueError:
         raise ValueError(
             f"background {background!r} is not a colour: give a name such as white, or #rrggbb"

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def map_npy(path: Path) -> np.ndarray:
         header = read_header(file)
         found = os.fstat(file.fileno()).st_size - header.offset
     check_size(header, found)
-    order = "F" if header.fortran else "C"
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
     if header.nbytes == 0:
         return np.empty(header.shape, header.dtype, order)
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)

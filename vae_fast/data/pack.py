@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -254,14 +254,14 @@ def _write_shard(number: int) -> tuple[int, dict[str, Any]]:
         if dtype == torch.uint8 and images.is_floating_point():
             images = to_uint8(images, data.name)
         for kind, tensor in (("images", images), ("labels", labels)):
-            if kind in paths:
+            if kind in paths and tensor is not None:
                 _save_atomically(paths[kind], tensor.contiguous().numpy())
     entry: dict[str, Any] = {"samples": last - first}
     if "files" in plan:
         files = data.files
         chosen = range(first, last) if order is None else order[first:last].tolist()
         names = out / f"files-{number:05d}.json"
-        _write_atomically(names, json.dumps([files[row] for row in chosen]).encode())
+        _write_atomically(names, json.dumps([cast(Any, files)[row] for row in chosen]).encode())
         entry["files"] = names.name
     for kind, path in paths.items():
         array = map_npy(path)
@@ -293,7 +293,8 @@ def to_uint8(images: torch.Tensor, name: str) -> torch.Tensor:
 def _read(data: Data, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(data, DatasetData):
         return collate([data[int(row)] for row in rows])
-    return data.gather(rows)
+    gathered: tuple[torch.Tensor, torch.Tensor | None] = cast(Any, data).gather(rows)
+    return gathered
 
 
 def _save_atomically(path: Path, array: np.ndarray) -> None:

@@ -89,7 +89,7 @@ def check_counts(found: Range, rows: Iterable[torch.Tensor], name: str) -> None:
 
 
 def check_not_binary(
-    samples: Callable[[Iterable[int]], Iterable[torch.Tensor]], count: int, name: str
+    samples: Callable[[Sequence[int]], Iterable[torch.Tensor]], count: int, name: str
 ) -> None:
     """Raise ValueError if uint8 data have the values 0 and 1 alone: they would be x / 255.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -98,13 +98,13 @@ class ShardData:
         return [
             name
             for shard in self.shards
-            for name in read_names(shard.files, shard.samples)[shard.start : shard.stop]
+            for name in read_names(cast(Path, shard.files), shard.samples)[shard.start : shard.stop]
         ]
 
     def labels_at(self, start: int, stop: int) -> np.ndarray:
         """The labels of samples start to stop, in the index's order."""
         part = self.slice(start, stop).shards
-        return np.concatenate([map_shard(s.labels)[s.start : s.stop] for s in part])
+        return np.concatenate([map_shard(cast(Path, s.labels))[s.start : s.stop] for s in part])
 
     def check_binary(self) -> None:
         """Raise ValueError if the images are uint8 of 0 and 1 alone (`check_not_binary`)."""
@@ -185,7 +185,8 @@ class ShardData:
         else:
             order = list(range(len(self.shards)))
         row_bytes = prod(self.shape) * self.dtype.itemsize
-        windows, members, place = [], [], 0
+        windows, place = [], 0
+        members: list[int] = []
         for number in order:
             size = sum(len(self.shards[m]) for m in members)
             if members and (size + len(self.shards[number])) * row_bytes > self.window_bytes:
@@ -234,7 +235,7 @@ class ShardData:
     def _copy(
         self,
         shard: Shard,
-        chosen: np.ndarray | slice,
+        chosen: Any,  # an array or a slice
         to: np.ndarray,
         images: torch.Tensor,
         labels: torch.Tensor | None,
@@ -312,9 +313,11 @@ def open_shards(
 def _range(index: dict[str, Any], dtype: torch.dtype) -> Range | None:
     if not dtype.is_floating_point:
         return UNIT
-    found = index.get("range")
+    found: Any = index.get("range")
     known = isinstance(found, list) and len(found) == 2
-    return tuple(map(float, found)) if known and all(type(n) is float for n in found) else None
+    if not known or not all(type(n) is float for n in found):
+        return None
+    return float(found[0]), float(found[1])
 
 
 def _classes(index: dict[str, Any]) -> tuple[str, ...] | None:

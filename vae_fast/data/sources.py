@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def load(
     options = options or DataOptions()
     options.check()
     if name is None:
-        how = {"bounded": bounded, "labels": labels, "options": options}
+        how: dict[str, Any] = {"bounded": bounded, "labels": labels, "options": options}
         data = custom_split(as_data(source, **how), split, options, kept)
         return _in_memory(data) if keep_in_memory else data
     _check_options(name, options)
@@ -171,8 +171,9 @@ def as_data(
         elif isinstance(source, tuple) and len(source) == 2:
             data = from_array(*source, bounded=bounded)
         elif stream:
-            how = {"samples": samples, "splits": splits}
-            data = from_stream(source, bounded=bounded, labels=labels, **how)
+            data = from_stream(
+                source, bounded=bounded, labels=labels, samples=samples, splits=splits
+            )
         elif hasattr(source, "__getitem__") and not isinstance(source, (list, tuple, dict, bytes)):
             data = from_dataset(source, bounded=bounded, labels=labels)
         else:
@@ -198,7 +199,7 @@ def in_support(data: Data, *, unit: bool) -> Data:
     if isinstance(data, ShardData):
         data = data.ranged()
         if unit:
-            check_unit(data.range, data.name)
+            check_unit(cast(Range, data.range), data.name)
     if isinstance(data, (DatasetData, StreamData)) and unit:
         data = replace(data, bounded=True)
         if isinstance(data, DatasetData):
@@ -224,7 +225,7 @@ def of_counts(data: Data) -> Data:
             blocks = data.images.values.split(1 << 24)
         elif isinstance(data, ArrayData) and data.images.is_floating_point():
             blocks = data.images.split(max(1, (1 << 24) // data.shape.numel()))
-        check_counts(data.range, blocks, data.name)
+        check_counts(cast(Range, data.range), blocks, data.name)
     return data
 
 
@@ -286,7 +287,11 @@ def _idx_file(path: Path, bounded: bool) -> ArrayData:
     """Images of an IDX file, and labels if the file of labels is beside it."""
     labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     found = read_idx(labels) if labels != path and labels.is_file() else None
-    how = {"name": shown(path.name), "provenance": shown(path.resolve()), "bounded": bounded}
+    how: dict[str, Any] = {
+        "name": shown(path.name),
+        "provenance": shown(path.resolve()),
+        "bounded": bounded,
+    }
     return from_array(read_idx(path), found, **how)
 
 
@@ -381,8 +386,8 @@ def custom_split(
     data: Data, split: str, options: DataOptions, kept: Sequence[int | str] | None = None
 ) -> Data:
     """One split of a custom source; see `load`."""
-    folder = isinstance(data, DatasetData) and isinstance(data.dataset, ImageFolder)
-    if folder and data.dataset.splits:
+    folder = data.dataset if isinstance(data, DatasetData) else None
+    if isinstance(data, DatasetData) and isinstance(folder, ImageFolder) and folder.splits:
         data, whole = _folder_of_split(data, split)
         if whole:
             return data
@@ -403,12 +408,14 @@ def custom_split(
         cut = count - held_out_size(count, options.held_out)
         if not _sorted_by_class(data, cut, options):
             return data.slice(0, cut) if split == "train" else data.slice(cut, count)
-        val = held_out(count, options.held_out, options.split_seed, data.labels)
+        of_samples = cast(Any, data).labels
+        val = held_out(count, options.held_out, options.split_seed, of_samples)
+    chosen = cast("ArrayData | DatasetData", data)
     if split == "val":
-        return data.select(val)
+        return chosen.select(val)
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[val] = False
-    return data.select(rest.nonzero()[:, 0])
+    return chosen.select(rest.nonzero()[:, 0])
 
 
 def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
@@ -423,8 +430,7 @@ def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
         raise ValueError(
             f"{data.name} has no folder for {split}: it has {', '.join(folders.values())}"
         )
-    folder = data.dataset.part(*parts)
-    found = _image_data(folder, bounded=data.bounded, labels=data.labelled)
+    found = _image_data(folder.part(*parts), bounded=data.bounded, labels=data.labelled)
     return found, parts == [split] and (split != "train" or "val" in folders)
 
 
@@ -466,7 +472,7 @@ def _kept(data: Data, kept: Sequence[int | str]) -> torch.Tensor:
                 f"out for validation, such as {shown(str(missing[0]))}: put them back, or begin a new "
                 "run"
             )
-        kept = [numbers[name] for name in kept]
+        kept = [numbers[str(name)] for name in kept]
     rows = torch.tensor(sorted(set(kept)), dtype=torch.int64)
     if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= len(data) or len(rows) == len(data):
         raise ValueError(

@@ -76,7 +76,10 @@ def sparse_rows(source: Any, name: str) -> SparseRows:
         source = source.copy() if source is given else source
         source.sum_duplicates()
     parts = (source.indptr, source.indices, source.data)
-    return from_csr(*(as_tensor(part, name) for part in parts), source.shape, name)
+    return from_csr(
+        as_tensor(parts[0], name), as_tensor(parts[1], name), as_tensor(parts[2], name),
+        source.shape, name,
+    )  # fmt: skip
 
 
 def from_csr(
@@ -129,8 +132,10 @@ def from_npz(arrays: dict[str, np.ndarray], name: str) -> SparseRows:
     layout = layout.decode() if isinstance(layout, bytes) else str(layout)
     shape = tuple(int(side) for side in arrays["shape"])
     if layout == "csr":
-        parts = [as_tensor(arrays[key], name) for key in ("indptr", "indices", "data")]
-        rows = from_csr(*parts, shape, name)
+        starts, columns, values = (
+            as_tensor(arrays[key], name) for key in ("indptr", "indices", "data")
+        )
+        rows = from_csr(starts, columns, values, shape, name)
         return rows if _is_canonical(rows) else sparse_rows(_csr(arrays, shape), name)
     try:
         from scipy import sparse
@@ -143,8 +148,8 @@ def from_npz(arrays: dict[str, np.ndarray], name: str) -> SparseRows:
         at = (arrays["row"], arrays["col"])
         return sparse_rows(sparse.coo_matrix((arrays["data"], at), shape), name)
     if layout == "csc":
-        parts = (arrays["data"], arrays["indices"], arrays["indptr"])
-        return sparse_rows(sparse.csc_matrix(parts, shape), name)
+        of_columns = (arrays["data"], arrays["indices"], arrays["indptr"])
+        return sparse_rows(sparse.csc_matrix(of_columns, shape), name)
     raise ValueError(f"{name} is a sparse matrix in the layout {layout}: save it as matrix.tocsr()")
 
 

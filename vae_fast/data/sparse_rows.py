@@ -85,8 +85,10 @@ class SparseRows:
         if device == self.device or device.type == self.device.type == "cpu":
             return self
         own = self._compact()
-        moved = (t.to(device) for t in (own.starts, own.ends, own.columns, own.values))
-        return SparseRows(*moved, self.width)
+        starts, ends, columns, values = (
+            t.to(device) for t in (own.starts, own.ends, own.columns, own.values)
+        )
+        return SparseRows(starts, ends, columns, values, self.width)
 
     def _compact(self) -> SparseRows:
         counts = self.ends - self.starts

@@ -25,7 +25,7 @@ def held_out(
     labels = torch.as_tensor(labels)[order]
     by_class = torch.argsort(labels, stable=True)
     found = []
-    for members in by_class.split(torch.unique(labels, return_counts=True)[1].tolist()):
+    for members in by_class.split(torch.unique(shuffled, return_counts=True)[1].tolist()):
         if len(members) > 1:
             found.append(order[members[: held_out_size(len(members), part)]])
     # If every class has one sample, classes are ignored.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -63,7 +63,7 @@ class StreamData:
         """Raise ValueError if the first samples are uint8 of 0 and 1 alone (`check_not_binary`)."""
         if self.dtype == torch.uint8:
 
-            def samples(rows: Iterable[int]) -> Iterable[torch.Tensor]:
+            def samples(rows: Sequence[int]) -> Iterable[torch.Tensor]:
                 items = islice(self.dataset, len(rows))
                 return (checked_item(self, item, i)[0] for i, item in enumerate(items))
 
@@ -158,7 +158,7 @@ class StreamData:
         )
 
 
-class _Checked(IterableDataset):
+class _Checked(IterableDataset[Any]):
     """The items as tensors, for worker processes to send."""
 
     def __init__(self, data: StreamData):

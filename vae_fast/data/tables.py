@@ -151,7 +151,7 @@ def from_cells(
             raise ValueError(f"{name} has cells without a {given[0]}: leave them out")
         found = np.asarray(column)
         found = found if found.dtype.kind in "iu" else found.astype(str)
-    how = {"name": name, "provenance": provenance, "bounded": bounded}
+    how: dict[str, Any] = {"name": name, "provenance": provenance, "bounded": bounded}
     if is_sparse(x):
         return from_sparse(x, found, **how)
     check_memory(cells.n_obs * cells.n_vars * 4)

@@ -27,7 +27,7 @@ def read_torchvision(entry: Entry, *, train: bool, root: Path, download: bool) -
             not asked to, download it.
     """
     datasets = import_datasets()
-    part = {"train": train}
+    part: dict[str, Any] = {"train": train}
     if entry.torchvision == "SVHN":
         part = {"split": "train" if train else "test"}
     try:

@@ -50,7 +50,7 @@ class Buffers:
 
     def __init__(self, pin: bool):
         self._pin = pin  # torch keeps and reuses pinned memory itself
-        self._kept: list[tuple[np.ndarray, weakref.ref]] = []
+        self._kept: list[tuple[np.ndarray, weakref.ref[Any]]] = []
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor. Its memory returns here when all its views are freed."""
