@@ -10,22 +10,24 @@ It needs lightning, which vae_fast itself does not.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_fast.extras import need
+from vae_fast.models.interface import Model, uses_labels
 from vae_fast.models.phases import phases_of
 from vae_fast.train.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.schedules import beta_at, lr_at
 from vae_fast.train.setup import build_optimizer, check_optimizer
 from vae_fast.types import LossOutput
 
-lightning = need("lightning", "vae_fast.lightning", "lightning")
+lightning: Any = need("lightning", "vae_fast.lightning", "lightning")
 
 
-class VAEModule(lightning.LightningModule):
+class VAEModule(lightning.LightningModule):  # type: ignore[misc]  # found at run time
     """A model's loss, its schedule of beta and its optimizers, for ``lightning.Trainer``.
 
     Batches are x, (x,) or (x, y); only a model that is conditioned on labels is given y. Logged are
@@ -46,14 +48,14 @@ class VAEModule(lightning.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         lr: float = 1e-3,
         objective: ObjectiveConfig | None = None,
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Model = model
         self.objective = ObjectiveConfig() if objective is None else objective
         self.config = TrainConfig(
             model=type(model).__name__,
@@ -80,8 +82,8 @@ class VAEModule(lightning.LightningModule):
         options: dict[str, Any] = {} if phase is None else {"phase": phase}
         if self.objective.free_bits > 0:
             options["free_bits"] = self.objective.free_bits
-        labels = ()
-        if getattr(self.model, "uses_labels", False):
+        labels: tuple[Any, ...] = ()
+        if uses_labels(self.model):
             if not rest:
                 raise ValueError(
                     f"{type(self.model).__name__} is conditioned on labels: batches have to be (x, y)"
@@ -97,7 +99,7 @@ class VAEModule(lightning.LightningModule):
             self._log("train", terms, size)
             return terms.loss
         optimizers, schedulers = self.optimizers(), self.lr_schedulers() or []
-        total = None
+        total: Any = None
         for phase, optimizer in zip(phases_of(self.model), optimizers, strict=True):
             terms, size = self.terms(batch, beta, phase.name)
             optimizer.zero_grad()
@@ -135,7 +137,7 @@ class VAEModule(lightning.LightningModule):
                         "optimizer.decay needs the run's length: set max_epochs or max_steps"
                     )
                 schedule = torch.optim.lr_scheduler.LambdaLR(
-                    optimizer, lambda step, total=total: lr_at(own, 1.0, step, total)
+                    optimizer, partial(lr_at, own, 1.0, total_steps=total)
                 )
                 entry["lr_scheduler"] = {"scheduler": schedule, "interval": "step"}
             made.append(entry)

@@ -30,7 +30,7 @@ Parts = Iterator[tuple[torch.Tensor | Rows, torch.Tensor | None]]
 class Batch(NamedTuple):
     """images (B, C, H, W) or (B, D), as the data has them; labels (B,) int64, or None."""
 
-    images: torch.Tensor | Rows
+    images: Any  # a tensor, or Rows where a reader was asked for them
     labels: torch.Tensor | None
 
 
@@ -227,7 +227,7 @@ class Batches:
             self.by_rows
             and resident
             and self.data.dtype in (torch.uint8, torch.bool)
-            and self._placed.images.is_contiguous()
+            and cast(Any, self._placed).images.is_contiguous()
             and self.augment is None
             and not self.binarize
         )

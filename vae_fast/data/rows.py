@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vae_fast.functional import gather_batch
+from vae_fast.types import GatherMode
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,6 @@ class Rows:
     def dtype(self) -> torch.dtype:
         return self.data.dtype
 
-    def gathered(self, mode: str = "bytes") -> torch.Tensor:
+    def gathered(self, mode: GatherMode = "bytes") -> torch.Tensor:
         """The batch, as ``gather_batch`` gives it in ``mode``."""
         return gather_batch(self.data, self.index, mode=mode)

@@ -6,13 +6,14 @@ On the CPU they are plain PyTorch, for the tests: its native step is another (cs
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.ops.fake import register_fake
 
-Tensor = torch.Tensor
 Maybe = torch.Tensor | None
 
 _ops = torch.ops.vae_fast
@@ -25,12 +26,13 @@ MOST_PARTS = 64  # csrc/ops/step.h
 
 
 @torch.library.impl("vae_fast::step_sample", "CPU")
-def _(heads, key):
-    return reference.reparameterize(*heads.tensor_split(2, 1), None, key)
+def _(heads: Any, key: Tensor) -> Any:
+    mu, logvar = heads.tensor_split(2, 1)
+    return reference.reparameterize(mu, logvar, None, key)
 
 
 @torch.library.impl("vae_fast::step_sample_backward", "CPU")
-def _(grad_z, heads, key, beta, scale):
+def _(grad_z: Tensor, heads: Any, key: Tensor, beta: Any, scale: Any) -> Any:
     mu, logvar = heads.tensor_split(2, 1)
     eps = reference.normal(key, tuple(mu.shape), mu.dtype)
     factor = beta.view(()) * scale
@@ -40,9 +42,9 @@ def _(grad_z, heads, key, beta, scale):
 
 @torch.library.impl("vae_fast::step_decide", "CPU")
 def _(
-    gradients, ranges, columns, places, recon, heads, beta, steps, usual, sums, rows, guard, beta1,
-    beta2,
-):  # fmt: skip
+    gradients: Tensor, ranges: Any, columns: Any, places: Any, recon: Any, heads: Any, beta: Any, steps: Any, usual: Any, sums: Any, rows: Any, guard: Any, beta1: Any,
+    beta2: Any,
+) -> Any:  # fmt: skip
     clip, skip_above, patience, settling, followed = guard
     parts = [gradients[b : b + n] for b, n in zip(ranges[::2], ranges[1::2], strict=True)]
     for part, place in zip(columns, places, strict=True):
@@ -50,7 +52,8 @@ def _(
     norm = torch.cat(parts).norm().item()
     kl = 0.0
     if heads is not None:
-        kl = reference.gaussian_kl(*heads.tensor_split(2, 1), None, None, "batchmean").item()
+        mu, logvar = heads.tensor_split(2, 1)
+        kl = reference.gaussian_kl(mu, logvar, None, None, "batchmean").item()
     terms = [recon.item() + beta.item() * kl, recon.item(), kl]
     if not math.isfinite(terms[0]):
         norm = math.nan
@@ -72,9 +75,9 @@ def _(
 
 @torch.library.impl("vae_fast::step_update", "CPU")
 def _(
-    weights, gradients, first, second, average, outcome, lr, average_weight, beta1, beta2, eps,
-    weight_decay, decoupled, maximize,
-):  # fmt: skip
+    weights: Any, gradients: Tensor, first: Any, second: Any, average: Any, outcome: Any, lr: Any, average_weight: Any, beta1: Any, beta2: Any, eps: Any,
+    weight_decay: Any, decoupled: Any, maximize: Any,
+) -> None:  # fmt: skip
     _, skipped, divisor, rest1, rest2 = outcome.unbind()
     if not skipped:
         gradient = gradients / divisor
@@ -94,20 +97,20 @@ def _(
 
 
 @register_fake("step_sample")
-def _(heads, key):
+def _(heads: Any, key: Tensor) -> Any:
     return heads.new_empty((heads.shape[0], heads.shape[1] // 2))
 
 
 @register_fake("step_sample_backward")
-def _(grad_z, heads, key, beta, scale):
+def _(grad_z: Tensor, heads: Any, key: Tensor, beta: Any, scale: Any) -> Any:
     return torch.empty_like(heads)
 
 
 @register_fake("step_decide")
-def _(gradients, *_):
+def _(gradients: Tensor, *_: Any) -> Any:
     return gradients.new_empty((5,))
 
 
 @register_fake("step_update")
-def _(*_):
+def _(*_: Any) -> None:
     return None

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vae_fast.data.rows import Rows
+from vae_fast.models.interface import Model
 from vae_fast.train.distributed import Share
 from vae_fast.train.python_snapshot import PythonSnapshot
 
@@ -70,7 +71,7 @@ class CapturedStep:
         self,
         take: Take,
         graph: Graph,
-        model: nn.Module | None = None,
+        model: Model | None = None,
         merged: MergedStep | str = "",
     ) -> None:
         self.name = "graph"
@@ -99,19 +100,20 @@ class CapturedStep:
         if not self.takes_rows:
             share = share.gathered()
         if self._batch is None:
-            self._batch = Share(*map(_cloned, share[:2]))
+            self._batch = Share(_cloned(share.images), _cloned(share.labels))
         if not self._fits(share):
             self._say(share)
             return self._take(share)
         if self._warmed < WARM_UP:
             return self._warm_up(share)
-        for into, value in zip(self._batch[:2], share[:2], strict=True):
+        batch: Any = self._batch
+        for into, value in zip(batch[:2], share[:2], strict=True):
             if isinstance(into, Rows):
                 into.index.copy_(value.index, non_blocking=True)
             elif into is not None:
                 into.copy_(value, non_blocking=True)
         if not self.is_captured:
-            self._outputs = self._graph.capture(lambda: self._take(self._batch))
+            self._outputs = self._graph.capture(lambda: self._take(batch))
         self._graph.replay()
         # Copies, because the next replay writes to the same memory.
         return _copies(self._outputs)
@@ -119,6 +121,7 @@ class CapturedStep:
     def _settle_merged(self, share: Share) -> None:
         """Take steps by ``merged`` from here on, if it does what ``take`` does."""
         merged, self._merged = self._merged, None
+        assert merged is not None
         if differs := merged.differs(share):
             warnings.warn(
                 f"the {differs} of the step with merged launches is not the eager step's: steps are "
@@ -145,11 +148,12 @@ class CapturedStep:
         return outputs
 
     def _fits(self, share: Share) -> bool:
+        batch: Any = self._batch
         return share.weight == 1.0 and all(
             type(mine) is type(other)
             and (mine is None or (mine.shape, mine.dtype) == (other.shape, other.dtype))
             and (not isinstance(mine, Rows) or mine.data is other.data)
-            for mine, other in zip(self._batch[:2], share[:2], strict=True)
+            for mine, other in zip(batch[:2], share[:2], strict=True)
         )
 
     def _say(self, share: Share) -> None:
@@ -157,12 +161,12 @@ class CapturedStep:
             self._said = True
             warnings.warn(
                 f"a batch of shape {tuple(share.images.shape)} is taken eagerly: the "
-                f"captured step is for {tuple(self._batch.images.shape)}",
+                f"captured step is for {self._batch and tuple(self._batch.images.shape)}",
                 stacklevel=4,
             )
 
 
-def _cloned(given: Tensor | Rows | None) -> Tensor | Rows | None:
+def _cloned(given: Any) -> Any:
     """Memory of the step's own, which holds the same; the data that rows are of is not copied."""
     if isinstance(given, Rows):
         return replace(given, index=given.index.clone())
@@ -228,7 +232,8 @@ class CudaGraph:
 @contextmanager
 def _watched() -> Iterator[list[str]]:
     """After the block, the list holds torch's warnings about waiting for the GPU within it."""
-    waits, mode = [], torch.cuda.get_sync_debug_mode()
+    mode = torch.cuda.get_sync_debug_mode()
+    waits: list[Any] = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -108,7 +108,7 @@ def compare(
 
 
 def _contenders(
-    trainer: Trainer, work: list, compiled: bool
+    trainer: Trainer, work: list[Any], compiled: bool
 ) -> tuple[dict[str, Round], dict[str, str]]:
     """The contenders, and for each missing one the reason."""
     images = torch.cat([batch.images for batch in work]).cpu()
@@ -156,7 +156,7 @@ def _step(trainer: Trainer, runner: str) -> Step:
     return Step(model, config, trainer.device, World(), len(trainer.batches))
 
 
-def _round(step: Step, work: list) -> float:
+def _round(step: Step, work: list[Any]) -> float:
     for number, batch in enumerate(work):
         step(Share(*batch), number)
     step.read_guards()
@@ -184,9 +184,10 @@ class Plain(nn.Module):
     """The tutorial's VAE in plain PyTorch, from the run's sizes and weights: x in [0, 1] (N, D) to
     reconstruction, mu and logvar."""
 
-    def __init__(self, model: BetaVAE) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         layers = plain_layers(model)
+        assert layers is not None  # the comparison has looked
         self.encoder, self.decoder = (nn.Sequential(*copy.deepcopy(part)) for part in layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import reprlib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from vae_fast.data_options import DataOptions
 from vae_fast.import_paths import Trust, check_entries, named_by, plain
@@ -331,7 +331,7 @@ class TrainConfig:
         check_entries(self.augment)
         for name in ("data_options", "labels", "objective", "optimizer", "checkpoint"):
             part = getattr(self, name)
-            for key, hint in hints(type(part)).items():
+            for key, hint in hints(cast(Any, type(part))).items():
                 typed(f"{name}.{key}", getattr(part, key), hint)
             part.check()
 
@@ -483,14 +483,14 @@ def _from_dict(values: Any, cls: type, where: str) -> Any:
         if dataclasses.is_dataclass(hint):
             if value is None:  # a heading with nothing under it
                 continue
-            arguments[key] = _from_dict(value, hint, f"{where}{key}.")
+            arguments[key] = _from_dict(value, cast(type, hint), f"{where}{key}.")
         else:
             arguments[key] = typed(where + key, _number(value, hint), hint)
     return cls(**arguments)
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, by name."""
     found = get_type_hints(cls)
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
@@ -516,7 +516,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
             return value
     kind = options[0]
     if dataclasses.is_dataclass(kind):
-        wanted = f"a {kind.__name__} ({', '.join(hints(kind))})"
+        wanted = f"a {cast(Any, kind).__name__} ({', '.join(hints(cast(Any, kind)))})"
     else:
         wanted = NAMES.get(get_origin(kind) or kind, str(kind))
     raise TypeError(f"{name} must be {wanted}, got {shown(value)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vae_fast.train.config import TrainConfig, hints, known, to_dict
 from vae_fast.train.manifest import CheckpointError
@@ -18,9 +18,9 @@ _OF_THE_START = ("init_from", "out")
 
 def fields() -> dict[str, Any]:
     """The types of all values that may change, by names such as lr and optimizer.clip_norm."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, kind in hints(TrainConfig).items():
-        parts = hints(kind) if dataclasses.is_dataclass(kind) else {}
+        parts = hints(cast(Any, kind)) if dataclasses.is_dataclass(kind) else {}
         found |= {f"{name}.{part}": of_part for part, of_part in parts.items()} or {name: kind}
     return {name: kind for name, kind in found.items() if not _is_fixed(name)}
 
@@ -95,7 +95,7 @@ def check_plain(saved: Any) -> None:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name for name, kind in hints(TrainConfig).items() if dataclasses.is_dataclass(kind)}
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = name in parts and isinstance(value, dict)
         flat |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from vae_fast.train.sharded import run_whole
 
 
 @torch.no_grad()
-def diagnostics(model: nn.Module, batches: Batches, world: World) -> dict[str, float]:
+def diagnostics(model: Model, batches: Batches, world: World) -> dict[str, float]:
     """The means over the data of the values that ``model.diagnostics(x, y)`` returns.
 
     It returns a dictionary of tensors (N,), shorter if a value is not known for every sample, with
@@ -21,7 +22,8 @@ def diagnostics(model: nn.Module, batches: Batches, world: World) -> dict[str, f
     """
     if not isinstance(model, HasDiagnostics):
         return {}
-    names, totals = (), 0.0
+    names: tuple[str, ...] = ()
+    totals: Any = 0.0
     for images, labels in batches:
         found = run_whole(model, partial(model.diagnostics, images, labels))
         if not found:

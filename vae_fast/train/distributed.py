@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_fast.data import Batches
 from vae_fast.data.rows import Rows
+from vae_fast.models.interface import Model
 from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
@@ -32,7 +33,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 class Share(NamedTuple):
     """A rank's part of a batch. Multiply its loss by ``weight`` before backward."""
 
-    images: Tensor | Rows
+    images: Any  # a tensor, or Rows where a reader was asked for them
     labels: Tensor | None
     weight: float = 1.0
 

@@ -6,8 +6,9 @@ arithmetic. Over one buffer, norm and update are one op each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from typing import cast as cast_to
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,9 @@ class FlatParameters:
         self._gradients = self.views(self.whole.grad)
         self._addresses = [place.data_ptr() for place in self._gradients]
         self._cast = None if cast is None else torch.zeros_like(self.whole.data, dtype=cast)
-        casts = [] if cast is None else zip(self.parameters, self.views(self._cast), strict=True)
+        casts: Iterable[Any] = ()
+        if self._cast is not None:
+            casts = zip(self.parameters, self.views(self._cast), strict=True)
         self.parameter_buffers = ParameterBuffers(
             dict(zip(self.parameters, self._gradients, strict=True)), dict(casts)
         )
@@ -94,7 +97,7 @@ class FlatParameters:
         if elsewhere:
             torch._foreach_copy_(
                 [self._gradients[i] for i in elsewhere],
-                [self.parameters[i].grad for i in elsewhere],
+                [cast_to(Tensor, self.parameters[i].grad) for i in elsewhere],
             )
         return True
 
@@ -151,7 +154,7 @@ class FlatAdam:
         largest = self._buffers.get("max_exp_avg_sq")
         self._take(
             [self._data],
-            [self.flat.whole.grad],
+            [cast_to(Tensor, self.flat.whole.grad)],
             [self._buffers["exp_avg"]],
             [self._buffers["exp_avg_sq"]],
             [] if largest is None else [largest],

@@ -199,8 +199,9 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 def _numbers(values: Sequence[Tensor | float | bool]) -> list[float | bool]:
     """Values as Python numbers; tensors of one device are read in one transfer."""
-    if values and all(isinstance(v, Tensor) and v.device == values[0].device for v in values):
-        return torch.stack(list(values)).tolist()
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if tensors and len(tensors) == len(values) and len({t.device for t in tensors}) == 1:
+        return torch.stack(tensors).tolist()
     return [v.item() if isinstance(v, Tensor) else v for v in values]
 
 
@@ -208,9 +209,9 @@ def _step(optimizer: Any, skipped: Tensor | None, scale: Tensor | None, *, on_de
     """Take the optimizer's step with the gradients divided by ``scale``, unless it is
     ``skipped``."""
     fused = bool(optimizer.defaults.get("fused"))
-    if fused and on_device:
+    if fused and on_device and skipped is not None:
         optimizer.found_inf = skipped.float()
-    elif on_device and skipped.item():
+    elif on_device and skipped is not None and skipped.item():
         return
     if fused:
         optimizer.grad_scale = scale

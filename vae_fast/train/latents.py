@@ -29,16 +29,17 @@ def latent_statistics(model: Model, batches: Batches, world: World = ALONE) -> d
         return {}
     if not divides_kl(model):
         return {}
-    means, kl, seen = [], 0.0, 0
+    of_batches, seen = [], 0
+    kl: Any = 0.0
     for images, labels in batches:
         found, of_batch = _codes_and_kl(model, images, labels)
-        means.append(found.double())
+        of_batches.append(found.double())
         kl = kl + of_batch.double() * len(images)
         seen += len(images)
         # All ranks stop at the same batch: their shares differ only in the last one.
         if seen * world.size >= SAMPLES:
             break
-    means = torch.cat(means)
+    means = torch.cat(of_batches)
     if means.dim() != 2 or not isinstance(kl, torch.Tensor):
         return {}
     count = float(world.sum(means.new_tensor(float(seen))))

@@ -10,6 +10,7 @@ import json
 import re
 import stat
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _are_of_files(value: Any) -> bool:
     )
 
 
-_FIELDS = {
+_FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "crc32": lambda value: _are_of_files(value) and {WEIGHTS, TRAINING} <= set(value),
     "bytes": _are_of_files,

@@ -51,7 +51,7 @@ class MergedStep:
         self._step, self._parts = step, parts
         self._update = step.updates[0]
         self._optimizer = self._update.optimizer
-        self._model = step.model
+        self._model: Any = step.model
         self._sampled = type(step.model) is not AE
         flat = self._optimizer.flat
         self._gradients = dict(
@@ -182,9 +182,9 @@ class MergedStep:
             x = images.gathered("scale")
             return x.flatten(1), x
         if isinstance(images, Rows):
-            x = None if target == "count" else images.gathered("scale")
-            images = images.gathered()
-            return (self._model.network_input(images) if x is None else x).flatten(1), images
+            batch = images.gathered()
+            x = self._model.network_input(batch) if target == "count" else images.gathered("scale")
+            return x.flatten(1), batch
         return self._model.network_input(images).flatten(1), images
 
     def _likelihood(self, params: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
@@ -263,7 +263,7 @@ def merged(step: Step) -> MergedStep | str:
 
 def _forward(layers: list[Any], x: Tensor, condition: Tensor | None) -> Iterator[_Ran]:
     for layer in layers:
-        if layer.condition:
+        if layer.condition and condition is not None:
             x = torch.cat([x, condition], dim=1)
         weight, bias, before = layer.linear.weight.t(), layer.linear.bias, None
         if bias is not None and layer.after == RELU:

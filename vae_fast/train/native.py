@@ -16,7 +16,7 @@ import ctypes
 import itertools
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Parts(NamedTuple):
 
     layers: list[_Layer]
     encoder_layers: int
-    likelihood: nn.Module
+    likelihood: Any
     params: list[_Param]
     learned: list[nn.Parameter]
     places: dict[int, int]
@@ -150,7 +150,7 @@ class NativeStep:
         )
         self.model, self.optimizer, self.average = model, optimizer, average
         self.clip_norm, self.bf16 = clip_norm, bf16
-        self.condition = getattr(model, "condition", None)
+        self.condition = conditioning_of(model)
         self.columns = standardized(model.likelihood)
         spec = parts.likelihood.spec
         self._dtypes = _COUNTS if spec.target == "count" else _DTYPES
@@ -235,7 +235,7 @@ class NativeStep:
                 "binary_key": None if binary_key is None else binary_key.data_ptr(),
                 "first_row": first_row,
                 "condition": None if condition is None else condition.data_ptr(),
-                "key": tuple(noise_key.tolist()) if sampled else (0, 0),
+                "key": tuple(noise_key.tolist()) if sampled and noise_key is not None else (0, 0),
                 "beta": float(beta),
                 "scale": weight / samples,
                 "weights": optimizer._data.data_ptr(),
@@ -262,13 +262,14 @@ class NativeStep:
         if update and not terms.skipped:
             optimizer._steps.add_(1)
         if not sampled and self.model.training:
-            self.model._follow(self._z(samples))
+            cast(AE, self.model)._follow(self._z(samples))
         if self.columns is not None:  # the density of x, not of its standardized value
             terms = terms._replace(recon=terms.recon + float(self.columns.log_volume(images)))
         return terms._replace(loss=terms.recon + beta * terms.kl)
 
     def _standardized(self, images: Tensor, index: Tensor | None) -> Tensor:
         rows = images if index is None else images.index_select(0, index)
+        assert self.columns is not None  # asked for such models alone
         return self.columns.standardized(rows).float().contiguous()
 
     def takes(self, dtype: torch.dtype) -> bool:
@@ -323,7 +324,7 @@ class NativeStep:
             raise ValueError("this model is conditional: give it labels or attributes y after x")
         if len(labels) != samples:
             raise ValueError(f"there are {samples} samples, but {len(labels)} labels")
-        seen = self.model.seen(labels)
+        seen = cast(CVAE, self.model).seen(labels)
         return (seen.bfloat16().float() if self.bf16 else seen).contiguous()
 
     def _z(self, samples: int) -> Tensor:
@@ -336,7 +337,7 @@ class NativeStep:
         ]
 
 
-def take_apart(model: nn.Module, optimizer: Any) -> Parts:
+def take_apart(model: Model, optimizer: Any) -> Parts:
     """The parts of ``model``; raises if its step is more than what can be made of them."""
     _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
     _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
@@ -344,12 +345,12 @@ def take_apart(model: nn.Module, optimizer: Any) -> Parts:
     kind = type(model)
     _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
     for part in ("learned_prior", "objective", "posterior"):
-        _need(getattr(model, part, None) is None, f"it does not know the model's {part}")
+        _need(part_of(model, part) is None, f"it does not know the model's {part}")
     layers, encoder_layers = _layers_of(model)
     flat = optimizer.flat
     places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
     columns = standardized(model.likelihood)
-    p_x = model.likelihood if columns is None else columns.inner
+    p_x: Any = model.likelihood if columns is None else columns.inner
     params, learned = _params_of(p_x, places)
     used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
     used = [*(p for p in used if p is not None), *learned]
@@ -399,7 +400,7 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
     layers: list[_Layer] = []
     for module in _flattened(network):
         kind = type(module)
-        if kind is nn.Linear:
+        if type(module) is nn.Linear:
             layers.append(_Layer(module))
         elif kind in _ACTIVATIONS and layers and layers[-1].after == 0:
             layers[-1].after = _ACTIVATIONS[kind]
@@ -425,11 +426,11 @@ def plain_layers(model: Model) -> tuple[list[nn.Module], list[nn.Module]] | None
 
 def _flattened(network: nn.Module) -> list[nn.Module]:
     if type(network) in (nn.Sequential, MLP):
-        return list(itertools.chain.from_iterable(map(_flattened, network)))
+        return list(itertools.chain.from_iterable(map(_flattened, network.children())))
     return [network]
 
 
-def _params_of(p_x: nn.Module, places: dict[int, int]) -> tuple[list[_Param], list[nn.Parameter]]:
+def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.Parameter]]:
     """The source and transformation of each of the likelihood's parameters, as its ``given``
     computes them, and the parameters learned for all samples. ``places``: each parameter's offset
     in the flat buffers, by id."""

@@ -16,9 +16,9 @@ from vae_fast.backend import get_backend, library
 from vae_fast.layers import has_hooks
 from vae_fast.models.interface import Model
 from vae_fast.train.distributed import Share
+from vae_fast.train.flat import FlatParameters
 from vae_fast.train.native import NativeStep, StepTerms, build
 from vae_fast.train.recorded import Memory
-from vae_fast.types import LossOutput
 
 if TYPE_CHECKING:
     from vae_fast.train.step import Step
@@ -119,10 +119,10 @@ class NativeRunner:
         return self._native.step(
             share.images,
             share.labels,
-            lr=values.lr,
-            beta=values.beta,
+            lr=float(values.lr),
+            beta=float(values.beta),
             limit=guard.limit(),
-            average_weight=values.average_weight,
+            average_weight=float(values.average_weight),
             weight=share.weight,
             update=update,
         )
@@ -169,18 +169,20 @@ class NativeRunner:
         ``gradient``, and the eager step's loss."""
         step, update = self._step, self._step.updates[0]
         terms = step.differentiate(share, step.phases[0], update)
-        loss, wanted = terms.loss.detach(), LossOutput(*(t.item() for t in terms))
+        loss = terms.loss.detach()
+        wanted = {name: float(term) for name, term in terms._asdict().items()}
         update.optimizer.zero_grad()
-        scale = max(1.0, *map(abs, wanted))
-        for name, value in wanted._asdict().items():
+        scale = max(1.0, *map(abs, wanted.values()))
+        for name, value in wanted.items():
             if not _near(getattr(found, name), value, self._bar.terms * scale):
                 return name, loss
         length = self._gradient.norm().item()
-        if not (math.isfinite(wanted.loss) and math.isfinite(length)):  # a step that is skipped
+        if not (math.isfinite(wanted["loss"]) and math.isfinite(length)):  # a step that is skipped
             return "" if found.skipped else "skipping", loss
         names = {id(p): name for name, p in step.model.named_parameters()}
-        views = (update.flat.views(gradient), update.flat.views(self._gradient))
-        for p, mine, eager in zip(update.flat.parameters, *views, strict=True):
+        flat = self._flat
+        views = (flat.views(gradient), flat.views(self._gradient))
+        for p, mine, eager in zip(flat.parameters, *views, strict=True):
             bar = self._bar.gradient * eager.norm().item() + self._bar.all_gradients * length
             if not _near((mine - eager).norm().item(), 0.0, bar):
                 return f"gradient of {names[id(p)]}", loss
@@ -202,7 +204,15 @@ class NativeRunner:
     @property
     def _gradient(self) -> Tensor:
         """All gradients of the latest step, the eager or the native one."""
-        return self._step.updates[0].flat.whole.grad
+        gradient: Tensor | None = self._flat.whole.grad
+        assert gradient is not None  # one buffer, which is kept
+        return gradient
+
+    @property
+    def _flat(self) -> FlatParameters:
+        flat = self._step.updates[0].flat
+        assert flat is not None  # NativeStep has asked for it
+        return flat
 
     def _buffers(self) -> dict[str, Tensor]:
         optimizer, average = self._step.updates[0].optimizer, self._step.average

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,7 +60,7 @@ class Estimate(Callback):
         self._first, self._said = trainer.progress.step, sys.stderr.isatty()
         self._began: float | None = None
 
-    def on_row(self, trainer: Trainer, row: dict) -> None:
+    def on_row(self, trainer: Trainer, row: dict[str, Any]) -> None:
         self._said = True
 
     def on_step(self, trainer: Trainer) -> None:

@@ -13,7 +13,8 @@ import torch
 
 def state(device: torch.device) -> dict[str, Any]:
     """The generators' states, as a tree that a checkpoint can hold."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = legacy
     states = {
         "torch": torch.get_rng_state(),
         "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached)],

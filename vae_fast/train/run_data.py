@@ -146,7 +146,7 @@ def _record(config: TrainConfig) -> dict[str, Any]:
         raise ValueError(
             f"{path} can't be read: {error}; remove it, and the data are split anew"
         ) from None
-    right = {"classes": str, "held_out": (str, int)}
+    right: dict[str, Any] = {"classes": str, "held_out": (str, int)}
     if isinstance(found, dict) and all(
         isinstance(found.get(key, []), list)
         and all(isinstance(v, kind) for v in found.get(key, []))

@@ -37,7 +37,7 @@ from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunFolder:

@@ -36,8 +36,8 @@ def first_samples(batches: Batches, n: int) -> Batch:
         found += len(batch.images)
         if found >= n:
             break
-    known = labels[0] is not None
-    return Batch(torch.cat(images)[:n], torch.cat(labels)[:n] if known else None)
+    known = [part for part in labels if part is not None]
+    return Batch(torch.cat(images)[:n], torch.cat(known)[:n] if known else None)
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def reconstruct(model: Model, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, n: int, seed: int, temperature: float = 1.0) -> Tensor:
+def sample(model: Model, n: int, seed: int, temperature: float = 1.0) -> Tensor:
     """``n`` samples of the model; the same seed gives the same samples."""
     model.eval()
     options = {} if temperature == 1.0 else {"temperature": temperature}

@@ -112,7 +112,7 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
         order = order[order.index(asked) :]
     elif asked != "auto":
         order = [asked, *order]
-    reasons = []
+    reasons: list[str] = []
     for name in order:
         found = refused.get(name) or _MAKERS[name](step)
         if not isinstance(found, str):

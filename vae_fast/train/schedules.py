@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,5 +70,5 @@ class ScheduleValues:
         tensors = (self.beta, self.lr, self.average_weight)
         for tensor, value, before in zip(tensors, values, self._values, strict=True):
             if value != before:
-                tensor.fill_(value)
+                cast(Tensor, tensor).fill_(value)
         self._values = values

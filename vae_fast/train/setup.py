@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ def build_model(
 def set_dataset_size(model: nn.Module, train: Any) -> None:
     """Set the model's ``dataset_size`` if it has that attribute and was given no value."""
     if getattr(model, "dataset_size", 0) is None:
-        model.dataset_size = len(train)
+        setattr(model, "dataset_size", len(train))  # noqa: B010 (few models have it)
 
 
 def check_labels(model: Model, config: TrainConfig, *parts: Any) -> tuple[Any, ...]:
@@ -130,7 +131,9 @@ def _labels_of(data: Any) -> Iterator[torch.Tensor]:
         yield data.labels
     if isinstance(data, ShardData) and data.labelled:
         for shard in data.shards:
-            yield torch.from_numpy(map_npy(shard.labels)[shard.start : shard.stop].copy())
+            yield torch.from_numpy(
+                map_npy(cast(Path, shard.labels))[shard.start : shard.stop].copy()
+            )
 
 
 def check_single(model: Model, config: TrainConfig, batches: Any, device: torch.device) -> None:
@@ -146,8 +149,8 @@ def check_single(model: Model, config: TrainConfig, batches: Any, device: torch.
     if smallest != 1 or not norms:
         return
     x = torch.zeros(1, *batches.data.shape, dtype=batches.data.dtype, device=device)
-    given = (torch.zeros(1, dtype=torch.int64, device=device),)
-    given = given if uses_labels(model) else ()
+    labels = (torch.zeros(1, dtype=torch.int64, device=device),)
+    given = labels if uses_labels(model) else ()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with rng.forked(config.seed, 0), torch.no_grad():
@@ -201,7 +204,7 @@ def build_optimizer(
         arguments.setdefault("fused", True)
     of_phase = dict(config.optimizer.phases.get(phase or "", {}))
     arguments |= {k: v for k, v in of_phase.items() if k != "lr"}
-    kind = optimizer_class(name)
+    kind: Callable[..., torch.optim.Optimizer] = optimizer_class(name)
     groups: dict[int, list[nn.Parameter]] = {}
     entries = config.optimizer.groups
     for p in parameters:

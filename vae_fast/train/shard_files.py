@@ -57,7 +57,7 @@ def read(folder: Path, mesh: Any = None) -> dict[str, Tensor]:
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
             raise ValueError(f"{folder} holds {read_item.dest_index.fqn}, which is no tensor")
 
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     tensors = {
         name: _empty(about.size, about.properties.dtype, mesh) for name, about in found.items()
     }

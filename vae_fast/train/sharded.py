@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -54,7 +54,7 @@ def shard(model: nn.Module, device: torch.device, size: int, precision: str) -> 
     # Whole only while it runs, like its blocks: a gathered copy of old weights must not hide
     # weights that were swapped in.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    model.run_whole = MethodType(lambda self, function: function(), model)
+    vars(model)["run_whole"] = MethodType(lambda self, function: function(), model)
     register_fsdp_forward_method(model, "run_whole")
     return model
 
@@ -81,12 +81,12 @@ def is_sharded(value: object) -> bool:
 
 def mesh_of(model: Model) -> Any:
     """The device mesh that the model is sharded over, or None."""
-    return next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)
+    return next((cast(Any, p).device_mesh for p in model.parameters() if is_sharded(p)), None)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor: all of it, if it is not sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -109,7 +109,8 @@ def like(value: Tensor, other: Tensor) -> Tensor:
 
     # No rank sends its value (src_data_rank): each takes the rows of its own copy.
     value = value.to(other.device, other.dtype)
-    return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+    there = cast(Any, other)
+    return distribute_tensor(value, there.device_mesh, there.placements, src_data_rank=None)
 
 
 def shard_state(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:

@@ -121,7 +121,9 @@ class Step:
             differentiate: called instead of the method of that name.
         """
         differentiate = differentiate or self.differentiate
-        terms, skipped, outcomes = None, None, []
+        terms: LossOutput | None = None
+        skipped: Any = None
+        outcomes: list[Any] = []
         for phase, update in self.each():
             of_phase = differentiate(share, phase, update)
             norm, skip = update.follow(of_phase.loss)
@@ -130,6 +132,7 @@ class Step:
             outcomes += [norm, skip]
         if self.average is not None:
             self.average.update(self.schedule_values.average_weight)
+        assert terms is not None  # of one phase at least
         self.meter.add(terms, share.images.shape[0], skipped)
         return tuple(outcomes)
 
@@ -146,7 +149,7 @@ class Step:
         weighted by their sizes."""
         count = len(share.images)
         rows = torch.arange(count, device=share.images.device).tensor_split(self.config.accumulate)
-        terms = None
+        terms: LossOutput | None = None
         for part in filter(len, rows):
             labels = None if share.labels is None else share.labels[part]
             one = self.objective(
@@ -158,6 +161,7 @@ class Step:
             update.backward(one.loss, share.weight * weight)
             own = LossOutput(*(term.detach() * weight for term in one))
             terms = own if terms is None else _sum(terms, own)
+        assert terms is not None  # a batch has a sample
         return terms
 
     def each(self) -> Iterator[tuple[Phase, Update]]:
@@ -214,7 +218,7 @@ class Step:
             "grad_norm" if name is None else f"grad_norm_{name}": row["grad_norm"]
             for name, row in found.items()
         }
-        return {**norms, "skipped": sum(row["skipped"] for row in found.values())}
+        return {**norms, "skipped": sum(row["skipped"] or 0 for row in found.values())}
 
     @property
     def consecutive_not_finite(self) -> int:
@@ -222,11 +226,11 @@ class Step:
         finite."""
         return max(update.guard.longest_not_finite for update in self.updates)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
-    def averaged(self) -> AbstractContextManager:
+    def averaged(self) -> AbstractContextManager[Any]:
         """Use the weights for validation and pictures: the moving average, if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 

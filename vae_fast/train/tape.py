@@ -139,7 +139,7 @@ class _Recorder(TorchDispatchMode):
     records_kernels = True  # see is_watched in vae_fast.backend
 
     def __init__(self, inputs: Sequence[Tensor | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as torch has it
         self._tape = Tape()
         self._why_not = ""
         # For each storage, its intermediate tensors by geometry. Storages are held, so that no
@@ -318,8 +318,8 @@ def _compiled(tape: Tape) -> Callable[..., tuple[Tensor, ...]]:
         lines.append(f"    {assigned}op{i}({', '.join(call.arguments)})")
         dead = {name for name in call.reads if last_use[name] == i}
         dead.update(name for name in made if name not in last_use)
-        if dead := sorted(dead - kept):
-            lines.append(f"    del {', '.join(dead)}")
+        if gone := sorted(dead - kept):
+            lines.append(f"    del {', '.join(gone)}")
     returned = "".join(f"{name}, " for name in tape.outputs)
     source = "\n".join([f"def play({', '.join(inputs)}):", *lines, f"    return ({returned})"])
     exec(compile(source, "<tape>", "exec"), scope)  # noqa: S102 (names, and literals of our making)

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -414,7 +414,7 @@ class Trainer:
     def leave(self) -> NoReturn:
         """Write a checkpoint and raise Interrupted."""
         self.save()
-        raise Interrupted(self.stop.asked, self.progress.step, self.folder.path)
+        raise Interrupted(cast(int, self.stop.asked), self.progress.step, self.folder.path)
 
     @contextmanager
     def untimed(self) -> Iterator[float]:
@@ -453,6 +453,7 @@ class Trainer:
         if row is None:  # kept even if metrics.jsonl could not be written
             self.validate()
             row = self.last_validation()
+        assert row is not None  # the one just made
         speed = self.progress.samples / self.progress.seconds
         paths = self.draw("", curves=True)
         if row["loss"] is None:
