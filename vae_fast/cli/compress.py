@@ -16,7 +16,6 @@ from vae_fast.cli.runs import (
     restore,
     run_parser,
 )
-from vae_fast.models.interface import uses_labels
 
 
 def compress(arguments: list[str], program: str) -> int:
@@ -66,6 +65,7 @@ def decompress(arguments: list[str], program: str) -> int:
     import torch
 
     from vae_fast import pictures, tasks
+    from vae_fast.models.interface import uses_labels
 
     restored = restore(values)
     device = next(restored.model.parameters()).device

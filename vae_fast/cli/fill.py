@@ -9,7 +9,6 @@ from typing import Any
 from vae_fast.cli.flags import Usage, parse, whole_numbers
 from vae_fast.cli.output import need_images, write
 from vae_fast.cli.runs import add_samples, caption, model_and_samples, out_path, run_parser
-from vae_fast.models.interface import conditioning_of
 
 OUT = ".png picture or .npy array"
 HALVES = ("left", "right", "top", "bottom")
@@ -120,6 +119,7 @@ def translate(arguments: list[str], program: str) -> int:
     import torch
 
     from vae_fast import tasks
+    from vae_fast.models.interface import conditioning_of
     from vae_fast.tasks.pictures import draw_strips
 
     restored, (x, _, _, source, *_) = model_and_samples(values)

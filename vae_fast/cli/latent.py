@@ -13,7 +13,6 @@ from vae_fast.cli.runs import (
     out_path,
     run_parser,
 )
-from vae_fast.models.interface import is_probabilistic
 
 OUT = ".png picture or .npy array"
 
@@ -97,6 +96,7 @@ def traverse(arguments: list[str], program: str) -> int:
     import torch
 
     from vae_fast import tasks
+    from vae_fast.models.interface import is_probabilistic
     from vae_fast.tasks.pictures import draw_grid
 
     restored, (x, _, y, source, *_) = model_and_samples(values)
@@ -108,7 +108,7 @@ def traverse(arguments: list[str], program: str) -> int:
     spread = codes.std(0, correction=0)
     chosen = spread.argsort(descending=True)[: values.dimensions].tolist()
     # The prior's standard deviation is 1; that of an autoencoder's codes is estimated.
-    scale = 1.0 if getattr(restored.model, "is_probabilistic", True) else float(spread.mean())
+    scale = 1.0 if is_probabilistic(restored.model) else float(spread.mean())
     steps = (torch.linspace(-values.range, values.range, values.steps) * scale).tolist()
     given = None if y is None else y[values.index : values.index + 1]
     walks = tasks.traverse(

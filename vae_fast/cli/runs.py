@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from vae_fast.cli.flags import Usage, add_data_options, data_options, make_parser
 from vae_fast.cli.interrupts import begin_work
 from vae_fast.cli.output import check_out
-from vae_fast.models.interface import Classifies, uses_labels
 
 DATA_HELP = "a name, a file or a folder; the run's validation data if not given"
 
@@ -116,6 +115,7 @@ def samples_of(
     """
     from vae_fast.data import holds_images
     from vae_fast.evaluate.run import gather
+    from vae_fast.models.interface import Classifies, uses_labels
     from vae_fast.train import run_data
     from vae_fast.train.config import data_of
 

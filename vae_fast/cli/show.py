@@ -15,7 +15,6 @@ from vae_fast.cli.runs import (
     restore,
     run_parser,
 )
-from vae_fast.models.interface import uses_labels
 
 SAMPLERS = ("prior", "normal", "gmm", "flow", "second-stage", "pixelcnn")
 OUT = ".png picture or .npy array"
@@ -57,6 +56,7 @@ def sample(arguments: list[str], program: str) -> int:
     import torch
 
     from vae_fast import pictures
+    from vae_fast.models.interface import uses_labels
     from vae_fast.tasks import generate
     from vae_fast.train.memory import check_fits
     from vae_fast.train.run_data import class_names, label_of, labels_for

@@ -421,7 +421,8 @@ def custom_split(
 def _folder_of_split(data: DatasetData, split: str) -> tuple[DatasetData, bool]:
     """The folder to read a split from, and whether the folder is that split, from which nothing is
     held out."""
-    folders = data.dataset.splits
+    folder: Any = data.dataset
+    folders = folder.splits
     parts = ["train", "val"] if split == "train+val" else [split]
     if split == "val" and "val" not in folders:
         parts = ["train"]

@@ -127,7 +127,7 @@ def _image_quality(model: Model, x: Tensor, y: Tensor | None, batch_size: int) -
     return dict(zip(("reconstruction_psnr", "reconstruction_ssim"), found, strict=True))
 
 
-def _is_text(model: nn.Module, x: Tensor) -> bool:
+def _is_text(model: Model, x: Tensor) -> bool:
     """Whether x are sequences of tokens, between which there is no distance."""
     return isinstance(model.likelihood, Categorical) and x.dim() == 2
 

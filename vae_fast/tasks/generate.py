@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.models.batched import evaluating, in_batches
-from vae_fast.models.interface import Model, conditioning_of
+from vae_fast.models.interface import Model
 from vae_fast.models.networks import device_and_dtype
 from vae_fast.tasks.samplers import Sampler, draw_from
 

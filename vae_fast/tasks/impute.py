@@ -95,7 +95,7 @@ def _chains(
 ) -> tuple[Tensor, Tensor]:
     """E[x | z] at the last z of ``draws`` chains, and their last x; both (draws, N,
     *input_shape)."""
-    values, mask, *condition = (
+    values, mask, *repeated = (
         t.repeat(draws, *[1] * (t.dim() - 1)) for t in (values, mask, *condition)
     )
     expected = filled = torch.where(mask, values, _start(values, model.likelihood))
@@ -109,7 +109,7 @@ def _chains(
     return expected.unflatten(0, (draws, -1)), filled.unflatten(0, (draws, -1))
 
 
-def _start(values: Tensor, likelihood: nn.Module) -> Tensor:
+def _start(values: Tensor, likelihood: Likelihood) -> Tensor:
     """Initial values of the gaps: noise in [0, 1], or noise in the range of each column."""
     if isinstance(likelihood.spread, Tensor):
         return likelihood.center + likelihood.spread * torch.randn_like(values)
