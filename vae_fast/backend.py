@@ -84,7 +84,7 @@ def _rebuild() -> str:
     return "pip install --force-reinstall --no-deps vae_fast"
 
 
-def _load_node() -> object | None:
+def _load_node() -> Any:
     """The autograd nodes in C++, if they were built with this very version of torch.
 
     Without them Python does the same, which costs some microseconds per call.

@@ -19,7 +19,7 @@ def make_parser(program: str, description: str | None) -> Any:
     jsonargparse: Any = need("jsonargparse", "the command line")
     need("yaml", "the command line")
 
-    class Parser(jsonargparse.ArgumentParser):
+    class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc]  # found at run time
         """A parser that shows flags with dashes."""
 
         check: Callable[[Any], None] | None = None  # called with the parsed values

@@ -165,6 +165,7 @@ class ShardData:
                     while missing:
                         if current is None or used == len(current.images):
                             current, used = None, 0  # free its memory before allocating more
+                            assert ahead is not None  # as long as something is missing
                             current = ahead.wait()
                             following = next(todo, None)
                             if following is not None:
@@ -242,7 +243,7 @@ class ShardData:
         verify: bool,
     ) -> None:
         """Copy the chosen rows of a shard to their destinations. NumPy releases the GIL."""
-        files = [(shard.images, shard.sha256, images)]
+        files: list[tuple[Any, Any, torch.Tensor]] = [(shard.images, shard.sha256, images)]
         if labels is not None:
             files.append((shard.labels, shard.labels_sha256, labels))
         for path, expected, target in files:

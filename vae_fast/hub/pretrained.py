@@ -67,7 +67,7 @@ def card_of(config: Mapping[str, Any]) -> str:
 @functools.cache
 def pretrained_class() -> type[nn.Module]:
     """The class of such models, created on first use. It needs huggingface_hub."""
-    hub = need("huggingface_hub", "saving and loading pretrained models", "huggingface_hub")
+    hub: Any = need("huggingface_hub", "saving and loading pretrained models", "huggingface_hub")
     need("safetensors.torch", "saving and loading pretrained models")
 
     class Pretrained(  # type: ignore[call-arg]  # the base is found at run time

@@ -16,13 +16,13 @@ from vae_fast.noise import new_key
 from vae_fast.patches.core import Noise, Table, Target
 
 
-def _fits(self) -> bool:
+def _fits(self: Any) -> bool:
     """Whether the posterior's attributes are unchanged since its construction."""
     return not self.deterministic and self.mean.dim() == 4 and self.mean.shape == self.logvar.shape
 
 
 def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self: Any, generator: torch.Generator | None = None) -> Tensor:
         # A list of generators has one per image, and deterministic posteriors have no noise.
         one = generator is None or isinstance(generator, torch.Generator)
         if (
@@ -75,6 +75,7 @@ def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
     known = known and not _watched(norm) and not _watched(activation)
     if not known or torch.is_autocast_enabled(h.device.type):
         return activation(norm(h))
+    assert isinstance(norm, nn.GroupNorm)  # known
     return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 

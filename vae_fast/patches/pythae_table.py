@@ -31,7 +31,7 @@ from vae_fast.patches.core import Noise, Table, Target
 if "cpu" in _libraries:
     from vae_fast.ops import pairwise
 else:
-    pairwise = None
+    pairwise = None  # type: ignore[assignment]
 
 Losses = tuple[Tensor, ...]
 
@@ -49,7 +49,7 @@ def _sample_gauss(noise: Noise, original: Callable[..., Any]) -> Callable[..., A
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _recon(self, recon_x: Tensor, x: Tensor) -> Tensor:
+def _recon(self: Any, recon_x: Tensor, x: Tensor) -> Tensor:
     """-log p(x | z) of each sample by the model's definition, (B,)."""
     made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
     if self.model_config.reconstruction_loss == "bce":
@@ -275,7 +275,7 @@ def _column_weights(z: Tensor, dataset_size: int) -> tuple[Tensor, float]:
 
 
 def _tc(
-    ops, z: Tensor, mu: Tensor, log_var: Tensor, dataset_size: int, use_mss: bool,
+    ops: Any, z: Tensor, mu: Tensor, log_var: Tensor, dataset_size: int, use_mss: bool,
     alpha: float, beta: float, gamma: float,
 ) -> Tensor:  # fmt: skip
     """alpha I(z; x) + beta TC + gamma sum_d KL(q(z_d) || p(z_d)) of each sample, (B,), as pythae has it."""
@@ -309,7 +309,16 @@ class _StratifiedTC(torch.autograd.Function):
     small ops' nodes."""
 
     @staticmethod
-    def forward(ctx, z, mu, log_var, dataset_size, alpha, beta, gamma):
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        mu: Tensor,
+        log_var: Any,
+        dataset_size: Any,
+        alpha: Any,
+        beta: Any,
+        gamma: Any,
+    ) -> Any:
         weights, rest = _column_weights(z, dataset_size)
         whole, parts, state = pairwise._density(z, mu[2:], log_var[2:], None, 1.0, 1.0, rest, True)
         inverse = torch.exp(-0.5 * log_var)
@@ -333,7 +342,7 @@ class _StratifiedTC(torch.autograd.Function):
         return value.add_(log_parts.sum(1), alpha=gamma - beta).add_((gamma - alpha) * constant)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, mu, log_var, *kept = ctx.saved_tensors
         size, alpha, beta, gamma = ctx.given
         if beyond_native(grad):
