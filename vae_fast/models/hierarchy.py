@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class BottomUp(NotScriptable, nn.Module):
         for size, stage in zip(reversed(self.sizes), reversed(self.stages), strict=True):
             if h.shape[2:] != size:
                 h = F.adaptive_avg_pool2d(h, size)
-            for block in stage.children():
+            for block in cast(nn.ModuleList, stage):
                 h = h + block(h)
             activations.append(h)
         return activations[::-1]

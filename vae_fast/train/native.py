@@ -426,7 +426,7 @@ def plain_layers(model: Model) -> tuple[list[nn.Module], list[nn.Module]] | None
 
 def _flattened(network: nn.Module) -> list[nn.Module]:
     if type(network) in (nn.Sequential, MLP):
-        return list(itertools.chain.from_iterable(map(_flattened, network.children())))
+        return list(itertools.chain.from_iterable(map(_flattened, cast(nn.Sequential, network))))
     return [network]
 
 
