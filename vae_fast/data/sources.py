@@ -32,7 +32,7 @@ from vae_fast.data.folders import ImageFolder
 from vae_fast.data.idx import read_idx
 from vae_fast.data.images import SUFFIXES as IMAGE_SUFFIXES
 from vae_fast.data.message_words import shown
-from vae_fast.data.ranges import check_counts, check_unit
+from vae_fast.data.ranges import Range, check_counts, check_unit
 from vae_fast.data.shard_index import INDEX
 from vae_fast.data.shards import ShardData, open_shards
 from vae_fast.data.sparse import from_sparse, is_sparse

@@ -22,8 +22,8 @@ def held_out(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     if labels is None:
         return order[: held_out_size(count, part)].sort().values
-    labels = torch.as_tensor(labels)[order]
-    by_class = torch.argsort(labels, stable=True)
+    shuffled = torch.as_tensor(labels)[order]
+    by_class = torch.argsort(shuffled, stable=True)
     found = []
     for members in by_class.split(torch.unique(shuffled, return_counts=True)[1].tolist()):
         if len(members) > 1:

@@ -115,7 +115,7 @@ def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
 
 
-def upsample(n_in: int, n_out: int, size: tuple[int, int], kind: str = "transposed") -> nn.Module:
+def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed") -> nn.Module:
     """Twice the size, to exactly ``size``: 2 n - 1, plus one if even.
 
     Args:
@@ -126,7 +126,8 @@ def upsample(n_in: int, n_out: int, size: tuple[int, int], kind: str = "transpos
     _check_upsampling(kind)
     if kind == "resize":
         return nn.Sequential(nn.Upsample(size=size), nn.Conv2d(n_in, n_out, 3, padding=1))
-    padding = tuple(1 - side % 2 for side in size)
+    height, width = size
+    padding = (1 - height % 2, 1 - width % 2)
     return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
 
 

@@ -136,7 +136,7 @@ class World:
                 weight = len(images) * self.size / (stop - start)
             yield Share(images, labels, weight)
 
-    def joint_batch(self, share: Share) -> AbstractContextManager:
+    def joint_batch(self, share: Share) -> AbstractContextManager[Any]:
         """Within the block, means over a batch that a model takes are means over all ranks'
         shares."""
         if not self.is_distributed:

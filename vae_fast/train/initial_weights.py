@@ -11,7 +11,7 @@ from vae_fast.train.run_folder import RunFolder
 _NAMED = 6  # tensors named in a message
 
 
-def load_initial_weights(model: nn.Module, run: str) -> str:
+def load_initial_weights(model: Model, run: str) -> str:
     """Load the weights of ``run`` whose names and shapes fit into ``model``; returns a sentence
     about them.
 

@@ -103,6 +103,7 @@ class RecordedStep:
             if state.attempts > ATTEMPTS:
                 return self._leave(outputs, "its calls differ from one time to the next")
         elif not state.trusted:
+            assert before is not None  # as there was a tape
             state.trusted = _replays_exactly(state.tape, inputs, before, outputs)
             if not state.trusted:
                 return self._leave(outputs, "its calls alone are not all of it")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast.models.interface import Model, uses_labels
+from vae_fast.models.interface import Model
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.config import TrainConfig, total_steps
