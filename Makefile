@@ -91,10 +91,11 @@ docs: $(DONE)/docs ## build the docs as a site, build/site/index.html; a broken 
 	@echo build/site/index.html
 
 .PHONY: lint
-lint: $(DONE)/lint ## style, and that the kernels stay free of torch's headers
+lint: $(DONE)/lint $(DONE)/test ## style, types, and that the kernels stay free of torch's headers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	scripts/check_includes.sh
+	$(BIN)/mypy
 
 # From the sdist, so that a wheel proves that nothing is missing from it.
 .PHONY: dist
@@ -140,9 +141,10 @@ $(DONE)/venv:
 	$(PYTHON) -m venv $(VENV)
 	mkdir -p $(DONE) && touch $@
 
-# Pinned: a new ruff brings new rules, and those are taken on purpose.
+# Pinned: a new version brings new rules, and those are taken on purpose. mypy reads the types of what
+# the tests need, torch's above all.
 $(DONE)/lint: $(DONE)/venv pyproject.toml
-	$(PIP) install -q "ruff==0.17.6"
+	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" types-PyYAML types-tqdm
 	touch $@
 
 $(DONE)/dist: $(DONE)/venv

@@ -45,7 +45,7 @@ class MLP(nn.Sequential):
             for layer in self:
                 x = layer(x)
         elif torch.compiler.is_compiling() or type(x) is not Tensor or not _fast_path_allowed(x):
-            x = super().forward(x)
+            x = super().forward(x)  # type: ignore[no-untyped-call]
         else:
             x = _in_runs(x, list(self._modules.values()))
         return x

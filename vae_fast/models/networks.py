@@ -125,7 +125,7 @@ def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed
     """
     _check_upsampling(kind)
     if kind == "resize":
-        return nn.Sequential(nn.Upsample(size=size), nn.Conv2d(n_in, n_out, 3, padding=1))
+        return nn.Sequential(nn.Upsample(size=tuple(size)), nn.Conv2d(n_in, n_out, 3, padding=1))
     height, width = size
     padding = (1 - height % 2, 1 - width % 2)
     return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
