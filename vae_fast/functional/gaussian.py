@@ -217,8 +217,8 @@ def gaussian_kl(
             "elementwise", of mu's shape, in plain PyTorch.
     """
     code = reduction_code(reduction, elementwise=True)
-    plain = scale is None and prior_scale is None and code is not None
-    if plain and takes_small_calls():
+    plain = scale is None and prior_scale is None
+    if plain and code is not None and takes_small_calls():
         kl = _gaussian.small_kl(mu, logvar, prior_mu, prior_logvar, code)
         if kl is not None:
             return kl
@@ -267,7 +267,7 @@ def sample_and_kl(
             mu, logvar, prior_mu, prior_logvar,
             scale=scale, prior_scale=prior_scale, reduction=reduction,
         )  # fmt: skip
-        return (sampled[0], kl, sampled[1]) if return_eps else (sampled, kl)
+        return (sampled[0], kl, sampled[1]) if isinstance(sampled, tuple) else (sampled, kl)
     if prior_scale is None and generator is None and takes_small_calls():
         both = _gaussian.small_sample_and_kl(mu, logvar, prior_mu, prior_logvar, noise_key, code)
         if both is not None:

@@ -269,8 +269,8 @@ def grads_again(
     samples: bool,
     has_kl: bool,
     reduction: int,
-    saved: Sequence[Maybe],
-    upstream: Sequence[Maybe],
+    saved: Sequence[Any],
+    upstream: Sequence[Any],
     needs: Sequence[bool],
 ) -> Sequence[Maybe]:
     """The gradients of what a C++ node has saved, where it can't make them: of mu, logvar, the prior's
@@ -278,12 +278,15 @@ def grads_again(
     *gaussians, key = saved
     if beyond_native(*upstream):
 
-        def values(*gaussians: Maybe) -> Sequence[Tensor]:
+        def values(
+            mu: Tensor, logvar: Tensor, prior_mu: Maybe, prior_logvar: Maybe
+        ) -> Sequence[Tensor]:
+            kind = REDUCTIONS[reduction]
             if not has_kl:
-                return (reference.reparameterize(*gaussians[:2], None, key),)
+                return (reference.reparameterize(mu, logvar, None, key),)
             if not samples:
-                return (reference.gaussian_kl(*gaussians, REDUCTIONS[reduction]),)
-            return reference.sample_and_kl(*gaussians, key, REDUCTIONS[reduction])
+                return (reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar, kind),)
+            return reference.sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, kind)
 
         return differentiable_again(values, gaussians, upstream, needs)
     if not has_kl:
@@ -293,7 +296,9 @@ def grads_again(
     grad_z, grad_kl = upstream if samples else (None, *upstream)
     if grad_z is None:
         key = None
-    return *_backward(grad_z, grad_kl, *gaussians, key, None, reduction), None
+    mu, logvar, prior_mu, prior_logvar = gaussians
+    made = _backward(grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, None, reduction)
+    return *made, None
 
 
 # --- fake kernels: shapes and dtypes for torch.compile -------------------------------------------

@@ -518,7 +518,9 @@ def _grads_again(
     if latent:
         grads = _elbo_grads(name, beta, None, reduction, saved, upstream, needs)
     else:
-        grads = _nll_grads(name, reduction, saved, *upstream, needs)
+        (grad_nll,) = upstream
+        assert grad_nll is not None  # a node is called for a gradient
+        grads = _nll_grads(name, reduction, saved, grad_nll, needs)
     first = len(grads) - len(params)
     of_params = [
         g if g is None else g.view(p.shape) for g, p in zip(grads[first:], params, strict=True)
