@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def in_reference() -> tuple[list[str], set[str]]:
 
 def found_at(path: str):
     module, _, name = path.rpartition(".")
+    if module == "vae_fast.lightning" and not importlib.util.find_spec("lightning"):
+        return None
     try:
         return getattr(importlib.import_module(module), name)
     except (AttributeError, ModuleNotFoundError):

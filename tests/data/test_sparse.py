@@ -182,12 +182,14 @@ print("peak", peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_large_matrix_never_is_dense(tmp_path):
     done = python("import warnings; warnings.simplefilter('ignore')\n" + BIG, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("peak")[1]) < 300, done.stdout  # MB; dense it is 1,600
 
 
+@pytest.mark.slow
 def test_a_model_goes_through_it_in_batches(tmp_path, monkeypatch):
     """encode and anomaly, by the command line, never ask for all of it."""
     from vae_fast.cli import main

@@ -204,6 +204,17 @@ def test_a_table_by_itself(tmp_path, capsys):
                  "off", "--out", str(tmp_path / "run")]) == 0  # fmt: skip
     assert "t.parquet: columns are standardized, the likelihood gaussian" in capsys.readouterr().out
     assert "standardize: 'on'" in (tmp_path / "run" / "config.yaml").read_text()
+    torch.manual_seed(0)
+    # Rows to look at later may have their columns in another order, and no others.
+    found = []
+    for order in ("abcd", "dbca"):
+        parquet.write_table(pa.table({n: x[:, "abcd".index(n)] for n in order}), path)
+        assert main(["encode", str(tmp_path / "run"), "--data", str(path), "--out", str(tmp_path / "z.npy")]) == 0  # fmt: skip
+        found.append(np.load(tmp_path / "z.npy"))
+    assert np.array_equal(*found)
+    parquet.write_table(pa.table({n: x[:, 0] for n in "abce"}), path)
+    assert main(["encode", str(tmp_path / "run"), "--data", str(path)]) != 0
+    assert "t.parquet lacks d and has also e" in capsys.readouterr().err
     parquet.write_table(pa.table({"a": x[:, 0], "time": 1.7e9 + x[:, 0].astype(float)}), path)
     with pytest.raises(ValueError, match="column time has the mean 1.7e.09"):
         load_table(path)

@@ -2,7 +2,7 @@
 
 ::
 
-    encoder   x (N, *input_shape), floats in [0, 1]  ->  mu, logvar, each (N, latent_dim)
+    encoder   x (N, *input_shape), as the data are   ->  mu, logvar, each (N, latent_dim)
     decoder   z (N, latent_dim)                      ->  E[x | z], (N, *input_shape)
     sampler   noise (N, latent_dim), from N(0, 1)    ->  E[x | z] of the prior's z
 

@@ -7,6 +7,7 @@ later do not move samples between training and validation.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def load_split(config: TrainConfig, split: str) -> Any:
     """Training ("train") or validation ("val") data of the run. Values are not checked."""
     kept = _record(config).get("held_out")
     options = config.data_options
-    return datasets.load(data_of(config), split=split, bounded=False, options=options, kept=kept)
+    data = datasets.load(data_of(config), split=split, bounded=False, options=options, kept=kept)
+    return in_column_order(config, data)
 
 
 def load_other(config: TrainConfig, source: str, options: DataOptions | None = None) -> Any:
@@ -43,7 +45,29 @@ def load_other(config: TrainConfig, source: str, options: DataOptions | None = N
     options."""
     if options is None and datasets.holds_images(source):
         options = config.data_options
-    return datasets.as_data(source, bounded=False, options=options)
+    return in_column_order(config, datasets.as_data(source, bounded=False, options=options))
+
+
+def in_column_order(config: TrainConfig, data: Any) -> Any:
+    """A table with its columns in the order of the run's table, by their names.
+
+    Raises:
+        ValueError: the table lacks a column of the run's, or has others.
+    """
+    wanted, own = _record(config).get("columns"), getattr(data, "columns", None)
+    if wanted is None or own is None or list(own) == wanted:
+        return data
+    lacking = [name for name in wanted if name not in own]
+    others = [name for name in own if name not in wanted]
+    if lacking or others:
+        said = [f"{what} {', '.join(names[:5])}" for what, names in
+                (("lacks", lacking), ("has also", others)) if names]  # fmt: skip
+        raise ValueError(
+            f"{data.name} {' and '.join(said)}: the run's model was trained on the columns "
+            f"{', '.join(wanted[:5])}{', ...' if len(wanted) > 5 else ''}"
+        )
+    order = [own.index(name) for name in wanted]
+    return replace(data, images=data.images[:, order], columns=tuple(wanted))
 
 
 def match_class_order(labels: Tensor | None, own: Any, classes: Any) -> Tensor | None:
@@ -103,6 +127,8 @@ def record(folder: Path, train: Any, val: Any) -> None:
     facts: dict[str, Any] = {"train": train.provenance, "validation": val.provenance}
     if train.classes is not None:
         facts["classes"] = list(train.classes)
+    if getattr(train, "columns", None) is not None:
+        facts["columns"] = list(train.columns)
     rows = getattr(val, "rows", None)
     if rows is not None and not isinstance(val, datasets.Sprites):
         facts["held_out"] = rows.tolist() if val.files is None else list(val.files)
@@ -146,7 +172,7 @@ def _record(config: TrainConfig) -> dict[str, Any]:
         raise ValueError(
             f"{path} can't be read: {error}; remove it, and the data are split anew"
         ) from None
-    right: dict[str, Any] = {"classes": str, "held_out": (str, int)}
+    right: dict[str, Any] = {"classes": str, "columns": str, "held_out": (str, int)}
     if isinstance(found, dict) and all(
         isinstance(found.get(key, []), list)
         and all(isinstance(v, kind) for v in found.get(key, []))
@@ -154,6 +180,6 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     ):
         return found
     raise ValueError(
-        f"{path} must have classes, a list of names, and held_out, a list of samples: remove it, and "
+        f"{path} must have classes and columns, lists of names, and held_out, a list of samples: remove it, and "
         "the data are split anew"
     )
