@@ -462,7 +462,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "sample_and_kl": sample_and_kl,
     "split_moments": split_moments,
     # The weights of their gradients are exponentials of log-densities, of thousands of nats here.
-    **{name: _of_sums(make, 1e5) for name, make in pairwise.GENERATORS.items()},
+    **{name: _of_sums(make, 1e4) for name, make in pairwise.GENERATORS.items()},
     **{name: _of_sums(make) for name, make in likelihoods.GENERATORS.items()},
     "set_backend": _no_tensor(lambda name: vae_fast.set_backend(name).__exit__(), name="auto"),
 }
