@@ -47,6 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "sizes: 2^10 to 2^27 elements and the shapes people use\n"
         "training: a step and an epoch of the tutorial's VAE\n"
         "large: a step of each autoencoder in examples/\n"
+        "models: a step of every model that pythae has too\n"
         "all: all of these\n"
         "must-show: what the project requires of itself, required beside measured",
     )  # fmt: skip
@@ -102,6 +103,8 @@ def plan(options: argparse.Namespace) -> list[Spec]:
         specs += suites.training()
     if suite in ("standard", "large", "all"):
         specs += suites.large()
+    if suite in ("models", "all"):
+        specs += suites.models()
     if suite == "must-show":
         specs += requirements.specs(wanted(options))
     specs = list(dict.fromkeys(specs))

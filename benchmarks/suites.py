@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SUITES = ("standard", "sizes", "training", "large", "must-show", "all")
+SUITES = ("standard", "sizes", "training", "large", "models", "must-show", "all")
 
 # (samples, latent dimensions, features): a small MLP on 28x28 images, a larger batch, and a
 # convolutional VAE on 64x64 colour images.
@@ -127,3 +127,10 @@ def large() -> list[Spec]:
         Spec("autoencoder_kl_22m", (64,), "both", "bfloat16"),
         Spec("autoencoder_kl_84m", (8,), "both", "bfloat16"),
     ]
+
+
+def models() -> list[Spec]:
+    """A step of every model that pythae has too."""
+    from benchmarks.pythae_models import PAIRS
+
+    return [Spec(f"model {name}", (128,), "both") for name in PAIRS]

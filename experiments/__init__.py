@@ -5,4 +5,13 @@ results/NAME.json and its tables as results/NAME.md. docs/experiments.md is gene
 """
 
 # In the order of the docs.
-NAMES = ("bounds", "hierarchy", "disentangle", "few_labels", "anomaly", "inpaint")
+NAMES = (
+    "bounds",
+    "models",
+    "hierarchy",
+    "disentangle",
+    "codebook",
+    "few_labels",
+    "anomaly",
+    "inpaint",
+)

@@ -1,5 +1,6 @@
 """DCI, SAP and modularity, Frechet distance, precision and recall: known answers."""
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from vae_fast.evaluate import (
     sap,
 )
 from vae_fast.evaluate.factors import dci_of_importance, lasso
+from vae_fast.tasks import generate
 
 
 def grid():
@@ -100,3 +102,35 @@ def test_features_of_a_network():
     x = torch.rand(7, 1, 5, 5)
     found = network_features(network, x, batch_size=3)
     torch.testing.assert_close(found.float(), network(x).flatten(1).detach())
+
+
+def test_samples_are_measured_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """Over a run's codes and over a network by its import path; what the functions say of the same."""
+    import numpy as np
+
+    from vae_fast.cli import main
+    from vae_fast.evaluate.generated import feature_network, of_samples
+    from vae_fast.tasks import load_model
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    np.save("small.npy", np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8))
+    common = ["--data", "small.npy", "--epochs", "1", "--device", "cpu", "--out", "run"]
+    assert main(["train", *common, "--model-args.latent_dim", "3"]) == 0
+    options = ["--n", "20", "--num-samples", "0", "--device", "cpu", "--features"]
+    assert main(["evaluate", "run", *options, "run"]) == 0
+    printed = capsys.readouterr().out
+    assert "frechet_distance" in printed and "recall" in printed
+    assert main(["evaluate", "run", *options, "torch.nn:Identity"]) == 0
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    model = load_model("run", device="cpu").model
+    x = torch.from_numpy(np.load("small.npy"))[:, None]
+    network = feature_network("torch.nn:Identity", "cpu")
+    assert network(x) is x
+    found = of_samples(model, network, x[:20])
+    assert set(found) <= set(report) and all(math.isfinite(v) for v in found.values())
+    made = generate(model, 20, seed=0)
+    wanted = frechet_distance((x[:20] / 255.0).flatten(1), made.flatten(1))
+    assert found["frechet_distance"] == pytest.approx(wanted, rel=1e-3)
+    assert main(["evaluate", "run", *options, "nowhere"]) == 1
+    assert "neither" in capsys.readouterr().err

@@ -18,7 +18,8 @@ NETWORK = {"hidden": [5], "activation": "tanh"}
 
 def made(objective, name="vae", shape=SHAPE, **options):
     torch.manual_seed(0)
-    given = {"network_options": NETWORK, "latent_dim": D, "objective_options": options}
+    dim = options.pop("latent_dim", D)
+    given = {"network_options": NETWORK, "latent_dim": dim, "objective_options": options}
     return build(name, shape, objective=objective, **given).double()
 
 
@@ -288,3 +289,66 @@ def test_vae_gan_by_hand_and_without_leaks():
         for name, p in model.named_parameters():
             assert id(p) in own or p.grad is None, (phase.name, name)
     torch.testing.assert_close(model.loss(x, noise_key=key).loss, total)
+
+
+def test_riemannian_by_hand():
+    """The metric written out, slopes by autograd, four iterations of each fixed point, and the loss."""
+    options = {"leaps": 2, "step": 0.05, "temperature": 0.25, "hidden": (5,), "iterations": 4}
+    model, x, key = made("riemannian", **options), images(), noise.new_key()
+    part = model.objective
+    mu, logvar, z, *_ = by_hand(model, x, key)
+    normal = reference.normal(torch.stack([key[0], key[1] + 1]), mu.shape, torch.float64)
+    lower = part.factors(x)
+    assert (lower.diagonal(dim1=1, dim2=2) > 0).all() and not lower.triu(1).any()
+    m = lower @ lower.mT
+
+    def inverse(z):
+        near = torch.exp(-(z[:, None] - mu).square().sum(-1) / 1.5**2)
+        return (near[..., None, None] * m).sum(1) + 0.01 * torch.eye(D, dtype=torch.float64)
+
+    def minus_log_p(z):
+        bce = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="none")
+        return bce.flatten(1).sum(1) + 0.5 * z.square().sum(1) + math.log(2 * math.pi)
+
+    def energy(z, rho):
+        metric = inverse(z)
+        square = (rho.unsqueeze(1) @ metric @ rho.unsqueeze(2)).flatten()
+        return minus_log_p(z) + 0.5 * (square - torch.logdet(metric))
+
+    def slopes(z, rho):
+        given = z.clone(), rho.clone()  # partial slopes, though rho was made from z
+        return torch.autograd.grad(energy(*given).sum(), given, create_graph=True)
+
+    def log_normal(rho, z):
+        each = torch.distributions.MultivariateNormal(
+            torch.zeros(D, dtype=torch.float64), precision_matrix=inverse(z)
+        )
+        return each.log_prob(rho)
+
+    gamma = torch.linalg.solve(torch.linalg.cholesky(inverse(z)).mT, normal.unsqueeze(2)).squeeze(2)
+    roots, start, rho, z0 = [0.5, 1 / (2 - 0.25), 1.0], log_normal(gamma, z), gamma / 0.5, z
+    for k in range(2):
+        new = rho
+        for _ in range(4):
+            new = rho - 0.025 * slopes(z, new)[0]
+        rho, at = new, z
+        for _ in range(4):
+            at = z + 0.025 * (slopes(z, rho)[1] + slopes(at, rho)[1])
+        z = at
+        rho = (rho - 0.025 * slopes(z, rho)[0]) * roots[k] / roots[k + 1]
+    log_q = importance.log_density(z0, mu, logvar)
+    wanted = minus_log_p(z) + log_q + start - log_normal(rho, z)
+    out = model.loss(x, noise_key=key)
+    torch.testing.assert_close(out.loss, wanted.mean())
+    networks = [p for n, p in model.named_parameters() if "log_step" not in n]
+    found, grads = (
+        torch.autograd.grad(t, networks, retain_graph=True) for t in (out.loss, wanted.mean())
+    )
+    torch.testing.assert_close(found, grads, rtol=1e-5, atol=1e-7)
+    # What is kept is the metric out of training, and in the checkpoint.
+    assert part.kept.sum() == 6 and part.next == 6
+    model.eval()
+    torch.testing.assert_close(part.metric(z0).inverse(z0), inverse(z0))
+    again = made("riemannian", **options)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval().loss(x, noise_key=key).loss, model.loss(x, noise_key=key).loss)

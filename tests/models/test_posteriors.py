@@ -8,7 +8,7 @@ import torch
 from tests.models.gradients import check_gradients
 from vae_fast import noise
 from vae_fast.evaluate import evaluate
-from vae_fast.models import build
+from vae_fast.models import build, importance
 from vae_fast.models.flows import FLOWS, make_flow
 from vae_fast.models.posteriors import make_posterior
 from vae_fast.models.posteriors.common import normals
@@ -33,15 +33,22 @@ def vectors(n, d, scale=1.0):
 
 
 @pytest.mark.parametrize("name", FLOWS)
-@pytest.mark.parametrize("d", [1, 3])
-def test_flows_know_their_volume_and_way_back(name, d):
-    flow, z = moved(make_flow(name, d, steps=3, hidden=(7,))), vectors(5, d)
-    y, log_det = flow(z)
-    for row, wanted in zip(z, log_det, strict=True):
-        jacobian = torch.autograd.functional.jacobian(lambda r: flow(r[None])[0][0], row)
+@pytest.mark.parametrize(("d", "context"), [(1, 0), (3, 0), (3, 2)])
+def test_flows_know_their_volume_and_way_back(name, d, context):
+    """By the Jacobian, of each row; with a context, every row has a flow of its own."""
+    flow = moved(make_flow(name, d, steps=3, hidden=(7,), context=context))
+    z, given = vectors(5, d), (vectors(5, context),) if context else ()
+    y, log_det = flow(z, *given)
+    for i, (row, wanted) in enumerate(zip(z, log_det, strict=True)):
+        own = [c[i : i + 1] for c in given]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda r, own=own: flow(r[None], *own)[0][0], row
+        )
         torch.testing.assert_close(wanted, jacobian.det().abs().log())
+    if context:
+        assert (flow(z, given[0].flip(0))[0] - y).abs().max() > 0.01
     if name not in ("planar", "radial"):
-        back, other = flow.inverse(y)
+        back, other = flow.inverse(y, *given)
         torch.testing.assert_close(back, z)
         torch.testing.assert_close(other, -log_det)
         assert (y - z).abs().max() > 0.1
@@ -188,3 +195,33 @@ def test_parts_are_refused_where_they_do_not_fit():
         build("vae", SHAPE, posterior="vmf", latent_dim=1)
     with pytest.raises(ValueError, match="posterior is vmf: compress with"):
         compress(build("vae", SHAPE, posterior="vmf"), torch.rand(2, *SHAPE))
+
+
+@pytest.mark.parametrize("name", ["vae", "cvae"])
+def test_a_flow_may_depend_on_x(name):
+    """log q(z | x) by hand, of a sample at a time; the encoder gives the context and learns by it."""
+    options = {"context": 3, "steps": 2, "hidden": (6,)}
+    sizes = {"hidden": 8} if name == "cvae" else {"network_options": {"hidden": [8]}}
+    given = {"posterior": "iaf", "posterior_options": options, "latent_dim": 2, **sizes}
+    model = moved(build(name, SHAPE, **given))
+    x, y, key = torch.rand(5, *SHAPE).double(), torch.arange(5), noise.new_key()
+    condition = (y,) if name == "cvae" else ()
+    q = model.encode(x, *condition)
+    assert q.context.shape == (5, 3) and len(q) == 2
+    drawn = model.draw(x, *condition, noise_key=key)
+    start = q.mu + torch.exp(0.5 * q.logvar) * normals((2,), q.mu, None, key)
+    z, log_det = zip(
+        *(model.posterior.flow(start[i : i + 1], q.context[i : i + 1]) for i in range(5)),
+        strict=True,
+    )
+    torch.testing.assert_close(drawn.z, torch.cat(z))
+    log_q = importance.log_density(start, *q) - torch.cat(log_det)
+    torch.testing.assert_close(drawn.kl, log_q - importance.standard_log_density(drawn.z))
+    found = model.weighted_samples(x, *condition, num_samples=3, noise_key=key)
+    assert found.log_weight.shape == (3, 5)
+    last = (model.head if name == "cvae" else model.encoder).parameters()
+    weight = [p for p in last if p.dim() == 2][-1]
+    slope = torch.autograd.grad(model.loss(x, *condition, noise_key=key).loss, weight)[0]
+    assert slope.shape[0] == 2 * 2 + 3 and slope[4:].abs().sum() > 0
+    with pytest.raises(ValueError, match="not of maps"):
+        build("autoencoder-kl", (1, 8, 8), posterior="iaf", posterior_options={"context": 2})

@@ -11,6 +11,8 @@ import torch
 
 from tests.models.test_parts import by_hand, images, made
 from vae_fast import noise
+from vae_fast.models.objectives.hamiltonian import slope
+from vae_fast.tasks.samplers.metric import MetricSampler
 
 models = pytest.importorskip("pythae.models")
 
@@ -106,3 +108,47 @@ def test_rae_gps_penalty_is_of_the_input():
     import inspect
 
     assert "inputs=x" in inspect.getsource(models.RAE_GP._compute_gp)
+
+
+def test_riemannian():
+    """The metric, the first and the last of the leapfrog's equations, and the sampler's density agree.
+    The second equation does not: pythae leaves G at the old z in it."""
+    from pythae.samplers import RHVAESampler
+
+    d, n = 3, 7
+    model = made("riemannian", latent_dim=d, hidden=(400,), temperature=0.3, step=0.02)
+    x, part = images(n), model.objective
+    config = models.RHVAEConfig(
+        input_dim=tuple(x.shape[1:]), latent_dim=d, reconstruction_loss="bce", eps_lf=0.02,
+        beta_zero=0.3, temperature=1.5, regularization=0.01,
+    )  # fmt: skip
+    theirs = models.RHVAE(config).double()
+    lower = torch.randn(n, d, d, dtype=torch.float64).tril()
+    theirs.M.append(lower @ lower.mT)
+    theirs.centroids.append(torch.randn(n, d, dtype=torch.float64))
+    theirs.update()
+    part.centers[:n], part.matrices[:n], part.kept[:n] = theirs.centroids_tens, theirs.M_tens, 1.0
+    z, rho = (torch.randn(n, d, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    metric = part.metric(z)
+    inverse = theirs.G_inv(z)
+    torch.testing.assert_close(metric.inverse(z), inverse, rtol=1e-5, atol=1e-5)
+    log_det = -torch.logdet(inverse)
+    recon = torch.sigmoid(model.decoder(z))
+    given = (recon, x, z, rho, inverse, log_det)
+    force = slope(model, x, z, None)
+    half = torch.exp(part.log_step) / 2
+    found = part.first(rho, z, force, metric, half)
+    torch.testing.assert_close(found, theirs._leap_step_1(*given), rtol=1e-5, atol=1e-5)
+    last = rho - half * (force + metric.slope(z, rho, metric.inverse(z)))
+    torch.testing.assert_close(last, theirs._leap_step_3(*given), rtol=1e-5, atol=1e-5)
+    moved = theirs._leap_step_2(*given)
+    torch.testing.assert_close(moved, z + 0.02 * (inverse @ rho.unsqueeze(2)).squeeze(2))
+    assert (part.second(rho, z, metric, half) - moved).abs().max() > 1e-5
+    sampler = MetricSampler(part)
+    density = RHVAESampler.log_sqrt_det_G_inv(z, theirs)
+    torch.testing.assert_close(sampler.log_density(z), density, rtol=1e-5, atol=1e-5)
+    # Its slope has G M_i (c_i - z) for tr(G M_i) (c_i - z), so ours is held to its density.
+    steep = torch.autograd.grad(density.sum(), z)[0]
+    torch.testing.assert_close(-metric.slope(z, None, inverse), steep, rtol=1e-5, atol=1e-5)
+    theirs_slope = RHVAESampler.grad_log_prop(z, theirs).reshape(n, d)
+    assert (theirs_slope - steep).abs().max() > 1e-2

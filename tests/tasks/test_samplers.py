@@ -9,7 +9,9 @@ from vae_fast.cli import main
 from vae_fast.cli.show import SAMPLERS as FLAGS
 from vae_fast.models import build
 from vae_fast.tasks import SAMPLERS, fit_sampler, generate
+from vae_fast.tasks.samplers.kept import kept_sampler
 from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
+from vae_fast.tasks.samplers.metric import MetricSampler
 from vae_fast.tasks.samplers.mixture import GaussianMixture
 from vae_fast.tasks.samplers.pixelcnn import PixelCNN
 
@@ -23,7 +25,7 @@ def two_blobs(n=2000):
 
 def test_a_mixture_finds_two_blobs():
     z = two_blobs()
-    found = GaussianMixture(z, components=2)
+    found = GaussianMixture(2, components=2).fit(z)
     order = found.mu[:, 0].argsort()
     torch.testing.assert_close(
         found.weights[order], torch.tensor([0.25, 0.75]).double(), atol=0.01, rtol=0
@@ -40,7 +42,7 @@ def test_a_mixture_finds_two_blobs():
     )
     torch.testing.assert_close(found.log_density(z), density.log_prob(z.double()))
     assert found.log_likelihood == pytest.approx(float(found.log_density(z).mean()))
-    one = GaussianMixture(z, components=1)
+    one = GaussianMixture(2, components=1).fit(z)
     assert one.log_likelihood < found.log_likelihood - 0.5
 
 
@@ -50,8 +52,8 @@ def test_draws_are_like_the_codes(kind):
     steps = {} if kind is GaussianMixture else {"steps": 300, "lr": 3e-3}
     if kind is SecondStage:
         steps = {"steps": 400, "lr": 1e-2, "hidden": 64}
-    made = kind(z, **steps).draw(4000).float().detach()
-    truth = GaussianMixture(z, components=2)
+    made = kind(2, **steps).fit(z).draw(4000).float().detach()
+    truth = GaussianMixture(2, components=2).fit(z)
     assert abs((made[:, 0] < -0.5).float().mean() - 0.25) < 0.08
     assert truth.log_density(made).mean() > truth.log_likelihood - (
         4 if kind is SecondStage else 0.8
@@ -85,7 +87,7 @@ def test_a_code_sampler_learns_joint_codes():
     torch.manual_seed(0)
     first = torch.randint(5, (400, 1, 1))
     codes = ((first + torch.arange(4).view(1, 2, 2)) % 5).unsqueeze(-1)
-    sampler = CodeSampler(codes, (5,), steps=150, channels=16, layers=2, lr=1e-2)
+    sampler = CodeSampler((2, 2, 1), (5,), steps=150, channels=16, layers=2, lr=1e-2).fit(codes)
     assert sampler.losses[-1] < math.log(5) + 0.15 < 4 * math.log(5)
     made = sampler.draw(200)
     right = (made == (made[:, :1, :1] + torch.arange(4).view(1, 2, 2, 1)) % 5).flatten(1).all(1)
@@ -102,11 +104,13 @@ def test_models_are_sampled():
         ("vae", {"posterior": "vmf"}, "gmm"),
         ("ae", {}, "gmm"),
         ("cvae", {}, "flow"),
+        ("vae", {"objective": "riemannian", "latent_dim": 3}, "metric"),
+        ("vae", {"latent_dim": 3}, "iaf"),
         ("vq-vae", {"network": "mlp"}, "pixelcnn"),
     ):
         model = build(name, (1, 4, 4), **small, **options)
         y = torch.arange(40) % 10 if name == "cvae" else None
-        steps = {"steps": 3} if sampler in ("flow", "pixelcnn") else {}
+        steps = {"steps": 3} if sampler in ("flow", "iaf", "pixelcnn") else {}
         fitted = fit_sampler(sampler, model, x, y, seed=1, **steps)
         made = [generate(model, 5, seed=2, sampler=fitted) for _ in range(2)]
         assert made[0].shape == (5, 1, 4, 4) and torch.equal(*made)
@@ -119,7 +123,7 @@ def test_models_are_sampled():
         fit_sampler("hmc", model, x)
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, capsys):
     import numpy as np
 
     monkeypatch.chdir(tmp_path)
@@ -129,5 +133,52 @@ def test_the_command(tmp_path, monkeypatch):
     assert main(["train", *common, "--model-args.latent_dim", "3"]) == 0
     out = ["--n", "4", "--sampler", "gmm", "--sampler-data", "50", "--out", "s.npy"]
     assert main(["sample", "out", *out]) == 0
-    assert np.load("s.npy").shape == (4, 1, 8, 8)
+    first = np.load("s.npy")
+    assert first.shape == (4, 1, 8, 8) and "was fitted, and is kept in" in capsys.readouterr().out
+    # Kept in the run: what is read again draws the same, and is not fitted again.
+    with monkeypatch.context() as unable:
+        unable.setattr(GaussianMixture, "fit", None)
+        assert main(["sample", "out", *out]) == 0
+    assert np.array_equal(np.load("s.npy"), first) and "is the one of" in capsys.readouterr().out
+    out[5] = "60"  # of other samples, or of a file that is cut, it is fitted again
+    assert main(["sample", "out", *out]) == 0 and "fitted again" in capsys.readouterr().out
+    (path,) = (tmp_path / "out" / "samplers").iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    assert main(["sample", "out", *out]) == 0 and "fitted again" in capsys.readouterr().out
     assert main(["sample", "out", "--sampler", "pixelcnn"]) == 1
+
+
+@pytest.mark.parametrize("name", ["flow", "second-stage", "pixelcnn"])
+def test_a_kept_sampler_draws_as_the_fitted_one(name, tmp_path):
+    torch.manual_seed(0)
+    x, kind = torch.rand(40, 1, 4, 4), "vq-vae" if name == "pixelcnn" else "vae"
+    model = build(kind, (1, 4, 4), network="mlp", network_options={"hidden": [8]})
+    options = {"model": model, "fitted_to": {"data": "x"}, "steps": 2}
+    given = {"fit": lambda: fit_sampler(name, model, x, seed=1, steps=2)}
+    fitted = kept_sampler(tmp_path, name, **options, **given)
+    read = kept_sampler(tmp_path, name, **options, fit=lambda: pytest.fail("fitted again"))
+    assert torch.equal(*(generate(model, 5, seed=2, sampler=s) for s in (fitted, read)))
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)  # of other weights, other codes
+    lines = []
+    kept_sampler(tmp_path, name, **options, **given, say=lines.append)
+    assert "fitted again" in lines[0]
+
+
+def test_the_metrics_draws_lie_where_its_volume_is():
+    """One centre in one dimension: the density is that of numbers on a grid."""
+    objective = build("vae", (1, 4, 4), latent_dim=1, objective="riemannian").objective
+    objective.centers[0], objective.matrices[0], objective.floor = 1.0, 2.0, 0.2
+    torch.manual_seed(0)
+    sampler = MetricSampler(objective.double(), proposals=60, leaps=10, step=0.3)
+    # The tails' density is flat (floor), so draws are held to where chains that start at 1 get.
+    z = sampler.draw(2000)[:, 0]
+    grid = torch.linspace(-1.5, 3.5, 400, dtype=torch.float64)
+    inside = z[(z > -1.5) & (z < 3.5)]
+    p = (2.0 * torch.exp(-((grid - 1) ** 2) / 1.5**2) + 0.2).sqrt()
+    wanted = (p * (grid - 1).abs()).sum() / p.sum()
+    assert abs((inside - 1).abs().mean() - wanted) < 0.1
+    at = z[:5, None].clone().requires_grad_()
+    slope = torch.autograd.grad(sampler.log_density(at).sum(), at)[0]
+    found = sampler.metric.slope(at, None, sampler.metric.inverse(at))
+    torch.testing.assert_close(found, -slope)

@@ -38,6 +38,13 @@ def evaluate(arguments: list[str], program: str) -> int:
         default=0,
         help="adds the accuracy of a linear probe of the features, fitted to so many labels",
     )
+    parser.add_argument(
+        "--features",
+        type=str,
+        default=None,
+        help="a network, by the import path of its class or by the folder of a run: adds the Fréchet "
+        "distance, and precision and recall, of as many samples as data, over its features",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     values = parse(parser, arguments)
     from vae_fast.evaluate.run import as_text, evaluate_run
@@ -54,6 +61,7 @@ def evaluate(arguments: list[str], program: str) -> int:
         seed=values.seed,
         normal=values.normal,
         labels_per_class=values.labels_per_class,
+        network=values.features,
         trust=values.trust,
         data_options=None if values.data is None else data_options(values),
     )

@@ -16,7 +16,18 @@ from vae_fast.cli.runs import (
     run_parser,
 )
 
-SAMPLERS = ("prior", "normal", "gmm", "flow", "second-stage", "pixelcnn")
+SAMPLERS = (
+    "prior",
+    "normal",
+    "gmm",
+    "flow",
+    "maf",
+    "iaf",
+    "realnvp",
+    "second-stage",
+    "pixelcnn",
+    "metric",
+)
 OUT = ".png picture or .npy array"
 
 
@@ -45,8 +56,8 @@ def sample(arguments: list[str], program: str) -> int:
         "--sampler",
         type=str,
         default="prior",
-        help=f"where codes come from: {', '.join(SAMPLERS)}; all but prior and normal are first "
-        "fitted to the run's training data",
+        help=f"where codes come from: {', '.join(SAMPLERS)}; all but prior, normal and metric are "
+        "fitted to the run's training data, once, and kept in the run's folder",
     )
     parser.add_argument("--sampler_data", type=int, default=0, help="how many samples; 0 for all")
     parser.add_argument(
@@ -87,19 +98,28 @@ def sample(arguments: list[str], program: str) -> int:
 
 
 def _fitted(restored: Any, values: Any) -> Any:
-    """The chosen sampler, fitted to the run's training data; None for the prior."""
-    if values.sampler == "prior":
-        return None
-    from vae_fast.evaluate.run import gather
+    """The sampler that is asked for: the run's, or fitted to its training data; None for the prior."""
     from vae_fast.tasks import fit_sampler
-    from vae_fast.train import run_data
+    from vae_fast.tasks.samplers.kept import kept_sampler
 
     config, model = restored.config, restored.model
-    data = run_data.in_support(model, run_data.load_split(config, "train"))
-    binarized = {"binarize": config.binarize != "none", "seed": config.seed}
-    x, labels = gather(data, values.sampler_data or None, **binarized)
     options = {"steps": values.sampler_steps} if values.sampler_steps else {}
-    return fit_sampler(values.sampler, model, x, labels, seed=values.seed, **options)
+
+    def fit() -> Any:
+        from vae_fast.evaluate.run import gather
+        from vae_fast.train import run_data
+
+        x = labels = None
+        if values.sampler not in ("prior", "normal", "metric"):
+            data = run_data.in_support(model, run_data.load_split(config, "train"))
+            binarized = {"binarize": config.binarize != "none", "seed": config.seed}
+            x, labels = gather(data, values.sampler_data or None, **binarized)
+        return fit_sampler(values.sampler, model, x, labels, seed=config.seed, **options)
+
+    depends = {"data": config.data, "samples": values.sampler_data, "seed": config.seed}
+    return kept_sampler(
+        values.run, values.sampler, model, fit, fitted_to=depends, say=print, **options
+    )
 
 
 def reconstruct(arguments: list[str], program: str) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vae_fast.import_paths import imported
 from vae_fast.models.batched import in_batches
 
 
@@ -15,6 +17,66 @@ def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) ->
     return in_batches(
         network, lambda part: network(part).flatten(1), x, batch_size=batch_size
     ).double()
+
+
+def feature_network(name: str, device: str = "auto") -> nn.Module:
+    """The network that ``name`` stands for, in evaluation mode.
+
+    Args:
+        name: ``package.module:Class``, a torch.nn.Module that is built without arguments and takes
+            images (N, C, H, W) in [0, 1], or samples as the model's encoder takes them; or the folder
+            of a run, whose model's codes are the features.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from vae_fast.tasks import load_model
+    from vae_fast.train.config import resolve_device
+
+    if ":" in name and not Path(name).is_dir():
+        made = imported(name, "the features' network", nn.Module, "a subclass of nn.Module")()
+        return made.to(resolve_device(device)).eval()
+    if not (Path(name) / "config.yaml").is_file():
+        raise ValueError(
+            f"features come from a network by its import path (package.module:Class) or from a run's "
+            f"folder, and {name!r} is neither"
+        )
+    return _Codes(load_model(name, device=device).model)
+
+
+class _Codes(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if getattr(model, "uses_labels", False):
+            raise ValueError("features come from a model that sees samples alone, without labels")
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.features(x)
+
+
+def of_samples(
+    model: nn.Module, network: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0
+) -> dict[str, float]:
+    """``frechet_distance`` and ``precision_recall`` between x and as many samples of the model.
+
+    Args:
+        x: data (N, *input_shape). y: what the samples of a conditional model are conditioned on.
+        network: takes what the model's encoder takes: images in [0, 1].
+    """
+    from vae_fast.tasks import generate
+
+    made = generate(model, len(x), y, seed=seed)
+    real = network_features(network, in_batches(model, model.network_input, x))
+    fake = network_features(
+        network, in_batches(model, lambda part: model.as_input(part, x.dtype), made)
+    )
+    near = precision_recall(real, fake)
+    return {
+        "frechet_distance": frechet_distance(real, fake),
+        "precision": near.precision,
+        "recall": near.recall,
+    }
 
 
 def frechet_distance(real: Tensor, made: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vae_fast.data import Batches, SparseRows
 from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
 from vae_fast.evaluate.factors import dci, modularity, sap
+from vae_fast.evaluate.generated import feature_network, of_samples
 from vae_fast.evaluate.labels import anomaly_auroc, few_label_accuracy, few_per_class
 from vae_fast.evaluate.report import evaluate
 from vae_fast.files import atomic_write
@@ -43,6 +44,7 @@ def evaluate_run(
     seed: int = 0,
     normal: Sequence[int | str] = (),
     labels_per_class: int = 0,
+    network: str | None = None,
     trust: Trust = False,
     data_options: Any = None,
 ) -> dict[str, Any]:
@@ -59,6 +61,8 @@ def evaluate_run(
         normal: the normal classes, by number or name; adds the AUROC of each anomaly score.
         labels_per_class: adds the accuracy of a linear probe of the features, fitted to this number
             of labels per class of the run's training data; 0 leaves it out.
+        network: as for ``feature_network``; adds the Fréchet distance, precision and recall between
+            the data and as many samples of the model, over its features.
         trust: as in ``load_model``.
 
     For data with ground-truth factors (sprites), random samples instead of the first ones are used,
@@ -96,6 +100,8 @@ def evaluate_run(
     if factors is not None:
         report |= _disentanglement(restored.model, x, y, factors(torch.arange(len(x))), seed)
     report |= _with_labels(restored, x, y, wanted, labels_per_class, seed)
+    if network is not None:
+        report |= of_samples(restored.model, feature_network(network, device), x, y, seed=seed)
     if data is None:
         with atomic_write(Path(run) / "evaluation.json") as file:
             file.write_text(json.dumps(report, indent=2) + "\n")

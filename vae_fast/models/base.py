@@ -42,6 +42,12 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
+class Contextual(Posterior):
+    """A Gaussian with the features that a flow on top of it depends on: ``context``, (N, C)."""
+
+    context: Tensor
+
+
 class Draw(NamedTuple):
     """One z ~ q(z | x) of each sample: ``q``; ``z``, (N, latent_dim); ``kl``, (N,), KL(q || p) in closed
     form where there is one, else log q(z | x) - log p(z)."""
@@ -249,11 +255,18 @@ def _rows(count: int) -> Tensor:
     return torch.arange(count, device="cpu")  # whatever the default device is
 
 
-def split_gaussian(features: Tensor) -> Posterior:
-    """(N, 2 D) features, as an encoder's last layer gives them, to mu and logvar."""
+def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
+    """(N, 2 D + context) features, as an encoder's last layer gives them, to mu and logvar."""
+    if context > 0:
+        features, more = features.tensor_split([features.shape[-1] - context], dim=-1)
     mu, logvar = features.chunk(2, dim=-1)
     # The ops want them so; once here is less than once in each.
-    return Posterior(mu.contiguous(), logvar.contiguous())
+    q = (mu.contiguous(), logvar.contiguous())
+    if context == 0:
+        return Posterior(*q)
+    found = Contextual(*q)
+    found.context = more
+    return found
 
 
 def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:

@@ -58,7 +58,7 @@ class CVAE(BetaVAE):
         if y is None:
             (y,) = self.condition_from(x, y)
         h = self.encoder(self.network_input(x))
-        return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)))
+        return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)), self.context)
 
     def prior(self, y: Tensor) -> Posterior | None:  # type: ignore[override]  # y comes after x
         return (

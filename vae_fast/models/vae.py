@@ -58,7 +58,12 @@ class BetaVAE(LatentModel):
         self.divides_kl = self.divides_kl and posterior is None
 
     def encode(self, x: Tensor) -> Posterior:
-        return split_gaussian(self.encoder(self.network_input(x)))
+        return split_gaussian(self.encoder(self.network_input(x)), self.context)
+
+    @property
+    def context(self) -> int:
+        """How many of the encoder's features are the posterior's context."""
+        return 0 if self.posterior is None else self.posterior.context
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor:
         q = self.encode(x, *condition)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -14,9 +15,75 @@ from vae_fast.models.cvae import CVAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
 from vae_fast.models.networks import make_decoder, make_encoder, mlp
 from vae_fast.models.objectives import make_objective
-from vae_fast.models.posteriors import make_posterior
+from vae_fast.models.posteriors import PosteriorPart, make_posterior
 from vae_fast.models.priors import PRIORS, make_prior
 from vae_fast.models.ssvae import SSVAE
+
+Options = dict[str, Any] | None
+
+
+@dataclass
+class Choices:
+    """What a model is put together from: the options that builders share, and the parts they name."""
+
+    input_shape: Sequence[int]
+    latent_dim: int = 20
+    network: str = "mlp"
+    network_options: Options = None
+    decoder_network: str | None = None
+    decoder_options: Options = None
+    likelihood: str | Likelihood = "bernoulli"
+    likelihood_options: Options = None
+    prior: str = "standard"
+    prior_options: Options = None
+    objective: str = "elbo"
+    objective_options: Options = None
+    posterior: str = "gaussian"
+    posterior_options: Options = None
+
+    @classmethod
+    def among(cls, options: dict[str, Any], input_shape: Sequence[int], **defaults: Any) -> Choices:
+        """Those of ``options``, which keeps the others."""
+        known = [field.name for field in fields(cls) if field.name in options]
+        return cls(input_shape, **{**defaults, **{name: options.pop(name) for name in known}})
+
+    def parts(self) -> dict[str, Any]:
+        """What every model's constructor takes."""
+        made = {
+            "input_shape": self.input_shape,
+            "latent_dim": self.latent_dim,
+            "likelihood": self.made_likelihood(),
+            "objective": make_objective(
+                self.objective, self.latent_dim, self.input_shape, **(self.objective_options or {})
+            ),
+            "posterior": self.made_posterior(),
+        }
+        return {name: part for name, part in made.items() if part is not None}
+
+    def made_likelihood(self) -> Likelihood:
+        return make_likelihood(self.likelihood, self.input_shape, **(self.likelihood_options or {}))
+
+    def made_posterior(self) -> PosteriorPart | None:
+        return make_posterior(self.posterior, self.latent_dim, **(self.posterior_options or {}))
+
+    def made_prior(self) -> nn.Module | None:
+        return make_prior(
+            self.prior, self.latent_dim, self.input_shape, **(self.prior_options or {})
+        )
+
+    def encoder(self, features: int) -> nn.Module:
+        return make_encoder(
+            self.network, self.input_shape, features, **(self.network_options or {})
+        )
+
+    def decoder(self, features: int, likelihood: Likelihood) -> nn.Module:
+        """A decoder of the encoder's kind and options, or of its own where they are given."""
+        kind, options = self.decoder_network or self.network, self.decoder_options
+        if options is None:
+            options = (self.network_options or {}) if kind == self.network else {}
+        return make_decoder(
+            kind, features, likelihood.parameters_shape(self.input_shape), **options
+        )
 
 
 def gaussian(
@@ -24,73 +91,19 @@ def gaussian(
 ) -> Callable[..., nn.Module]:
     """A builder for models with one encoder, one decoder and a latent vector."""
 
-    def build_model(
-        input_shape: Sequence[int],
-        *,
-        latent_dim: int = 20,
-        network: str = "mlp",
-        network_options: dict[str, Any] | None = None,
-        decoder_network: str | None = None,
-        decoder_options: dict[str, Any] | None = None,
-        likelihood: str | Likelihood = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
-        prior: str = default_prior,
-        prior_options: dict[str, Any] | None = None,
-        objective: str = "elbo",
-        objective_options: dict[str, Any] | None = None,
-        posterior: str = "gaussian",
-        posterior_options: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> nn.Module:
-        chosen = (objective, objective_options, posterior, posterior_options)
-        options |= parts(latent_dim, input_shape, *chosen)
-        p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
-        networks = network_options or {}
-        decoder = (network, networks, decoder_network, decoder_options)
-        p_z = make_prior(prior, latent_dim, input_shape, **(prior_options or {}))
+    def build_model(input_shape: Sequence[int], **options: Any) -> nn.Module:
+        chosen = Choices.among(options, input_shape, prior=default_prior)
+        parts, features = chosen.parts(), features_per_latent * chosen.latent_dim
+        more = parts["posterior"].context if "posterior" in parts else 0
         return model(
-            make_encoder(network, input_shape, features_per_latent * latent_dim, **networks),
-            decoder_like(latent_dim, p_x.parameters_shape(input_shape), *decoder),
-            input_shape=input_shape,
-            latent_dim=latent_dim,
-            likelihood=p_x,
-            learned_prior=p_z,
+            chosen.encoder(features + more),
+            chosen.decoder(chosen.latent_dim, parts["likelihood"]),
+            learned_prior=chosen.made_prior(),
+            **parts,
             **options,
         )
 
     return build_model
-
-
-def parts(
-    latent_dim: int,
-    input_shape: Sequence[int],
-    objective: str,
-    objective_options: dict[str, Any] | None,
-    posterior: str = "gaussian",
-    posterior_options: dict[str, Any] | None = None,
-) -> dict[str, nn.Module]:
-    """The arguments of a model's constructor that these names make."""
-    made = {
-        "objective": make_objective(
-            objective, latent_dim, input_shape, **(objective_options or {})
-        ),
-        "posterior": make_posterior(posterior, latent_dim, **(posterior_options or {})),
-    }
-    return {name: part for name, part in made.items() if part is not None}
-
-
-def decoder_like(
-    features: int,
-    output_shape: Sequence[int],
-    network: str,
-    network_options: dict[str, Any],
-    decoder_network: str | None,
-    decoder_options: dict[str, Any] | None,
-) -> nn.Module:
-    """The decoder of the encoder's kind and options, or of its own where they are given."""
-    if decoder_options is None:
-        decoder_options = network_options if decoder_network in (None, network) else {}
-    return make_decoder(decoder_network or network, features, output_shape, **decoder_options)
 
 
 def adversarial(
@@ -107,55 +120,38 @@ def adversarial(
 
 def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
     """A builder for models conditioned on y, which join it to the encoder's features and to z."""
+    of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
 
     def build_model(
         input_shape: Sequence[int],
         *,
-        latent_dim: int = 20,
-        network: str = "mlp",
-        network_options: dict[str, Any] | None = None,
-        decoder_network: str | None = None,
-        decoder_options: dict[str, Any] | None = None,
-        likelihood: str | Likelihood = "bernoulli",
-        likelihood_options: dict[str, Any] | None = None,
         condition: str | Condition = "labels",
-        condition_options: dict[str, Any] | None = None,
+        condition_options: Options = None,
         hidden: int = 256,
-        prior: str = "standard",
-        prior_options: dict[str, Any] | None = None,
-        objective: str = "elbo",
-        objective_options: dict[str, Any] | None = None,
-        posterior: str = "gaussian",
-        posterior_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> nn.Module:
-        chosen = (objective, objective_options, posterior, posterior_options)
-        options |= parts(latent_dim, input_shape, *chosen)
-        of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
+        chosen = Choices.among(options, input_shape)
+        parts, dim, prior = chosen.parts(), chosen.latent_dim, chosen.prior
         if prior not in ("standard", "learned", *of_z):
             known = ", ".join(["standard", "learned", *of_z])
             raise ValueError(f"prior must be one of {known}, got {prior!r}")
-        p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
-        networks = network_options or {}
-        decoder = (network, networks, decoder_network, decoder_options)
-        y = make_condition(condition, input_shape, network, networks, **(condition_options or {}))
-        joined = latent_dim + y.features
+        network = (chosen.network, chosen.network_options or {})
+        y = make_condition(condition, input_shape, *network, **(condition_options or {}))
         if prior in of_z:
-            options["learned_prior"] = make_prior(
-                prior, latent_dim, input_shape, **(prior_options or {})
+            parts["learned_prior"] = chosen.made_prior()
+        elif chosen.prior_options:
+            raise ValueError(
+                f"the {prior} prior has no options, got {sorted(chosen.prior_options)}"
             )
-        elif prior_options:
-            raise ValueError(f"the {prior} prior has no options, got {sorted(prior_options)}")
         if prior == "learned":
-            options["prior_network"] = mlp([y.features, hidden, 2 * latent_dim])
+            parts["prior_network"] = mlp([y.features, hidden, 2 * dim])
+        more = parts["posterior"].context if "posterior" in parts else 0
         return model(
-            nn.Sequential(make_encoder(network, input_shape, hidden, **networks), nn.SiLU()),
-            mlp([hidden + y.features, hidden, 2 * latent_dim]),
-            decoder_like(joined, p_x.parameters_shape(input_shape), *decoder),
+            nn.Sequential(chosen.encoder(hidden), nn.SiLU()),
+            mlp([hidden + y.features, hidden, 2 * dim + more]),
+            chosen.decoder(dim + y.features, parts["likelihood"]),
             y,
-            input_shape=input_shape,
-            latent_dim=latent_dim,
-            likelihood=p_x,
+            **parts,
             **options,
         )
 

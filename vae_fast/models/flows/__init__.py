@@ -23,29 +23,32 @@ class Steps(Flow):
         super().__init__()
         self.steps, self.turned = nn.ModuleList(steps), turned
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(z[..., 0])
         for i, step in enumerate(self.steps):
-            z, log_det = step(z.flip(-1) if i > 0 and self.turned else z)
+            z, log_det = step(z.flip(-1) if i > 0 and self.turned else z, *context)
             total = total + log_det
         return z, total
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros_like(y[..., 0])
         for i, step in reversed(list(enumerate(self.steps))):
-            y, log_det = step.inverse(y)
+            y, log_det = step.inverse(y, *context)
             y = y.flip(-1) if i > 0 and self.turned else y
             total = total + log_det
         return y, total
 
 
-def make_flow(name: str, dim: int, *, steps: int = 4, hidden: Sequence[int] = (64, 64)) -> Steps:
+def make_flow(
+    name: str, dim: int, *, steps: int = 4, hidden: Sequence[int] = (64, 64), context: int = 0
+) -> Steps:
     """A flow by name, over vectors of ``dim``.
 
     Args:
         name: one of ``FLOWS``. maf (Papamakarios et al. 2017) and iaf (Kingma et al. 2016) are the
             same map; who uses it runs the one from data to noise, the other from noise to data.
         steps: how many. hidden: of each step's network, but planar and radial ones have none.
+        context: features that the flow's parameters depend on, taken after z.
     """
     if name not in FLOWS:
         raise ValueError(f"a flow must be one of {', '.join(FLOWS)}, got {name!r}")
@@ -53,6 +56,6 @@ def make_flow(name: str, dim: int, *, steps: int = 4, hidden: Sequence[int] = (6
         raise ValueError(f"a flow's steps must be at least 1, got {steps}")
     if name in ("planar", "radial"):
         kind = Planar if name == "planar" else Radial
-        return Steps([kind(dim) for _ in range(steps)], turned=False)
+        return Steps([kind(dim, context) for _ in range(steps)], turned=False)
     made = Coupling if name == "realnvp" else Autoregressive
-    return Steps([made(dim, hidden) for _ in range(steps)])
+    return Steps([made(dim, hidden, context) for _ in range(steps)])

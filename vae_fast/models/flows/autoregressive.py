@@ -13,12 +13,15 @@ LARGEST = 3.0  # of a step's log-scale, softly: e^3 a step is enough, and nothin
 
 
 class Flow(nn.Module):
-    """An invertible map of (N, D). Both ways give log |det d out / d in| of each row, (N,)."""
+    """An invertible map of (..., D). Both ways give log |det d out / d in| of each row, (...,).
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    A flow that was made with ``context`` takes that many features of each row, (N, context), after z.
+    """
+
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must implement forward(z)")
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} has no inverse in closed form")
 
 
@@ -41,75 +44,90 @@ class Masked(nn.Linear):
         return F.linear(h, self.weight * self.mask, self.bias)
 
 
-class MADE(nn.Module):
-    """Shift and log-scale of dimension i from the dimensions before i (Germain et al. 2015).
+class Conditioned(nn.Module):
+    """Layers whose last starts at zero, and whose first also sees the context.
 
-    Hidden units know the first 1, 2, ..., D - 1 dimensions in turn.
+    Args:
+        layers: the first and the last are linear. context: its features; 0 for none.
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], context: int) -> None:
         super().__init__()
+        zero(layers[-1])  # a flow starts as the identity
+        self.layers = nn.Sequential(*layers)
+        self.by_context = None
+        if context > 0:
+            self.by_context = nn.Linear(context, layers[0].out_features, bias=False)
+
+    def shift_and_scale(self, h: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layers make of h and the context: a shift, and a log-scale within bounds."""
+        first, *others = self.layers
+        h = first(h)
+        if self.by_context is not None:
+            h = h + self.by_context(*context)
+        for layer in others:
+            h = layer(h)
+        shift, raw = h.chunk(2, dim=-1)
+        return shift, LARGEST * torch.tanh(raw / LARGEST)
+
+
+class MADE(Conditioned):
+    """Shift and log-scale of dimension i from the dimensions before i (Germain et al. 2015), and from
+    the context. Hidden units know the first 1, 2, ..., D - 1 dimensions in turn."""
+
+    def __init__(self, dim: int, hidden: Sequence[int], context: int = 0) -> None:
         degrees = [torch.arange(1, dim + 1)]
-        for size in hidden:
-            degrees.append(torch.arange(size) % max(1, dim - 1) + 1)
+        degrees += [torch.arange(size) % max(1, dim - 1) + 1 for size in hidden]
         layers: list[nn.Module] = []
         for low, high in itertools.pairwise(degrees):
             layers += [Masked((high[:, None] >= low[None, :]).float()), nn.SiLU()]
         last = (degrees[0][:, None] > degrees[-1][None, :]).float()
-        layers.append(Masked(last.repeat(2, 1)))
-        zero(layers[-1])  # starts as the identity
-        self.layers = nn.Sequential(*layers)
+        super().__init__([*layers, Masked(last.repeat(2, 1))], context)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = self.layers(z).chunk(2, dim=-1)
-        return shift, LARGEST * torch.tanh(raw / LARGEST)
+    forward = Conditioned.shift_and_scale
 
 
 class Autoregressive(Flow):
     """y_i = (z_i - m_i(z_<i)) exp(-s_i(z_<i)): one pass one way, D passes the other."""
 
-    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), context: int = 0) -> None:
         super().__init__()
-        self.made = MADE(dim, hidden)
+        self.made = MADE(dim, hidden, context)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        shift, scale = self.made(z)
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        shift, scale = self.made(z, *context)
         return (z - shift) * torch.exp(-scale), -scale.sum(-1)
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         z = torch.zeros_like(y)
         for i in range(y.shape[-1]):
-            shift, scale = self.made(z)
+            shift, scale = self.made(z, *context)
             column = y[..., i] * torch.exp(scale[..., i]) + shift[..., i]
             z = torch.cat([z[..., :i], column.unsqueeze(-1), z[..., i + 1 :]], -1)
-        return z, self.made(z)[1].sum(-1)
+        return z, self.made(z, *context)[1].sum(-1)
 
 
-class Coupling(Flow):
+class Coupling(Conditioned, Flow):
     """One half shifts and scales the other (Dinh et al. 2017, equations 7 and 8)."""
 
-    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__()
-        self.kept = dim // 2
-        sizes = [max(1, self.kept), *hidden]
+    def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), context: int = 0) -> None:
+        sizes = [max(1, dim // 2), *hidden]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), nn.SiLU()]
-        layers.append(nn.Linear(sizes[-1], 2 * (dim - self.kept)))
-        zero(layers[-1])
-        self.layers = nn.Sequential(*layers)
+        super().__init__([*layers, nn.Linear(sizes[-1], 2 * (dim - dim // 2))], context)
+        self.kept = dim // 2
 
-    def _of(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _of(self, kept: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         seen = kept if self.kept > 0 else kept.new_zeros(*kept.shape[:-1], 1)
-        shift, raw = self.layers(seen).chunk(2, dim=-1)
-        return shift, LARGEST * torch.tanh(raw / LARGEST)
+        return self.shift_and_scale(seen, *context)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = z[..., : self.kept], z[..., self.kept :]
-        shift, scale = self._of(kept)
+        shift, scale = self._of(kept, *context)
         return torch.cat([kept, (moved - shift) * torch.exp(-scale)], -1), -scale.sum(-1)
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = y[..., : self.kept], y[..., self.kept :]
-        shift, scale = self._of(kept)
+        shift, scale = self._of(kept, *context)
         return torch.cat([kept, moved * torch.exp(scale) + shift], -1), scale.sum(-1)

@@ -9,37 +9,67 @@ from torch import Tensor, nn
 from vae_fast.models.flows.autoregressive import Flow
 
 
-class Planar(Flow):
+class Bend(Flow):
+    """A flow of few numbers, which are learned, or with ``context`` are made of it: what is learned plus
+    a linear map, which starts at 0.
+
+    Args:
+        start: the numbers by their parameters' names.
+    """
+
+    def __init__(self, context: int = 0, **start: Tensor) -> None:
+        super().__init__()
+        for name, value in start.items():
+            self.register_parameter(name, nn.Parameter(value))
+        self.sizes = {name: value.numel() for name, value in start.items()}
+        self.by_context = None
+        if context > 0:
+            self.by_context = nn.Linear(context, sum(self.sizes.values()))
+            nn.init.zeros_(self.by_context.weight)
+            nn.init.zeros_(self.by_context.bias)
+
+    def numbers(self, context: tuple[Tensor, ...]) -> list[Tensor]:
+        """Each parameter, (size,) or (N, size)."""
+        own = [getattr(self, name).reshape(-1) for name in self.sizes]
+        if self.by_context is None:
+            return own
+        more = self.by_context(*context).split(list(self.sizes.values()), -1)
+        return [a + b for a, b in zip(own, more, strict=True)]
+
+
+class Planar(Bend):
     """z + u tanh(w^T z + b), u held to w^T u >= -1, where it can be inverted (appendix A.1)."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.u = nn.Parameter(0.01 * torch.randn(dim))
-        self.w = nn.Parameter(0.1 * torch.randn(dim))
-        self.b = nn.Parameter(torch.zeros(()))
+    def __init__(self, dim: int, context: int = 0) -> None:
+        start = {"u": 0.01 * torch.randn(dim), "w": 0.1 * torch.randn(dim), "b": torch.zeros(())}
+        super().__init__(context, **start)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        along = (self.w * self.u).sum()
-        length = self.w.square().sum().clamp_min(1e-12)
-        u = self.u + (F.softplus(along) - 1 - along) * self.w / length
-        bend = torch.tanh((z * self.w).sum(-1) + self.b)
-        slope = (1 - bend * bend) * (self.w * u).sum()
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        u, w, b = self.numbers(context)
+        along = (w * u).sum(-1, keepdim=True)
+        length = w.square().sum(-1, keepdim=True).clamp_min(1e-12)
+        u = u + (F.softplus(along) - 1 - along) * w / length
+        bend = torch.tanh((z * w).sum(-1) + b.squeeze(-1))
+        slope = (1 - bend * bend) * (w * u).sum(-1)
         return z + bend.unsqueeze(-1) * u, torch.log1p(slope)
 
 
-class Radial(Flow):
+class Radial(Bend):
     """z + beta (z - c) / (alpha + |z - c|), beta held above -alpha (appendix A.2)."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.centre = nn.Parameter(0.1 * torch.randn(dim))
-        self.log_alpha = nn.Parameter(torch.zeros(()))
-        self.raw_beta = nn.Parameter(torch.full((), 0.5413))  # softplus of it is 1: the identity
+    def __init__(self, dim: int, context: int = 0) -> None:
+        start = {
+            "centre": 0.1 * torch.randn(dim),
+            "log_alpha": torch.zeros(()),
+            "raw_beta": torch.full((), 0.5413),  # softplus of it is 1: the identity
+        }
+        super().__init__(context, **start)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = torch.exp(self.log_alpha)
-        beta = alpha * (F.softplus(self.raw_beta) - 1)
-        away = z - self.centre
+    def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        centre, log_alpha, raw_beta = self.numbers(context)
+        alpha = torch.exp(log_alpha.squeeze(-1))
+        beta = alpha * (F.softplus(raw_beta.squeeze(-1)) - 1)
+        away = z - centre
         r = away.square().sum(-1).clamp_min(1e-24).sqrt()
         h = 1 / (alpha + r)
         slope = torch.log1p(beta * h)

@@ -13,6 +13,7 @@ from vae_fast.models.objectives.hamiltonian import Hamiltonian
 from vae_fast.models.objectives.importance import CIWAE, MIWAE, PIWAE
 from vae_fast.models.objectives.latent_diffusion import LatentDiffusion
 from vae_fast.models.objectives.regularized import RAE
+from vae_fast.models.objectives.riemannian import Riemannian
 from vae_fast.models.objectives.vae_gan import VAEGAN
 
 _MAKERS: dict[str, Callable[..., Objective]] = {
@@ -25,6 +26,7 @@ _MAKERS: dict[str, Callable[..., Objective]] = {
     "piwae": PIWAE,
     "ciwae": CIWAE,
     "hamiltonian": Hamiltonian,
+    "riemannian": Riemannian,
     "vae-gan": VAEGAN,
     "latent-diffusion": LatentDiffusion,
     "rae-l2": partial(RAE, penalty="l2"),
@@ -49,8 +51,8 @@ def make_objective(
         if options:
             raise ValueError(f"the elbo has no options, got {sorted(options)}")
         return None
-    if name in ("factor", "hamiltonian"):
+    if name in ("factor", "hamiltonian", "riemannian"):
         options["latent_dim"] = latent_dim
-    if name in ("latent-diffusion", "vae-gan"):
+    if name in ("latent-diffusion", "riemannian", "vae-gan"):
         options["input_shape"] = input_shape
     return _MAKERS[name](**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,9 +49,7 @@ class Hamiltonian(Objective):
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, p = model.encode(x, *condition), model.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
-        zeros = torch.zeros_like(z)
-        key = None if noise_key is None else streams_of(noise_key, 1)
-        gamma = reparameterize(zeros, zeros, noise_key=key)
+        gamma = momenta(z, noise_key)
         log_q = importance.log_density(z, *q)
         moved, rho = self.moved(model, x, z, gamma, p, *condition)
         recon = model.nll_at(x, moved, *condition)
@@ -62,20 +61,35 @@ class Hamiltonian(Objective):
         self, model: Model, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
     ) -> Any:
         """z_K and rho_K, by the leapfrog and the tempering after each step."""
-        start, step = math.sqrt(self.temperature), torch.exp(self.log_step)
-        rho, before = gamma / start, start
-        needs = torch.is_grad_enabled()
-
-        def slope(z: Tensor) -> Tensor:
-            with torch.enable_grad():
-                at = z if z.requires_grad else z.detach().requires_grad_()
-                energy = model.nll_at(x, at, *condition) - model.log_prior(at, p)
-                return torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
-
-        for k in range(1, self.leaps + 1):
-            rho = rho - step / 2 * slope(z)
+        rho, step = gamma / math.sqrt(self.temperature), torch.exp(self.log_step)
+        for cooling in coolings(self.temperature, self.leaps):
+            rho = rho - step / 2 * slope(model, x, z, p, *condition)
             z = z + step * rho
-            rho = rho - step / 2 * slope(z)
-            now = 1 / ((1 - 1 / start) * (k / self.leaps) ** 2 + 1 / start)
-            rho, before = rho * (before / now), now
+            rho = (rho - step / 2 * slope(model, x, z, p, *condition)) * cooling
         return z, rho
+
+
+def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
+    """Draws from N(0, 1) of z's shape, by the stream after z's own."""
+    zeros = torch.zeros_like(z)
+    key = None if noise_key is None else streams_of(noise_key, 1)
+    return reparameterize(zeros, zeros, noise_key=key)
+
+
+def slope(model: nn.Module, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tensor:
+    """d (-log p(x, z)) / dz, (N, D), which is differentiated in turn where gradients are on."""
+    needs = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = z if z.requires_grad else z.detach().requires_grad_()
+        energy = model.nll_at(x, at, *condition) - model.log_prior(at, p)
+        return torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
+
+
+def coolings(temperature: float, leaps: int) -> Iterator[float]:
+    """What each leap multiplies the momentum by: the quadratic scheme of section 3.2, whose product is
+    sqrt(temperature)."""
+    start = before = math.sqrt(temperature)
+    for k in range(1, leaps + 1):
+        now = 1 / ((1 - 1 / start) * (k / leaps) ** 2 + 1 / start)
+        yield before / now
+        before = now

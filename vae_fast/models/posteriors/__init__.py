@@ -16,7 +16,7 @@ def make_posterior(name: str, latent_dim: int, **options: Any) -> PosteriorPart 
 
     Args:
         name: one of ``POSTERIORS``.
-        options: of flows ``steps`` (4) and ``hidden`` ((64, 64)); of poincare ``curvature`` (1).
+        options: of flows ``steps`` (4) and ``hidden`` ((64, 64)) and ``context`` (0); of poincare ``curvature`` (1).
     """
     if name not in POSTERIORS:
         raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {name!r}")

@@ -13,10 +13,15 @@ from vae_fast.models.importance import log_density
 
 
 class PosteriorPart(nn.Module):
-    """``has_own_space``: z lies in a space with a prior of its own (``log_prior``, ``sample_prior``)."""
+    """A posterior.
+
+    ``has_own_space``: z lies in a space with a prior of its own (``log_prior``, ``sample_prior``).
+    ``context``: how many features beside mu and logvar it takes from the encoder, as ``q.context``.
+    """
 
     name = ""
     has_own_space = False
+    context = 0
 
     def sample(
         self,
@@ -51,15 +56,21 @@ class PosteriorPart(nn.Module):
 class FlowPosterior(PosteriorPart):
     """A Gaussian, then a flow: log q(z) = log q(z_0) - log |det df / dz_0| (Rezende & Mohamed 2015).
 
-    The flow's parameters are the same for all x. Its code is where it takes the Gaussian's mean.
+    Its code is where the flow takes the Gaussian's mean.
 
     Args:
-        name: planar, radial, iaf, maf or realnvp. options: ``steps``, ``hidden``.
+        name: planar, radial, iaf, maf or realnvp.
+        context: features of the encoder that the flow's parameters depend on (Kingma et al. 2016,
+            section 3); 0: the flow is the same for all x.
+        options: ``steps``, ``hidden``.
     """
 
-    def __init__(self, latent_dim: int, name: str, **options: Any) -> None:
+    def __init__(self, latent_dim: int, name: str, *, context: int = 0, **options: Any) -> None:
         super().__init__()
-        self.name, self.flow = name, make_flow(name, latent_dim, **options)
+        if context < 0:
+            raise ValueError(f"context is a number of features, got {context}")
+        self.name, self.context = name, context
+        self.flow = make_flow(name, latent_dim, context=context, **options)
 
     def sample(
         self,
@@ -72,11 +83,14 @@ class FlowPosterior(PosteriorPart):
         self.refuse(constant)
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
         log_q = log_density(z, *q)
-        moved, log_det = self.flow(z)
+        moved, log_det = self.flow(z, *self._given(q))
         return moved, log_q - log_det
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
-        return self.flow(q[0])[0]
+        return self.flow(q[0], *self._given(q))[0]
+
+    def _given(self, q: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return (q.context,) if self.context > 0 else ()
 
 
 def normals(

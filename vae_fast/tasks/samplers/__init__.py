@@ -1,7 +1,8 @@
-"""Samplers: distributions of z, fitted after training, that replace the prior."""
+"""Samplers: where z comes from once a model is trained, in place of its prior."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -10,10 +11,22 @@ from torch import Tensor
 from vae_fast.models.batched import evaluating, in_batches
 from vae_fast.models.interface import HasCodes, Model, is_probabilistic, part_of
 from vae_fast.models.networks import device_and_dtype
+from vae_fast.models.objectives.riemannian import Riemannian
 from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
+from vae_fast.tasks.samplers.metric import MetricSampler
 from vae_fast.tasks.samplers.mixture import GaussianMixture
 
-SAMPLERS = ("prior", "normal", "gmm", "flow", "second-stage", "pixelcnn")
+_OF_VECTORS = {
+    "gmm": GaussianMixture,
+    "flow": FlowSampler,
+    "maf": partial(FlowSampler, kind="maf"),
+    "iaf": partial(FlowSampler, kind="iaf"),
+    "realnvp": partial(FlowSampler, kind="realnvp"),
+    "second-stage": SecondStage,
+}
+SAMPLERS = ("prior", "normal", *_OF_VECTORS, "pixelcnn", "metric")
+# What is fitted to codes, and so worth keeping.
+FITTED = (*_OF_VECTORS, "pixelcnn")
 
 
 class Sampler(Protocol):
@@ -24,7 +37,7 @@ class Sampler(Protocol):
 
 
 class Normal:
-    """N(0, temperature^2), for any prior of the model."""
+    """N(0, temperature^2), whatever the model's prior is."""
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.dim, self.like = dim, like
@@ -33,28 +46,18 @@ class Normal:
         return temperature * self.like.new_empty(n, self.dim).normal_()
 
 
-def fit_sampler(
-    name: str,
-    model: Model,
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    seed: int | None = None,
-    batch_size: int = 256,
-    **options: Any,
-) -> Sampler | None:
-    """A sampler fitted to the codes of x, on the model's device; None for "prior", the model's
-    prior.
+def make_sampler(name: str, model: Model, **options: Any) -> Sampler | None:
+    """A sampler of the model's codes, on its device, of which those of ``FITTED`` are not fitted yet;
+    None for "prior", the model's own.
 
     Args:
         name: "normal"; "gmm", a mixture of Gaussians (``components``=10); "flow" (``kind``: maf, iaf,
-            realnvp; ``steps``=2000); "second-stage", another VAE (``steps``=3000); "pixelcnn", over a
-            vq-vae's codes (``steps``=2000, ``channels``=64, ``layers``=6).
-        x: (N, *input_shape), training data. y: the conditions of a conditional model.
-        seed: the seed of posterior draws and training; the same seed gives the same fit.
+            realnvp; ``steps``=2000), also by the kind's name; "second-stage", another VAE
+            (``steps``=3000); "pixelcnn", over a vq-vae's codes (``steps``=2000, ``channels``=64,
+            ``layers``=6); "metric", by the objective riemannian's metric (``proposals``=100).
 
     Raises:
-        ValueError: the name is unknown, or the sampler does not fit the model's codes.
+        ValueError: an unknown name, or a sampler that the model's codes don't fit.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
@@ -70,19 +73,51 @@ def fit_sampler(
     device, dtype = device_and_dtype(model)
     if name == "normal":
         return Normal(model.latent_dim, torch.empty(0, device=device, dtype=dtype))
-    if len(x) < 2:
-        raise ValueError(f"the sampler {name} is fitted to codes, and there are {len(x)} samples")
+    if name == "metric":
+        objective = getattr(model, "objective", None)
+        if not isinstance(objective, Riemannian):
+            raise ValueError("the sampler metric is for models of the objective riemannian")
+        return MetricSampler(objective, **options)
+    if has_codes:
+        made = CodeSampler(model.code_shape, model.quantizer.sizes, **options)
+    else:
+        made = _OF_VECTORS[name](model.latent_dim, **options)
+    return made.to(device)
+
+
+def fit_sampler(
+    name: str,
+    model: Model,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    seed: int | None = None,
+    batch_size: int = 256,
+    **options: Any,
+) -> Sampler | None:
+    """``make_sampler``, fitted to the codes of x.
+
+    Args:
+        x: (N, *input_shape), training data. y: what a conditional model wants.
+        seed: of posterior draws and training, to fit the same again.
+    """
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        if has_codes:
+        made = make_sampler(name, model, **options)
+        if name not in FITTED:
+            return made
+        if len(x) < 2:
+            raise ValueError(
+                f"the sampler {name} is fitted to codes, and there are {len(x)} samples"
+            )
+        if name == "pixelcnn":
             codes = in_batches(model, lambda part, *_: model.codes(part), x, batch_size=batch_size)
-            return CodeSampler(codes.to(device), model.quantizer.sizes, **options)
-        probabilistic = is_probabilistic(model)
-        code = model.sample_posterior if probabilistic else model.features
-        z = in_batches(model, code, x, y, batch_size=batch_size).to(device)
-        kinds = {"gmm": GaussianMixture, "flow": FlowSampler, "second-stage": SecondStage}
-        return kinds[name](z, **options)
+        else:
+            probabilistic = is_probabilistic(model)
+            code = model.sample_posterior if probabilistic else model.features
+            codes = in_batches(model, code, x, y, batch_size=batch_size)
+        return made.fit(codes.to(device_and_dtype(model)[0]))
 
 
 def draw_from(sampler: Sampler, model: Model, n: int, temperature: float, *y: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Trained densities over codes: a flow, a second VAE, and a PixelCNN over code numbers."""
+"""Densities over codes that are trained: a flow, a second VAE, and a PixelCNN over numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,81 +12,101 @@ from vae_fast.models.priors import FlowPrior
 from vae_fast.tasks.samplers.pixelcnn import PixelCNN
 
 
-def trained(
-    module: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    data: Tensor,
-    steps: int,
-    batch: int,
-    lr: float,
-) -> list[float]:
-    """Train with Adam and a cosine decay to 0 on random batches of rows; returns the losses."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    optimizer = torch.optim.Adam(module.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = []
-    with torch.enable_grad():
-        for _ in range(steps):
-            rows = torch.randint(len(data), (min(batch, len(data)),), device=data.device)
-            value = loss(data[rows])
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 10.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(value.item())
-    return losses
+class Trained(nn.Module):
+    """A sampler with a network, which ``fit`` trains by ``nll``. ``steps``, ``batch``, ``lr``: of Adam with
+    a cosine to 0 on batches of codes drawn at random."""
+
+    def __init__(self, steps: int, batch: int, lr: float) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps, self.batch, self.lr = steps, batch, lr
+
+    def nll(self, codes: Tensor) -> Tensor:
+        """A bound of -log p(codes), the batch's mean in nats, 0-d."""
+        raise NotImplementedError(f"{type(self).__name__} must implement nll(codes)")
+
+    def prepare(self, codes: Tensor) -> Tensor:
+        """Codes as ``nll`` takes them."""
+        return codes
+
+    def fit(self, codes: Tensor) -> Trained:
+        """Train on codes (N, ...), of which ``losses`` keeps the loss of each step."""
+        data = self.prepare(codes)
+        self.train()
+        optimizer = torch.optim.Adam(self.parameters(), self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        self.losses = []
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                size = (min(self.batch, len(data)),)
+                loss = self.nll(data[torch.randint(len(data), size, device=data.device)])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters(), 10.0)
+                optimizer.step()
+                schedule.step()
+                self.losses.append(loss.item())
+        return self.eval()
 
 
-class Scaled:
-    """Scale codes to mean 0 and standard deviation 1, and back."""
+class OfVectors(Trained):
+    """Of codes (N, D), which it sees at mean 0 and deviation 1."""
 
-    def __init__(self, z: Tensor) -> None:
+    def __init__(self, dim: int, *options: float) -> None:
+        super().__init__(*options)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def prepare(self, codes: Tensor) -> Tensor:
+        z = codes.float()
         self.mean, self.deviation = z.mean(0), z.std(0, correction=0).clamp_min(1e-6)
-
-    def to(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
 
     def back(self, z: Tensor) -> Tensor:
         return z * self.deviation + self.mean
 
 
-class FlowSampler:
+class FlowSampler(OfVectors):
     """A flow fitted to codes by maximum likelihood (Papamakarios et al. 2017).
 
     Args:
-        kind: maf, iaf or realnvp.
+        dim: D. kind: maf, iaf or realnvp. hidden: of each of the flow's networks.
     """
 
     def __init__(
-        self, z: Tensor, *, kind: str = "maf", steps: int = 2000, batch: int = 256, lr: float = 1e-3
+        self,
+        dim: int,
+        *,
+        kind: str = "maf",
+        steps: int = 2000,
+        batch: int = 256,
+        lr: float = 1e-3,
+        hidden: Sequence[int] = (128, 128),
     ) -> None:
-        z = z.float()
-        self.scale = Scaled(z)
-        self.prior = FlowPrior(z.shape[1], kind, steps=5, hidden=(128, 128)).to(z.device)
+        super().__init__(dim, steps, batch, lr)
+        self.prior = FlowPrior(dim, kind, steps=5, hidden=hidden)
 
-        def loss(part: Tensor) -> Tensor:
-            return -self.prior.log_density(part).mean()
-
-        self.losses = trained(self.prior, loss, self.scale.to(z), steps, batch, lr)
+    def nll(self, codes: Tensor) -> Tensor:
+        return -self.prior.log_density(codes).mean()
 
     def draw(self, n: int, temperature: float = 1.0) -> Tensor:
-        dim, device = len(self.scale.mean), self.scale.mean.device
-        eps = temperature * torch.randn(n, dim, device=device)
-        return self.scale.back(self.prior.sample(eps))
+        return self.back(self.prior.sample(temperature * torch.randn_like(self.mean.expand(n, -1))))
 
 
-class SecondStage:
-    """A second VAE, trained on codes drawn from the posterior (Dai & Wipf 2019)."""
+class SecondStage(OfVectors):
+    """A second VAE, of codes drawn from the posterior (Dai & Wipf 2019).
+
+    Args:
+        dim: D, also of the second z. hidden: of its networks.
+    """
 
     def __init__(
-        self, z: Tensor, *, steps: int = 3000, batch: int = 256, lr: float = 3e-3, hidden: int = 256
+        self, dim: int, *, steps: int = 3000, batch: int = 256, lr: float = 3e-3, hidden: int = 256
     ) -> None:
         from vae_fast.models import build
 
-        z = z.float()
-        self.scale, dim = Scaled(z), z.shape[1]
+        super().__init__(dim, steps, batch, lr)
         self.model = build(
             "vae",
             (dim,),
@@ -94,24 +115,26 @@ class SecondStage:
             likelihood="gaussian",
             likelihood_options={"variance": "shared"},
         )
-        self.model.to(z.device).train()
-        self.losses = trained(
-            self.model, lambda part: self.model.loss(part).loss, self.scale.to(z), steps, batch, lr
-        )
-        self.model.eval()
+
+    def nll(self, codes: Tensor) -> Tensor:
+        return self.model.loss(codes).loss
 
     def draw(self, n: int, temperature: float = 1.0) -> Tensor:
         params = self.model.decode(self.model.sample_prior(n, temperature))
-        return self.scale.back(self.model.likelihood.sample(params))
+        return self.back(self.model.likelihood.sample(params))
 
 
-class CodeSampler:
-    """A PixelCNN over a VQ-VAE's codes (van den Oord et al. 2017, section 4.2)."""
+class CodeSampler(Trained):
+    """A PixelCNN over a VQ-VAE's codes (van den Oord et al. 2017, section 4.2).
+
+    Args:
+        shape: of a sample's codes, (*places, C). sizes: how many values each of the C can take.
+    """
 
     def __init__(
         self,
-        codes: Tensor,
-        sizes: tuple[int, ...],
+        shape: Sequence[int],
+        sizes: Sequence[int],
         *,
         steps: int = 2000,
         batch: int = 64,
@@ -119,17 +142,16 @@ class CodeSampler:
         channels: int = 64,
         layers: int = 6,
     ) -> None:
-        grid = codes if codes.dim() == 4 else codes.unsqueeze(1)
-        self.shape = tuple(codes.shape[1:])
-        self.network = PixelCNN(
-            sizes, (grid.shape[1], grid.shape[2]), channels=channels, layers=layers
-        )
-        self.network.to(codes.device)
+        super().__init__(steps, batch, lr)
+        self.shape = tuple(shape)
+        grid = self.shape[:2] if len(self.shape) == 3 else (1, math.prod(self.shape[:-1]))
+        self.network = PixelCNN(sizes, grid, channels=channels, layers=layers)
 
-        def loss(part: Tensor) -> Tensor:
-            return self.network.nll(part).mean()
+    def prepare(self, codes: Tensor) -> Tensor:
+        return codes.view(-1, *self.network.grid, self.shape[-1])
 
-        self.losses = trained(self.network, loss, grid, steps, batch, lr)
+    def nll(self, codes: Tensor) -> Tensor:
+        return self.network.nll(codes).mean()
 
     def draw(self, n: int, temperature: float = 1.0) -> Tensor:
         """Codes (n, *places, C)."""

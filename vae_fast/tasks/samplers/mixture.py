@@ -5,45 +5,47 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_fast.functional import nearest_code
 
 
-class GaussianMixture:
+class GaussianMixture(nn.Module):
     """K Gaussians with full covariances (Bishop 2006, section 9.2), in float64.
 
     Args:
-        z: (N, D) codes. components: K; no more than there are codes. iterations: of EM, at most;
-            it ends when the mean log-likelihood gains less than ``tolerance`` nats.
+        dim: D. components: K; no more are used than there are codes.
     """
 
-    def __init__(
-        self,
-        z: Tensor,
-        *,
-        components: int = 10,
-        iterations: int = 100,
-        tolerance: float = 1e-4,
-    ) -> None:
+    def __init__(self, dim: int, *, components: int = 10) -> None:
+        super().__init__()
         if components < 1:
             raise ValueError(f"a mixture's components must be at least 1, got {components}")
+        wide = {"dtype": torch.float64}
+        self.register_buffer("weights", torch.full((components,), 1 / components, **wide))
+        self.register_buffer("mu", torch.zeros(components, dim, **wide))
+        self.register_buffer("factors", torch.eye(dim, **wide).repeat(components, 1, 1))
+
+    def fit(self, z: Tensor, *, iterations: int = 100, tolerance: float = 1e-4) -> GaussianMixture:
+        """Fit to codes z, (N, D), by at most ``iterations`` of EM, which end when the mean
+        log-likelihood gains less than ``tolerance`` nats."""
         z = z.double()
         n, d = z.shape
-        k = min(components, n)
+        k = min(len(self.weights), n)
         spread = z.var(0, correction=0).mean().clamp_min(1e-12)
-        self.floor = 1e-6 * spread * torch.eye(d, dtype=z.dtype, device=z.device)
+        floor = 1e-6 * spread * torch.eye(d, dtype=z.dtype, device=z.device)
         nearest = nearest_code(z, self._seeds(z, k))[0]
-        share = torch.nn.functional.one_hot(nearest, k).to(z.dtype)
+        share = torch.nn.functional.one_hot(nearest, len(self.weights)).to(z.dtype)
         self.log_likelihood = -math.inf
         for _ in range(iterations):
-            self._maximise(z, share)
+            self._maximise(z, share, floor)
             joint = self._log_joint(z)
             each = joint.logsumexp(1)
             share = (joint - each.unsqueeze(1)).exp()
             before, self.log_likelihood = self.log_likelihood, float(each.mean())
             if self.log_likelihood - before < tolerance:
                 break
+        return self
 
     @staticmethod
     def _seeds(z: Tensor, k: int) -> Tensor:
@@ -56,14 +58,14 @@ class GaussianMixture:
             chosen.append(z[torch.multinomial(weight, 1)])
         return torch.cat(chosen)
 
-    def _maximise(self, z: Tensor, share: Tensor) -> None:
+    def _maximise(self, z: Tensor, share: Tensor, floor: Tensor) -> None:
         count = share.sum(0).clamp_min(1e-10)
         self.weights = count / len(z)
         self.mu = share.t() @ z / count.unsqueeze(1)
         covariances = []
         for mu, part, n in zip(self.mu, share.t(), count, strict=True):
             away = z - mu
-            covariances.append((away * part.unsqueeze(1)).t() @ away / n + self.floor)
+            covariances.append((away * part.unsqueeze(1)).t() @ away / n + floor)
         self.factors = torch.linalg.cholesky(torch.stack(covariances))
 
     def _log_joint(self, z: Tensor) -> Tensor:

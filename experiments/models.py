@@ -1,0 +1,166 @@
+"""Every probabilistic model at equal networks and steps, beside pythae's: importance-sampled NLL."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import pythae_models
+from benchmarks.pythae_models import PAIRS
+from experiments.results import Result, Verdict
+from experiments.statistics import not_worse, shown
+from experiments.training import Clock, fashion, quiet, train
+from vae_fast import evaluate, models
+from vae_fast.data.arrays import ArrayData
+
+TITLE = "Every probabilistic model, beside pythae's"
+SETTINGS = {
+    "seeds": [0, 1, 2],
+    "epochs": 4,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "hidden": [200],
+    "latent_dim": 10,
+    "train_samples": 10_000,
+    "test_samples": 100,
+    "nll_samples": 200,
+}
+QUICK = {**SETTINGS, "seeds": [0], "epochs": 1, "batch_size": 32, "hidden": [8], "latent_dim": 3,
+         "train_samples": 96, "test_samples": 8, "nll_samples": 10}  # fmt: skip
+
+# What pythae has nothing beside.
+ALONE: dict[str, dict[str, Any]] = {
+    "VAE, mixture prior": {"model": "vae", "model_args": {"prior": "mixture"}},
+    "VAE, RealNVP prior": {"model": "vae", "model_args": {"prior": "realnvp"}},
+    "VAE, RealNVP posterior": {"model": "vae", "model_args": {"posterior": "realnvp"}},
+    "IWAE, doubly reparameterised": {
+        "model": "iwae",
+        "model_args": {"num_samples": 8, "dreg": True},
+    },
+    "DIP-VAE-I": {"model": "vae", "model_args": {"objective": "dip-i"}},
+    "DIP-VAE-II": {"model": "vae", "model_args": {"objective": "dip-ii"}},
+}
+
+
+def run(settings: dict[str, Any], clock: Clock) -> Result:
+    data = fashion("train", binary=True, limit=settings["train_samples"])
+    test = fashion("val", binary=True, limit=settings["test_samples"])
+    absent = pythae_models.absence()
+    values: dict[str, dict[str, list[float]]] = {}
+    for name, config in configs(settings).items():
+        found = values.setdefault(name, {})
+        for seed in settings["seeds"]:
+            nll = judge(train({**config, "seed": seed}, data, test), test, settings)
+            found.setdefault("vae_fast", []).append(nll)
+            if absent is None and name in PAIRS:
+                found.setdefault("pythae", []).append(their_nll(name, settings, seed, data, test))
+            clock.say(
+                f"{name}, seed {seed}: " + str({k: round(v[-1], 2) for k, v in found.items()})
+            )
+    return report(values, settings, absent)
+
+
+def configs(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Our configurations by the table's row."""
+    shared = {key: settings[key] for key in ("epochs", "batch_size", "lr")}
+    given = settings["latent_dim"], settings["hidden"]
+    found = {}
+    for name, pair in PAIRS.items():
+        if pair.nll:
+            args = pythae_models.options_of(pair, *given)
+            found[name] = {
+                "model": pair.model,
+                "model_args": args,
+                "objective": {"beta": pair.beta},
+            }
+    for name, config in ALONE.items():
+        args = {
+            "latent_dim": given[0],
+            "network_options": {"hidden": given[1]},
+            **config["model_args"],
+        }
+        found[name] = {**config, "model_args": args}
+    return {name: {**config, **shared} for name, config in found.items()}
+
+
+def judge(model: nn.Module, test: ArrayData, settings: dict[str, Any]) -> float:
+    """NLL in nats per image, on seeded noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        k = settings["nll_samples"]
+        return float(evaluate.importance_nll(model, test.images, num_samples=k).mean())
+
+
+def their_nll(
+    name: str, settings: dict[str, Any], seed: int, data: ArrayData, test: ArrayData
+) -> float:
+    """The same networks from the same initial weights, trained by pythae's loss and trainer."""
+    from pythae.data.datasets import BaseDataset
+
+    pair = PAIRS[name]
+    torch.manual_seed(seed)
+    args = pythae_models.options_of(pair, settings["latent_dim"], settings["hidden"])
+    ours = models.build(pair.model, tuple(data.shape), **args)
+    theirs = pythae_models.theirs(pair, ours)
+    x = data.images.float()
+    with tempfile.TemporaryDirectory(prefix="vae-fast-pythae-") as folder, quiet():
+        trainer = pythae_models.trainer(
+            theirs,
+            BaseDataset(x, torch.zeros(len(x))),
+            folder,
+            num_epochs=settings["epochs"],
+            per_device_train_batch_size=settings["batch_size"],
+            learning_rate=settings["lr"],
+            seed=seed,
+        )
+        for epoch in range(1, settings["epochs"] + 1):
+            trainer.train_step(epoch)
+    if pair.nll == "theirs":
+        with torch.random.fork_rng(), torch.no_grad(), quiet():
+            torch.manual_seed(1234)
+            k = settings["nll_samples"]
+            return -float(theirs.eval().get_nll(test.images.float(), n_samples=k, batch_size=k))
+    if pair.theirs == "VAMP":
+        given = theirs.pseudo_inputs(theirs.idle_input).detach()
+        ours.learned_prior.pseudo_inputs.data = given.view(-1, *data.shape).logit(1e-6)
+    return judge(ours.eval(), test, settings)
+
+
+def report(values: dict[str, Any], settings: dict[str, Any], absent: str | None) -> Result:
+    rows, verdicts = [], []
+    for name, found in values.items():
+        theirs = found.get("pythae")
+        rows.append([name, shown(found["vae_fast"], 2), shown(theirs, 2) if theirs else "none"])
+        if theirs and all(map(math.isfinite, theirs)):
+            verdicts.append(
+                Verdict(
+                    f"{name}: NLL equal to pythae's or better, within the spread",
+                    not_worse(found["vae_fast"], theirs),
+                    f"{shown(found['vae_fast'], 2)} against {shown(theirs, 2)}",
+                )
+            )
+    return Result(
+        name="models",
+        title=TITLE,
+        how=(
+            f"fashion10k binarised at half brightness ({settings['train_samples']} images to train "
+            f"on), MLPs 784-{settings['hidden']}-{settings['latent_dim']}, Bernoulli likelihood, Adam "
+            f"at {settings['lr']:g}, batches of {settings['batch_size']}, {settings['epochs']} epochs. "
+            "pythae trains the same networks from the same initial weights with its own losses and "
+            f"trainer. NLL in nats per image by K = {settings['nll_samples']} importance samples, on "
+            f"{settings['test_samples']} validation images, lower is better, all by our evaluator but "
+            "pythae's flows and Poincaré ball, which only its own can judge. For the Hamiltonian and "
+            "Riemannian ones, samples come from the encoder's Gaussian. Mean ± standard deviation over "
+            f" {len(settings['seeds'])} seeds."
+        ),
+        settings=settings,
+        columns=["model", "vae_fast", "pythae"],
+        rows=rows,
+        values=values,
+        verdicts=verdicts,
+        notes=([] if absent is None else [absent]),
+    )

@@ -1,0 +1,190 @@
+"""The Riemannian Hamiltonian VAE (Chadebec, Mantoux & Allassonniere 2020): a Hamiltonian VAE whose
+latent space has a learned metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.functional import reparameterize
+from vae_fast.models import importance
+from vae_fast.models.joined import of_first
+from vae_fast.models.networks import mlp
+from vae_fast.models.objectives.common import Objective
+from vae_fast.models.objectives.hamiltonian import coolings, momenta, slope
+
+
+class Metric(NamedTuple):
+    """G(z)^-1 = sum_i M_i exp(-|z - c_i|^2 / T^2) + floor I (equation 10).
+
+    ``centers``: c, (K, D). ``matrices``: M_i = L_i L_i^T, (K, D, D). ``weights``: (K,), 0 for entries
+    that take no part. ``temperature``: T. ``floor``: lambda.
+    """
+
+    centers: Tensor
+    matrices: Tensor
+    weights: Tensor
+    temperature: float
+    floor: float
+
+    def near(self, z: Tensor) -> Tensor:
+        """exp(-|z - c_i|^2 / T^2) for z (N, D), (N, K)."""
+        square = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return self.weights * torch.exp(-square / self.temperature**2)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """G(z)^-1, (N, D, D)."""
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return (self.near(z) @ self.matrices.flatten(1)).unflatten(1, eye.shape) + self.floor * eye
+
+    def slope(self, z: Tensor, rho: Tensor | None, inverse: Tensor) -> Tensor:
+        """d / dz of log det G(z) / 2 + rho^T G(z)^-1 rho / 2; without ``rho``, of the first alone."""
+        flat = self.matrices.flatten(1).t()
+        share = -torch.linalg.inv(inverse).flatten(1) @ flat  # -tr(G M_i)
+        if rho is not None:
+            share = share + (rho.unsqueeze(2) * rho.unsqueeze(1)).flatten(1) @ flat
+        share = self.near(z) * share / self.temperature**2
+        return share @ self.centers - share.sum(1, keepdim=True) * z
+
+
+class Riemannian(Objective):
+    """As ``Hamiltonian``, with momenta from N(0, G(z)) and the generalised leapfrog.
+
+    In training the metric's centres are the batch's posterior means, and its matrices come from a
+    network. ``anchors`` of both, the latest, are kept: out of training they are the metric, also for
+    ``--sampler metric``. The loss is -[log p(x, z_K) + log N(rho_K; 0, G(z_K)) - log q(z_0 | x)
+    - log N(gamma_0; 0, G(z_0))], an ELBO as far as the implicit equations are solved, which
+    ``iterations`` of a fixed point do.
+
+    Args:
+        input_shape: of a sample, which the metric's network sees flat.
+        leaps, step, temperature: as ``Hamiltonian``'s; one learned step for all dimensions, without
+            which the leapfrog would not keep volumes.
+        scale: T. floor: lambda. anchors: how many centres are kept.
+        hidden: of the metric's network.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        input_shape: Sequence[int],
+        *,
+        leaps: int = 3,
+        step: float = 0.01,
+        temperature: float = 0.3,
+        scale: float = 1.5,
+        floor: float = 0.01,
+        anchors: int = 500,
+        hidden: Sequence[int] = (400,),
+        iterations: int = 3,
+    ) -> None:
+        super().__init__()
+        counts = leaps >= 1 and anchors >= 1 and iterations >= 1
+        if not (counts and step > 0 and scale > 0 and floor > 0 and 0 < temperature <= 1):
+            raise ValueError(
+                "leaps, anchors and iterations are at least 1, step, scale and floor above 0, and "
+                f"temperature in (0, 1]: got {leaps}, {anchors}, {iterations}, {step}, {scale}, {floor} "
+                f"and {temperature}"
+            )
+        self.leaps, self.temperature, self.scale, self.floor = leaps, temperature, scale, floor
+        self.iterations = iterations
+        self.log_step = nn.Parameter(torch.tensor(math.log(step)))
+        entries = latent_dim * (latent_dim + 1) // 2
+        self.network = mlp([math.prod(input_shape), *hidden, entries], activation="relu")
+        row, column = torch.tril_indices(latent_dim, latent_dim)
+        self.register_buffer("places", row * latent_dim + column, persistent=False)
+        self.register_buffer("diagonal", row == column, persistent=False)
+        # Before the first step: one centre at the origin, whose matrix is the identity.
+        self.register_buffer("centers", torch.zeros(anchors, latent_dim))
+        self.register_buffer("matrices", torch.eye(latent_dim).repeat(anchors, 1, 1))
+        self.register_buffer("kept", (torch.arange(anchors) == 0).float())
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+
+    def factors(self, x: Tensor) -> Tensor:
+        """L of each x, a lower triangle with a positive diagonal, (N, D, D), for x as the encoder
+        takes it."""
+        raw = self.network(x.flatten(1))
+        entries = torch.where(self.diagonal, raw.exp(), raw)
+        dim = self.centers.shape[1]
+        flat = entries.new_zeros(len(x), dim * dim).index_copy(1, self.places, entries)
+        return flat.unflatten(1, (dim, dim))
+
+    def metric(self, z: Tensor) -> Metric:
+        """The metric of the anchors, in z's dtype."""
+        parts = (t.to(z.dtype) for t in (self.centers, self.matrices, self.kept))
+        return Metric(*parts, self.scale, self.floor)
+
+    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+        q, p = model.encode(x, *condition), model.prior(*condition)
+        z = reparameterize(*q, noise_key=noise_key)
+        metric = self.metric(z)
+        if self.training and torch.is_grad_enabled():
+            lower = self.factors(model.network_input(x)).to(z.dtype)
+            matrices = lower @ lower.transpose(1, 2)
+            metric = metric._replace(
+                centers=q.mu, matrices=matrices, weights=torch.ones_like(q.mu[:, 0])
+            )
+            self._keep(q.mu.detach(), matrices.detach())
+        noise, log_q = momenta(z, noise_key), importance.log_density(z, *q)
+        lower = torch.linalg.cholesky(metric.inverse(z))  # so that G = lower^-T lower^-1
+        gamma = torch.linalg.solve_triangular(
+            lower.transpose(1, 2), noise.unsqueeze(2), upper=True
+        ).squeeze(2)
+        start = importance.standard_log_density(noise) + _log_diagonal(lower)
+        moved, rho = self.moved(model, x, z, gamma, p, metric, *condition)
+        lower = torch.linalg.cholesky(metric.inverse(moved))
+        whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
+        end = importance.standard_log_density(whitened) + _log_diagonal(lower)
+        recon = model.nll_at(x, moved, *condition)
+        kl = log_q + start - end - model.log_prior(moved, p)
+        return recon + beta * kl, recon, kl
+
+    def moved(self, model, x: Tensor, z: Tensor, gamma: Tensor, p, metric: Metric, *condition):
+        """z_K and rho_K (section 3.3.2), by the generalised leapfrog and the tempering."""
+        rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
+        for cooling in coolings(self.temperature, self.leaps):
+            rho = self.first(rho, z, slope(model, x, z, p, *condition), metric, half)
+            z = self.second(rho, z, metric, half)
+            force = slope(model, x, z, p, *condition)
+            rho = (rho - half * (force + metric.slope(z, rho, metric.inverse(z)))) * cooling
+        return z, rho
+
+    def first(self, rho: Tensor, z: Tensor, force: Tensor, metric: Metric, half: Tensor) -> Tensor:
+        """rho' = rho - half dH/dz (z, rho'), by a fixed point."""
+        inverse, new = metric.inverse(z), rho
+        for _ in range(self.iterations):
+            new = rho - half * (force + metric.slope(z, new, inverse))
+        return new
+
+    def second(self, rho: Tensor, z: Tensor, metric: Metric, half: Tensor) -> Tensor:
+        """z' = z + half (G(z)^-1 + G(z')^-1) rho, by a fixed point."""
+
+        def speed(at: Tensor) -> Tensor:
+            return (metric.inverse(at) @ rho.unsqueeze(2)).squeeze(2)
+
+        before, new = speed(z), z
+        for _ in range(self.iterations):
+            new = z + half * (before + speed(new))
+        return new
+
+    @torch.no_grad()
+    def _keep(self, centers: Tensor, matrices: Tensor) -> None:
+        """The batch's centres and matrices, of the first process, take the oldest anchors' places."""
+        size = len(self.centers)
+        centers, matrices = (of_first(t[-size:].contiguous()) for t in (centers, matrices))
+        count = torch.arange(len(centers), device=centers.device)
+        places = (self.next + count) % size
+        self.centers.index_copy_(0, places, centers.to(self.centers.dtype))
+        self.matrices.index_copy_(0, places, matrices.to(self.matrices.dtype))
+        self.kept.index_fill_(0, places, 1.0)
+        self.next.copy_((self.next + len(centers)) % size)
+
+
+def _log_diagonal(lower: Tensor) -> Tensor:
+    """log det of a triangle, (N,)."""
+    return lower.diagonal(dim1=1, dim2=2).log().sum(1)
