@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,18 +45,18 @@ def feature_network(name: str, device: str = "auto") -> nn.Module:
 
 
 class _Codes(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         if getattr(model, "uses_labels", False):
             raise ValueError("features come from a model that sees samples alone, without labels")
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.features(x)
 
 
 def of_samples(
-    model: nn.Module, network: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0
+    model: Any, network: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0
 ) -> dict[str, float]:
     """``frechet_distance`` and ``precision_recall`` between x and as many samples of the model.
 

@@ -74,6 +74,8 @@ def quantized(
         levels = len(given.get("levels", (8, 5, 5, 5))) * given.get("groups", 1)
         code_dim = {"fsq": levels, "lfq": 10}.get(quantizer, 32)
     p_x, q = chosen.made_likelihood(), make_quantizer(quantizer, code_dim, **given)
+    encoder: nn.Module
+    shape: tuple[int, ...]
     if chosen.network == "maps":
         if chosen.decoder_network is not None or chosen.decoder_options is not None:
             raise ValueError(

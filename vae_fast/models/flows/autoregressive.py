@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ class Conditioned(nn.Module):
         layers: the first and the last are linear. context: its features; 0 for none.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], context: int) -> None:
+    def __init__(self, layers: Sequence[Any], context: int) -> None:
         super().__init__()
         zero(layers[-1])  # a flow starts as the identity
         self.layers = nn.Sequential(*layers)

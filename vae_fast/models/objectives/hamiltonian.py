@@ -76,7 +76,7 @@ def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
     return reparameterize(zeros, zeros, noise_key=key)
 
 
-def slope(model: nn.Module, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tensor:
+def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tensor:
     """d (-log p(x, z)) / dz, (N, D), which is differentiated in turn where gradients are on."""
     needs = torch.is_grad_enabled()
     with torch.enable_grad():

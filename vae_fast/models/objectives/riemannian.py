@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,13 @@ class Riemannian(Objective):
         hidden: of the metric's network.
     """
 
+    places: Tensor
+    diagonal: Tensor
+    centers: Tensor
+    matrices: Tensor
+    kept: Tensor
+    next: Tensor
+
     def __init__(
         self,
         latent_dim: int,
@@ -116,10 +123,12 @@ class Riemannian(Objective):
 
     def metric(self, z: Tensor) -> Metric:
         """The metric of the anchors, in z's dtype."""
-        parts = (t.to(z.dtype) for t in (self.centers, self.matrices, self.kept))
-        return Metric(*parts, self.scale, self.floor)
+        centers, matrices, kept = (t.to(z.dtype) for t in (self.centers, self.matrices, self.kept))
+        return Metric(centers, matrices, kept, self.scale, self.floor)
 
-    def terms(self, model: nn.Module, x: Tensor, *condition: Tensor, beta, noise_key):
+    def terms(
+        self, model: Any, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, p = model.encode(x, *condition), model.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         metric = self.metric(z)
@@ -144,7 +153,16 @@ class Riemannian(Objective):
         kl = log_q + start - end - model.log_prior(moved, p)
         return recon + beta * kl, recon, kl
 
-    def moved(self, model, x: Tensor, z: Tensor, gamma: Tensor, p, metric: Metric, *condition):
+    def moved(
+        self,
+        model: Any,
+        x: Tensor,
+        z: Tensor,
+        gamma: Tensor,
+        p: Any,
+        metric: Metric,
+        *condition: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """z_K and rho_K (section 3.3.2), by the generalised leapfrog and the tempering."""
         rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
         for cooling in coolings(self.temperature, self.leaps):

@@ -89,7 +89,7 @@ class FlowPosterior(PosteriorPart):
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
         return self.flow(q[0], *self._given(q))[0]
 
-    def _given(self, q: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _given(self, q: Any) -> tuple[Tensor, ...]:
         return (q.context,) if self.context > 0 else ()
 
 

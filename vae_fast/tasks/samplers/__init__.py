@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStag
 from vae_fast.tasks.samplers.metric import MetricSampler
 from vae_fast.tasks.samplers.mixture import GaussianMixture
 
-_OF_VECTORS = {
+_OF_VECTORS: dict[str, Callable[..., Any]] = {
     "gmm": GaussianMixture,
     "flow": FlowSampler,
     "maf": partial(FlowSampler, kind="maf"),
@@ -46,7 +47,7 @@ class Normal:
         return temperature * self.like.new_empty(n, self.dim).normal_()
 
 
-def make_sampler(name: str, model: Model, **options: Any) -> Sampler | None:
+def make_sampler(name: str, model: Any, **options: Any) -> Sampler | None:
     """A sampler of the model's codes, on its device, of which those of ``FITTED`` are not fitted yet;
     None for "prior", the model's own.
 
@@ -87,8 +88,8 @@ def make_sampler(name: str, model: Model, **options: Any) -> Sampler | None:
 
 def fit_sampler(
     name: str,
-    model: Model,
-    x: Tensor,
+    model: Any,
+    x: Tensor | None,
     y: Tensor | None = None,
     *,
     seed: int | None = None,
@@ -98,18 +99,19 @@ def fit_sampler(
     """``make_sampler``, fitted to the codes of x.
 
     Args:
-        x: (N, *input_shape), training data. y: what a conditional model wants.
+        x: (N, *input_shape), training data; None where nothing is fitted. y: what a conditional model wants.
         seed: of posterior draws and training, to fit the same again.
     """
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        made = make_sampler(name, model, **options)
+        made: Any = make_sampler(name, model, **options)
         if name not in FITTED:
             return made
-        if len(x) < 2:
+        if x is None or len(x) < 2:
+            count = 0 if x is None else len(x)
             raise ValueError(
-                f"the sampler {name} is fitted to codes, and there are {len(x)} samples"
+                f"the sampler {name} is fitted to codes, and there are {count} samples"
             )
         if name == "pixelcnn":
             codes = in_batches(model, lambda part, *_: model.codes(part), x, batch_size=batch_size)

@@ -22,8 +22,8 @@ from vae_fast.tasks.samplers import FITTED, Sampler, make_sampler
 def kept_sampler(
     run: str | Path,
     name: str,
-    model: nn.Module,
-    fit: Callable[[], Sampler | None],
+    model: Any,
+    fit: Callable[[], Any],
     *,
     fitted_to: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
@@ -45,7 +45,7 @@ def kept_sampler(
     wanted = json.dumps(asked, sort_keys=True)
     found = _metadata(path)
     if found == wanted:
-        made = make_sampler(name, model, **options)
+        made: Any = make_sampler(name, model, **options)
         device = next(iter(made.state_dict().values())).device
         made.load_state_dict(tools.load_file(path, device=str(device)))
         say(f"the sampler {name} is the one of {path}")

@@ -53,8 +53,8 @@ class Trained(nn.Module):
 class OfVectors(Trained):
     """Of codes (N, D), which it sees at mean 0 and deviation 1."""
 
-    def __init__(self, dim: int, *options: float) -> None:
-        super().__init__(*options)
+    def __init__(self, dim: int, steps: int, batch: int, lr: float) -> None:
+        super().__init__(steps, batch, lr)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.ones(dim))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vae_fast.models.objectives.riemannian import Riemannian
+
 
 class MetricSampler(nn.Module):
     """z with a density in proportion to sqrt(det G(z)^-1), by Hamiltonian Monte Carlo that starts at the
@@ -15,7 +17,7 @@ class MetricSampler(nn.Module):
     """
 
     def __init__(
-        self, objective: nn.Module, *, proposals: int = 100, leaps: int = 15, step: float = 0.03
+        self, objective: Riemannian, *, proposals: int = 100, leaps: int = 15, step: float = 0.03
     ) -> None:
         super().__init__()
         if proposals < 0 or leaps < 1 or not step > 0:

@@ -21,10 +21,9 @@ class GaussianMixture(nn.Module):
         super().__init__()
         if components < 1:
             raise ValueError(f"a mixture's components must be at least 1, got {components}")
-        wide = {"dtype": torch.float64}
-        self.register_buffer("weights", torch.full((components,), 1 / components, **wide))
-        self.register_buffer("mu", torch.zeros(components, dim, **wide))
-        self.register_buffer("factors", torch.eye(dim, **wide).repeat(components, 1, 1))
+        self.register_buffer("weights", torch.full((components,), 1 / components).double())
+        self.register_buffer("mu", torch.zeros(components, dim).double())
+        self.register_buffer("factors", torch.eye(dim).double().repeat(components, 1, 1))
 
     def fit(self, z: Tensor, *, iterations: int = 100, tolerance: float = 1e-4) -> GaussianMixture:
         """Fit to codes z, (N, D), by at most ``iterations`` of EM, which end when the mean
