@@ -353,6 +353,7 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t units = args.rows * args.groups, deep = args.channels / args.groups;
   const int64_t step = int64_t{gridDim.x} * kWarps;
+  const int64_t divisor = parts > 0 ? parts : 1;  // of maps without places there are no parts
   for (int64_t task = int64_t{blockIdx.x} * kWarps + warp; task < units + args.channels;
        task += step) {
     const bool is_group = task < units;
@@ -360,7 +361,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t terms = (is_group ? deep : args.rows) * parts;
     double plain = 0.0, by_xhat = 0.0;
     for (int64_t k = lane; k < terms; k += kWarp) {
-      const int64_t outer = k / parts, part = k - outer * parts;
+      const int64_t outer = k / divisor, part = k - outer * parts;
       const int64_t map = is_group ? task * deep + outer : outer * args.channels + channel;
       const double weight =
           is_group ? static_cast<double>(affine<F>(args, args.weight, map % args.channels, 1.0f))
