@@ -94,6 +94,7 @@ docs: $(DONE)/docs ## build the docs as a site, build/site/index.html; a broken 
 lint: $(DONE)/lint $(DONE)/test ## style, types, and that the kernels stay free of torch's headers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z 'csrc/*' | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	scripts/check_includes.sh
 	$(BIN)/mypy
 
@@ -144,7 +145,7 @@ $(DONE)/venv:
 # Pinned: a new version brings new rules, and those are taken on purpose. mypy reads the types of what
 # the tests need, torch's above all.
 $(DONE)/lint: $(DONE)/venv pyproject.toml
-	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" types-PyYAML types-tqdm
+	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5" types-PyYAML types-tqdm
 	touch $@
 
 $(DONE)/dist: $(DONE)/venv

@@ -26,8 +26,7 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
       "Tensor key, int reduction) -> (Tensor z, Tensor kl)");
   // The same, and slope = dz/dlogvar for backward, where that is less than making eps again: on the
   // CPU, and while it stays in the caches.
-  m.def(
-      "reparameterize_keeping(Tensor mu, Tensor logvar, Tensor key) -> (Tensor z, Tensor slope)");
+  m.def("reparameterize_keeping(Tensor mu, Tensor logvar, Tensor key) -> (Tensor z, Tensor slope)");
   m.def(
       "sample_and_kl_keeping(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
       "Tensor key, int reduction) -> (Tensor z, Tensor kl, Tensor slope)");
@@ -77,10 +76,10 @@ namespace vae_fast {
 namespace {
 
 // Our own pool (cpu/threads.h), of at most as many threads as torch's.
-const cpu::Threads kThreads{[](int64_t begin, int64_t end, int64_t grain, cpu::Threads::Body body,
-                               void* context) {
-  cpu::run_pieces(begin, end, grain, body, context, int(torch::stable::get_num_threads()));
-}};
+const cpu::Threads kThreads{
+    [](int64_t begin, int64_t end, int64_t grain, cpu::Threads::Body body, void* context) {
+      cpu::run_pieces(begin, end, grain, body, context, int(torch::stable::get_num_threads()));
+    }};
 
 struct Cpu {
   static constexpr bool kKeepsSlope = true;
@@ -92,9 +91,9 @@ struct Cpu {
     for (int64_t d = 0; d < dim; ++d) bytes *= static_cast<size_t>(sizes[d]);
     if (bytes < cpu::kPooledBytes) return vae_fast::empty(dim, sizes, strides, dtype, like);
     const size_t rank = static_cast<size_t>(dim);
-    return torch::stable::from_blob(
-        cpu::take_buffer(bytes), {sizes, rank}, {strides, rank}, like.device(), dtype,
-        [bytes](void* data) { cpu::return_buffer(data, bytes); });
+    return torch::stable::from_blob(cpu::take_buffer(bytes), {sizes, rank}, {strides, rank},
+                                    like.device(), dtype,
+                                    [bytes](void* data) { cpu::return_buffer(data, bytes); });
   }
   static void gaussian_forward(const GaussianForward& args, const Tensor&) {
     cpu::level().gaussian_forward(args, kThreads);
@@ -107,9 +106,8 @@ struct Cpu {
   static void gather(const Gather& args, const Tensor&) {
     // Before anything is read. (On a GPU this would make the host wait; the kernel looks itself.)
     for (int64_t row = 0; row < args.rows; ++row) {
-      STD_TORCH_CHECK(args.index[row] >= 0 && args.index[row] < args.samples,
-                      "vae_fast: index ", args.index[row], " is outside the data's ", args.samples,
-                      " samples");
+      STD_TORCH_CHECK(args.index[row] >= 0 && args.index[row] < args.samples, "vae_fast: index ",
+                      args.index[row], " is outside the data's ", args.samples, " samples");
     }
     cpu::level().gather(args, kThreads);
   }

@@ -30,12 +30,12 @@ void launch_on(const Tensor& like, size_t workspace_bytes, const Driver& driver)
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // or torch would report the same error again, at some later launch
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    STD_TORCH_CHECK(false, "vae_fast: this build (", VAE_FAST_CUDA_ARCHS,
-                    ") has no code for GPU ", index, ": ", cudaGetErrorString(error),
+    STD_TORCH_CHECK(false, "vae_fast: this build (", VAE_FAST_CUDA_ARCHS, ") has no code for GPU ",
+                    index, ": ", cudaGetErrorString(error),
                     "; reinstall with TORCH_CUDA_ARCH_LIST set to its compute capability");
   }
-  STD_TORCH_CHECK(false, "vae_fast: a CUDA kernel did not launch on GPU ", index,
-                  ": ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(false, "vae_fast: a CUDA kernel did not launch on GPU ", index, ": ",
+                  cudaGetErrorString(error));
 }
 
 struct Cuda {
@@ -52,9 +52,8 @@ struct Cuda {
     });
   }
   static void gaussian_backward(const GaussianBackward& args, const Tensor& like) {
-    launch_on(like, 0, [&](void*, cudaStream_t stream) {
-      return cuda::gaussian_backward(args, stream);
-    });
+    launch_on(like, 0,
+              [&](void*, cudaStream_t stream) { return cuda::gaussian_backward(args, stream); });
   }
   static void check(const Likelihood& args) {
     const char* why = cuda::refusal(args);
@@ -90,9 +89,8 @@ struct Cuda {
     launch_on(like, 0, [&](void*, cudaStream_t stream) { return cuda::step_sample(args, stream); });
   }
   static void step_sample_backward(const StepSampleBackward& args, const Tensor& like) {
-    launch_on(like, 0, [&](void*, cudaStream_t stream) {
-      return cuda::step_sample_backward(args, stream);
-    });
+    launch_on(like, 0,
+              [&](void*, cudaStream_t stream) { return cuda::step_sample_backward(args, stream); });
   }
   static void step_decide(const StepDecide& args, const Tensor& like) {
     const size_t bytes = cuda::step_decide_workspace(args);

@@ -90,17 +90,16 @@ void run_pieces(int64_t count, int64_t grain, int threads, const py::function& b
 void run_rounds(const std::vector<int64_t>& pieces, int threads, const py::function& piece,
                 const py::function& after) {
   const py::function* calls[] = {&piece, &after};
-  const cpu::Rounds rounds{
-      int(pieces.size()), pieces.data(),
-      [](int round, int64_t i, void* context) {
-        const py::gil_scoped_acquire held;
-        (*static_cast<const py::function**>(context)[0])(round, i);
-      },
-      [](int round, void* context) {
-        const py::gil_scoped_acquire held;
-        (*static_cast<const py::function**>(context)[1])(round);
-      },
-      calls};
+  const cpu::Rounds rounds{int(pieces.size()), pieces.data(),
+                           [](int round, int64_t i, void* context) {
+                             const py::gil_scoped_acquire held;
+                             (*static_cast<const py::function**>(context)[0])(round, i);
+                           },
+                           [](int round, void* context) {
+                             const py::gil_scoped_acquire held;
+                             (*static_cast<const py::function**>(context)[1])(round);
+                           },
+                           calls};
   const py::gil_scoped_release released;
   cpu::run_rounds(rounds, threads);
 }
@@ -109,12 +108,14 @@ void run_rounds(const std::vector<int64_t>& pieces, int threads, const py::funct
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "vae_fast's CPU kernels; importing this registers torch.ops.vae_fast";
-  m.def("cpu_capability", [] { return std::string(cpu::level().name); },
-        "The SIMD level in use; RuntimeError if VAE_FAST_CPU_CAPABILITY names none of this "
-        "machine's.");
+  m.def(
+      "cpu_capability", [] { return std::string(cpu::level().name); },
+      "The SIMD level in use; RuntimeError if VAE_FAST_CPU_CAPABILITY names none of this "
+      "machine's.");
   m.def("cpu_capabilities", &capabilities, "The SIMD levels that this machine runs, best last.");
-  m.def("set_cpu_capability", [](const std::string& name) { cpu::use_level(name.c_str()); },
-        py::arg("name"), "Switch the SIMD level, for tests and benchmarks.");
+  m.def(
+      "set_cpu_capability", [](const std::string& name) { cpu::use_level(name.c_str()); },
+      py::arg("name"), "Switch the SIMD level, for tests and benchmarks.");
   m.def("usable_cpus", &cpu::usable_cpus,
         "Processors that the calling thread may use, by affinity and control groups.");
   m.def("quota_cpus", &cpu::quota_cpus, py::arg("root"), py::arg("membership"));

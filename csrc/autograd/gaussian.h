@@ -9,10 +9,11 @@ namespace vae_fast::autograd {
 struct GaussianOps {
   Op<Tensor(const Tensor&, const Tensor&, const Tensor&, std::optional<int64_t>)> reparameterize{
       "reparameterize"};
-  Op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, std::optional<int64_t>)>
+  Op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                std::optional<int64_t>)>
       reparameterize_backward{"reparameterize_backward"};
-  Op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)> reparameterize_keeping{
-      "reparameterize_keeping"};
+  Op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)>
+      reparameterize_keeping{"reparameterize_keeping"};
   Op<Tensor(const Tensor&, const Tensor&, const Maybe&, const Maybe&, int64_t)> gaussian_kl{
       "gaussian_kl"};
   Op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Maybe&, const Maybe&,
@@ -53,7 +54,8 @@ struct Gaussian : torch::autograd::Function<Gaussian> {
              int64_t(keeps);
     }
     static Options of(int64_t packed) {
-      return {(packed & 8) != 0, (packed & 4) != 0, (packed & 2) != 0, (packed & 1) != 0, packed >> 4};
+      return {(packed & 8) != 0, (packed & 4) != 0, (packed & 2) != 0, (packed & 1) != 0,
+              packed >> 4};
     }
   };
 
@@ -135,9 +137,8 @@ struct Gaussian : torch::autograd::Function<Gaussian> {
       const Maybe slope = of.slope.defined() ? Maybe(of.slope) : Maybe();
       const Maybe key = of.key.defined() && !slope ? Maybe(of.key) : Maybe();
       if (options.prior && kl) {
-        std::tie(place[0], place[1], place[2], place[3]) =
-            ops.prior_backward(z, kl, of.mu, of.logvar, *of.prior_mu, *of.prior_logvar, key, slope,
-                               options.reduction);
+        std::tie(place[0], place[1], place[2], place[3]) = ops.prior_backward(
+            z, kl, of.mu, of.logvar, *of.prior_mu, *of.prior_logvar, key, slope, options.reduction);
       } else {
         std::tie(place[0], place[1]) =
             ops.backward(z, kl, of.mu, of.logvar, key, slope, options.reduction);

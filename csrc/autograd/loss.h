@@ -21,28 +21,20 @@ struct Likelihood {
                                         double, const Maybe&, int64_t)>
       elbo;
   Op<std::tuple<std::vector<Tensor>, Tensor, Tensor>(
-      const Maybe&, const Maybe&, const Maybe&, TensorList, const Tensor&, const Tensor&, const Tensor&,
-      double, const Maybe&, int64_t, int64_t)>
+      const Maybe&, const Maybe&, const Maybe&, TensorList, const Tensor&, const Tensor&,
+      const Tensor&, double, const Maybe&, int64_t, int64_t)>
       elbo_backward;
   Op<std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor>(
-      TensorList, const Tensor&, const Tensor&, const Tensor&, double, const Maybe&, int64_t, double,
-      int64_t)>
+      TensorList, const Tensor&, const Tensor&, const Tensor&, double, const Maybe&, int64_t,
+      double, int64_t)>
       elbo_with_grad;
 
   Likelihood(const std::string& name, size_t params, int64_t planes, bool is_class, bool shares,
              uint64_t targets)
-      : name(name),
-        params(params),
-        planes(planes),
-        is_class(is_class),
-        shares(shares),
-        targets(targets),
-        nll(name + "_nll"),
-        nll_backward(name + "_nll_backward"),
-        nll_with_grad(name + "_nll_with_grad"),
-        elbo(name + "_elbo"),
-        elbo_backward(name + "_elbo_backward"),
-        elbo_with_grad(name + "_elbo_with_grad") {}
+      : name(name), params(params), planes(planes), is_class(is_class), shares(shares),
+        targets(targets), nll(name + "_nll"), nll_backward(name + "_nll_backward"),
+        nll_with_grad(name + "_nll_with_grad"), elbo(name + "_elbo"),
+        elbo_backward(name + "_elbo_backward"), elbo_with_grad(name + "_elbo_with_grad") {}
 };
 
 inline std::vector<Likelihood> likelihoods;
@@ -173,8 +165,8 @@ struct Loss : torch::autograd::Function<Loss> {
     const Views views(tensors, options);
     if (options.reduction == 0) {  // a gradient for each row is only known in backward
       if (!options.latent) return {of.nll(views.params, views.target, 0)};
-      auto [loss, recon, kl] = of.elbo(views.params, views.target, tensors[1], tensors[2], beta,
-                                       Maybe(), 0);
+      auto [loss, recon, kl] =
+          of.elbo(views.params, views.target, tensors[1], tensors[2], beta, Maybe(), 0);
       return {loss, recon, kl};
     }
     if (options.latent) {
@@ -186,8 +178,8 @@ struct Loss : torch::autograd::Function<Loss> {
       ctx->saved_data["grads"] = std::move(grads);
       return {loss, recon, kl};
     }
-    auto [value, grads] = of.nll_with_grad(views.params, views.target, options.reduction, 1.0,
-                                           options.wanted);
+    auto [value, grads] =
+        of.nll_with_grad(views.params, views.target, options.reduction, 1.0, options.wanted);
     Views::reshape(grads, tensors.slice(1), options);
     ctx->saved_data["grads"] = std::move(grads);
     return {value};
@@ -272,7 +264,8 @@ inline bool fits_planes(const Likelihood& of, const Tensor& planes, const Tensor
   if (planes.dim() < 2 || planes.dim() != target.dim() + 1 - own) return false;
   if (!of.is_class && target.size(1) != of.planes) return false;
   bool fits = planes.size(0) == target.size(0);
-  for (int64_t d = 2; fits && d < planes.dim(); ++d) fits = planes.size(d) == target.size(d - 1 + own);
+  for (int64_t d = 2; fits && d < planes.dim(); ++d)
+    fits = planes.size(d) == target.size(d - 1 + own);
   return fits;
 }
 

@@ -47,8 +47,15 @@ PyMethodDef methods[] = {
      "sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction, kept_bytes): (z, kl), or None."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_autograd", "Autograd nodes in C++.", -1, methods,
-                          nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_C_autograd",
+                          "Autograd nodes in C++.",
+                          -1,
+                          methods,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 // vae_fast/built.py has the same string: a library of other sources is not used.
 constexpr char kInterface[] =

@@ -43,7 +43,8 @@ struct BelowAutograd {
 };
 
 constexpr uint64_t bit(at::ScalarType dtype) { return uint64_t(1) << int(dtype); }
-constexpr uint64_t kFloating = bit(at::kFloat) | bit(at::kDouble) | bit(at::kHalf) | bit(at::kBFloat16);
+constexpr uint64_t kFloating =
+    bit(at::kFloat) | bit(at::kDouble) | bit(at::kHalf) | bit(at::kBFloat16);
 
 inline c10::DispatchKeySet plain_keys;  // of a tensor with nothing special about it
 

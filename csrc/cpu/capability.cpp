@@ -47,8 +47,8 @@ const Level& named(const std::string& wanted, const std::string& source) {
     if (wanted == s.names[i]) return *s.levels[i];
     list += (i == 0 ? "" : ", ") + std::string(s.names[i]);
   }
-  throw std::runtime_error(source + wanted + " is not a level that this machine runs; it runs: " +
-                           list);
+  throw std::runtime_error(source + wanted +
+                           " is not a level that this machine runs; it runs: " + list);
 }
 
 const Level& choose() {

@@ -12,7 +12,7 @@
 
 namespace vae_fast::cpu {
 
-constexpr int64_t kChunk = 4096;        // elements between partial sums
+constexpr int64_t kChunk = 4096;  // elements between partial sums
 // Elements between widenings of a sum, and elements of noise made at once. There is no wider type for
 // float64's sums: its blocks are short, and their sums are added with compensation.
 template <class M>

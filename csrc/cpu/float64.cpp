@@ -8,8 +8,7 @@ namespace {
 
 #define VF_SPANS(name, L) kSpans<likelihoods::L, Float64>,
 #define VF_PLANE_SPANS(name, L) kPlaneSpans<likelihoods::L, Float64>,
-constexpr Spans kFloat64Spans[] = {VF_LIKELIHOODS(VF_SPANS)
-                                       VF_PLANE_LIKELIHOODS(VF_PLANE_SPANS)};
+constexpr Spans kFloat64Spans[] = {VF_LIKELIHOODS(VF_SPANS) VF_PLANE_LIKELIHOODS(VF_PLANE_SPANS)};
 #undef VF_SPANS
 #undef VF_PLANE_SPANS
 

@@ -50,9 +50,8 @@ VF_FN void scale_bytes(const uint8_t* x, float* out, int64_t count, bool is_bool
                          __attribute__((always_inline)) { return is_bool ? t : gather::scaled(t); };
   walk<M>(
       0, count,
-      [&](int64_t i, int) __attribute__((always_inline)) {
-        M::store(value(M::load(x + i)), out + i);
-      },
+      [&](int64_t i, int)
+          __attribute__((always_inline)) { M::store(value(M::load(x + i)), out + i); },
       [&](int64_t i, int64_t left) {
         store_tail<M>(value(load_tail<M>(x + i, left)), out + i, left);
       });

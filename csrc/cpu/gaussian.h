@@ -39,8 +39,8 @@ VF_FN double standard_kl_span(const S* mu, const S* logvar, S* grad_mu, S* grad_
           }
           if constexpr (GRAD) {
             store_tail<M>(m * scale, grad_mu + i, count);
-            store_tail<M>(gaussian::kl_standard_grad_logvar<M>(variance) * scale,
-                          grad_logvar + i, count);
+            store_tail<M>(gaussian::kl_standard_grad_logvar<M>(variance) * scale, grad_logvar + i,
+                          count);
           }
         });
     if constexpr (VALUE) sum.add((partial[0] + partial[1]) + (partial[2] + partial[3]));
@@ -95,11 +95,10 @@ VF_FN double gaussian_forward_span(const GaussianForward& args, int64_t k, int64
         },
         [&](int64_t i, int64_t count) {
           T kl{}, sloped{};
-          const T value =
-              element(load_tail<M>(mu + i, count), load_tail<M>(logvar + i, count),
-                      SAMPLE ? load_tail<M>(eps + (i - block), count) : T{},
-                      PRIOR ? load_tail<M>(prior_mu + i, count) : T{},
-                      PRIOR ? load_tail<M>(prior_logvar + i, count) : T{}, kl, sloped);
+          const T value = element(load_tail<M>(mu + i, count), load_tail<M>(logvar + i, count),
+                                  SAMPLE ? load_tail<M>(eps + (i - block), count) : T{},
+                                  PRIOR ? load_tail<M>(prior_mu + i, count) : T{},
+                                  PRIOR ? load_tail<M>(prior_logvar + i, count) : T{}, kl, sloped);
           if constexpr (SAMPLE) store_tail<M>(value, z + i, count);
           if (slope != nullptr) store_tail<M>(sloped, slope + i, count);
           if constexpr (KL) partial[0] += M::first(count, kl);
@@ -305,9 +304,8 @@ void gaussian_backward_driver(const GaussianBackward& args, const Threads& threa
       return args.has_kl ? coefficient<Acc>(args.grad_kl, row) : 0.0;
     };
     if (args.has_kl && args.grad_kl.per_row) {
-      parallel(threads, args.rows, args.cols, [&](int64_t row) {
-        span(row * args.cols, (row + 1) * args.cols, factor(row));
-      });
+      parallel(threads, args.rows, args.cols,
+               [&](int64_t row) { span(row * args.cols, (row + 1) * args.cols, factor(row)); });
       return;
     }
     const double whole = factor(0);
@@ -320,8 +318,8 @@ void gaussian_backward_driver(const GaussianBackward& args, const Threads& threa
     with_noise(args, [&](auto noise) {
       const auto with = [&](auto prior) {
         run([&](int64_t begin, int64_t end, double factor) {
-          gaussian_backward_span<M, S, decltype(noise)::value, decltype(prior)::value>(
-              args, begin, end, factor);
+          gaussian_backward_span<M, S, decltype(noise)::value, decltype(prior)::value>(args, begin,
+                                                                                       end, factor);
         });
       };
       args.prior_mu != nullptr ? with(std::true_type{}) : with(std::false_type{});

@@ -93,8 +93,9 @@ struct Sums {
 // counts are 0, and computing their log-gamma functions would be wasted.
 template <class L, class M, bool VALUE, bool GRAD>
 VF_FN void add_nonzero(const typename M::Element* const (&p)[kMaxParams],
-                       const typename M::Element* target, typename M::Element* const (&g)[kMaxParams],
-                       int64_t n, typename M::T scale, typename M::T& sum) {
+                       const typename M::Element* target,
+                       typename M::Element* const (&g)[kMaxParams], int64_t n, typename M::T scale,
+                       typename M::T& sum) {
   using T = typename M::T;
   using E = typename M::Element;
   E packed[L::params + 1][kBlock<M> + M::width];

@@ -24,12 +24,8 @@ struct Items {
   int64_t count;
 
   VF_FN Items(int64_t rows, int64_t cols, bool by_row, int64_t chunk = kChunk)
-      : rows(rows),
-        cols(cols),
-        n(rows * cols),
-        chunk(chunk),
-        per_row(cols <= chunk ? 1 : (cols + chunk - 1) / chunk),
-        by_row(by_row),
+      : rows(rows), cols(cols), n(rows * cols), chunk(chunk),
+        per_row(cols <= chunk ? 1 : (cols + chunk - 1) / chunk), by_row(by_row),
         count(by_row ? rows * per_row : (n + chunk - 1) / chunk) {}
 
   VF_FN int64_t row(int64_t item) const { return by_row ? item / per_row : 0; }
@@ -118,9 +114,8 @@ void for_items(SharedGrads<M>& shared, int64_t items, int64_t extra, int64_t cos
                const Threads& threads, const Body& body) {
   const int64_t pieces = shared.pieces();
   if (pieces == items) {
-    parallel(threads, items + extra, cost, [&](int64_t item) {
-      body(item, item < items ? shared.of(item) : SharedSums{});
-    });
+    parallel(threads, items + extra, cost,
+             [&](int64_t item) { body(item, item < items ? shared.of(item) : SharedSums{}); });
     return;
   }
   parallel(threads, pieces + extra, cost * (items / pieces), [&](int64_t piece) {
@@ -145,19 +140,17 @@ void nll_driver(const Likelihood& args, const Spans& spans, bool over_planes,
   using Acc = typename M::Element;
   const bool grad = wants_grad(args);
   const Span span = spans(args.nll != nullptr, grad);
-  const Items items = items_of(args, over_planes,
-                               args.grad_nll.per_row || args.reduction == Reduction::none);
+  const Items items =
+      items_of(args, over_planes, args.grad_nll.per_row || args.reduction == Reduction::none);
   const int64_t cost = items.cost() * (over_planes ? args.planes : 1);
   const double whole = grad && !items.by_row ? coefficient<Acc>(args.grad_nll, 0) : 0.0;
   SharedGrads<M> shared(args, grad, items.count);
   Partials partials(items.count);
-  for_items(shared, items.count, 0, cost, threads,
-            [&](int64_t item, const SharedSums& sums) {
-              const double factor = grad && items.by_row
-                                        ? coefficient<Acc>(args.grad_nll, items.row(item))
-                                        : whole;
-              partials[item] = span(args, items.begin(item), items.end(item), factor, sums);
-            });
+  for_items(shared, items.count, 0, cost, threads, [&](int64_t item, const SharedSums& sums) {
+    const double factor =
+        grad && items.by_row ? coefficient<Acc>(args.grad_nll, items.row(item)) : whole;
+    partials[item] = span(args, items.begin(item), items.end(item), factor, sums);
+  });
   shared.finish();
   if (args.nll == nullptr) return;
   Acc* nll = static_cast<Acc*>(args.nll);
@@ -186,7 +179,7 @@ KlSpan kl_span_of(DType dtype, bool value, bool grad) {
   KlSpan span = nullptr;
   with_floating_storage<M>(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    span = !grad    ? kl_span<M, true, false, S>
+    span = !grad   ? kl_span<M, true, false, S>
            : value ? kl_span<M, true, true, S>
                    : kl_span<M, false, true, S>;
   });

@@ -118,8 +118,10 @@ VF_FN const Float* normals(const Philox<M>& philox, int64_t first, int64_t count
       box_muller<M>(words[0], words[1], n[0], n[1]);
       box_muller<M>(words[2], words[3], n[2], n[3]);
       // From one word per vector to the order of elements: lane i of all four, then lane i + 1.
-      const T ac_low = M::template zip<false>(n[0], n[2]), bd_low = M::template zip<false>(n[1], n[3]);
-      const T ac_high = M::template zip<true>(n[0], n[2]), bd_high = M::template zip<true>(n[1], n[3]);
+      const T ac_low = M::template zip<false>(n[0], n[2]),
+              bd_low = M::template zip<false>(n[1], n[3]);
+      const T ac_high = M::template zip<true>(n[0], n[2]),
+              bd_high = M::template zip<true>(n[1], n[3]);
       M::store(M::template zip<false>(ac_low, bd_low), turn);
       M::store(M::template zip<true>(ac_low, bd_low), turn + M::width);
       M::store(M::template zip<false>(ac_high, bd_high), turn + 2 * M::width);

@@ -107,7 +107,7 @@ VF_FN void write_row(const typename M::Element* row, int64_t count, S* p) {
 // the compiler minutes. Templates over the policy are compiled once for each level all the same.
 template <class M>
 __attribute__((noinline)) void read_any(DType dtype, const void* p, int64_t row, int64_t count,
-                    typename M::Element* out) {
+                                        typename M::Element* out) {
   with_storage_of<M>(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     read_row<M>(static_cast<const S*>(p) + row * count, count, out);
@@ -115,8 +115,8 @@ __attribute__((noinline)) void read_any(DType dtype, const void* p, int64_t row,
 }
 
 template <class M>
-__attribute__((noinline)) void write_any(DType dtype, const typename M::Element* values, int64_t row, int64_t count,
-                     void* p) {
+__attribute__((noinline)) void write_any(DType dtype, const typename M::Element* values,
+                                         int64_t row, int64_t count, void* p) {
   with_storage_of<M>(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     write_row<M>(values, count, static_cast<S*>(p) + row * count);
@@ -220,8 +220,10 @@ struct Terms {
 // Sums over terms for rows i to i + R of z, which stand padded in `z`. `wide` takes the sums of each
 // dimension, relative to 2^shift where that is given; whole[r] becomes log2 of the sum over all.
 template <class M, int R, bool WHOLE, bool PARTS, bool SHIFT>
-__attribute__((noinline)) void density_rows(const Terms<M>& terms, int64_t i, const typename M::Element* z,
-                  const typename M::Element* shift, double* wide, double* whole) {
+__attribute__((noinline)) void density_rows(const Terms<M>& terms, int64_t i,
+                                            const typename M::Element* z,
+                                            const typename M::Element* shift, double* wide,
+                                            double* whole) {
   using T = typename M::T;
   using E = typename M::Element;
   constexpr int w = M::width;
@@ -289,8 +291,10 @@ __attribute__((noinline)) void density_rows(const Terms<M>& terms, int64_t i, co
 // relative to the terms' top. A sum that underflowed, or nearly so, is made again relative to its
 // largest term.
 template <class M>
-__attribute__((noinline)) void write_parts(const Terms<M>& terms, int64_t i, const typename M::Element* z, double* wide,
-                 double offset, typename M::Element* parts, double* state) {
+__attribute__((noinline)) void write_parts(const Terms<M>& terms, int64_t i,
+                                           const typename M::Element* z, double* wide,
+                                           double offset, typename M::Element* parts,
+                                           double* state) {
   using T = typename M::T;
   using E = typename M::Element;
   bool small = false;
@@ -324,7 +328,8 @@ void density_group(const PairDensity& args, const Terms<M>& terms, int64_t i) {
   Scratch<E> z(R * terms.width);
   Scratch<double> wide(PARTS ? R * terms.width : 0);
   double whole[R];
-  for (int r = 0; r < R; ++r) read_any<M>(args.dtype, args.z, i + r, args.dims, z + r * terms.width);
+  for (int r = 0; r < R; ++r)
+    read_any<M>(args.dtype, args.z, i + r, args.dims, z + r * terms.width);
   density_rows<M, R, true, PARTS, false>(terms, i, z, nullptr, wide, whole);
   for (int r = 0; r < R; ++r) {
     static_cast<E*>(args.whole)[i + r] =
@@ -385,8 +390,9 @@ struct Slab {
 };
 
 template <class M, int R, bool PARTS>
-__attribute__((noinline)) void density_backward_rows(const PairDensityBackward& args, const Terms<M>& terms, int64_t i,
-                           const Slab<M>& slab) {
+__attribute__((noinline)) void density_backward_rows(const PairDensityBackward& args,
+                                                     const Terms<M>& terms, int64_t i,
+                                                     const Slab<M>& slab) {
   using T = typename M::T;
   using E = typename M::Element;
   constexpr int w = M::width;
@@ -500,8 +506,8 @@ void density_backward_driver(const PairDensityBackward& args, const Threads& thr
   // Enough slabs for the threads of a large machine; few where the terms' sums are large.
   constexpr int64_t kSlabRows = 64, kMostSlabs = 16, kMostElements = 1 << 22;
   const int64_t slabs = larger_of(
-      int64_t{1}, smaller_of(smaller_of((rows + kSlabRows - 1) / kSlabRows, kMostSlabs),
-                             kMostElements / size));
+      int64_t{1},
+      smaller_of(smaller_of((rows + kSlabRows - 1) / kSlabRows, kMostSlabs), kMostElements / size));
   const int64_t each = round_up((rows + slabs - 1) / slabs, kRowsAtOnce<M>);
   const Scratch<E> memory(slabs * size);
   const bool parts = args.grad_parts != nullptr;
@@ -509,13 +515,14 @@ void density_backward_driver(const PairDensityBackward& args, const Threads& thr
     const FlushTiny<M> flush;
     const Slab<M> slab(memory + s * size, terms);
     fill<E>(memory + s * size, size, E(0));
-    in_groups<M>(smaller_of(rows, s * each), smaller_of(rows, (s + 1) * each), [&](auto count, int64_t i) {
-      if (parts) {
-        density_backward_rows<M, count(), true>(args, terms, i, slab);
-      } else {
-        density_backward_rows<M, count(), false>(args, terms, i, slab);
-      }
-    });
+    in_groups<M>(smaller_of(rows, s * each), smaller_of(rows, (s + 1) * each),
+                 [&](auto count, int64_t i) {
+                   if (parts) {
+                     density_backward_rows<M, count(), true>(args, terms, i, slab);
+                   } else {
+                     density_backward_rows<M, count(), false>(args, terms, i, slab);
+                   }
+                 });
   });
   Scratch<E> of_logits(round_up(terms.count, M::width));
   parallel(threads, terms.count, 4 * slabs * terms.width, [&](int64_t j) {
@@ -561,8 +568,9 @@ struct PairKernelSum {
 };
 
 template <class M, class Kernel, int R>
-__attribute__((noinline)) void kernel_rows(const PairKernelSum& args, const typename M::Element* others, int64_t width,
-                 int64_t i, double upstream) {
+__attribute__((noinline)) void kernel_rows(const PairKernelSum& args,
+                                           const typename M::Element* others, int64_t width,
+                                           int64_t i, double upstream) {
   using T = typename M::T;
   using E = typename M::Element;
   constexpr int w = M::width;
@@ -622,8 +630,7 @@ __attribute__((noinline)) void kernel_rows(const PairKernelSum& args, const type
     if (args.sums != nullptr) args.sums[i + r] = total * mean;
     if (args.grad_a == nullptr) continue;
     for (int64_t d = 0; d < width; ++d) {
-      args.grad_a[(i + r) * width + d] +=
-          2.0 * mean * upstream * wide[r * width + d];
+      args.grad_a[(i + r) * width + d] += 2.0 * mean * upstream * wide[r * width + d];
     }
   }
 }
@@ -634,9 +641,8 @@ void kernel_sum(const PairKernelSum& args, double upstream, const Threads& threa
   const int64_t width = round_up(args.dims, M::width), padded = round_up(args.others, kTile);
   const Scratch<E> others(padded * width);
   fill<E>(others + args.others * width, (padded - args.others) * width, E(0));
-  parallel(threads, args.others, width, [&](int64_t j) {
-    read_any<M>(args.dtype, args.b, j, args.dims, others + j * width);
-  });
+  parallel(threads, args.others, width,
+           [&](int64_t j) { read_any<M>(args.dtype, args.b, j, args.dims, others + j * width); });
   constexpr int64_t R = kRowsAtOnce<M>;
   parallel(threads, (args.rows + R - 1) / R, R * padded * (width + 8 * args.count), [&](int64_t g) {
     const FlushTiny<M> flush;
@@ -752,7 +758,8 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
     for (int64_t i = 0; i < kBlockRows; ++i) {
       norm[i] = 0.0;
       if (begin + i < end) read_any<M>(args.dtype, args.x, begin + i, dims, rows + i * width);
-      for (int64_t d = 0; d < dims; ++d) norm[i] += double(rows[i * width + d]) * rows[i * width + d];
+      for (int64_t d = 0; d < dims; ++d)
+        norm[i] += double(rows[i * width + d]) * rows[i * width + d];
       // Of a sum of dims + 1 terms, and of the double arithmetic beside it.
       slack[i] = double(dims + 8) * std::numeric_limits<E>::epsilon() *
                      (std::sqrt(norm[i] * largest) + largest) +
@@ -810,7 +817,7 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
 }
 
 template <class M>
-constexpr Pairwise pairwise_drivers = {density_driver<M>, density_backward_driver<M>,
-                                       mmd_driver<M>, nearest_code_driver<M>};
+constexpr Pairwise pairwise_drivers = {density_driver<M>, density_backward_driver<M>, mmd_driver<M>,
+                                       nearest_code_driver<M>};
 
 }  // namespace vae_fast::cpu

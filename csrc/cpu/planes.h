@@ -55,7 +55,8 @@ double plane_span_of(const Likelihood& args, int64_t begin, int64_t end, double 
                         gradients};
     E targets[L::targets][kWidth];
     const auto read_target = [&](int64_t position, int64_t n, int lane) {
-      const int64_t first = position / inner % args.target_rows * L::targets * inner + position % inner;
+      const int64_t first =
+          position / inner % args.target_rows * L::targets * inner + position % inner;
       for (int t = 0; t < L::targets; ++t) {
         read<M>(args.target_dtype, args.target, first + t * inner, n, false, targets[t] + lane);
       }
@@ -107,7 +108,8 @@ double plane_span(const Likelihood& args, int64_t begin, int64_t end, double fac
   } else {
     double total = 0.0;
     with_storage(args.dtype, [&](auto x) {
-      total = plane_span_of<L, M, VALUE, GRAD, typename decltype(x)::type>(args, begin, end, factor);
+      total =
+          plane_span_of<L, M, VALUE, GRAD, typename decltype(x)::type>(args, begin, end, factor);
     });
     return total;
   }

@@ -58,14 +58,10 @@ void read(DType dtype, const void* data, int64_t first, int64_t n, bool scaled,
   using E = typename M::Element;
   const char* from = static_cast<const char*>(data) + first * size_of(dtype);
   switch (dtype) {
-    case DType::f32:
-      return convert<M>(reinterpret_cast<const float*>(from), to, n);
-    case DType::f64:
-      return convert<M>(reinterpret_cast<const double*>(from), to, n);
-    case DType::bf16:
-      return widen<M>(reinterpret_cast<const bf16*>(from), to, n);
-    case DType::f16:
-      return widen<M>(reinterpret_cast<const f16*>(from), to, n);
+    case DType::f32: return convert<M>(reinterpret_cast<const float*>(from), to, n);
+    case DType::f64: return convert<M>(reinterpret_cast<const double*>(from), to, n);
+    case DType::bf16: return widen<M>(reinterpret_cast<const bf16*>(from), to, n);
+    case DType::f16: return widen<M>(reinterpret_cast<const f16*>(from), to, n);
     case DType::u8: {
       const uint8_t* bytes = reinterpret_cast<const uint8_t*>(from);
       const ByteScale byte_scale;
@@ -76,14 +72,10 @@ void read(DType dtype, const void* data, int64_t first, int64_t n, bool scaled,
     case DType::boolean:  // any byte but 0 is true
       for (int64_t i = 0; i < n; ++i) to[i] = from[i] != 0 ? E(1) : E(0);
       return;
-    case DType::i8:
-      return convert<M>(reinterpret_cast<const int8_t*>(from), to, n);
-    case DType::i16:
-      return convert<M>(reinterpret_cast<const int16_t*>(from), to, n);
-    case DType::i32:
-      return convert<M>(reinterpret_cast<const int32_t*>(from), to, n);
-    case DType::i64:
-      return convert<M>(reinterpret_cast<const int64_t*>(from), to, n);
+    case DType::i8: return convert<M>(reinterpret_cast<const int8_t*>(from), to, n);
+    case DType::i16: return convert<M>(reinterpret_cast<const int16_t*>(from), to, n);
+    case DType::i32: return convert<M>(reinterpret_cast<const int32_t*>(from), to, n);
+    case DType::i64: return convert<M>(reinterpret_cast<const int64_t*>(from), to, n);
   }
 }
 

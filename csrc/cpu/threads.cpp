@@ -28,7 +28,7 @@
 namespace vae_fast::cpu {
 namespace {
 
-constexpr int kJobs = 8;         // callers at once; one more does its work alone
+constexpr int kJobs = 8;  // callers at once; one more does its work alone
 constexpr int kMostThreads = 64;
 constexpr int64_t kMostPieces = 1024;
 // Waking a thread costs the caller 2 to 50 us, by the machine. So a helper stays awake over the gaps
@@ -36,7 +36,7 @@ constexpr int64_t kMostPieces = 1024;
 // to sleep: the scheduler favours threads that wake up.
 constexpr auto kSpin = std::chrono::microseconds(5);
 constexpr auto kAwake = std::chrono::microseconds(2000);
-constexpr auto kElsewhere = std::chrono::microseconds(50);  // a longer yield: another process ran
+constexpr auto kElsewhere = std::chrono::microseconds(50);   // a longer yield: another process ran
 constexpr auto kCallerSpin = std::chrono::microseconds(20);  // the rest of a helper's last piece
 // No thread yields between two pieces: Linux (6.18) takes away the rest of its time slice, which beside
 // two busy processes cost two fifths of a training step's speed.
@@ -129,7 +129,7 @@ struct Affinity {
 // to take, or a piece of a later job, which it may take too.
 struct Job {
   std::atomic<bool> taken{false};
-  std::atomic<int> threads{0};  // of the latest call
+  std::atomic<int> threads{0};      // of the latest call
   std::atomic<uint32_t> done{0};    // pieces of the round
   std::atomic<uint32_t> opened{0};  // changes with every round, and at the end
   std::atomic<bool> finished{false}, waiting{false}, failed{false};
@@ -266,9 +266,8 @@ void after_fork_in_child() {
 void make_helpers(int wanted) {
   if (helpers.load(std::memory_order_acquire) >= wanted) return;
   const std::lock_guard<std::mutex> lock(making_helpers());
-  static const int registered =
-      pthread_atfork([] { making_helpers().lock(); }, [] { making_helpers().unlock(); },
-                     after_fork_in_child);
+  static const int registered = pthread_atfork(
+      [] { making_helpers().lock(); }, [] { making_helpers().unlock(); }, after_fork_in_child);
   (void)registered;
   // Signals are for the program's own threads.
   sigset_t all, before;

@@ -28,7 +28,6 @@ void run_rounds(const Rounds& rounds, int threads);
 // run_rounds with as many threads as torch has (library.cpp).
 void torch_rounds(const Rounds& rounds);
 
-
 // Processors that the calling thread may use, by its affinity and by the quotas of the process's
 // control groups. A quota of half a processor counts as one.
 int usable_cpus();

@@ -17,11 +17,11 @@ struct PartialSums {
 };
 
 struct Finish {
-  PartialSums nll, kl;         // either may be absent (no parts, null out)
-  void* loss = nullptr;        // nll + beta * kl
-  int64_t sums = 1;            // 1, or the number of rows
-  bool wide = false;           // accumulators are double
-  double scale = 1.0;          // 1 / rows for batchmean
+  PartialSums nll, kl;   // either may be absent (no parts, null out)
+  void* loss = nullptr;  // nll + beta * kl
+  int64_t sums = 1;      // 1, or the number of rows
+  bool wide = false;     // accumulators are double
+  double scale = 1.0;    // 1 / rows for batchmean
   double beta = 1.0;
   const float* beta_tensor = nullptr;
 };

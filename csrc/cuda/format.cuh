@@ -68,8 +68,8 @@ struct F16 {
   }
   static VF_DEVICE void encode(uint32_t* words, int k, C a, C b) {
     const __half2 pair = __floats2half2_rn(a, b);
-    words[k / 2] = __half_as_ushort(__low2half(pair)) |
-                   uint32_t{__half_as_ushort(__high2half(pair))} << 16;
+    words[k / 2] =
+        __half_as_ushort(__low2half(pair)) | uint32_t{__half_as_ushort(__high2half(pair))} << 16;
   }
 };
 

@@ -40,8 +40,8 @@ VF_DEVICE void binarize(const Key& key, int64_t element, uint32_t* pixels) {
   if (shift != 0) words_of(key, counter + WORDS, next);
 #pragma unroll
   for (int w = 0; w < WORDS; ++w) {
-    pixels[w] = above_limits(pixels[w], words[w], w + 1 < WORDS ? words[w + 1 < WORDS ? w + 1 : w]
-                                                                : next, shift);
+    pixels[w] = above_limits(pixels[w], words[w],
+                             w + 1 < WORDS ? words[w + 1 < WORDS ? w + 1 : w] : next, shift);
   }
 }
 
@@ -49,8 +49,7 @@ template <GatherMode MODE>
 VF_DEVICE void gather_range(const Gather& args, const Range& range, int lane, int lanes,
                             bool aligned) {
   using B = GatherBatch<MODE>;
-  const int64_t sample =
-      __ldg(reinterpret_cast<const long long*>(args.index) + range.segment);
+  const int64_t sample = __ldg(reinterpret_cast<const long long*>(args.index) + range.segment);
   if (sample < 0 || sample >= args.samples) {
     __trap();
     return;
@@ -108,8 +107,8 @@ cudaError_t run(const Gather& args, cudaStream_t stream) {
   using B = GatherBatch<MODE>;
   const Split split = make_split<B>(args.rows, args.cols, threads_for(args.rows * args.cols));
   if (split.blocks() == 0 || args.cols == 0) return cudaSuccess;
-  const bool aligned = args.cols % B::V == 0 && is_aligned(args.data, B::V) &&
-                       is_aligned(args.out, 16);
+  const bool aligned =
+      args.cols % B::V == 0 && is_aligned(args.data, B::V) && is_aligned(args.out, 16);
   return launch(gather_kernel<MODE>, split.blocks(), split.threads, stream, args, split, aligned);
 }
 

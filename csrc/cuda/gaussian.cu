@@ -16,8 +16,8 @@ template <class F>
 using GaussianBatch = Batch<F::bytes == 2 ? 8 : 4, F::bytes == 4 ? 2 : 1>;
 
 template <class F>
-VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, int lane,
-                               int lanes, bool aligned) {
+VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, int lane, int lanes,
+                               bool aligned) {
   using C = typename F::C;
   using M = Math<C>;
   using B = GaussianBatch<F>;
@@ -31,8 +31,7 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
     // Where the range ends: all 0, whose KL is exactly 0.
     uint32_t mu_words[W], logvar_words[W], prior_mu_words[W], prior_logvar_words[W];
     request<F::bytes, Reuse::soon>(at<F::bytes>(args.mu, range.origin), batch, 0, mu_words);
-    request<F::bytes, Reuse::soon>(at<F::bytes>(args.logvar, range.origin), batch, 0,
-                                   logvar_words);
+    request<F::bytes, Reuse::soon>(at<F::bytes>(args.logvar, range.origin), batch, 0, logvar_words);
     if (prior) {
       request<F::bytes, Reuse::soon>(at<F::bytes>(args.prior_mu, range.origin), batch, 0,
                                      prior_mu_words);
@@ -97,8 +96,8 @@ __global__ void __launch_bounds__(kThreads, F::bytes == 8 ? 1 : kResident)
 }
 
 template <class F>
-VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, int lane,
-                              int lanes, bool aligned) {
+VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, int lane, int lanes,
+                              bool aligned) {
   using C = typename F::C;
   using M = Math<C>;
   using B = GaussianBatch<F>;
@@ -164,8 +163,7 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
 #pragma unroll
         for (int k = 0; k < B::size; ++k) {
           grad_mu[k] += mu[k] * factor;
-          grad_logvar[k] +=
-              gaussian::kl_standard_grad_logvar<M>(M::exp(logvar[k])) * factor;
+          grad_logvar[k] += gaussian::kl_standard_grad_logvar<M>(M::exp(logvar[k])) * factor;
         }
       }
     }
@@ -173,7 +171,8 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
     store<F>(at<F::bytes>(args.grad_logvar, range.origin), batch, grad_logvar, streamed);
     if (args.grad_prior_mu != nullptr) {
       store<F>(at<F::bytes>(args.grad_prior_mu, range.origin), batch, grad_prior_mu, streamed);
-      store<F>(at<F::bytes>(args.grad_prior_logvar, range.origin), batch, grad_prior_logvar, streamed);
+      store<F>(at<F::bytes>(args.grad_prior_logvar, range.origin), batch, grad_prior_logvar,
+               streamed);
     }
   }
 }
@@ -250,11 +249,11 @@ cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaS
 cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream) {
   if (args.rows * args.cols == 0) return cudaSuccess;
   const Split split = split_of(args, args.has_kl && args.grad_kl.per_row);
-  const bool aligned =
-      is_aligned(args.mu, 16) && is_aligned(args.logvar, 16) && is_aligned(args.prior_mu, 16) &&
-      is_aligned(args.prior_logvar, 16) && is_aligned(args.grad_z, 16) &&
-      is_aligned(args.grad_mu, 16) && is_aligned(args.grad_logvar, 16) &&
-      is_aligned(args.grad_prior_mu, 16) && is_aligned(args.grad_prior_logvar, 16);
+  const bool aligned = is_aligned(args.mu, 16) && is_aligned(args.logvar, 16) &&
+                       is_aligned(args.prior_mu, 16) && is_aligned(args.prior_logvar, 16) &&
+                       is_aligned(args.grad_z, 16) && is_aligned(args.grad_mu, 16) &&
+                       is_aligned(args.grad_logvar, 16) && is_aligned(args.grad_prior_mu, 16) &&
+                       is_aligned(args.grad_prior_logvar, 16);
   return with_format(args.dtype, [&](auto format) {
     return launch(gaussian_backward_kernel<decltype(format)>, split.blocks(), split.threads, stream,
                   args, split, aligned);

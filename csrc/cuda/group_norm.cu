@@ -197,8 +197,8 @@ VF_DEVICE const void* second_of(const GroupNormSiluBackward& args) { return args
 // Calls body(i, x, g) for a thread's share, V neighbours from each of the elements at, at + step, ...
 // below end on; those of several are asked for before any is used. g is of `second`, if that is given.
 template <class F, int V, bool LAST, class Body>
-VF_DEVICE void for_each_some(const void* x, const void* second, int64_t at, int64_t step, int64_t end,
-                             bool aligned, const Body& body) {
+VF_DEVICE void for_each_some(const void* x, const void* second, int64_t at, int64_t step,
+                             int64_t end, bool aligned, const Body& body) {
   constexpr int U = LAST && V > 4 ? 2 : 4;
   for (int64_t i = at; i < end; i += U * step) {
     Some<F, V> of_x[U], of_second[U];
@@ -270,21 +270,20 @@ __global__ void __launch_bounds__(kThreads, kResident)
       args, cuts,
       [&](int64_t row, int64_t channel, int64_t at, int64_t step, int64_t end) {
         const Terms<F, N> terms(args, row, channel);
-        for_each_some<F, V, LAST>(
-            args.x, second_of(args), at, step, end, aligned,
-            [&](int64_t, const Some<F, V>& x, const Some<F, V>& g) {
-              C plain[N] = {}, other[N] = {};
+        for_each_some<F, V, LAST>(args.x, second_of(args), at, step, end, aligned,
+                                  [&](int64_t, const Some<F, V>& x, const Some<F, V>& g) {
+                                    C plain[N] = {}, other[N] = {};
 #pragma unroll
-              for (int k = 0; k < V; ++k) {
-                const C second = Terms<F, N>::kBackward ? g[k] : C(0);
-                terms.add(k % N, x[k], second, plain[k % N], other[k % N]);
-              }
+                                    for (int k = 0; k < V; ++k) {
+                                      const C second = Terms<F, N>::kBackward ? g[k] : C(0);
+                                      terms.add(k % N, x[k], second, plain[k % N], other[k % N]);
+                                    }
 #pragma unroll
-              for (int n = 0; n < N; ++n) {
-                a[n] += static_cast<double>(plain[n]);
-                b[n] += static_cast<double>(other[n]);
-              }
-            });
+                                    for (int n = 0; n < N; ++n) {
+                                      a[n] += static_cast<double>(plain[n]);
+                                      b[n] += static_cast<double>(other[n]);
+                                    }
+                                  });
       },
       [&](int64_t row, int64_t part, int64_t first) {
         const auto out = [&](int64_t channel) {
@@ -435,18 +434,17 @@ __global__ void __launch_bounds__(kThreads, kResident)
           plain[n] = C(__ldcg(shares + 2 * unit));
           slope[n] = C(__ldcg(shares + 2 * unit + 1));
         }
-        for_each_some<F, V, LAST>(
-            args.x, args.grad_y, at, step, end, aligned,
-            [&](int64_t i, const Some<F, V>& x, const Some<F, V>& g) {
-              C grad[V];
+        for_each_some<F, V, LAST>(args.x, args.grad_y, at, step, end, aligned,
+                                  [&](int64_t i, const Some<F, V>& x, const Some<F, V>& g) {
+                                    C grad[V];
 #pragma unroll
-              for (int k = 0; k < V; ++k) {
-                const int n = k % N;
-                grad[k] = c[n].rstd * c[n].weight * c[n].grad(x[k], g[k]) -
-                          (plain[n] + (x[k] - c[n].mean) * slope[n]);
-              }
-              store_some<F, V>(args.grad_x, i, aligned, grad);
-            });
+                                    for (int k = 0; k < V; ++k) {
+                                      const int n = k % N;
+                                      grad[k] = c[n].rstd * c[n].weight * c[n].grad(x[k], g[k]) -
+                                                (plain[n] + (x[k] - c[n].mean) * slope[n]);
+                                    }
+                                    store_some<F, V>(args.grad_x, i, aligned, grad);
+                                  });
       },
       [](int64_t, int64_t, int64_t) {});
 }

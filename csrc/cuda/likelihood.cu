@@ -134,7 +134,8 @@ int likelihoods_on_cuda(const char** names, bool* reads_half) {
 }
 
 size_t nll_workspace(const Likelihood& args) {
-  return refusal(args) != nullptr ? 0 : plan_of(without_kl(args), false).partials() * sizeof(double);
+  return refusal(args) != nullptr ? 0
+                                  : plan_of(without_kl(args), false).partials() * sizeof(double);
 }
 cudaError_t nll(const Likelihood& args, void* workspace, cudaStream_t stream) {
   return run(without_kl(args), false, workspace, stream);

@@ -27,7 +27,7 @@ constexpr bool kHasNonzero = likelihoods::HasNonzeroPart<L>::value;
 // 16-byte accesses to parameters and gradients (two of them to float64), and 64 bytes of float32 in
 // flight, or one access to each tensor where a term is long.
 template <class L, class F>
-constexpr int kGroups = kHasNonzero<L> || L::params == 3     ? 1
+constexpr int kGroups = kHasNonzero<L> || L::params == 3  ? 1
                         : F::bytes == 4 && L::params == 1 ? 4
                         : F::bytes == 8 && L::params == 2 ? 1
                                                           : 2;
@@ -42,10 +42,10 @@ constexpr int kResidentOf = F::bytes == 8 && (kHasNonzero<L> || L::params > 1) ?
 template <class L, class = void>
 constexpr bool kHasParts = false;
 template <class L>
-constexpr bool kHasParts<L, std::void_t<decltype(L::template parts<Math<float>, true, true>(
-                                std::declval<const float (&)[L::params]>(), 0.0f,
-                                std::declval<float&>(), std::declval<float&>(),
-                                std::declval<float (&)[L::params]>()))>> = true;
+constexpr bool
+    kHasParts<L, std::void_t<decltype(L::template parts<Math<float>, true, true>(
+                     std::declval<const float (&)[L::params]>(), 0.0f, std::declval<float&>(),
+                     std::declval<float&>(), std::declval<float (&)[L::params]>()))>> = true;
 
 struct Plan {
   Split recon, kl;
@@ -53,9 +53,7 @@ struct Plan {
   bool direct;  // each task's sum is a result, or none is wanted: no second stage
 
   int64_t blocks() const { return recon_blocks + kl_blocks; }
-  size_t partials() const {
-    return direct ? 0 : static_cast<size_t>(recon.tasks() + kl.tasks());
-  }
+  size_t partials() const { return direct ? 0 : static_cast<size_t>(recon.tasks() + kl.tasks()); }
 };
 
 // The target in any of its dtypes: the parameters' own, float32 beside half precision, or bytes. The

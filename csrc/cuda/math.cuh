@@ -49,8 +49,10 @@ struct Math : Scalar<Float> {
     }
   }
   static VF_DEVICE T sqrt_positive(T x) {
-    if constexpr (sizeof(T) == 4) return rough_root(x);
-    else return Scalar<Float>::sqrt(x);
+    if constexpr (sizeof(T) == 4)
+      return rough_root(x);
+    else
+      return Scalar<Float>::sqrt(x);
   }
   // Of a positive, normal number: as cpu/simd.h has it, with its error of 3e-8; the library's serves
   // any x.

@@ -30,9 +30,7 @@ struct Batch {
 #endif
   }
   VF_DEVICE int start(int u) const { return (group + u * stride) * V; }
-  VF_DEVICE bool full(int u) const {
-    return aligned && start(u) >= begin && start(u) + V <= end;
-  }
+  VF_DEVICE bool full(int u) const { return aligned && start(u) >= begin && start(u) + V <= end; }
   VF_DEVICE bool has(int i) const { return i >= begin && i < end; }
 };
 

@@ -7,8 +7,7 @@ namespace vae_fast::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads)
-    philox_words_kernel(const int64_t* key_words, uint64_t first, int64_t counters,
-                        uint32_t* out) {
+    philox_words_kernel(const int64_t* key_words, uint64_t first, int64_t counters, uint32_t* out) {
   const Key key(key_words);
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x; c < counters; c += step) {

@@ -169,7 +169,8 @@ VF_DEVICE float powers_rest(double beta, float steps) {  // 1 - beta^steps
   return static_cast<float>(1.0 - power);
 }
 
-VF_DEVICE void decide(const StepDecide& args, const double* partials, int64_t gradients, int64_t all) {
+VF_DEVICE void decide(const StepDecide& args, const double* partials, int64_t gradients,
+                      int64_t all) {
   double squares = 0.0, kl = 0.0;
   for (int64_t t = threadIdx.x; t < all; t += blockDim.x) {
     (t < gradients ? squares : kl) += __ldcg(partials + t);
@@ -185,8 +186,7 @@ VF_DEVICE void decide(const StepDecide& args, const double* partials, int64_t gr
   float usual = 0.0f, taken = 0.0f, in_row = 0.0f, limit = 3.402823466e38f;
   if (args.skip_above > 0.0) {
     usual = __ldcg(args.usual), taken = __ldcg(args.usual + 1), in_row = __ldcg(args.usual + 2);
-    if (taken >= static_cast<float>(args.settling) &&
-        in_row < static_cast<float>(args.patience)) {
+    if (taken >= static_cast<float>(args.settling) && in_row < static_cast<float>(args.patience)) {
       limit = static_cast<float>(args.skip_above) * usual;
     }
   }
@@ -208,8 +208,7 @@ VF_DEVICE void decide(const StepDecide& args, const double* partials, int64_t gr
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const double before = __ldcg(args.sums + i);
-    put(args.sums + i,
-        skipped ? before : before + static_cast<double>(args.rows) * counted[i]);
+    put(args.sums + i, skipped ? before : before + static_cast<double>(args.rows) * counted[i]);
   }
   const float over = args.clip > 0.0 ? norm / static_cast<float>(args.clip) : 1.0f;
   put(args.outcome, norm);
@@ -260,7 +259,8 @@ VF_DEVICE void store_four(float* p, int64_t i, int64_t n, bool whole, const floa
   }
 }
 
-__global__ void __launch_bounds__(kThreads) update_kernel(const StepUpdate args, const bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(const StepUpdate args, const bool aligned) {
   const int64_t i = first_of_thread(), n = args.n;
   if (i >= n) return;
   const bool whole = aligned && i + kFour <= n, skipped = __ldg(args.outcome + 1) != 0.0f;
@@ -282,8 +282,10 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const StepUpdate args,
     for (int k = 0; k < kFour; ++k) {
       float g = gradient[k] / divisor;
       if (args.maximize) g = -g;
-      if (args.decoupled) weight[k] -= lr * decay * weight[k];
-      else g += decay * weight[k];
+      if (args.decoupled)
+        weight[k] -= lr * decay * weight[k];
+      else
+        g += decay * weight[k];
       first[k] += of_first * (g - first[k]);
       second[k] = beta2 * second[k] + of_second * g * g;
       weight[k] -= step * first[k] / (sqrtf(second[k]) / root + eps);
@@ -335,15 +337,16 @@ cudaError_t step_decide(const StepDecide& args, void* workspace, cudaStream_t st
   const cudaError_t error = launch(decide_kernel, blocks, kThreads, stream, args, tasks.gradients,
                                    tasks.all, partials, counter, aligned);
   if (error != cudaSuccess || counter != nullptr) return error;
-  return launch(decide_alone_kernel, 1, kThreads, stream, args, tasks.gradients, tasks.all, partials);
+  return launch(decide_alone_kernel, 1, kThreads, stream, args, tasks.gradients, tasks.all,
+                partials);
 }
 
 cudaError_t step_update(const StepUpdate& args, cudaStream_t stream) {
   if (args.n == 0) return cudaSuccess;
   bool aligned = is_aligned(args.average, 16);
-  for (const float* p : {static_cast<const float*>(args.weights), args.gradients,
-                         static_cast<const float*>(args.first),
-                         static_cast<const float*>(args.second)}) {
+  for (const float* p :
+       {static_cast<const float*>(args.weights), args.gradients,
+        static_cast<const float*>(args.first), static_cast<const float*>(args.second)}) {
     aligned = aligned && is_aligned(p, 16);
   }
   return launch(update_kernel, blocks_for(args.n, kThreads), kThreads, stream, args, aligned);

@@ -63,7 +63,8 @@ struct DiscretizedLogisticMixture {
   // log(sum exp), in one pass.
   template <class M, class T = typename M::T>
   struct LogSumExp {
-    static constexpr typename M::Element lowest = std::numeric_limits<typename M::Element>::lowest();
+    static constexpr typename M::Element lowest =
+        std::numeric_limits<typename M::Element>::lowest();
     T largest, sum;
 
     VF_FN LogSumExp() : largest(M::splat(lowest)), sum(M::splat(0.0f)) {}
@@ -120,7 +121,9 @@ struct DiscretizedLogisticMixture {
     }
 
    private:
-    VF_FN int plane(int channel, int which) const { return first + (3 * channel + which) * components; }
+    VF_FN int plane(int channel, int which) const {
+      return first + (3 * channel + which) * components;
+    }
     static VF_FN T scaled(T level) { return (2.0f * level - 255.0f) * M::constant(1.0 / 255.0); }
     template <class In>
     VF_FN T coefficient(const In& in, int c, T& slope) const {
@@ -130,8 +133,8 @@ struct DiscretizedLogisticMixture {
     VF_FN void channel(const In& in, int c, T moved, T level) {
       const T log_scale = in.param(plane(c, 1));
       T value;
-      logistic_bin<M, true, GRAD>(in.param(plane(c, 0)) + moved, M::at_least(log_scale, -7.0f), level,
-                                  value, by_loc[c], by_log_scale[c]);
+      logistic_bin<M, true, GRAD>(in.param(plane(c, 0)) + moved, M::at_least(log_scale, -7.0f),
+                                  level, value, by_loc[c], by_log_scale[c]);
       nll = c == 0 ? value : nll + value;
       if constexpr (GRAD) {
         by_log_scale[c] = M::select(log_scale < -7.0f, M::splat(0.0f), by_log_scale[c]);

@@ -21,7 +21,8 @@ VF_FN void logistic_bin(T loc, T log_scale, T level, T& nll, T& by_loc, T& by_lo
   const T up = ((2.0f * level - 254.0f) - 255.0f * loc) * unit;
   const T low = ((2.0f * level - 256.0f) - 255.0f * loc) * unit;
   const T h = 2.0f * unit;
-  const auto first = level < 0.5f, last = level > 254.5f, edge = (level - 127.5f) * (level - 127.5f) > 16129.0f;
+  const auto first = level < 0.5f, last = level > 254.5f,
+             edge = (level - 127.5f) * (level - 127.5f) > 16129.0f;
   const T e_up = M::select(last, none, M::exp_nonpositive(-M::abs(up)));
   const T e_low = M::select(first, none, M::exp_nonpositive(-M::abs(low)));
   T negative;
@@ -36,8 +37,10 @@ VF_FN void logistic_bin(T loc, T log_scale, T level, T& nll, T& by_loc, T& by_lo
   }
   if constexpr (GRAD) {
     // sigmoid(-up) and sigmoid(low).
-    const T over = M::divide_unit(M::select(up >= 0.0f, e_up, M::select(last, none, one)), 1.0f + e_up);
-    const T under = M::divide_unit(M::select(low <= 0.0f, e_low, M::select(first, none, one)), 1.0f + e_low);
+    const T over =
+        M::divide_unit(M::select(up >= 0.0f, e_up, M::select(last, none, one)), 1.0f + e_up);
+    const T under =
+        M::divide_unit(M::select(low <= 0.0f, e_low, M::select(first, none, one)), 1.0f + e_low);
     by_loc = inverse * (over - under);
     by_log_scale = (up * over - low * under) + h * (e_h * inverse_mass);
   }

@@ -69,8 +69,9 @@ struct Counted {
       T log_u = M::log_near((total * more) * inverse, less_one);
       if constexpr (LOG_RATE) log_u = log_u + beyond;
       const T log_rest = M::log(M::sqrt_positive(more) * (1.0f + M::divide(x, dispersion)));
-      const T corrections = (stirling<M>(more, M::divide(one, more)) - stirling<M>(sum, inverse_sum)) +
-                            stirling<M>(a, inverse_a);
+      const T corrections =
+          (stirling<M>(more, M::divide(one, more)) - stirling<M>(sum, inverse_sum)) +
+          stirling<M>(a, inverse_a);
       value = (x * log_u - (a - 0.5f) * log_y) +
               (log_rest + (corrections + M::constant(kHalfLog2Pi - 1.0)));
     }
@@ -84,7 +85,8 @@ struct Counted {
       const T slopes = stirling_slope<M>(sum, inverse_sum) - stirling_slope<M>(a, inverse_a);
       const T step = x * inverse_sum;
       const T shifted = M::divide(x, dispersion * (dispersion + x));
-      by_dispersion = (step * (ahead * inverse_total - 0.5f * inverse_a) - excess) - (slopes + shifted);
+      by_dispersion =
+          (step * (ahead * inverse_total - 0.5f * inverse_a) - excess) - (slopes + shifted);
     }
   }
 };

@@ -49,7 +49,8 @@ struct StudentTBy {
       const T by_log = 1.0f - (more * share) * w;
       grad[1] = LOG_SCALE ? by_log : by_log * inverse;
       const T shift = (inverse_n * r) * (0.5f * inverse_h);
-      grad[2] = 0.5f * ((excess - (w * share) * inverse_n) - half_step_slope<M>(h, inverse_h)) - shift;
+      grad[2] =
+          0.5f * ((excess - (w * share) * inverse_n) - half_step_slope<M>(h, inverse_h)) - shift;
     }
   }
 };

@@ -97,6 +97,8 @@ VF_SCALAR_MATH(float, f)
 VF_SCALAR_MATH(double, )
 #undef VF_SCALAR_MATH
 template <>
-VF_FN float Scalar<float>::abs(float x) { return ::fabsf(x); }
+VF_FN float Scalar<float>::abs(float x) {
+  return ::fabsf(x);
+}
 
 }  // namespace vae_fast

@@ -42,10 +42,10 @@ void in_two_passes(const Workers& workers, int64_t units, int64_t firsts, int64_
   }
   const auto share = [&](int64_t pieces) { return pieces > 0 ? unit_size / pieces : 0; };
   cpu::parallel(workers.threads, units * firsts, share(firsts),
-           [&](int64_t i) { first(i / firsts, i % firsts); });
+                [&](int64_t i) { first(i / firsts, i % firsts); });
   for (int64_t unit = 0; unit < units; ++unit) finish(unit);
   cpu::parallel(workers.threads, units * seconds, share(seconds),
-           [&](int64_t i) { second(i / seconds, i % seconds); });
+                [&](int64_t i) { second(i / seconds, i % seconds); });
 }
 
 // An array on the stack where it is short.
@@ -188,9 +188,8 @@ VF_FN void gradient_sums(const S* x, const S* grad, int64_t n, const Channel<M>&
     };
     walk<M>(
         block, block + kBlock<M> < n ? block + kBlock<M> : n,
-        [&](int64_t i, int lane) __attribute__((always_inline)) {
-          add(M::load(x + i), M::load(grad + i), lane);
-        },
+        [&](int64_t i, int lane)
+            __attribute__((always_inline)) { add(M::load(x + i), M::load(grad + i), lane); },
         [&](int64_t i, int64_t count) {  // beyond the end grad is 0, and xhat finite
           const T value = M::first(count, load_tail<M>(x + i, count) - c.mean) + c.mean;
           add(value, load_tail<M>(grad + i, count), 0);
@@ -363,8 +362,7 @@ VF_FN int64_t count_at(int64_t n, int64_t width, int64_t l) {
 
 // The moments of each group in a piece of a sample.
 template <class M, class S>
-VF_FN void group_moments(const Rows<M>& rows, const S* x, int64_t n, Moments* out,
-                         int64_t groups) {
+VF_FN void group_moments(const Rows<M>& rows, const S* x, int64_t n, Moments* out, int64_t groups) {
   using T = typename M::T;
   using Acc = typename M::Element;
   const int64_t padded = rows.padded;
@@ -461,14 +459,12 @@ void group_norm_rows(const GroupNormSilu& args, const Workers& workers) {
         const S* from = x + begin;
         S* to = y + begin;
         const auto value = [&](T v, int64_t l) __attribute__((always_inline)) {
-          return silu<M>((v - M::load(mean + l)) * M::load(scale + l) +
-                                     M::load(bias + l));
+          return silu<M>((v - M::load(mean + l)) * M::load(scale + l) + M::load(bias + l));
         };
         rows.walk(
             0, length(piece),
-            [&](int64_t i, int64_t l) __attribute__((always_inline)) {
-              M::store(value(M::load(from + i), l), to + i);
-            },
+            [&](int64_t i, int64_t l)
+                __attribute__((always_inline)) { M::store(value(M::load(from + i), l), to + i); },
             [&](int64_t i, int64_t l, int64_t count) {
               store_tail<M>(value(load_tail<M>(from + i, count), l), to + i, count);
             });
@@ -510,8 +506,7 @@ void group_norm_rows_backward(const GroupNormSiluBackward& args, const Workers& 
         const int64_t begin = unit * size + piece * rows.piece, n = length(piece);
         const auto add = [&](T value, T g, int64_t l) __attribute__((always_inline)) {
           const T xhat = (value - M::load(mean + l)) * M::load(rstd + l);
-          const T dv =
-              g * silu_grad<M>(xhat * M::load(weight + l) + M::load(bias + l));
+          const T dv = g * silu_grad<M>(xhat * M::load(weight + l) + M::load(bias + l));
           M::store(M::load(partial + l) + dv, partial + l);
           M::store(M::load(of_xhat + l) + dv * xhat, of_xhat + l);
         };

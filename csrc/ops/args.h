@@ -48,9 +48,9 @@ struct GaussianForward {
   const void* prior_logvar = nullptr;
   const int64_t* key = nullptr;  // 2 elements on the device; null: no sampling
   int64_t num_samples = 1;
-  void* z = nullptr;   // (num_samples, rows, cols), element i of it takes the key's normal i
+  void* z = nullptr;      // (num_samples, rows, cols), element i of it takes the key's normal i
   void* slope = nullptr;  // dz/dlogvar, like z, for a backward pass without noise; CPU only
-  void* kl = nullptr;  // accumulator, (1) or (rows); null: no KL
+  void* kl = nullptr;     // accumulator, (1) or (rows); null: no KL
   Reduction reduction = Reduction::sum;
 };
 
@@ -90,8 +90,8 @@ constexpr int kMaxParams = 3;
 // A likelihood over planes has all planes of its one parameter at params[0] (`planes` of them), and
 // its target is (target_rows, its number of targets, inner).
 struct Likelihood {
-  int id;              // its place in csrc/likelihoods/list.h
-  DType dtype;         // of the parameters and their gradients
+  int id;       // its place in csrc/likelihoods/list.h
+  DType dtype;  // of the parameters and their gradients
   DType target_dtype;
   int64_t rows, planes, inner;
   int64_t target_rows;
@@ -112,8 +112,8 @@ struct Elbo {
   const void* logvar;
   double beta = 1.0;
   const float* beta_tensor = nullptr;
-  void* kl = nullptr;    // accumulators like recon.nll, all three null for gradients only
-  void* loss = nullptr;  // accumulator dtype: recon's
+  void* kl = nullptr;       // accumulators like recon.nll, all three null for gradients only
+  void* loss = nullptr;     // accumulator dtype: recon's
   void* grad_mu = nullptr;  // gradients of the KL term alone; null: value only
   void* grad_logvar = nullptr;
   Upstream grad_kl;

@@ -41,10 +41,10 @@ VF_FN T kl_standard_grad_logvar(T variance) {
 // where d is 0.
 template <class M, class T = typename M::T>
 struct Two {
-  T ratio;     // exp(l)
-  T log_ratio; // l
-  T scaled;    // d p
-  T distance;  // d^2 p
+  T ratio;      // exp(l)
+  T log_ratio;  // l
+  T scaled;     // d p
+  T distance;   // d^2 p
 
   VF_FN Two(T mu, T logvar, T prior_mu, T prior_logvar) {
     const T d = mu - prior_mu;

@@ -25,7 +25,7 @@ constexpr int64_t state_size(int64_t dims, bool parts) { return 1 + (parts ? dim
 
 struct PairDensityBackward {
   PairDensity of;
-  int64_t state_row;  // elements of the state for each row
+  int64_t state_row;                    // elements of the state for each row
   const void *grad_whole, *grad_parts;  // null where nothing came
   void *grad_z, *grad_mu, *grad_logvar, *grad_logits;
 };

@@ -11,7 +11,7 @@
 namespace vae_fast::step {
 namespace {
 
-constexpr int64_t kLine = 16;        // floats of a cache line, and of the widest vector
+constexpr int64_t kLine = 16;  // floats of a cache line, and of the widest vector
 constexpr int64_t kWidestPanel = 48;
 constexpr int64_t kNarrowestPanel = 8;
 
@@ -46,7 +46,8 @@ void lay_out(Plan& plan, Arena& arena) {
     layer.padded_bias = arena.take(rounded(layer.out, kWidestPanel));
     const bool padded = layer.in % kLine != 0;
     layer.row_stride = padded ? stride_of(layer.in) : layer.in;
-    layer.rows = (padded || plan.bf16) && i > 0 ? arena.take(layer.out * layer.row_stride) : nullptr;
+    layer.rows =
+        (padded || plan.bf16) && i > 0 ? arena.take(layer.out * layer.row_stride) : nullptr;
     layer.input = arena.matrix(rows, layer.in);
     layer.grad = arena.matrix(rows, layer.out);
     if (layer.after == Activation::silu) layer.before = arena.matrix(rows, layer.out);

@@ -15,8 +15,8 @@ namespace vae_fast::step {
 
 constexpr int kMostLayers = 16;
 constexpr int kMostParams = 4;
-constexpr int64_t kRowBlock = 8;   // samples of a piece that goes through several layers
-constexpr int64_t kTileRows = 32;  // samples of a piece of one large layer
+constexpr int64_t kRowBlock = 8;     // samples of a piece that goes through several layers
+constexpr int64_t kTileRows = 32;    // samples of a piece of one large layer
 constexpr int64_t kSmall = 1 << 16;  // weights of a layer that pieces go through whole
 
 enum class Activation : int { none, relu, silu };
@@ -36,7 +36,7 @@ struct Param {
   Source source = Source::fixed;
   Transform transform = Transform::none;
   float factor = 1.0f, least = 0.0f;
-  int64_t plane = 0;  // of what the network gives: planes of `columns` features
+  int64_t plane = 0;   // of what the network gives: planes of `columns` features
   float value = 0.0f;  // fixed, made already
   // Learned: `count` values in the flat buffers, each for columns / count features.
   int64_t place = 0, count = 0;
@@ -50,7 +50,8 @@ struct Layer {
   int64_t weight, bias;   // places in the flat buffers; bias -1: none
   Activation after = Activation::none;
   float* panels = nullptr;
-  float* rows = nullptr;  // the weight with its rows `row_stride` apart; null: the flat buffer has it
+  float* rows =
+      nullptr;  // the weight with its rows `row_stride` apart; null: the flat buffer has it
   int64_t row_stride = 0;
   float* padded_bias = nullptr;
   Matrix input, output;  // output: after the activation
@@ -61,19 +62,19 @@ struct Layer {
 struct Plan {
   int layer_count = 0, encoder_layers = 0;
   Layer layers[kMostLayers];
-  int64_t latent = 0;      // features of z
-  bool sampled = true;     // the encoder gives mu and logvar; false: z itself
-  int64_t columns = 0;     // of a sample x
-  int64_t condition = 0;   // features
-  int likelihood = 0;      // a place in VF_LIKELIHOODS
+  int64_t latent = 0;                       // features of z
+  bool sampled = true;                      // the encoder gives mu and logvar; false: z itself
+  int64_t columns = 0;                      // of a sample x
+  int64_t condition = 0;                    // features
+  int likelihood = 0;                       // a place in VF_LIKELIHOODS
   int param_count = 0, network_params = 0;  // of the likelihood, and of those the network's
   Param params[kMostParams];
-  bool counts = false;     // x are counts: the encoder takes log(1 + x)
+  bool counts = false;  // x are counts: the encoder takes log(1 + x)
   // Operands of products are rounded to bfloat16, as autocast has them; sums are not.
   bool bf16 = false;
-  Matrix target;           // x, where the first layer's input is not the same; else without data
-  int64_t capacity = 0;    // samples that there is room for, a multiple of kTileRows
-  Matrix slope;            // dz / dlogvar
+  Matrix target;         // x, where the first layer's input is not the same; else without data
+  int64_t capacity = 0;  // samples that there is room for, a multiple of kTileRows
+  Matrix slope;          // dz / dlogvar
   Matrix grad_z;
   // Partial sums: of the likelihood, of the KL, of squares of the gradient.
   double *recon = nullptr, *kl = nullptr, *squares = nullptr;

@@ -61,7 +61,7 @@ class Step {
   const Call& call_;
   int64_t blocks_;
   Result* result_ = nullptr;
-  float multiplier_ = 1.0f;  // of gradients: what clipping leaves of them
+  float multiplier_ = 1.0f;                       // of gradients: what clipping leaves of them
   int learned_[kMostParams], learned_count_ = 0;  // of the likelihood's parameters
   // Pieces of the layers before each: panels of weights, and parts of their gradients.
   int64_t panel_starts_[kMostLayers + 1] = {}, grad_starts_[kMostLayers + 1] = {};
@@ -107,8 +107,7 @@ class Step {
   // Works of blocks of samples that follow one another are one round.
   void add(Kind kind, int l = 0) {
     if ((kind == Kind::forward || kind == Kind::backward) && !small(layer(l))) {
-      const int64_t across =
-          kind == Kind::forward ? panels(layer(l)) : parts(made_inputs(l), P);
+      const int64_t across = kind == Kind::forward ? panels(layer(l)) : parts(made_inputs(l), P);
       return add_round(kind, parts(call_.samples, kTileRows) * across, l);
     }
     if (round_count_ > 0 && is_of_blocks(rounds_[round_count_ - 1])) {
@@ -270,21 +269,21 @@ class Step {
     const int64_t column = panel * P, columns = least(P, l.out - column);
     with_columns<M>(columns, [&](auto n) {
       constexpr int N = decltype(n)::count;
-      multiply_tiles<M, N>(
-          parts(to - from, R), l.input.data + from * l.input.stride, l.input.stride, 1,
-          l.panels + panel * P * l.in, P, l.in, [&](int64_t tile, auto& c) {
-            const int64_t row = from + tile * R;
+      multiply_tiles<M, N>(parts(to - from, R), l.input.data + from * l.input.stride,
+                           l.input.stride, 1, l.panels + panel * P * l.in, P, l.in,
+                           [&](int64_t tile, auto& c) {
+                             const int64_t row = from + tile * R;
 #pragma GCC unroll 3
-            for (int j = 0; j < N; ++j) {
-              const T bias = M::load(l.padded_bias + column + j * W);
-              const int64_t left = columns - j * W;
+                             for (int j = 0; j < N; ++j) {
+                               const T bias = M::load(l.padded_bias + column + j * W);
+                               const int64_t left = columns - j * W;
 #pragma GCC unroll 8
-              for (int r = 0; r < R; ++r) {
-                const int64_t at = column + j * W;
-                finish_forward(l, last, row + r, at, left, c.v[r][j] + bias);
-              }
-            }
-          });
+                               for (int r = 0; r < R; ++r) {
+                                 const int64_t at = column + j * W;
+                                 finish_forward(l, last, row + r, at, left, c.v[r][j] + bias);
+                               }
+                             }
+                           });
     });
     if (last && loss_with_layer()) {
       // While the logits are in the cache; their gradient takes their place.
@@ -321,25 +320,26 @@ class Step {
     const float* weight = l.rows == nullptr ? call_.weights + l.weight : l.rows;
     with_columns<M>(columns, [&](auto n) {
       constexpr int N = decltype(n)::count;
-      multiply_tiles<M, N>(
-          parts(to - from, R), l.grad.data + from * l.grad.stride, l.grad.stride, 1,
-          weight + column, l.row_stride, l.out, [&](int64_t tile, auto& c) {
-            const int64_t row = from + tile * R;
+      multiply_tiles<M, N>(parts(to - from, R), l.grad.data + from * l.grad.stride, l.grad.stride,
+                           1, weight + column, l.row_stride, l.out, [&](int64_t tile, auto& c) {
+                             const int64_t row = from + tile * R;
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
+                             for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3
-              for (int j = 0; j < N; ++j) {
-                const int64_t at = column + j * W;
-                finish_backward(below, to_z, row + r, at, columns - j * W, c.v[r][j]);
-              }
-            }
-          });
+                               for (int j = 0; j < N; ++j) {
+                                 const int64_t at = column + j * W;
+                                 finish_backward(below, to_z, row + r, at, columns - j * W,
+                                                 c.v[r][j]);
+                               }
+                             }
+                           });
     });
   }
 
   VF_FN void finish_backward(const Layer& below, bool to_z, int64_t row, int64_t at, int64_t left,
                              T g) {
-    if (to_z) return store_some<M>(rounded(g), plan_.grad_z.data + row * plan_.grad_z.stride + at, left);
+    if (to_z)
+      return store_some<M>(rounded(g), plan_.grad_z.data + row * plan_.grad_z.stride + at, left);
     if (below.after == Activation::relu) {
       const T h = load_some<M>(below.output.data + row * below.output.stride + at, left);
       g = M::select(h <= 0.0f, T{}, g);
@@ -616,7 +616,8 @@ class Step {
     typename M::Sum squares;
     for (int64_t i = 0; i < l.out; i += W) {
       T sum = {};
-      for (int64_t r = 0; r < call_.samples; ++r) sum += M::load(l.grad.data + r * l.grad.stride + i);
+      for (int64_t r = 0; r < call_.samples; ++r)
+        sum += M::load(l.grad.data + r * l.grad.stride + i);
       if (l.out - i < W) sum = M::first(l.out - i, sum);
       store_some<M>(sum, call_.gradients + l.bias + i, l.out - i);
       squares.add(sum * sum);

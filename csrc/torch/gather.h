@@ -38,14 +38,12 @@ struct GatherOps {
                       "vae_fast: binarising takes uint8 data and a noise key");
       STD_TORCH_CHECK(!first_row_tensor ||
                           (first_row_tensor->scalar_type() == ScalarType::Long &&
-                           first_row_tensor->numel() == 1 &&
-                           on_device_of(*first_row_tensor, data)),
+                           first_row_tensor->numel() == 1 && on_device_of(*first_row_tensor, data)),
                       "vae_fast: a first_row tensor must be one int64 on the data's device");
       check_key(*key, data);
       args.key = key_data(*key);
       args.first_row = first_row;
-      args.first_row_tensor =
-          static_cast<const int64_t*>(vae_fast::data(first_row_tensor));
+      args.first_row_tensor = static_cast<const int64_t*>(vae_fast::data(first_row_tensor));
       dtype = ScalarType::Bool;
     }
     Tensor out = Device::empty(data.dim(), sizes.data(), strides.data(), dtype, data);

@@ -47,9 +47,9 @@ struct GaussianOps {
                                std::optional<int64_t> num_samples) {
     GaussianForward args = gaussian_args(mu, logvar, std::nullopt, std::nullopt);
     check_key(key, mu);
-    STD_TORCH_CHECK(num_samples.value_or(1) >= 1 &&
-                        num_samples.value_or(1) <= INT64_MAX / 8 / (mu.numel() + 1),
-                    "vae_fast: num_samples must be positive, and the samples fit a tensor");
+    STD_TORCH_CHECK(
+        num_samples.value_or(1) >= 1 && num_samples.value_or(1) <= INT64_MAX / 8 / (mu.numel() + 1),
+        "vae_fast: num_samples must be positive, and the samples fit a tensor");
     Tensor z = empty_samples(mu, num_samples);
     args.key = key_data(key);
     args.num_samples = num_samples.value_or(1);
@@ -127,9 +127,10 @@ struct GaussianOps {
     return {z, slope};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> sample_and_kl_keeping(
-      Tensor mu, Tensor logvar, MaybeTensor prior_mu, MaybeTensor prior_logvar, Tensor key,
-      int64_t reduction) {
+  static std::tuple<Tensor, Tensor, Tensor> sample_and_kl_keeping(Tensor mu, Tensor logvar,
+                                                                  MaybeTensor prior_mu,
+                                                                  MaybeTensor prior_logvar,
+                                                                  Tensor key, int64_t reduction) {
     GaussianForward args = gaussian_args(mu, logvar, prior_mu, prior_logvar);
     check_key(key, mu);
     args.reduction = reduction_of(reduction);

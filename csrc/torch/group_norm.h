@@ -71,8 +71,10 @@ struct GroupNormOps {
     return {y, mean, rstd};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward(
-      Tensor grad_y, Tensor x, MaybeTensor weight, MaybeTensor bias, Tensor mean, Tensor rstd) {
+  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward(Tensor grad_y, Tensor x,
+                                                                     MaybeTensor weight,
+                                                                     MaybeTensor bias, Tensor mean,
+                                                                     Tensor rstd) {
     for (const Tensor* t : {&mean, &rstd}) {
       STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == mean.size(1) &&
                           t->is_contiguous() && t->scalar_type() == accumulator(x) &&

@@ -26,8 +26,8 @@ struct LikelihoodInfo {
 
 #define VF_INFO(name, L) {#name, likelihoods::L::params, 0},
 #define VF_PLANE_INFO(name, L) {#name, 1, likelihoods::L::targets},
-constexpr LikelihoodInfo kLikelihoods[] = {
-    VF_LIKELIHOODS(VF_INFO) VF_PLANE_LIKELIHOODS(VF_PLANE_INFO)};
+constexpr LikelihoodInfo kLikelihoods[] = {VF_LIKELIHOODS(VF_INFO)
+                                               VF_PLANE_LIKELIHOODS(VF_PLANE_INFO)};
 #undef VF_INFO
 #undef VF_PLANE_INFO
 
@@ -49,13 +49,14 @@ inline Likelihood plane_args(Likelihood args, const LikelihoodInfo& info, const 
   args.planes = planes.size(1);
   args.inner = 1;
   for (int64_t d = 2; d < planes.dim(); ++d) args.inner *= planes.size(d);
-  STD_TORCH_CHECK(target.numel() == args.target_rows * info.targets * args.inner &&
-                      (args.target_rows == 0 ? args.rows == 0 : args.rows % args.target_rows == 0) &&
-                      args.planes <= INT32_MAX,
-                  "vae_fast: ", info.name, " has ", info.targets,
-                  " values of the target at each position of the planes");
-  args.params[0] = {const_cast<void*>(planes.const_data_ptr()), args.planes * args.inner, args.inner,
-                    1};
+  STD_TORCH_CHECK(
+      target.numel() == args.target_rows * info.targets * args.inner &&
+          (args.target_rows == 0 ? args.rows == 0 : args.rows % args.target_rows == 0) &&
+          args.planes <= INT32_MAX,
+      "vae_fast: ", info.name, " has ", info.targets,
+      " values of the target at each position of the planes");
+  args.params[0] = {const_cast<void*>(planes.const_data_ptr()), args.planes * args.inner,
+                    args.inner, 1};
   return args;
 }
 
@@ -95,7 +96,8 @@ inline Likelihood likelihood_args(int id, const Tensors& params, const Tensor& t
     }
     return args;
   }
-  STD_TORCH_CHECK(target.is_contiguous() && target.dim() >= 2, "vae_fast: the target must be "
+  STD_TORCH_CHECK(target.is_contiguous() && target.dim() >= 2,
+                  "vae_fast: the target must be "
                   "contiguous, with its samples in dim 0");
   for (const Tensor& p : params) {
     STD_TORCH_CHECK(p.is_contiguous() && p.dim() == target.dim(),
@@ -112,8 +114,9 @@ inline Likelihood likelihood_args(int id, const Tensors& params, const Tensor& t
     args.rows = first.size(0);
     for (int j = 0; j < info.params; ++j) {
       const int64_t offset = j * args.inner * size_of(args.dtype);
-      args.params[j] = {const_cast<char*>(static_cast<const char*>(first.const_data_ptr())) + offset,
-                        info.params * args.inner, 0, 1};
+      args.params[j] = {
+          const_cast<char*>(static_cast<const char*>(first.const_data_ptr())) + offset,
+          info.params * args.inner, 0, 1};
     }
     return args;
   }
@@ -288,8 +291,7 @@ struct LikelihoodOps {
     Tensor loss, recon, kl;
 
     Losses(Elbo& args, const Tensor& target, const Tensor& like)
-        : loss(empty_loss(args.recon, target, like)),
-          recon(empty_loss(args.recon, target, like)),
+        : loss(empty_loss(args.recon, target, like)), recon(empty_loss(args.recon, target, like)),
           kl(empty_loss(args.recon, target, like)) {
       args.loss = loss.mutable_data_ptr();
       args.recon.nll = recon.mutable_data_ptr();
@@ -302,8 +304,7 @@ struct LikelihoodOps {
     Tensor mu, logvar;
 
     Grads(Elbo& args, const Tensors& of, const Tensor& of_mu, int64_t wanted)
-        : params(make_grads(args.recon, of, wanted)),
-          mu(empty_alike<Device>(of_mu)),
+        : params(make_grads(args.recon, of, wanted)), mu(empty_alike<Device>(of_mu)),
           logvar(empty_alike<Device>(of_mu)) {
       args.grad_mu = mu.mutable_data_ptr();
       args.grad_logvar = logvar.mutable_data_ptr();
@@ -321,10 +322,12 @@ struct LikelihoodOps {
   }
 
   template <int ID>
-  static std::tuple<Tensors, Tensor, Tensor> elbo_backward(
-      MaybeTensor grad_loss, MaybeTensor grad_recon, MaybeTensor grad_kl, Tensors params,
-      Tensor target, Tensor mu, Tensor logvar, double beta, MaybeTensor beta_tensor,
-      int64_t reduction, int64_t wanted) {
+  static std::tuple<Tensors, Tensor, Tensor> elbo_backward(MaybeTensor grad_loss,
+                                                           MaybeTensor grad_recon,
+                                                           MaybeTensor grad_kl, Tensors params,
+                                                           Tensor target, Tensor mu, Tensor logvar,
+                                                           double beta, MaybeTensor beta_tensor,
+                                                           int64_t reduction, int64_t wanted) {
     Elbo args = elbo_args(ID, params, target, mu, logvar, beta, beta_tensor, reduction);
     STD_TORCH_CHECK(grad_loss || grad_recon || grad_kl, "vae_fast: no gradient was given");
     const Tensor& like = params[0];
@@ -341,8 +344,8 @@ struct LikelihoodOps {
   // Values and gradients in one pass; the loss's own gradient is taken to be grad_scale.
   template <int ID>
   static std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor> elbo_with_grad(
-      Tensors params, Tensor target, Tensor mu, Tensor logvar, double beta,
-      MaybeTensor beta_tensor, int64_t reduction, double grad_scale, int64_t wanted) {
+      Tensors params, Tensor target, Tensor mu, Tensor logvar, double beta, MaybeTensor beta_tensor,
+      int64_t reduction, double grad_scale, int64_t wanted) {
     Elbo args = elbo_args(ID, params, target, mu, logvar, beta, beta_tensor, reduction);
     args.recon.grad_nll = known(args.recon, grad_scale);
     args.grad_kl = known(args.recon, beta * grad_scale, beta_tensor);
@@ -391,15 +394,14 @@ inline void define_likelihoods(torch::stable::detail::StableLibrary& m) {
            "Tensor[]");
     define("_nll_with_grad", inputs + ", int reduction, float grad_scale, int wanted",
            "(Tensor nll, Tensor[] grads)");
-    define("_nll_with_grad_out",
-           inputs + ", int reduction, float grad_scale, Tensor(a!)[] grads", "Tensor");
+    define("_nll_with_grad_out", inputs + ", int reduction, float grad_scale, Tensor(a!)[] grads",
+           "Tensor");
     define("_elbo", inputs + latent + ", int reduction", "(" + losses + ")");
     define("_elbo_backward",
            "Tensor? grad_loss, Tensor? grad_recon, Tensor? grad_kl, " + inputs + latent +
                ", int reduction, int wanted",
            "(" + grads + ")");
-    define("_elbo_with_grad",
-           inputs + latent + ", int reduction, float grad_scale, int wanted",
+    define("_elbo_with_grad", inputs + latent + ", int reduction, float grad_scale, int wanted",
            "(" + losses + ", " + grads + ")");
   }
 }

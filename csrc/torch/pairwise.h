@@ -17,8 +17,7 @@ inline void define_pairwise(torch::stable::detail::StableLibrary& m) {
       "Tensor logvar, Tensor? logits, Tensor state, float own, float next, "
       "float offset) -> (Tensor grad_z, Tensor grad_mu, Tensor grad_logvar, Tensor grad_logits)");
   // kernel is an index into vae_fast.functional.pairwise.KERNELS.
-  m.def(
-      "mmd(Tensor x, Tensor y, Tensor bandwidths, int kernel, bool unbiased) -> Tensor");
+  m.def("mmd(Tensor x, Tensor y, Tensor bandwidths, int kernel, bool unbiased) -> Tensor");
   m.def(
       "mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths, int kernel, "
       "bool unbiased) -> (Tensor grad_x, Tensor grad_y)");
@@ -42,8 +41,10 @@ struct PairwiseOps {
                         t.size(1) == like.size(1) && t.scalar_type() == like.scalar_type() &&
                         is_floating(dtype_of(t)) && on_device_of(t, like) &&
                         t.get_device_index() == like.get_device_index(),
-                    "vae_fast: ", name, " must be a contiguous floating matrix, of one dtype, "
-                    "device and number of columns with the other, with at least ", least, " rows");
+                    "vae_fast: ", name,
+                    " must be a contiguous floating matrix, of one dtype, "
+                    "device and number of columns with the other, with at least ",
+                    least, " rows");
   }
   // Sums and their upstream gradients.
   static void check_sums(const Tensor& t, const Tensor& z, int64_t count, const char* name) {
@@ -81,13 +82,13 @@ struct PairwiseOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor> pair_density(Tensor z, Tensor mu, Tensor logvar,
-                                                 MaybeTensor logits, double own, double next,
-                                                 double offset, bool want_parts) {
+                                                         MaybeTensor logits, double own,
+                                                         double next, double offset,
+                                                         bool want_parts) {
     PairDensity args = density_args(z, mu, logvar, logits, own, next, offset);
     Tensor whole = vector(args.rows, accumulator(z), z);
     Tensor parts = matrix(want_parts ? args.rows : 0, args.dims, accumulator(z), z);
-    Tensor state =
-        matrix(args.rows, state_size(args.dims, want_parts), ScalarType::Double, z);
+    Tensor state = matrix(args.rows, state_size(args.dims, want_parts), ScalarType::Double, z);
     args.whole = whole.mutable_data_ptr();
     args.state = static_cast<double*>(state.mutable_data_ptr());
     args.parts = want_parts ? parts.mutable_data_ptr() : nullptr;
@@ -155,9 +156,8 @@ struct PairwiseOps {
     return value;
   }
 
-  static std::tuple<Tensor, Tensor> mmd_backward(Tensor grad, Tensor x, Tensor y,
-                                                 Tensor bandwidths, int64_t kernel,
-                                                 bool unbiased) {
+  static std::tuple<Tensor, Tensor> mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths,
+                                                 int64_t kernel, bool unbiased) {
     Mmd args = mmd_args(x, y, bandwidths, kernel, unbiased);
     check_sums(grad, x, 1, "grad");
     Tensor grad_x = matrix(args.rows, args.dims, x.scalar_type(), x);
@@ -174,8 +174,13 @@ struct PairwiseOps {
     check_matrix(x, x, "x", 0);
     check_matrix(codes, x, "codes", 1);
     Tensor index = vector(x.size(0), ScalarType::Long, x);
-    NearestCode args{dtype_of(x), x.size(0), codes.size(0), x.size(1), x.const_data_ptr(),
-                     codes.const_data_ptr(), static_cast<int64_t*>(index.mutable_data_ptr())};
+    NearestCode args{dtype_of(x),
+                     x.size(0),
+                     codes.size(0),
+                     x.size(1),
+                     x.const_data_ptr(),
+                     codes.const_data_ptr(),
+                     static_cast<int64_t*>(index.mutable_data_ptr())};
     Device::nearest_code(args);
     return index;
   }

@@ -62,10 +62,10 @@ struct StepOps {
     return grad;
   }
 
-  static Tensor step_decide(Tensor gradients, std::vector<int64_t> ranges, std::vector<Tensor> columns,
-                            std::vector<int64_t> places, Tensor recon, MaybeTensor heads,
-                            Tensor beta, Tensor steps, Tensor usual, Tensor sums, int64_t rows,
-                            std::vector<double> guard, double beta1, double beta2) {
+  static Tensor step_decide(Tensor gradients, std::vector<int64_t> ranges,
+                            std::vector<Tensor> columns, std::vector<int64_t> places, Tensor recon,
+                            MaybeTensor heads, Tensor beta, Tensor steps, Tensor usual, Tensor sums,
+                            int64_t rows, std::vector<double> guard, double beta1, double beta2) {
     StepDecide args{};
     const int64_t all = gradients.numel();
     const int64_t parts = static_cast<int64_t>(ranges.size() / 2 + columns.size());

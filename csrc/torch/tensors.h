@@ -73,8 +73,8 @@ inline int64_t cols_of(const Tensor& t) {
 inline void check_like(const Tensor& t, const Tensor& other, const char* name) {
   bool same = t.dim() == other.dim() && t.numel() == other.numel() && on_device_of(t, other);
   for (int64_t d = 0; same && d < t.dim(); ++d) {
-    same = t.size(d) == other.size(d) && (t.stride(d) == other.stride(d) || t.size(d) <= 1 ||
-                                          t.numel() == 0);
+    same = t.size(d) == other.size(d) &&
+           (t.stride(d) == other.stride(d) || t.size(d) <= 1 || t.numel() == 0);
   }
   STD_TORCH_CHECK(same, "vae_fast: ", name, " differs in shape, memory layout or device");
 }
@@ -84,10 +84,9 @@ inline void check_dense(const Tensor& t, const char* name) {
   // Samples are outermost and the rest has no holes: the product of the inner sizes is the stride.
   int64_t extent = 1;
   for (int64_t d = 0; d < t.dim(); ++d) extent += (t.size(d) - 1) * t.stride(d);
-  const bool outermost =
-      t.dim() >= 2 && (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
-  STD_TORCH_CHECK(extent == t.numel() && outermost,
-                  "vae_fast: ", name, " must be dense in memory, with the samples outermost");
+  const bool outermost = t.dim() >= 2 && (t.size(0) == 1 || t.stride(0) == t.numel() / t.size(0));
+  STD_TORCH_CHECK(extent == t.numel() && outermost, "vae_fast: ", name,
+                  " must be dense in memory, with the samples outermost");
 }
 
 inline void check_pair(const Tensor& mu, const Tensor& logvar) {
@@ -119,12 +118,10 @@ inline Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, S
                     const Tensor& like) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type_of(like),
-      like.get_device_index(), &handle));
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      device_type_of(like), like.get_device_index(), &handle));
   return Tensor(handle);
 }
-
 
 // A loss: one value, or one per sample.
 inline Tensor empty_sum(const Tensor& t, Reduction reduction) {

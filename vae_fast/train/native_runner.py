@@ -170,7 +170,7 @@ class NativeRunner:
         step, update = self._step, self._step.updates[0]
         terms = step.differentiate(share, step.phases[0], update)
         loss = terms.loss.detach()
-        wanted = {name: float(term) for name, term in terms._asdict().items()}
+        wanted = {name: float(term.item()) for name, term in terms._asdict().items()}
         update.optimizer.zero_grad()
         scale = max(1.0, *map(abs, wanted.values()))
         for name, value in wanted.items():
