@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/driver.h"
+#include "cpu/several.h"
 #include "cpu/staging.h"
 #include "likelihoods/list.h"
 
@@ -21,6 +22,10 @@ template <class L, class M>
 constexpr bool kHasParts = requires(typename M::T t, typename M::T (&p)[L::params]) {
   L::template parts<M, true, true>(p, t, t, t, p);
 };
+
+// Vectors that are taken side by side: several of counts, whose formulas are the longest.
+template <class L, class M>
+constexpr int kAbreast = kHasNonzeroPart<L> && M::width > 1 ? 4 : 1;
 
 // Sums of double precision for every shared parameter, one set for each piece of a problem. Null
 // where a parameter is not shared.
@@ -183,8 +188,26 @@ VF_FN void block(const X* const (&p)[kMaxParams], const Y* target, X* const (&g)
       for (int j = 0; j < kParams; ++j) grad[j] = grad[j] * scale;
     }
   };
+  int64_t begin = 0;
+  if constexpr (kAbreast<L, M> > 1) {
+    using S = Several<M, kAbreast<L, M>>;
+    typename S::T all = S::splat(0.0f);
+    for (; begin + S::width <= n; begin += S::width) {
+      typename S::T x[kParams], grad[kParams], nll;
+      for (int j = 0; j < kParams; ++j) x[j] = S::load(p[j] + begin);
+      L::template term<S, VALUE, GRAD>(x, S::load(target + begin), nll, grad);
+      if constexpr (VALUE) all = all + nll;
+      if constexpr (GRAD) {
+        for (int j = 0; j < kParams; ++j) S::store(grad[j] * scale, g[j] + begin);
+      }
+    }
+    if constexpr (VALUE) {
+      int k = 0;
+      S::each(all, [&](T sum) { partial[k++ & 3] = sum; });
+    }
+  }
   walk<M>(
-      0, n,
+      begin, n,
       [&](int64_t i, int lane) __attribute__((always_inline)) {
         if constexpr (kParams == 1) {
           prefetch<M>(p[0] + i, lane);

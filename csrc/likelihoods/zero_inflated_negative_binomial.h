@@ -13,12 +13,10 @@ struct ZeroInflatedNegativeBinomialBy {
   static constexpr Target target = Target::count;
   static constexpr bool has_nonzero_part = true;
 
-  // x = 0. With e = exp(-|l|) and E = exp(-A), the sum u of the two probabilities is
-  //   l >= 0: (1 + e E) / (1 + e),   1 - u = e (1 - E) / (1 + e)
-  //   l < 0:  (e + E) / (1 + e),     1 - u =   (1 - E) / (1 + e),
-  // none of which cancels, and log u is taken from whichever of u and 1 - u has its digits. Where both
-  // e and E would be tiny, exp(-held) is taken out of both; 1 + e and 1 - E then are 1 all the same.
-  // Where x > 0 this gives 0: add_nonzero has all of it.
+  // x = 0. With e = exp(-|l|), P = sigmoid(l), Q = sigmoid(-l) and E = exp(-A), the sum u of the two
+  // probabilities is P + Q E, and 1 - u = Q (1 - E). Neither cancels, and log u is taken from whichever
+  // of them has its digits. Where both P and E would be tiny, exp(-held) is taken out of both; 1 + e
+  // and 1 - E then are 1 all the same. Where x > 0 this gives 0: add_nonzero has all of it.
   template <class M, bool VALUE, bool GRAD, class T = typename M::T>
   static VF_FN void term(const T (&p)[params], T x, T& nll, T (&grad)[params]) {
     const T rate = LOG_RATE ? M::exp(p[0]) : p[0], logit = p[2];
@@ -31,22 +29,21 @@ struct ZeroInflatedNegativeBinomialBy {
     const T zero_nb = M::exp_nonpositive(held - a, negative);
     const T e = M::exp_nonpositive(held - M::abs(logit));
     const auto positive = logit >= 0.0f;
-    const T one = M::splat(1.0f);
-    const T share = M::divide_unit(one, 1.0f + e);
-    const T both = M::select(positive, e * zero_nb, zero_nb);
-    const T sum = both + M::select(positive, one, e);
+    const T larger = M::divide_unit(M::splat(1.0f), 1.0f + e), smaller = e * larger;
+    const T p_zero = M::select(positive, larger, smaller);
+    const T p_nb = M::select(positive, smaller, larger);
+    const T sum = p_zero + p_nb * zero_nb;
     const auto zero = x == 0.0f;
     const T nan_of_x = x - x;
     if constexpr (VALUE) {
-      const T less_one = (M::select(positive, e, one) * share) * negative;
-      nll = M::select(zero, held - M::log_near(sum * share, less_one), nan_of_x);
+      nll = M::select(zero, held - M::log_near(sum, p_nb * negative), nan_of_x);
     }
     if constexpr (GRAD) {
-      const T inverse = M::divide(one, sum);
-      const T of_nb = M::select(zero, both * inverse, nan_of_x);
+      const T share = M::divide(p_nb, sum);
+      const T of_nb = M::select(zero, share * zero_nb, nan_of_x);
       grad[0] = of_nb * (LOG_RATE ? rate * common.by_rate : common.by_rate);
       grad[1] = of_nb * common.by_dispersion;
-      grad[2] = M::select(zero, ((e * share) * negative) * inverse, nan_of_x);
+      grad[2] = M::select(zero, (p_zero * share) * negative, nan_of_x);
     }
   }
 

@@ -126,6 +126,26 @@ def test_accuracy(spec):
                 off = np.abs(value.double().numpy() - c.truth[0].astype(float))
                 value = torch.where(torch.from_numpy(off) < 2e-16, c.eager[0], value)
             c.check(f"{spec.name}, {dtype}, {name}", [value, *shaped])
+            for grads in side_by_side(spec, c.params, c.x, 3 if len(c.x) > 30 else 20):
+                c.check(f"{spec.name}, {dtype}, {name}, side by side", [value, *grads])
+
+
+def side_by_side(spec: Spec, params: list[Tensor], x: Tensor, copies=3) -> list[list[Tensor]]:
+    """The gradients of elements, or of positions, that one row has one after another, as the kernels
+    take several vectors of them at once; for each of the copies in turn."""
+    if spec.target == "category":
+        x = x.long()
+
+    def in_a_row(t: Tensor) -> Tensor:  # (N, ...) -> (1, ..., copies * N)
+        t = t.flatten(1) if t.dim() > 1 else t
+        return torch.cat([t.movedim(0, -1)] * copies, -1)[None]
+
+    grads = call(spec, [in_a_row(p) for p in params], in_a_row(x))[1:]
+    each = [g[0].movedim(-1, 0).chunk(copies) for g in grads]
+    return [
+        [g.reshape(p.shape) for g, p in zip(copy, params, strict=True)]
+        for copy in zip(*each, strict=True)
+    ]
 
 
 # --- sums, shapes, dtypes ------------------------------------------------------------------------
