@@ -77,9 +77,9 @@ inline bool is_uniform(const Tensor& p, const Tensor& target, int64_t from, int6
   return whole || one;
 }
 
-// The cut through the target's features, dims [1, cut) and [cut, dims), at which every parameter is
-// whole or one value before and behind it, as _shared in ops/likelihood.py finds it. 0: there is none,
-// or a parameter does not broadcast.
+// A cut of the target's features into dims [1, cut) and [cut, dims): on each side of it every parameter
+// has the target's sizes, or is all ones. 0 if there is no such cut, if a parameter does not broadcast,
+// or if there are more than kMaxDims dims.
 inline int64_t cut_of(TensorList params, const Tensor& target) {
   const int64_t dims = target.dim();
   if (dims > kMaxDims) return 0;

@@ -4,11 +4,11 @@
 // one tensor for each, in the list's order, or one tensor with all of them stacked in its dim 1.
 // Shapes, with N samples:
 //   - every parameter has the target's shape, and one dense memory layout with it; or K * N samples
-//     to the target's N, sample k * N + n being against target n;
+//     to the target's N, sample k * N + n is compared with target n;
 //   - or target (N, C, P) and parameters (N or 1, C or 1, P or 1), contiguous: a size of 1 is shared;
 //   - or one tensor (N, params * C, ...), contiguous, for a target (N, C, ...).
-// A likelihood over planes has one tensor (N, planes, ...) and a target (N, targets, ...), or
-// (N, ...) where that is one value.
+// A likelihood over planes (as many parameters as the call gives, see likelihoods/target.h) has one
+// tensor (N, planes, ...) and a target (N, targets, ...), or (N, ...) where that is one value.
 #pragma once
 
 #include <string>

@@ -30,14 +30,15 @@ class StreamData:
 
     Several ranks: unless the dataset ``splits`` itself, every rank reads the whole stream, which
     must have the same order on all of them, and keeps its share of each batch. If the dataset
-    splits itself, a rank serves everything that it gets, its share of a batch at a time.
+    splits itself, a rank serves everything that it gets, cut into pieces as large as its share of
+    a batch.
 
     Attributes:
         dataset: iterated once per pass.
         samples: samples per epoch, over all ranks; further ones in the stream are not read. None
             counts the stream by reading it once.
         splits: whether iteration gives every rank and every worker process different samples.
-        takes: the labels that are looked for; each is checked as it is read.
+        takes: the labels that the model accepts; each is checked as it is read.
     """
 
     dataset: Any
