@@ -22,6 +22,7 @@ needs_native = pytest.mark.skipif(not NATIVE, reason="the kernels are not built"
 def nothing_built(monkeypatch):
     """As on a machine without a compiler."""
     monkeypatch.setattr(backend_module, "_libraries", {})
+    monkeypatch.setattr(backend_module, "node", None)
     monkeypatch.setattr(backend_module, "_reasons", {"cpu": "vae_fast._C is not built; reinstall"})
     monkeypatch.setattr(backend_module, "_warned", set())
     monkeypatch.setattr(backend_module, "_choice", "auto")

@@ -29,21 +29,22 @@ struct ZeroInflatedNegativeBinomialBy {
     const T zero_nb = M::exp_nonpositive(held - a, negative);
     const T e = M::exp_nonpositive(held - M::abs(logit));
     const auto positive = logit >= 0.0f;
-    const T larger = M::divide_unit(M::splat(1.0f), 1.0f + e), smaller = e * larger;
-    const T p_zero = M::select(positive, larger, smaller);
-    const T p_nb = M::select(positive, smaller, larger);
-    const T sum = p_zero + p_nb * zero_nb;
+    const T one = M::splat(1.0f), share = M::divide_unit(one, 1.0f + e);
+    const T of_zero = M::select(positive, one, e);
+    const T p_zero = of_zero * share, p_nb = M::select(positive, e, one) * share;
+    // Added before they are divided by 1 + e: one rounding less than P + Q E.
+    const T sum = (of_zero + M::select(positive, e * zero_nb, zero_nb)) * share;
     const auto zero = x == 0.0f;
     const T nan_of_x = x - x;
     if constexpr (VALUE) {
       nll = M::select(zero, held - M::log_near(sum, p_nb * negative), nan_of_x);
     }
     if constexpr (GRAD) {
-      const T share = M::divide(p_nb, sum);
-      const T of_nb = M::select(zero, share * zero_nb, nan_of_x);
+      const T nb_share = M::divide(p_nb, sum);
+      const T of_nb = M::select(zero, nb_share * zero_nb, nan_of_x);
       grad[0] = of_nb * (LOG_RATE ? rate * common.by_rate : common.by_rate);
       grad[1] = of_nb * common.by_dispersion;
-      grad[2] = M::select(zero, (p_zero * share) * negative, nan_of_x);
+      grad[2] = M::select(zero, (p_zero * nb_share) * negative, nan_of_x);
     }
   }
 

@@ -91,8 +91,8 @@ def test_plateau_uses_the_validation_loss_and_resumes(config, clothes):
         ({"scheduler": "Nothing"}, "has no 'Nothing'"),
         ({"scheduler": "torch.optim:SGD"}, "must lead to a subclass of torch.optim.lr_scheduler"),
         ({"scheduler": "StepLR", "scheduler_args": {"size": 3}}, "don't fit StepLR"),
-        ({"scheduler": "StepLR", "decay": "cosine"}, "give one or the others"),
-        ({"scheduler_args": {"step_size": 3}}, "go with optimizer.scheduler"),
+        ({"scheduler": "StepLR", "decay": "cosine"}, "give either it or them"),
+        ({"scheduler_args": {"step_size": 3}}, "need an optimizer.scheduler"),
     ],
 )
 def test_impossible_settings_are_refused_before_a_folder_is_made(
