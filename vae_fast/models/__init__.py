@@ -1,5 +1,5 @@
-"""VAE families. Each model has encode, decode, loss, reconstruct and sample; networks and
-likelihoods are arguments.
+"""VAE families. Every model has encode, decode, loss, reconstruct and sample, and takes its
+networks and its likelihood as arguments.
 """
 
 from typing import Any

@@ -16,19 +16,19 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class AAE(LatentModel):
-    """z = encoder(x), made to look like draws from N(0, 1) to a discriminator.
+    """z = encoder(x); adversarial training matches the distribution of z to the prior N(0, 1).
 
-    The encoder is deterministic (the paper's first choice) and gives latent_dim features;
-    ``encode`` has logvar = -inf, as for any point.
+    The encoder is deterministic, the first option in the paper's section 2, and gives latent_dim
+    features. ``encode`` returns logvar = -inf: a point mass.
 
-    Three losses train three sets of parameters, each with its own optimizer (``phases``), on each
-    batch in turn: the autoencoder reconstructs, the discriminator learns to tell z from the
-    prior's draws, and the encoder learns to fool it.
+    Each batch trains three sets of parameters in turn, each with its own optimizer (``phases``):
+    the encoder and decoder reconstruct, the discriminator learns to tell z from draws of the prior,
+    and the encoder learns to fool the discriminator.
 
     Args:
         discriminator: (N, latent_dim) to (N, 1), logits of "z is from the prior".
-        generator_lr: the encoder's learning rate against the discriminator, as a part of the run's.
-            As fast as the discriminator, it runs ahead of it, and round in circles.
+        generator_lr: the encoder's learning rate against the discriminator, as a multiple of the
+            run's. At 1 the encoder outruns the discriminator, and training oscillates.
     """
 
     is_probabilistic = False
@@ -73,12 +73,13 @@ class AAE(LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """recon = -log p(x | z), kl = -log D(z), in nats; the sum of the phases' losses, or one.
+        """The loss of one phase, or the sum of all three, in nats.
 
-        They are recon, -log D(prior) - log(1 - D(z)) and beta * kl. kl stands where the KL does:
-        what the discriminator D tells z from the prior by, log 2 where it can't. Each phase's
-        gradient is for its own parameters only, in the sum too, which one optimizer over
-        everything may so minimise.
+        recon = -log p(x | z). kl = -log D(z) takes the place of the KL; it is log 2 where the
+        discriminator D cannot tell z from the prior. The phases' losses are recon,
+        -log D(prior) - log(1 - D(z)) and beta * kl. Each loss has gradients for its own phase's
+        parameters only, so one optimizer over all parameters may minimise the sum. An unknown phase
+        and free_bits > 0 raise ValueError.
         """
         if free_bits > 0:
             raise ValueError("free_bits bounds a KL, and an adversarial autoencoder has none")
@@ -100,16 +101,13 @@ class AAE(LatentModel):
         return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """How often the discriminator is right, over codes and draws from the prior, (N,).
-
-        1/2 where it can't tell them apart.
-        """
+        """The discriminator's accuracy over codes and draws from the prior, (N,); 1/2 is chance."""
         z = self.features(x)
         found_out = (self.discriminator(z) < 0).squeeze(1).float()
         believed = (self.discriminator(torch.randn_like(z)) > 0).squeeze(1).float()
         return {"discriminator_accuracy": (found_out + believed) / 2}
 
     def _judge_fixed(self, z: Tensor) -> Tensor:
-        """The discriminator's logits, with gradients for z and none for its parameters."""
+        """The discriminator's logits, (N, 1), with gradients for z but not for its parameters."""
         constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         return torch.func.functional_call(self.discriminator, constants, (z,))

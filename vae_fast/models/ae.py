@@ -1,4 +1,4 @@
-"""The deterministic autoencoder: the baseline for dimension reduction, features, compression."""
+"""The deterministic autoencoder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class AE(WideBuffers, LatentModel):
-    """z = encoder(x), with latent_dim features, and p(x | z) as for the others.
+    """z = encoder(x), without noise; the decoder parametrises p(x | z).
 
-    A point is a Gaussian of no width, so ``encode`` gives logvar = -inf. There is no prior: for
-    ``sample``, a Gaussian fitted to the training codes (a running mean and covariance) stands in.
+    The encoder gives latent_dim features, and ``encode`` returns logvar = -inf: a point mass.
+    There is no prior. ``sample`` uses a Gaussian fitted to the training codes, with their running
+    mean and covariance.
 
     Args:
-        momentum: of the latest batch in the running statistics, which over the first 1 / momentum
-            batches are their plain mean.
+        momentum: the latest batch's weight in the running statistics, which are plain means over
+            the first 1 / momentum batches.
     """
 
     code_mean: Tensor
@@ -51,9 +52,8 @@ class AE(WideBuffers, LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """-log p(x | z), in nats. kl is 0, and so beta and free_bits have nothing to weigh.
-
-        With an ``objective``, its loss.
+        """-log p(x | z), in nats, or the loss of the ``objective``. kl is 0 without an objective,
+        so beta and free_bits have no effect.
         """
         if self.objective is not None:
             given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
@@ -63,7 +63,7 @@ class AE(WideBuffers, LatentModel):
         return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
 
     def followed(self, x: Tensor) -> Tensor:
-        """The codes of x, (N, latent_dim), which in training the running statistics follow."""
+        """The codes of x, (N, latent_dim). In training they update the running statistics."""
         z = self.features(x)
         if self.training:
             if is_transforming():
@@ -77,7 +77,7 @@ class AE(WideBuffers, LatentModel):
     @torch.no_grad()
     def _follow(self, z: Tensor) -> None:
         z = z.to(self.code_mean.dtype)
-        with torch.autocast(z.device.type, enabled=False):  # it would make the product bfloat16
+        with torch.autocast(z.device.type, enabled=False):  # keeps the product in float32
             square = z.t() @ z / z.shape[0]
         self.batches_seen.add_(1)
         weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
@@ -88,10 +88,11 @@ class AE(WideBuffers, LatentModel):
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z from the Gaussian fitted to the training codes, its covariance times temperature^2."""
+        """z (n, latent_dim) from the Gaussian fitted to the training codes; temperature^2
+        multiplies its covariance."""
         eps = super().sample_prior(n, temperature, generator)
         covariance = self.code_square - torch.outer(self.code_mean, self.code_mean)
-        # The floor keeps the factorisation defined for codes that don't vary.
+        # The floor keeps the covariance positive definite where codes do not vary.
         floor = 1e-5 * covariance.diagonal().mean().clamp_min(1e-6)
         eye = torch.eye(self.latent_dim, device=eps.device, dtype=covariance.dtype)
         factor = torch.linalg.cholesky(covariance + floor * eye)

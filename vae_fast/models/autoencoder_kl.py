@@ -1,8 +1,8 @@
-"""The convolutional VAE with latent maps and attention: the autoencoder of latent diffusion
-(Rombach et al. 2022, section 3.1 and appendix G), whose architecture is that of Esser et al. 2021.
+"""The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1 and appendix G): a
+convolutional VAE with latent maps and attention. The architecture is that of Esser et al. 2021.
 
-What is trained is the ELBO, or with ``objective="latent-diffusion"`` its adversarial and perceptual
-losses, on which diffusion models' autoencoders are trained.
+The loss is the negative ELBO, or with ``objective="latent-diffusion"`` the papers' adversarial and
+perceptual loss.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class AutoencoderKL(BetaVAE):
-    """q(z | x) = N(mu(x), exp(logvar(x))) over latent maps (z_channels, H / f, W / f), p(z) = N(0, 1).
+    """q(z | x) = N(mu(x), exp(logvar(x))) over maps (z_channels, H / f, W / f), p(z) = N(0, 1).
 
-    Outside ``loss`` a z is flat, as every model's: (N, latent_dim), where dimension
-    (c * H / f + i) * W / f + j is channel c at row i and column j. ``latent_shape`` has the three
-    sizes, and ``as_maps`` gives the maps. So "a latent dimension" of free bits, active units and
-    the KL per dimension is one channel at one place; ``kl_per_channel`` sums over places.
+    The public methods take and return flat z, (N, latent_dim), like every other model. Dimension
+    (c * H / f + i) * W / f + j is channel c at row i and column j; ``as_maps`` restores the maps.
+    For free bits, active units and the KL per dimension, a latent dimension is therefore one
+    channel at one position. ``kl_per_channel`` sums over positions.
 
     Args:
         encoder: (N, C, H, W) to (N, 2 * z_channels, H / f, W / f): mu, then logvar.
         decoder: (N, z_channels, H / f, W / f) to the likelihood's parameters.
         latent_shape: (z_channels, H / f, W / f).
-        channels_last: whether maps are channels-last in memory; None: where their norms have kernels
-            for it, and on GPUs, whose tensor cores want it. (On two AVX-512 cores it gained 7% of a
-            step in float32 and 3% in bfloat16; torch's own norms lose more than that.)
+        channels_last: whether maps are channels-last in memory. None: on GPUs, whose tensor cores
+            prefer it, and on CPUs with the native GroupNorm kernels. (On two AVX-512 cores it made
+            a step 7% faster in float32 and 3% in bfloat16; with torch's norms it is slower.)
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AutoencoderKL(BetaVAE):
         self.channels_last = channels_last
 
     def laid_out(self, t: Tensor) -> Tensor:
-        """t, (N, C, H, W), in the layout that maps have on its device."""
+        """t, (N, C, H, W), in the memory layout of maps on its device."""
         last = self.channels_last
         if last is None:
             last = t.device.type == "cuda" or use_native(t.device.type)
@@ -83,7 +83,7 @@ class AutoencoderKL(BetaVAE):
     def posterior_maps(self, x: Tensor) -> Posterior:
         """mu and logvar, each (N, z_channels, H / f, W / f), in float32 or float64.
 
-        Maps are small, so float32 costs nothing, and bfloat16 would round mu to 8 bits.
+        bfloat16 would round mu to 8 bits, and float32 is cheap for maps this small.
         """
         moments = self.encoder(self.laid_out(self.network_input(x)))
         if moments.dtype != torch.float64:
@@ -95,17 +95,17 @@ class AutoencoderKL(BetaVAE):
         return self.decoder(self.laid_out(z.to(device_and_dtype(self)[1])))
 
     def decode_tiled(self, z: Tensor, *, tile: int = 64, overlap: float = 0.25) -> Tensor:
-        """``decode_maps`` of maps of any size, image by image and in tiles that fade into each other.
+        """``decode_maps`` in overlapping, blended tiles, one image at a time, for maps of any size.
 
         Args:
             z: (N, z_channels, h, w).
-            tile: height and width of a tile, in latent places; one as large as z decodes each image
-                whole.
-            overlap: the part of a tile that it shares with the next, in [0, 0.5].
+            tile: height and width of a tile, in latent positions. A tile as large as z decodes
+                each image whole.
+            overlap: the fraction of a tile that it shares with the next, in [0, 0.5].
 
         Returns:
-            (N, P * C, f h, f w), the likelihood's parameters. Close to ``decode_maps``, and equal to
-            it where a tile holds all: norms and attention see one tile at a time.
+            (N, P * C, f h, f w), the likelihood's parameters. They equal ``decode_maps`` if one
+            tile covers z, and approximate it otherwise: norms and attention see one tile only.
         """
         return in_tiles(self.decode_maps, z, tile, overlap)
 
@@ -147,24 +147,25 @@ class AutoencoderKL(BetaVAE):
             kl = free_bits_kl(flat, None, free_bits, reduction=reduction)
         else:
             z, kl = sample_and_kl(*q, noise_key=noise_key, reduction=reduction)
-        # x beside the parameters in memory: bytes are cheaper to move than what is made of them.
+        # x takes the parameters' layout: copying x as bytes is cheaper than copying the parameters.
         recon = self.likelihood.nll(self.decode_maps(z), self.laid_out(x), reduction=reduction)
         return LossOutput(recon + beta * kl, recon, kl)
 
     def blocks(self) -> list[nn.Module]:
-        """The parts worth sharding or wrapping one by one, in the order they run."""
+        """The blocks to shard or wrap one by one, in the order they run."""
         return [m for m in self.modules() if isinstance(m, Recomputable) and m.level == "blocks"]
 
     def kl_per_channel(self, x: Tensor) -> Tensor:
-        """The batch's mean KL in each latent channel, summed over its places, (z_channels,)."""
+        """The batch's mean KL of each channel, summed over positions, (z_channels,), in nats."""
         return self.as_maps(self.kl_per_dimension(x)).sum((1, 2))
 
 
 class Encoder(nn.Sequential):
     """(N, C, H, W) to (N, out_channels, H / f, W / f), f = 2^(levels - 1).
 
-    At each level ``blocks`` residual blocks, each with attention behind it where ``attends`` says
-    so; between levels half the size; then residual, attention, residual, and the last convolution.
+    Each level has ``blocks`` residual blocks, each followed by attention where ``attends`` is true.
+    ``halve`` connects the levels. A residual block, attention, a residual block and a convolution
+    end the network.
     """
 
     def __init__(
@@ -195,7 +196,8 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """The mirror image, with one residual block more at each level (Rombach et al. 2022)."""
+    """(N, in_channels, h, w) to (N, out_channels, f h, f w): the mirror image of ``Encoder``, with
+    one more residual block at each level (Rombach et al. 2022)."""
 
     def __init__(
         self,
@@ -248,12 +250,12 @@ def networks_of_maps(
     """Encoder, decoder and the latent maps' shape for images of ``input_shape``.
 
     Args:
-        out_channels: what the decoder gives, the likelihood's parameters.
-        channels, multipliers: channels * multipliers[i] channels at level i, f = 2^(levels - 1).
+        out_channels: the decoder's output channels, the likelihood's parameters.
+        channels, multipliers: level i has channels * multipliers[i] channels; f = 2^(levels - 1).
         blocks: residual blocks per level of the encoder; the decoder has one more.
-        attention: heights of the maps at which blocks have attention, as well as in the middle.
+        attention: map heights at which blocks have attention. The middle always has it.
         checkpointing: "none", "norms" or "blocks" (``vae_fast.models.blocks``).
-        features_per_latent: what the encoder gives for each latent value.
+        features_per_latent: the encoder's outputs per latent value.
         options: groups, head_channels, dropout.
     """
     in_channels, height, width = image_shape(input_shape)

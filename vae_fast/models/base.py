@@ -1,6 +1,6 @@
-"""What models share: a latent z, a decoder, a likelihood, and the calls every tool relies on.
+"""The base of all models: a latent z, a decoder, a likelihood, and the interface that tools use.
 
-The interface, which the trainer, tasks and evaluation use, and which a model of your own offers:
+The trainer, the tasks and the evaluation call these methods; your own model must offer them too:
 
     encode(x) -> Posterior(mu, logvar)
     decode(z) -> parameters of the likelihood
@@ -8,8 +8,8 @@ The interface, which the trainer, tasks and evaluation use, and which a model of
     reconstruct(x) -> E[x | z] at the posterior's mean
     sample(n) -> E[x | z] for n draws z from the prior
 
-x is (N, *input_shape), floating, uint8 (0..255 stands for x / 255) or bool. The network's input is
-scaled here, on the device; the loss reads uint8 as it is. All terms are in nats.
+x is (N, *input_shape), floating, uint8 (0..255 stands for x / 255) or bool. ``network_input``
+scales x on the device; the loss reads uint8 directly. All terms are in nats.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ class Posterior(NamedTuple):
 
 
 class Contextual(Posterior):
-    """A Gaussian with the features that a flow on top of it depends on: ``context``, (N, C)."""
+    """A Gaussian and ``context``, (N, C): the features that condition a flow applied to it."""
 
     context: Tensor
 
 
 class Draw(NamedTuple):
-    """One z ~ q(z | x) of each sample: ``q``; ``z``, (N, latent_dim); ``kl``, (N,), KL(q || p) in closed
-    form where there is one, else log q(z | x) - log p(z)."""
+    """One z ~ q(z | x) of each sample: ``q``, ``z`` (N, latent_dim) and ``kl`` (N,), in nats.
+
+    ``kl`` is KL(q || p) if it has a closed form, else log q(z | x) - log p(z)."""
 
     q: Posterior
     z: Tensor
@@ -58,22 +59,25 @@ class Draw(NamedTuple):
 
 
 class LatentModel(NotScriptable, Model):
-    """x to z to x: an encoder, a decoder and a likelihood, for subclasses to give a loss.
+    """An encoder, a decoder and a likelihood p(x | z). Subclasses define ``encode`` and ``loss``.
 
     Args:
-        encoder: maps (N, *input_shape) to (N, features); how many features, the model says.
+        encoder: maps (N, *input_shape) to (N, features); the subclass fixes the number of features.
         decoder: maps (N, latent_dim) to (N, P * C, ...) for data of shape (C, ...), where P is
             the likelihood's ``parameters_per_element``.
         input_shape: the shape of one sample, without the batch.
         latent_dim: the size of z.
-        likelihood: p(x | z); Bernoulli if left out.
-        learned_prior: p(z) in place of N(0, 1), for models whose z has a density.
-        objective: the loss, in place of the model's own (``vae_fast.models.objectives``).
+        likelihood: p(x | z); Bernoulli by default.
+        learned_prior: p(z) instead of N(0, 1), for models whose z has a density.
+        objective: a loss that replaces the model's own (``vae_fast.models.objectives``).
+
+    Raises:
+        ValueError: latent_dim < 1, or a learned prior or objective that does not fit the model.
     """
 
-    # Whether loss, reconstruct and sample want labels y after x; the trainer then passes them on.
+    # Whether loss, reconstruct and sample take labels y after x. The trainer then passes them.
     uses_labels = False
-    # Whether z has a density, so that there is a KL, an ELBO and a log-likelihood to speak of.
+    # Whether z has a density, so that the KL, the ELBO and the log-likelihood are defined.
     is_probabilistic = True
     takes_objective = False
     # Whether the KL is a sum over latent dimensions.
@@ -128,8 +132,8 @@ class LatentModel(NotScriptable, Model):
         raise NotImplementedError(f"{type(self).__name__} must implement loss(x)")
 
     def network_input(self, x: Tensor) -> Tensor:
-        """x as the encoder takes it, in the model's dtype: uint8 scaled to [0, 1], counts as
-        log(1 + x), and columns standardized where the likelihood is of such."""
+        """The encoder's input for x, in the model's dtype: uint8 scaled to [0, 1], counts as
+        log(1 + x), and columns standardized if the likelihood is ``Standardized``."""
         if tuple(x.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but the model was built for "
@@ -143,8 +147,8 @@ class LatentModel(NotScriptable, Model):
         return scaled(x, dtype)
 
     def values(self, x: Tensor) -> Tensor:
-        """x as floats on the scale of what the model makes of it: uint8 in [0, 1], counts and columns
-        as they are. The model's calls take it for x."""
+        """x as floats on the scale of the model's output: uint8 in [0, 1], counts and columns
+        unchanged. The model's methods accept the result as x."""
         dtype = device_and_dtype(self)[1]
         is_count = getattr(self.likelihood, "target", None) == "count"
         return x.to(dtype) if is_count else scaled(x, dtype)
@@ -161,12 +165,12 @@ class LatentModel(NotScriptable, Model):
         return z
 
     def run_decoder(self, h: Tensor) -> Tensor:
-        """The decoder over any number of leading dimensions of h, (..., features)."""
+        """The decoder applied to h (..., features), with any number of leading dimensions."""
         params = self.decoder(h.reshape(-1, h.shape[-1]))
         return params.reshape(*h.shape[:-1], *params.shape[1:])
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-        """What the other calls take after x, for a batch x with labels y: y, or nothing."""
+        """The arguments that follow x in the other methods: (y,) or ()."""
         return (y,) if self.uses_labels else ()
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ class LatentModel(NotScriptable, Model):
         return self.encode(x, *condition).mu
 
     def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """E[x | z] at the posterior's mean, of the shape of x."""
+        """E[x | z] at the posterior's mean, in x's shape."""
         return self.likelihood.mean(self.decode(self.features(x, *condition), *condition))
 
     def sample_posterior(self, x: Tensor, *condition: Tensor) -> Tensor:
@@ -187,23 +191,23 @@ class LatentModel(NotScriptable, Model):
 
     def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The mean squared error of each sample's reconstruction, (N,), on the scale of
-        ``network_input``: of [0, 1], of counts' logarithms, or of standardized columns."""
+        ``network_input``: [0, 1], log(1 + count), or standardized columns."""
         made = self.as_input(self.reconstruct(x, *condition), x.dtype)
         return (self.network_input(x) - made).flatten(1).square().mean(1)
 
     def as_input(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """A likelihood's ``mean`` or ``sample``, as ``network_input`` gives data of ``dtype``.
+        """A likelihood's ``mean`` or ``sample``, scaled like ``network_input`` of ``dtype`` data.
 
-        The classes of 8-bit pixels stand for what the pixels do.
+        Integer classes become ``dtype`` first: classes of 8-bit pixels become uint8.
         """
         return self.network_input(made if made.is_floating_point() else made.to(dtype))
 
     def as_values(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """A likelihood's ``mean`` or ``sample``, as ``values`` gives data of ``dtype``."""
+        """A likelihood's ``mean`` or ``sample``, scaled like ``values`` of ``dtype`` data."""
         return self.values(made if made.is_floating_point() else made.to(dtype))
 
     def values_per_sample(self, x: Tensor) -> float:
-        """How many numbers a sample of x has, on average."""
+        """The mean number of values in a sample of x."""
         return math.prod(x.shape[1:])
 
     def sample(
@@ -215,8 +219,8 @@ class LatentModel(NotScriptable, Model):
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z ~ N(0, temperature^2), (n, latent_dim); of a learned prior, its standard deviations
-        times temperature."""
+        """z ~ N(0, temperature^2), (n, latent_dim), or z from the learned prior with its standard
+        deviations multiplied by temperature."""
         if n < 0 or temperature < 0:
             raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
         device, dtype = device_and_dtype(self)
@@ -230,12 +234,13 @@ class LatentModel(NotScriptable, Model):
         return self.learned_prior.sample(eps, self.encode, generator)
 
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
-        """``loss``: what DistributedDataParallel and torch.compile wrap."""
+        """``loss``, under the name that DistributedDataParallel and torch.compile wrap."""
         return self.loss(x, *condition, **options)
 
 
 def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in ``dtype``, of uint8 x / 255: ``as_probability``, in one pass where a kernel has it."""
+    """``as_probability(x, dtype)``: x in ``dtype``, with uint8 divided by 255. A kernel does it in
+    one pass for uint8 to float32 on a CPU."""
     if not (
         x.dtype == torch.uint8
         and dtype == torch.float32
@@ -252,15 +257,16 @@ def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _rows(count: int) -> Tensor:
-    return torch.arange(count, device="cpu")  # whatever the default device is
+    return torch.arange(count, device="cpu")  # not torch's default device
 
 
 def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
-    """(N, 2 D + context) features, as an encoder's last layer gives them, to mu and logvar."""
+    """Split an encoder's output (N, 2 D + context) into mu (N, D), logvar (N, D) and, if context is
+    above 0, the context (N, context)."""
     if context > 0:
         features, more = features.tensor_split([features.shape[-1] - context], dim=-1)
     mu, logvar = features.chunk(2, dim=-1)
-    # The ops want them so; once here is less than once in each.
+    # The ops need contiguous inputs: one copy here saves one in each op.
     q = (mu.contiguous(), logvar.contiguous())
     if context == 0:
         return Posterior(*q)
@@ -272,14 +278,14 @@ def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
 def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:
     """KL(q || p) of each latent dimension, summed over the batch, (D,), in nats; p=None: N(0, 1).
 
-    Transposed, a latent dimension is a "sample" of the op, and the batch its features.
+    The transpose makes each latent dimension a sample of the op, and the batch its features.
     """
     prior = () if p is None else (p.mu.t(), p.logvar.t())
     return gaussian_kl(q.mu.t(), q.logvar.t(), *prior, reduction="none")
 
 
 def sampled_kl(model: LatentModel, q: Posterior, z: Tensor, free_bits: float = 0.0) -> Tensor:
-    """log q(z | x) - log p(z) for z ~ q under the model's learned prior, (N,), in nats."""
+    """log q(z | x) - log p(z) for z ~ q and the model's learned prior, (N,), in nats."""
     if free_bits > 0:
         raise ValueError(
             "free_bits bounds the KL of each dimension, and a learned prior's does not divide so: "
@@ -290,9 +296,8 @@ def sampled_kl(model: LatentModel, q: Posterior, z: Tensor, free_bits: float = 0
 
 
 def sampled_kl_by_dimension(model: LatentModel, q: Posterior) -> Tensor:
-    """KL of q to the marginals of the model's learned prior, the batch's mean, (D,), in nats.
-
-    Estimated from one z of each sample.
+    """KL(q(z_d | x) || p(z_d)) for each marginal of the learned prior, (D,), in nats: the batch's
+    mean, estimated from one z of each sample.
     """
     z = reparameterize(*q)
     scaled_z = (z - q.mu) * torch.exp(-0.5 * q.logvar)
@@ -304,11 +309,11 @@ def sampled_kl_by_dimension(model: LatentModel, q: Posterior) -> Tensor:
 def free_bits_kl(
     q: Posterior, p: Posterior | None, free_bits: float, *, reduction: Reduction = "batchmean"
 ) -> Tensor:
-    """sum_j max(free_bits, KL_j), KL_j the batch's mean in latent dimension j, in nats.
+    """sum_j max(free_bits, KL_j), where KL_j is the batch's mean KL of latent dimension j, in nats.
 
-    Below ``free_bits`` (nats per dimension) the KL has no gradient, so a dimension is not pushed
-    to collapse for less (Kingma et al. 2016, IAF, equation 15). It is a property of the batch:
-    reduction="none" can't express it, and raises.
+    Below ``free_bits`` (nats per dimension) the KL has no gradient, so the loss does not push that
+    dimension to collapse (Kingma et al. 2016, IAF, equation 15). reduction="none" raises
+    ValueError: the sum is defined on the batch.
     """
     n = q.mu.shape[0]
     return floored_kl(kl_by_dimension(q, p) / n, n, free_bits, reduction=reduction)
@@ -322,7 +327,7 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
     if joined is None:
         kl = torch.clamp_min(mean_kl, free_bits).sum()
     else:
-        # The floor is on the joined batch's mean, and this rank's part of its gradient stays here.
+        # The floor applies to the mean over all processes; each process has its part's gradient.
         own = torch.where(joined >= free_bits, mean_kl, mean_kl.detach())
         kl = (own + (joined.clamp_min(free_bits) - own.detach())).sum()
     return kl if reduction == "batchmean" else kl * n
@@ -330,4 +335,4 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
 
 def streams_of(noise_key: Tensor, i: int) -> Tensor:
     """The i-th of many keys made from one: the same Philox key, the i-th stream after its own."""
-    return torch.stack([noise_key[0], noise_key[1] + i])  # of nothing that the host has to give
+    return torch.stack([noise_key[0], noise_key[1] + i])  # no copy from the host

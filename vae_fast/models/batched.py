@@ -1,4 +1,4 @@
-"""Running a model over more data than fits at once: in evaluation mode, without gradients."""
+"""Apply a model to data in batches, in evaluation mode and without gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_fast.models.networks import device_and_dtype
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; the modes that its modules had, after."""
+    """Evaluation mode and no gradients inside; restores each module's mode on exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -27,7 +27,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-    """What ``model``'s calls take after x, for samples x with labels y."""
+    """The arguments that follow x in ``model``'s methods, for samples x with labels y."""
     if isinstance(model, MakesCondition):
         return model.condition_from(x, y)
     return (y,) if uses_labels(model) else ()
@@ -41,9 +41,9 @@ def in_batches(
     *,
     batch_size: int = 256,
 ) -> Tensor:
-    """``function(x, *condition)`` over batches on the model's device, joined on x's device.
+    """``function(x, *condition)`` over batches on the model's device, concatenated on x's device.
 
-    x may be the rows of a sparse matrix (``vae_fast.data.sparse_rows``), of which a batch is dense.
+    x may be rows of a sparse matrix (``vae_fast.data.sparse_rows``); each batch becomes dense.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -54,7 +54,7 @@ def in_batches(
     with evaluating(model):
         for start in range(0, max(len(x), 1), batch_size):
             part = x[start : start + batch_size].to(device)
-            if not isinstance(part, Tensor):  # rows of a sparse matrix
+            if not isinstance(part, Tensor):  # sparse rows
                 part = part.to_dense()
             label = None if y is None else y[start : start + batch_size].to(device)
             results.append(function(part, *condition_of(model, part, label)).to(x.device))

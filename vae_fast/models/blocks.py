@@ -1,15 +1,14 @@
-"""The blocks of large convolutional VAEs: residual and attention blocks, half and double size.
+"""The blocks of large convolutional VAEs: residual, attention, downsampling and upsampling blocks.
 
-Maps are (N, C, H, W), and channels-last in memory where their input is. Parameters stay contiguous
-all the same: FSDP2 takes no others, and an optimizer's state that a checkpoint brings back has the
-parameters' layout.
+Maps are (N, C, H, W), in the memory layout of their input. Parameters stay contiguous: FSDP2
+requires it, and an optimizer state loaded from a checkpoint has the parameters' layout.
 
-A block can forget what it computed and compute it again in backward (``recompute``, set by
-``set_checkpointing``), at one of two levels:
+Activation checkpointing (``set_checkpointing``) recomputes activations in backward, at one of two
+levels:
 
-    "blocks"   a block keeps its input alone (Chen et al. 2016);
-    "norms"    each convolution's norm and activation are recomputed and the convolutions are not:
-               torch stops recomputing at the last tensor that backward wants, a convolution's input.
+    "blocks"   a block keeps only its input (Chen et al. 2016);
+    "norms"    backward recomputes each convolution's norm and activation, but no convolution:
+               torch stops at the last tensor that backward needs, a convolution's input.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ CHECKPOINTING = ("none", "norms", "blocks")
 
 
 class Recomputable(NotScriptable, nn.Module):
-    """A module whose ``compute(h)`` may be run again in backward instead of being remembered."""
+    """A module whose ``compute(h)`` can run again in backward, which saves its activations."""
 
     level = "blocks"
     recompute = False
-    is_random = False  # whether there is dropout, whose draws have to be the same again
+    is_random = False  # whether there is dropout, whose draws must repeat
 
     def compute(self, h: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must implement compute(h)")
@@ -52,12 +51,12 @@ class Recomputable(NotScriptable, nn.Module):
 
 
 def _same_backend_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Around forward and its repetition, which has to keep the same tensors as forward did."""
+    """Contexts for forward and its repetition, which must save the same tensors."""
     return nullcontext(), _Within(get_backend())
 
 
 class _Within(AbstractContextManager[Any]):
-    """A backend, as often as it is entered: a graph that is kept is recomputed again."""
+    """Sets a backend. It can be entered repeatedly: a retained graph is recomputed each time."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -71,14 +70,14 @@ class _Within(AbstractContextManager[Any]):
 
 
 def _keeps_all() -> bool:
-    """torch.func can't differentiate through a checkpoint, and torch.export can't write one down."""
+    """torch.func cannot differentiate a checkpoint, and torch.export cannot export one."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return is_transforming()
 
 
 def set_checkpointing(network: nn.Module, level: str) -> None:
-    """Have the blocks in ``network`` recompute in backward: "none", "norms" or "blocks"."""
+    """Set the checkpointing level of the blocks in ``network``: "none", "norms" or "blocks"."""
     if level not in CHECKPOINTING:
         raise ValueError(f"checkpointing must be one of {', '.join(CHECKPOINTING)}, got {level!r}")
     for module in network.modules():
@@ -96,11 +95,11 @@ def group_norm(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.Grou
 
 
 def normalize(h: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """GroupNorm in the dtype and the layout of h.
+    """GroupNorm of h (N, C, H, W), in h's dtype and layout.
 
-    Autocast would have a GPU compute it in float32, and so keep twice the bytes for backward; its
-    kernels take mean and variance in float32 anyway. On a GPU, torch before 2.14 or so gives back
-    a contiguous tensor for a channels-last one.
+    Under autocast a GPU would compute it in float32 and keep twice the bytes for backward, although
+    the kernels compute mean and variance in float32 anyway. On a GPU, torch before about 2.14
+    returns a contiguous tensor for a channels-last one.
     """
     with torch.autocast(h.device.type, enabled=False):
         weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
@@ -109,7 +108,7 @@ def normalize(h: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def layout_of(h: Tensor) -> torch.memory_format:
-    """channels_last or contiguous_format, as (N, C, H, W) h lies in memory."""
+    """The memory format of h (N, C, H, W): channels_last or contiguous_format."""
     last = h.stride(1) == 1 and h.shape[1] > 1
     return torch.channels_last if last else torch.contiguous_format
 
@@ -131,7 +130,8 @@ class NormConv(Recomputable):
 
 
 class Residual(Recomputable):
-    """h + f(h), f two times norm, SiLU and convolution; a 1x1 convolution where widths differ."""
+    """h + f(h), where f is norm, SiLU and convolution, twice. If n_in and n_out differ, a 1x1
+    convolution maps h to n_out channels."""
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -139,21 +139,21 @@ class Residual(Recomputable):
         self.second = NormConv(n_out, n_out, groups, dropout)
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
         self.is_random = dropout > 0
-        nn.init.zeros_(self.second.conv.weight)  # f starts as nothing, so depth does no harm
+        nn.init.zeros_(self.second.conv.weight)  # f starts at 0, so deep networks train
         nn.init.zeros_(self.second.conv.get_parameter("bias"))
 
     def compute(self, h: Tensor) -> Tensor:
         return self.skip(h) + self.second(self.first(h))
 
 
-PLAIN_PLACES = 256  # up to which plain products are faster on a CPU, and the scores small
+PLAIN_PLACES = 256  # positions up to which plain products are faster on a CPU
 
 
 class SelfAttention(Recomputable):
-    """h + what each place gathers from all others: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017).
+    """h plus attention over all positions: softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017).
 
     Args:
-        head_channels: channels of a head; there is one head where a level has no more than that.
+        head_channels: channels per head; a level with no more channels has one head.
     """
 
     def __init__(self, channels: int, groups: int, head_channels: int = 64) -> None:
@@ -179,10 +179,10 @@ class SelfAttention(Recomputable):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, of (..., places, d) each.
+    """softmax(q k^T / sqrt(d)) v for q, k and v of shape (..., positions, d).
 
-    On a CPU torch's fused attention is for long sequences: of a map of 7 x 7 its forward and
-    backward take twice as long as the plain products in float32, and nine times in bfloat16.
+    On a CPU torch's fused attention is slower for short sequences: for a 7 x 7 map, forward and
+    backward take twice as long as plain products in float32, and nine times as long in bfloat16.
     """
     if q.device.type != "cpu" or k.shape[-2] > PLAIN_PLACES:
         return F.scaled_dot_product_attention(q, k, v)
@@ -198,7 +198,7 @@ class Halve(nn.Conv2d):
 
 
 class Double(Recomputable):
-    """Each pixel four times, then a 3x3 convolution: twice the height and width."""
+    """Nearest-neighbour upsampling, then a 3x3 convolution: twice the height and width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a conditional model is conditioned on: labels, attribute vectors, or images.
+"""Conditions y of conditional models: labels, attribute vectors, or images.
 
-A condition turns y into (N, features) numbers for the networks. Some make y from x itself, so that
-image-to-image translation trains on plain images: half an image, or its edges.
+A condition turns y into features, (N, features), for the networks. Some derive y from x, such as
+half of an image or its edges, so that image-to-image translation trains on unpaired images.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from vae_fast.reference import as_probability
 
 
 class Condition(NotScriptable, nn.Module):
-    """y to (N, features). ``derive``, if there is one, makes y from x."""
+    """Maps y to (N, features). ``derive`` computes y from x, or is None."""
 
     features: int
     derive: Callable[[Tensor], Tensor] | None = None
 
     def default(self, n: int, device: torch.device) -> Tensor:
-        """The y that ``sample(n)`` takes if none is given."""
+        """The y that ``sample(n)`` uses if none is given; ValueError if there is no default."""
         raise ValueError("this model is conditional: give sample() what to condition on")
 
 
 class Labels(Condition):
     """Class labels (N,), integers 0 .. num_classes - 1, as one-hot vectors.
 
-    -1 stands for an unknown class and becomes zeros; class probabilities (N, num_classes),
-    floating, are taken in place of one-hot vectors. The networks see them scaled to a mean square
-    of one, as z has: otherwise z's many dimensions drown the one that is not zero, and the
-    decoder is slow to heed the label.
+    -1 is an unknown class and becomes zeros. Floating y is class probabilities (N, num_classes),
+    used instead of one-hot vectors. The networks see them multiplied by sqrt(num_classes), which
+    gives a one-hot vector z's mean square of one. Without this scale the decoder learns to use the
+    label slowly.
     """
 
     classes: Tensor
@@ -53,7 +53,7 @@ class Labels(Condition):
         return self.scale * self.one_hot(y, dtype)
 
     def one_hot(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, num_classes), of the labels or of the class probabilities themselves."""
+        """One-hot vectors of labels, or the given class probabilities, (N, num_classes)."""
         if y.is_floating_point():
             if y.dim() != 2 or y.shape[1] != self.features:
                 raise ValueError(
@@ -62,7 +62,8 @@ class Labels(Condition):
             return y.to(dtype)
         if y.dim() != 1:
             raise ValueError(f"labels must be (N,), got {tuple(y.shape)}")
-        # Checked where that waits for no device and breaks no graph; by an op, which can be recorded.
+        # Checked only where this neither waits for a device nor breaks a graph, and by an op, which
+        # tracers can record.
         if y.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched(y):
             rest = f"is out of range for num_classes={self.features}"
             try:
@@ -73,12 +74,12 @@ class Labels(Condition):
         return y.unsqueeze(1).eq(self.classes).to(dtype)
 
     def default(self, n: int, device: torch.device) -> Tensor:
-        """0, 1, ..., and again, so that a grid of samples has a column per class."""
+        """0, 1, ..., num_classes - 1, repeated: a grid of samples has a column per class."""
         return torch.arange(n, device=device) % self.features
 
 
 class Attributes(Condition):
-    """Attribute vectors (N, size), floating: as they are."""
+    """Floating attribute vectors (N, size), unchanged."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -91,13 +92,13 @@ class Attributes(Condition):
 
 
 class Images(Condition):
-    """Images, (N, *shape), through a network that gives (N, features).
+    """Images (N, *shape), mapped by a network to (N, features).
 
     Args:
-        network: the module, an encoder of ``vae_fast.models.networks`` for instance.
-        shape: of one image.
-        features: how many the network gives.
-        derive: makes the image from x where none is given: ``left_half``, ``edges``, or your own.
+        network: a module, such as an encoder of ``vae_fast.models.networks``.
+        shape: the shape of one image.
+        features: the network's number of outputs.
+        derive: computes the image from x if none is given: ``left_half``, ``edges`` or your own.
     """
 
     examples: Tensor
@@ -116,11 +117,11 @@ class Images(Condition):
         self.shape = tuple(shape)
         self.features = features
         self.derive = derive
-        # Conditions last seen in training, for a sample() that is given none.
+        # The latest training conditions, for sample() without a condition.
         self.register_buffer("examples", torch.zeros(self.EXAMPLES, *self.shape))
 
     def default(self, n: int, device: torch.device) -> Tensor:
-        """Conditions last seen in training, over and over."""
+        """The latest training conditions, repeated."""
         return self.examples[torch.arange(n, device=device) % self.EXAMPLES]
 
     def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -144,11 +145,11 @@ def left_half(x: Tensor) -> Tensor:
 
 
 def edges(x: Tensor) -> Tensor:
-    """The edge map of images (N, C, H, W): the Sobel gradient's length, scaled to [0, 1]."""
+    """The edge map of images (N, C, H, W): the Sobel gradient's magnitude, clamped to [0, 1]."""
     image = as_probability(x, x.dtype if x.is_floating_point() else torch.float32)
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    # (1, 2, 1) along one dimension, (-1, 0, 1) along the other, over 4; no kernel, which would
-    # have to come from the host.
+    # (1, 2, 1) / 4 along one dimension and (-1, 0, 1) along the other, without a kernel tensor,
+    # which would be copied from the host.
     down = (padded[..., :-2, :] + 2.0 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4.0
     across = (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:]) / 4.0
     dx, dy = down[..., 2:] - down[..., :-2], across[..., 2:, :] - across[..., :-2, :]
@@ -169,8 +170,10 @@ def make_condition(
     shape: Sequence[int] | None = None,
     features: int = 64,
 ) -> Condition:
-    """By name, with its options: labels (num_classes), attributes (size), images (shape), or images
-    made from x: left-half, edges. ``network`` reads images.
+    """A condition by name, or the given one.
+
+    Names, with their options: labels (num_classes), attributes (size), images (shape, features),
+    and left-half and edges, images derived from x. ``network`` encodes images.
     """
     if isinstance(condition, Condition):
         return condition

@@ -22,7 +22,7 @@ class CVAE(BetaVAE):
         encoder: (N, *input_shape) to (N, features).
         head: (N, features + condition.features) to (N, 2 * latent_dim): mu, then logvar.
         decoder: (N, latent_dim + condition.features) to the likelihood's parameters.
-        condition: what y is, and how the networks see it.
+        condition: maps y to the networks' input.
         prior_network: (N, condition.features) to (N, 2 * latent_dim), the paper's p(z | y);
             None for N(0, 1).
     """
@@ -43,7 +43,7 @@ class CVAE(BetaVAE):
         self.uses_labels = condition.derive is None
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-        """y, or what the condition derives from x."""
+        """(y,), or the y that the condition derives from x."""
         if self.condition.derive is not None:
             return (self.condition.derive(x),)
         if y is None:
@@ -66,7 +66,8 @@ class CVAE(BetaVAE):
         )
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # y comes after x
-        """The likelihood's parameters for z (..., N, latent_dim), y the condition of N samples."""
+        """The likelihood's parameters for z (..., N, latent_dim) and the condition y of N
+        samples."""
         c = self.seen(y)
         return self.run_decoder(
             torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
@@ -75,7 +76,7 @@ class CVAE(BetaVAE):
     def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
 
-        Takes what ``BetaVAE.loss`` takes.
+        The options are those of ``BetaVAE.loss``.
         """
         if y is None:
             (y,) = self.condition_from(x, y)
@@ -94,7 +95,8 @@ class CVAE(BetaVAE):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """E[x | z, y] for z from the prior, (n, *input_shape); labels not given are 0, 1, ..."""
+        """E[x | z, y] for z from the prior, (n, *input_shape); y defaults to ``condition.default``,
+        for labels 0, 1, ..."""
         if y is None:
             y = self.condition.default(n, device_and_dtype(self)[0])
         if y.shape[0] != n:

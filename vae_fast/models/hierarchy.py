@@ -1,6 +1,6 @@
 """The networks of a top-down hierarchy: the bottom-up pass, one top-down level, and the output.
 
-Everything is (N, width, h, w); an MLP is the case h = w = 1, where a convolution is a linear layer.
+Activations are (N, width, h, w). An MLP has h = w = 1, where a convolution is a linear layer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vae_fast.models.base import Posterior
 from vae_fast.models.networks import image_shape, pyramid, upsample
 from vae_fast.models.scripting import NotScriptable
 
-Stage = tuple[tuple[int, int], int]  # (height, width) and how many levels have it
+Stage = tuple[tuple[int, int], int]  # ((height, width), number of levels)
 
 
 def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0) -> nn.Sequential:
-    """1x1, 3x3, 3x3, 1x1 convolutions behind GELUs (Child 2020, figure 3); two linear layers at
-    size 1. ``scale`` multiplies the last one's initial weights, and 0 makes it start as nothing.
+    """GELUs and 1x1, 3x3, 3x3, 1x1 convolutions (Child 2020, figure 3); two linear layers at size
+    1. ``scale`` multiplies the last layer's initial weights.
     """
     if size == (1, 1):
         widths, kernels = [n_in, n_in, n_out], [1, 1]
@@ -33,7 +33,7 @@ def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0)
     layers: list[nn.Module] = []
     for i, kernel in enumerate(kernels):
         convolution = nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2)
-        # torch's default would shrink the signal at each of these layers, and x's with it.
+        # torch's default initialisation would shrink the signal at each layer.
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.zeros_(convolution.get_parameter("bias"))
         layers += [nn.GELU(), convolution]
@@ -43,7 +43,7 @@ def bottleneck(n_in: int, n_out: int, size: tuple[int, int], scale: float = 1.0)
 
 
 class BottomUp(NotScriptable, nn.Module):
-    """x to one activation per stage, the coarsest first."""
+    """Maps x to one activation per stage, (N, width, h, w), coarsest first."""
 
     def __init__(self, stem: nn.Module, stages: Sequence[Stage], width: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class BottomUp(NotScriptable, nn.Module):
 
 
 class Level(nn.Module):
-    """One latent of the hierarchy: p(z_l | above), q(z_l | above, x), and what z_l adds to h."""
+    """One level: p(z_l | h), q(z_l | h, x), and the update of h, the top-down state, by z_l."""
 
     def __init__(self, width: int, z_channels: int, size: tuple[int, int], depth: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Level(nn.Module):
         return h if h.shape[2:] == self.size else F.interpolate(h, self.size, mode="nearest")
 
     def prior(self, h: Tensor) -> tuple[Posterior, Tensor]:
-        """p(z_l | h), and h with what the prior's network adds to it."""
+        """p(z_l | h), and h plus the prior network's residual."""
         mu, logvar, added = self.prior_network(h).split(
             [self.z_channels, self.z_channels, h.shape[1]], dim=1
         )
@@ -103,7 +103,7 @@ class Level(nn.Module):
 def mlp_ends(
     input_shape: Sequence[int], output_shape: Sequence[int], width: int, hidden: Sequence[int]
 ) -> tuple[nn.Module, nn.Module]:
-    """Stem and output for vectors: linear layers around a hierarchy of size 1."""
+    """Stem and output for vectors: linear layers around a hierarchy with h = w = 1."""
     sizes = [math.prod(input_shape), *hidden, width]
     stem: list[nn.Module] = [nn.Flatten()]
     for i in range(len(sizes) - 1):
@@ -121,7 +121,7 @@ def mlp_ends(
 def conv_ends(
     input_shape: Sequence[int], output_shape: Sequence[int], width: int, finest: tuple[int, int]
 ) -> tuple[nn.Module, nn.Module]:
-    """Stem and output for images: as many halvings and doublings as the finest stage asks for."""
+    """Stem and output for images, which halve and double them to and from the finest stage."""
     channels, height, breadth = image_shape(input_shape)
     sizes = pyramid(height, breadth, 16)
     sizes = sizes[: sizes.index(finest) + 1]
@@ -138,7 +138,7 @@ def conv_ends(
 
 
 def stages_of(levels: Sequence[Sequence[int]], input_shape: Sequence[int]) -> list[Stage]:
-    """Pairs (height, number of levels), coarsest first, to stages of an image's pyramid."""
+    """Stages of an image's pyramid from pairs (height, number of levels), coarsest first."""
     _, height, width = image_shape(input_shape)
     sizes = {h: (h, w) for h, w in pyramid(height, width, 16)}
     stages = []

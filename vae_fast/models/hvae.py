@@ -25,21 +25,22 @@ from vae_fast.models.likelihoods import Likelihood
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
-# What a walk down asks for z_l: draw(level's number, p(z_l | above), h) -> z_l.
+# draw(level's number, p(z_l | z_<l), h) -> z_l, called by ``HVAE.walk`` at each level.
 Draw = Callable[[int, Posterior, Tensor], Tensor]
 
 
 class HVAE(LatentModel):
     """p(z) = p(z_1) prod_l p(z_l | z_<l), q(z | x) = q(z_1 | x) prod_l q(z_l | z_<l, x).
 
-    Level 1 is the top, the coarsest. A z outside this class is all levels side by side,
-    (N, latent_dim), as ``encode`` gives it and ``decode`` takes it.
+    Level 1 is the top, the coarsest. The public methods take and return z as the concatenation of
+    all levels, (N, latent_dim), top first.
 
     Args:
         stem: (N, *input_shape) to (N, width, h, w) at the finest stage.
         output: (N, width, h, w) to the likelihood's parameters.
         stages: ((height, width), number of levels), coarsest first.
-        width: channels throughout; z_channels: channels of each z_l.
+        width: channels of all activations.
+        z_channels: channels of each z_l.
     """
 
     levels: Any  # a ModuleList of Level
@@ -69,7 +70,7 @@ class HVAE(LatentModel):
         self.top = nn.Parameter(torch.zeros(1, width, *sizes[0]))
 
     def walk(self, n: int, draw: Draw) -> Tensor:
-        """From the top down, asking ``draw`` for each z_l, to the likelihood's parameters."""
+        """The likelihood's parameters, from a top-down pass that calls ``draw`` for each z_l."""
         h = self.top.expand(n, *self.top.shape[1:])
         for number, level in enumerate(self.levels):
             h = level.resize(h)
@@ -108,7 +109,7 @@ class HVAE(LatentModel):
         return LossOutput(recon + beta * kl, recon, kl)
 
     def encode(self, x: Tensor) -> Posterior:
-        """q(z_l | z_<l, x) of all levels side by side, each z above at its mean."""
+        """q(z_l | z_<l, x) of all levels, concatenated, with each z_<l at its mean."""
         posterior, found = self._posterior(x), []
 
         def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
@@ -143,7 +144,8 @@ class HVAE(LatentModel):
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z_l ~ p(z_l | z_<l), its standard deviation times the temperature, (n, latent_dim)."""
+        """z_l ~ p(z_l | z_<l) from the top down, (n, latent_dim); temperature multiplies the
+        standard deviations."""
         eps = super().sample_prior(n, temperature, generator)
         eps = eps.split([math.prod(level.z_shape) for level in self.levels], dim=1)
         drawn = []
@@ -165,7 +167,8 @@ class HVAE(LatentModel):
         constant_posterior: bool = False,
         noise_key: Tensor | None = None,
     ) -> WeightedSamples:
-        """As ``VAE.weighted_samples``; doubly reparameterised gradients need one level."""
+        """As ``BetaVAE.weighted_samples``, but without z. ``constant_posterior`` raises ValueError:
+        doubly reparameterised gradients need a single level."""
         if constant_posterior:
             raise ValueError(
                 "dreg is not defined here for a hierarchy: a level's z moves the posteriors below"
@@ -195,7 +198,7 @@ class HVAE(LatentModel):
         return WeightedSamples(torch.stack(log_weights), torch.stack(nlls), kl)
 
     def kl_per_dimension(self, x: Tensor) -> Tensor:
-        """The batch's mean KL in each latent dimension of each level, (latent_dim,), in nats."""
+        """The batch's mean KL of each latent dimension of each level, (latent_dim,), in nats."""
         posterior, q, p_ = self._posterior(x), [], []
 
         def draw(number: int, p: Posterior, h: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Importance weights: log w = log p(x, z) - log q(z | x) for z ~ q(z | x), in nats.
 
-One name for what the IWAE's bound, importance-sampled NLL and anomaly scores are made of.
+The IWAE's bound, the importance-sampled NLL and anomaly scores use them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 class WeightedSamples(NamedTuple):
     """K samples of z for each x, with their importance weights.
 
-    ``log_weight``: (K, N); ``nll``: -log p(x | z), (K, N); ``kl``: KL(q(z | x) || p(z)) as the
-    ELBO has it, (N,); ``z``: (K, N, D), or None where z has several parts.
+    ``log_weight``: (K, N); ``nll``: -log p(x | z), (K, N); ``kl``: the ELBO's KL(q(z | x) || p(z)),
+    (N,); all in nats. ``z``: (K, N, D), or None if z has several parts.
     """
 
     log_weight: Tensor
@@ -26,17 +26,17 @@ class WeightedSamples(NamedTuple):
 
 
 def bound(log_weight: Tensor) -> Tensor:
-    """log (1/K) sum_k w_k of (K, N) log-weights, (N,) in nats: at most log p(x) on average.
+    """log (1/K) sum_k w_k of (K, N) log-weights, (N,) in nats: at most log p(x) in expectation.
 
-    Burda et al. 2015, equation 8. Its gradient weighs each sample's by the normalised weight,
-    as a constant (equation 14): that is what differentiating logsumexp gives.
+    Burda et al. 2015, equation 8. The gradient of logsumexp weights each sample's gradient by its
+    normalised weight, as in equation 14.
     """
     return torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
 
 
 def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp(logvar)) summed over the last dimension, in nats."""
-    scaled = (z - mu) * torch.exp(-0.5 * logvar)  # then squared: exp(-logvar) may overflow
+    scaled = (z - mu) * torch.exp(-0.5 * logvar)  # scaled before squared: exp(-logvar) may overflow
     terms = scaled * scaled + logvar + math.log(2.0 * math.pi)
     return -0.5 * terms.sum(-1)
 

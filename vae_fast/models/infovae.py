@@ -1,4 +1,4 @@
-"""Autoencoders held to the prior by the maximum mean discrepancy: InfoVAE and WAE-MMD."""
+"""Autoencoders regularised by the maximum mean discrepancy (MMD): InfoVAE and WAE-MMD."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vae_fast.models.vae import BetaVAE
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
-# Of the inverse multiquadratic's C = 2 D s (Tolstikhin et al. 2018, section 4, and their code), as
-# bandwidths h with C = 2 h^2.
+# s in the inverse multiquadratic kernel's C = 2 D s = 2 h^2, with bandwidth h (Tolstikhin et al.
+# 2018, section 4, and their code).
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -26,7 +26,7 @@ class PriorMMD:
 
     Args:
         kernel: "imq" or "rbf" (``vae_fast.mmd``).
-        bandwidths: the kernel is the mean over them; None: sqrt(s D) for s from 0.1 to 10.
+        bandwidths: the kernel is the mean over them. None: sqrt(s D) for each s in ``SCALES``.
     """
 
     latent_dim: int
@@ -44,7 +44,7 @@ class PriorMMD:
         self.kernel, self.bandwidths = kernel, tuple(bandwidths)
 
     def prior_mmd(self, z: Tensor, noise_key: Tensor | None) -> Tensor:
-        """0-d; unbiased where the batch has more than one sample."""
+        """The squared MMD of z (N, D) and N draws from N(0, 1), 0-d; unbiased for N > 1."""
         zeros = torch.zeros_like(z)
         key = None if noise_key is None else streams_of(noise_key, 1)
         draws = reparameterize(zeros, zeros, noise_key=key)
@@ -54,12 +54,12 @@ class PriorMMD:
 class InfoVAE(PriorMMD, BetaVAE):
     """-log p(x | z) + beta * ((1 - alpha) KL(q(z | x) || p) + (alpha + lambda - 1) MMD(q(z), p)).
 
-    Zhao, Song & Ermon 2019, equation 6, with the MMD as the divergence. alpha = 1 leaves the KL
-    out: the MMD-VAE.
+    Zhao, Song & Ermon 2019, equation 6, with the MMD as the divergence. alpha = 1 removes the KL
+    and gives the MMD-VAE.
 
     Args:
-        alpha: how much of the KL is given up; at most 1.
-        mmd_weight: the paper's lambda.
+        alpha: at most 1; the KL has the weight 1 - alpha.
+        mmd_weight: the paper's lambda, at least 1 - alpha.
     """
 
     takes_objective = takes_posterior = False
@@ -85,7 +85,8 @@ class InfoVAE(PriorMMD, BetaVAE):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """In nats; kl is KL(q(z | x) || N(0, 1)), for the record."""
+        """In nats. kl is KL(q(z | x) || N(0, 1)), without gradient. free_bits > 0 and
+        reduction="none" raise ValueError."""
         _of_batches("InfoVAE", free_bits, reduction)
         q = self.encode(x)
         z = reparameterize(*q, noise_key=noise_key)
@@ -97,9 +98,9 @@ class InfoVAE(PriorMMD, BetaVAE):
 
 
 class WAE(PriorMMD, LatentModel):
-    """z = encoder(x) without noise; -log p(x | z) + beta * MMD(z, N(0, 1)).
+    """The Wasserstein autoencoder WAE-MMD: -log p(x | z) + beta * MMD(z, N(0, 1)), z = encoder(x).
 
-    The Wasserstein autoencoder of Tolstikhin et al. 2018, algorithm 2; beta is their lambda.
+    Tolstikhin et al. 2018, algorithm 2, with a deterministic encoder; beta is their lambda.
     """
 
     is_probabilistic = False
@@ -117,7 +118,8 @@ class WAE(PriorMMD, LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """recon in nats; the MMD, which has no unit, stands where the KL does."""
+        """recon is in nats; kl is the MMD, which has no unit. free_bits > 0 and reduction="none"
+        raise ValueError."""
         _of_batches("WAE", free_bits, reduction)
         z = self.features(x)
         recon = self.likelihood.nll(self.decode(z), x, reduction="none")

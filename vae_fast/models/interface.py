@@ -1,9 +1,9 @@
-"""What a model may offer beside what it must, as types, and the one place where it is asked for.
+"""Types for the required and the optional parts of a model, and functions that look them up.
 
-``Model`` is what tools and engine are handed: a torch module with the methods named in
-``vae_fast.models.base``. A model of your own need not derive from anything, so what is optional is
-asked for here: a method by ``isinstance(model, HasPhases)`` and its like, an attribute by a function
-of its name, which knows what a model without it is.
+``Model`` is the type that tools and the engine take: a torch module with the methods listed in
+``vae_fast.models.base``. Your own model need not derive from any class of this package. Tools
+therefore test for an optional method by ``isinstance(model, HasPhases)`` and its like, and read an
+optional attribute by a function of its name, which knows the default.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from vae_fast.types import LossOutput
 
     class Model(nn.Module):
-        """A model as tools see it; arguments after x are the condition, labels for most."""
+        """A model as tools see it. The arguments after x are the condition, usually labels."""
 
         input_shape: tuple[int, ...]
         latent_dim: int
         encoder: nn.Module
         decoder: nn.Module
         likelihood: Likelihood
-        # None, or missing, of most: the functions below ask for them.
+        # Usually None or missing: read them by the functions below.
         condition: Any
         posterior: Any
         prior_network: Any
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         def reconstruct(self, x: Tensor, *args: Any, **options: Any) -> Tensor: ...
         def sample(self, n: int, *args: Any, **options: Any) -> Tensor: ...
 
-        # What ``LatentModel`` makes of these, which the tools of a density call.
+        # ``LatentModel`` derives these from the methods above; tools that need a density call them.
         def nll_at(self, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor: ...
         def network_input(self, x: Tensor) -> Tensor: ...
         def as_input(self, made: Tensor, dtype: torch.dtype) -> Tensor: ...
@@ -66,35 +66,35 @@ else:
 
 @runtime_checkable
 class HasPhases(Protocol):
-    """Several losses, each with parameters of its own: ``vae_fast.models.phases``."""
+    """Several losses, each with its own parameters: ``vae_fast.models.phases``."""
 
     def phases(self) -> list[Phase]: ...
 
 
 @runtime_checkable
 class HasFeatures(Protocol):
-    """A code of x, (N, latent_dim), which is not ``encode(x)[0]``."""
+    """Its own code of x, (N, latent_dim), which may differ from ``encode(x)[0]``."""
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class MakesCondition(Protocol):
-    """What calls take after x, from x and its labels."""
+    """The arguments that follow x in the other methods, from x and its labels."""
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]: ...
 
 
 @runtime_checkable
 class Classifies(Protocol):
-    """log q(y | x) of each class, (N, classes); labels of -1 are unknown ones."""
+    """q(y | x) of each class, (N, num_classes); a label of -1 is unknown."""
 
     def predict(self, x: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class HasCodes(Protocol):
-    """Discrete codes of x, whole numbers, and what they stand for: z or a decoder's input."""
+    """Integer codes of x, and the decoder's output for codes."""
 
     def codes(self, x: Tensor) -> Tensor: ...
     def decode_codes(self, codes: Tensor) -> Tensor: ...
@@ -102,42 +102,42 @@ class HasCodes(Protocol):
 
 @runtime_checkable
 class ReportsCodes(Protocol):
-    """Rows of a report about the use of its codes."""
+    """Statistics of the codes' use, for a report."""
 
     def code_report(self, codes: Tensor) -> dict[str, float]: ...
 
 
 @runtime_checkable
 class HasDiagnostics(Protocol):
-    """Numbers for a run's metrics, of a batch and its labels."""
+    """Additional metrics of a batch and its labels, for a run's log."""
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class DividesKL(Protocol):
-    """KL(q || p) of each latent dimension, the batch's mean, (D,), in nats."""
+    """The batch's mean KL(q || p) of each latent dimension, (D,), in nats."""
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor: ...
 
 
 def uses_labels(model: nn.Module) -> bool:
-    """Whether loss, reconstruct and sample want labels after x."""
+    """Whether loss, reconstruct and sample take labels after x; False by default."""
     return bool(getattr(model, "uses_labels", False))
 
 
 def is_probabilistic(model: nn.Module) -> bool:
-    """Whether z has a density, so that there is a KL and an ELBO; of a model that does not say, yes."""
+    """Whether z has a density, so that the KL and the ELBO are defined; True by default."""
     return bool(getattr(model, "is_probabilistic", True))
 
 
 def divides_kl(model: nn.Module) -> bool:
-    """Whether the KL is a sum over latent dimensions; of a model that does not say, yes."""
+    """Whether the KL is a sum over latent dimensions; True by default."""
     return bool(getattr(model, "divides_kl", True))
 
 
 def latent_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """(channels, ...) of a z that is a map; None for a vector."""
+    """(channels, ...) if z is a map; None if it is a vector."""
     shape: Sequence[int] | None = getattr(model, "latent_shape", None)
     return None if shape is None else tuple(shape)
 
@@ -148,13 +148,13 @@ def likelihood_of(model: nn.Module) -> Likelihood | None:
 
 
 def target_of(model: nn.Module) -> str | None:
-    """What data its likelihood is of: "unit", "count" or another; None where nothing says so."""
+    """The kind of data of the model's likelihood, such as "unit" or "count"; None if unknown."""
     target: str | None = getattr(likelihood_of(model), "target", None)
     return target
 
 
 def conditioning_of(model: nn.Module) -> Condition | None:
-    """The part that makes y the networks' input; None for a model without a condition."""
+    """The module that maps y to the networks' input; None for an unconditional model."""
     found: Condition | None = getattr(model, "condition", None)
     return found
 
@@ -165,5 +165,5 @@ def learned_prior_of(model: nn.Module) -> MixturePrior | None:
 
 
 def part_of(model: nn.Module, name: str) -> Any:
-    """``objective``, ``posterior``, ``prior_network``: a part that few models have, or None."""
+    """An optional part, such as ``objective``, ``posterior`` or ``prior_network``, or None."""
     return getattr(model, name, None)

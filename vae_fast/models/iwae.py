@@ -1,7 +1,7 @@
 """The importance-weighted autoencoder (Burda, Grosse & Salakhutdinov 2015).
 
-``ImportanceWeighted`` turns the loss of any model with ``weighted_samples`` into the K-sample
-bound; ``IWAE`` is the VAE so turned.
+``ImportanceWeighted`` replaces the loss of any model that has ``weighted_samples`` by the K-sample
+bound; ``IWAE`` applies it to the VAE.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class ImportanceWeighted:
-    """A mixin, put before the model's class: ``class IWAE(ImportanceWeighted, BetaVAE)``.
+    """A mixin that precedes the model's class: ``class IWAE(ImportanceWeighted, BetaVAE)``.
 
     Args:
         num_samples: K; the bound is the ELBO for K = 1 and tightens with K.
@@ -49,10 +49,11 @@ class ImportanceWeighted:
         noise_key: Tensor | None = None,
         **options: Any,
     ) -> LossOutput:
-        """loss = -log (1/K) sum_k w_k, in nats; recon and kl are the ELBO's, as for a VAE.
+        """loss = -log (1/K) sum_k w_k, in nats (equation 8); recon and kl are those of the ELBO.
 
-        So loss <= recon + kl on average, and the gap is what the K samples gain. ``options`` go to
-        ``weighted_samples``: a sequence model's ``lengths``.
+        For beta = 1, loss <= recon + kl in expectation; the gap measures how much K samples tighten
+        the bound. ``options`` go to ``weighted_samples``, such as a sequence model's ``lengths``.
+        free_bits > 0 raises ValueError.
         """
         if free_bits > 0:
             raise ValueError("free_bits bounds the ELBO's KL; the IWAE's bound has no such term")
@@ -67,14 +68,14 @@ class ImportanceWeighted:
         )
         loss = -importance.bound(samples.log_weight)
         if self.dreg and samples.z.requires_grad:
-            # d loss / d z_k carries one normalised weight v already; the estimator needs its square
-            # for the encoder, and the encoder is all that z's gradient reaches (equation 8). With
-            # q to the power of beta in w, the score that is left out is beta times as large: then
-            # v (1 - beta (1 - v)) takes the square's place, by the same derivation.
+            # d loss / d z_k contains one normalised weight v. The encoder's estimator needs v^2,
+            # and z's gradient reaches only the encoder (equation 8). With q^beta in w, the omitted
+            # score term is beta times as large, and the same derivation gives
+            # v (1 - beta (1 - v)) instead of v^2.
             weight = samples.log_weight.detach().softmax(0).unsqueeze(-1)
             factor = (1.0 - beta * (1.0 - weight)).to(samples.z.dtype)
             samples.z.register_hook(lambda gradient: gradient * factor)
-        # Of shape (N, 1), so that a batch of losses is not read as the features of one sample.
+        # (N, 1): reduce would read (N,) as one sample with N features.
         terms = (loss, samples.nll.mean(0).detach(), samples.kl.detach())
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
 

@@ -1,6 +1,7 @@
-"""What is defined on a whole batch, where several processes have a part of it each.
+"""Statistics of a batch that is split over several processes.
 
-An engine says how parts are joined (``batch_joined_by``); by itself a process has the whole batch.
+An engine sets how the processes communicate (``batch_joined_by``). Without it, a process has the
+whole batch.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 
 class Ranks(NamedTuple):
-    """How processes speak to each other; each call is collective. Tensors may be changed in place.
+    """The collective operations of the processes. They may change their argument in place.
 
-    ``mean``: from this process's mean to that of the joined batch. ``sum``: the sum over processes.
-    ``first``: what the first process has.
+    ``mean``: the whole batch's mean, from this process's mean. ``sum``: the sum over processes.
+    ``first``: the first process's tensor.
     """
 
     mean: Callable[[Tensor], Tensor]
@@ -28,27 +29,26 @@ _ranks: Ranks | None = None
 
 
 def joined_mean(mean: Tensor) -> Tensor | None:
-    """A batch's mean over all processes' parts of the batch; None if this is all of it."""
+    """The batch's mean over all processes; None if this process has the whole batch."""
     return None if _ranks is None else _ranks.mean(mean)
 
 
 def joined_sum(part: Tensor) -> Tensor:
-    """The sum over all processes' parts of the batch; ``part`` itself if this is all of it."""
+    """The batch's sum over all processes; ``part`` if this process has the whole batch."""
     return part if _ranks is None or _ranks.sum is None else _ranks.sum(part)
 
 
 def of_first(value: Tensor) -> Tensor:
-    """The first process's value, for draws that all are to share."""
+    """The first process's value, for random draws that all processes share."""
     return value if _ranks is None or _ranks.first is None else _ranks.first(value)
 
 
 @contextmanager
 def batch_joined_by(ranks: Ranks | Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Within, what is defined on a batch's mean takes it over all processes' parts of the batch.
+    """A context in which statistics of the batch are taken over all processes.
 
     Args:
-        ranks: how processes speak to each other; a function alone is ``Ranks.mean``; None for one
-            process.
+        ranks: the collective operations; a function alone is ``Ranks.mean``; None: one process.
     """
     global _ranks
     before, _ranks = _ranks, Ranks(ranks) if callable(ranks) else ranks
@@ -59,8 +59,8 @@ def batch_joined_by(ranks: Ranks | Callable[[Tensor], Tensor] | None) -> Iterato
 
 
 class WideBuffers(nn.Module):
-    """A module whose floating-point buffers stay float32 in a half-precision model, which would round
-    the small updates of running statistics to nothing."""
+    """A module whose floating-point buffers stay float32 in a half-precision model: half precision
+    would round small updates of running statistics to zero."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideBuffers:
         before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}

@@ -1,8 +1,8 @@
-"""Networks that models take as arguments: encoders (N, *shape) to (N, features), and decoders
-(N, features) to (N, *shape). Any nn.Module that maps these shapes serves as well.
+"""Encoders, (N, *shape) to (N, features), and decoders, (N, features) to (N, *shape). Models
+accept any other nn.Module with these shapes too.
 
-Convolutional ones halve height and width at each stage, rounding up, and their decoders undo
-exactly that, so any image size works.
+Convolutional encoders halve height and width at each stage, rounding up. The decoders restore the
+same sizes, so any image size works.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _norm(name: str, features: int, spatial: bool) -> list[nn.Module]:
 def mlp(
     sizes: Sequence[int], *, activation: str = "relu", norm: str = "none", dropout: float = 0.0
 ) -> nn.Sequential:
-    """Linear layers of the given sizes; norm, activation and dropout after all but the last."""
+    """Linear layers of the given sizes, all but the last followed by norm, activation, dropout."""
     if len(sizes) < 2:
         raise ValueError(f"an MLP needs an input and an output size, got {tuple(sizes)}")
     layers: list[nn.Module] = []
@@ -67,7 +67,7 @@ def mlp(
 def mlp_encoder(
     input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: Any
 ) -> nn.Sequential:
-    """(N, *input_shape) to (N, features); one hidden layer of 400 is the tutorial's."""
+    """(N, *input_shape) to (N, features); by default the one hidden layer of PyTorch's example."""
     return MLP(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
 
 
@@ -102,8 +102,8 @@ def pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
 
 
 def ladder(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Shapes (channels, height, width) from an image to the smallest feature map: a stage of
-    stride 2 between one and the next. Encoders climb down it, decoders up.
+    """Shapes (channels, height, width) from the image to the smallest feature map, one stage of
+    stride 2 apart. Encoders go through them forwards, decoders backwards.
     """
     n_channels, height, width = image_shape(shape)
     sizes = pyramid(height, width, len(channels))
@@ -116,12 +116,12 @@ def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
 
 
 def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed") -> nn.Module:
-    """Twice the size, to exactly ``size``: 2 n - 1, plus one if even.
+    """Upsample maps of side n to exactly ``size``, each side of which is 2 n - 1 or 2 n.
 
     Args:
-        kind: ``transposed``, a transposed convolution, whose outputs are sums of four, two or one of
-            its kernel's weights by turns, which may show as a checkerboard; or ``resize``, each
-            pixel repeated and then a convolution, where all are alike (Odena et al. 2016).
+        kind: ``transposed``, a transposed convolution, whose outputs use one, two or four weights
+            of the kernel in turn, which can produce checkerboard artefacts; or ``resize``,
+            nearest-neighbour upsampling and a convolution, without them (Odena et al. 2016).
     """
     _check_upsampling(kind)
     if kind == "resize":
@@ -148,7 +148,7 @@ def conv_encoder(
     upsampling: str = "transposed",
 ) -> nn.Sequential:
     """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer.
-    ``upsampling`` is the decoder's."""
+    Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
     shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
@@ -171,7 +171,7 @@ def conv_decoder(
     dropout: float = 0.0,
     upsampling: str = "transposed",
 ) -> nn.Sequential:
-    """The mirror image of ``conv_encoder``, with ``upsample`` of the kind ``upsampling``."""
+    """The mirror image of ``conv_encoder``. ``upsampling`` is the ``kind`` of ``upsample``."""
     small, *larger = reversed(ladder(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
@@ -180,7 +180,7 @@ def conv_decoder(
     ]
     for rung, ((n_in, *_), (n_out, *size)) in enumerate(itertools.pairwise([small, *larger]), 1):
         layers.append(upsample(n_in, n_out, tuple(size), upsampling))
-        if rung < len(larger):  # the last gives the likelihood's parameters as they are
+        if rung < len(larger):  # the last layer outputs the likelihood's parameters
             layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
     return MLP(*layers)
 
@@ -189,14 +189,14 @@ def conv_decoder(
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), with f two 3x3 convolutions behind norm and activation (He et al. 2016, v2)."""
+    """x + f(x), where f is norm, activation and 3x3 convolution, twice (He et al. 2016, v2)."""
 
     def __init__(
         self, channels: int, *, activation: str = "silu", norm: str = "none", dropout: float = 0.0
     ) -> None:
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(last.weight)  # starts as the identity, so depth does not hurt at first
+        nn.init.zeros_(last.weight)  # the block starts as the identity, so deep networks train
         nn.init.zeros_(last.get_parameter("bias"))
         self.residual = nn.Sequential(
             *_norm(norm, channels, spatial=True),
@@ -228,7 +228,7 @@ def resnet_encoder(
     upsampling: str = "transposed",
 ) -> nn.Sequential:
     """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer.
-    ``upsampling`` is the decoder's."""
+    Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
     shapes = ladder(input_shape, channels)
     layers: list[nn.Module] = []
@@ -293,9 +293,9 @@ def _check_name(network: str) -> None:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module lives and in what precision it computes: those of its first parameter.
+    """The device and dtype of a module's first parameter.
 
-    A quantised module may have none left; it computes on the CPU, from torch's default dtype.
+    For a module without parameters, such as a quantised one: the CPU and torch's default dtype.
     """
     parameter = _first_parameter(module)
     if parameter is None:
@@ -304,7 +304,7 @@ def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _first_parameter(module: nn.Module) -> Tensor | None:
-    """What next(module.parameters()) gives, in a tenth of the time: this is asked at each step."""
+    """next(module.parameters()) or None, in a tenth of the time, for use at every step."""
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter

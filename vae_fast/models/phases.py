@@ -1,8 +1,7 @@
-"""Models with several losses, each of which trains its own parameters with an optimizer of its own.
+"""Models with several losses, each with its own parameters and optimizer.
 
-Such a model has ``phases()``, and its ``loss`` takes ``phase=NAME``; ``loss(x)`` without one is the
-sum over phases. An engine goes through them in their order, on the same batch: loss, backward,
-optimizer, next.
+Such a model has ``phases()``, and its ``loss`` takes ``phase=NAME``; ``loss(x)`` without a phase is
+the sum over phases. On each batch an engine runs the phases in order: loss, backward, optimizer.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from vae_fast.models.interface import HasPhases, Model, part_of
 
 
 class Phase(NamedTuple):
-    """``loss(x, phase=name)`` is to change ``parameters``, and has gradients for no others; at ``lr``
-    times the run's learning rate.
-    """
+    """``loss(x, phase=name)`` has gradients only for ``parameters``, trained at ``lr`` times the
+    run's learning rate."""
 
     name: str | None
     parameters: list[nn.Parameter]
@@ -25,7 +23,7 @@ class Phase(NamedTuple):
 
 
 def phases_of(model: Model) -> list[Phase]:
-    """The model's phases; for most, one without a name, over all parameters."""
+    """The model's phases. Most models have one, without a name, over all parameters."""
     if isinstance(model, HasPhases):
         return model.phases()
     objective = part_of(model, "objective")

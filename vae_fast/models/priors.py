@@ -1,7 +1,7 @@
-"""Priors with parameters of their own, for any model whose z has a density.
+"""Learned priors, for any model whose z has a density: mixtures of K Gaussians, and flows.
 
-Mixtures of K Gaussians, whose density is one native call without the (N, K, D) tensor, and flows. None
-has a KL in closed form: log q(z | x) - log p(z) at the sampled z stands for it.
+One native call computes a mixture's density without the (N, K, D) tensor. No learned prior has a
+closed-form KL; the loss estimates it by log q(z | x) - log p(z) at the sampled z.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ PRIORS = ("standard", "gaussian", "mixture", "vamp", "maf", "iaf", "realnvp")
 
 
 class Components(NamedTuple):
-    """A mixture of K diagonal Gaussians: (K, D), (K, D) and (K,); logits=None: equal weights."""
+    """A mixture of K diagonal Gaussians: mu (K, D), logvar (K, D) and logits (K,), the unnormalised
+    log-weights; None: equal weights."""
 
     mu: Tensor
     logvar: Tensor
@@ -28,13 +29,12 @@ class Components(NamedTuple):
 
 
 class MixturePrior(nn.Module):
-    """p(z) = sum_k w_k N(mu_k, exp(logvar_k)), all of it learned.
-
-    With one component, a learned Gaussian, which starts as N(0, 1).
+    """p(z) = sum_k w_k N(mu_k, exp(logvar_k)), with learned weights, means and variances.
 
     Args:
         latent_dim: the size of z.
-        components: K. Means start as draws from N(0, 1), variances at 1, weights equal.
+        components: K. Means start as draws from N(0, 1), or at 0 for K = 1; variances start at 1
+            and weights equal.
     """
 
     has_marginals = True
@@ -49,7 +49,7 @@ class MixturePrior(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
 
     def components(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Components:
-        """The Gaussians; ``encode`` is the model's, from data to mu and logvar."""
+        """The Gaussians. ``encode`` maps data to mu and logvar; only ``VampPrior`` uses it."""
         return Components(self.mu, self.logvar, self.logits)
 
     def log_density(self, z: Tensor, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -69,7 +69,7 @@ class MixturePrior(nn.Module):
         encode: Callable[[Tensor], tuple[Tensor, Tensor]],
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """One z for each row of eps (n, D), draws from N(0, 1), or less for less variety."""
+        """One z for each row of eps (n, D): draws from N(0, 1), times a temperature if any."""
         mu, logvar, logits = self.components(encode)
         weights = torch.ones_like(mu[:, 0]) if logits is None else logits.softmax(0)
         k = torch.multinomial(weights.float(), len(eps), replacement=True, generator=generator)
@@ -77,14 +77,14 @@ class MixturePrior(nn.Module):
 
 
 class VampPrior(MixturePrior):
-    """p(z) = (1/K) sum_k q(z | u_k), the encoder's own posteriors at K learned pseudo-inputs u.
+    """p(z) = (1/K) sum_k q(z | u_k), a mixture of the posteriors at K learned pseudo-inputs u_k.
 
     Tomczak & Welling 2018, equation 9.
 
     Args:
-        input_shape: the shape of one sample of the data, floating.
+        input_shape: the shape of one sample of floating data.
         components: K.
-        bounded: whether data lie in [0, 1], and so pseudo-inputs as well, by a sigmoid.
+        bounded: whether data lie in [0, 1]; a sigmoid then bounds the pseudo-inputs too.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class VampPrior(MixturePrior):
 
 
 class FlowPrior(nn.Module):
-    """p(z) = N(f(z); 0, 1) |det df / dz|: a flow between z and noise.
+    """p(z) = N(f(z); 0, 1) |det df / dz|, with a normalizing flow f from z to noise.
 
     Args:
-        kind: "maf" is quick to ask for densities, and takes latent_dim passes for a sample; "iaf"
-            the other way round; "realnvp" is quick both ways.
-        options: ``steps``, ``hidden``.
+        kind: "maf" has fast densities, and takes latent_dim passes for a sample; "iaf" is the
+            reverse; "realnvp" is fast both ways.
+        options: ``steps`` and ``hidden`` of the flow.
     """
 
     has_marginals = False
@@ -125,7 +125,7 @@ class FlowPrior(nn.Module):
     def sample(
         self, eps: Tensor, encode: object = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """One z for each row of eps (n, D), draws from N(0, 1), or less for less variety."""
+        """One z for each row of eps (n, D): draws from N(0, 1), times a temperature if any."""
         return (self.flow if self.from_noise else self.flow.inverse)(eps)[0]
 
 
@@ -136,7 +136,8 @@ def make_prior(
 
     Args:
         name: one of ``PRIORS``.
-        options: components=100, and of vamp bounded=True; of flows steps=4 and hidden=(64, 64).
+        options: components=100 of mixture and vamp, bounded=True of vamp; steps=4 and
+            hidden=(64, 64) of the flows maf, iaf and realnvp.
     """
     if name not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)}, got {name!r}")
