@@ -1,4 +1,4 @@
-"""Recurrent networks for sequence models: a GRU that reads, and a GRU that writes."""
+"""Recurrent networks for sequence models: a GRU encoder and a GRU decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vae_fast.reference import as_probability
 
 
 def run_gru(gru: nn.GRU, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``gru(x, state)``, within function transforms step by step: torch's has no rule for ``vmap``.
+    """``gru(x, state)``. Under ``torch.func`` transforms it runs step by step, because torch's GRU
+    does not support ``vmap``.
 
     Args:
         x: (N, T, features).
@@ -45,7 +46,7 @@ def run_gru(gru: nn.GRU, x: Tensor, state: Tensor | None = None) -> tuple[Tensor
 
 
 class StepInput(nn.Module):
-    """What a GRU sees of one step: ``size`` real values as they are, or a token's embedding."""
+    """The GRU's input at one step: ``size`` real values, or the embeddings of ``size`` tokens."""
 
     def __init__(self, size: int, num_tokens: int | None = None, embedding: int = 64) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class StepInput(nn.Module):
 class RecurrentEncoder(nn.Module):
     """(N, T, F) and lengths (N,) to (N, hidden): the GRU's state after each sequence's last step.
 
-    It reads forwards only, so that padding after the end can't be seen.
+    The GRU reads forwards only, so padding at the end has no effect.
     """
 
     def __init__(self, step_input: StepInput, hidden: int, layers: int = 1) -> None:
@@ -72,7 +73,7 @@ class RecurrentEncoder(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
         steps = self.step_input(x, dtype)
-        if torch.jit.is_scripting():  # which does not compile the other branch
+        if torch.jit.is_scripting():  # TorchScript cannot compile the other branch
             states, _ = self.gru(steps)
         else:
             states, _ = run_gru(self.gru, steps)
@@ -81,9 +82,9 @@ class RecurrentEncoder(nn.Module):
 
 
 class RecurrentDecoder(nn.Module):
-    """z (N, D) and the steps so far to the likelihood's parameters of every next step.
+    """z (N, D) and the previous steps to the likelihood's parameters of each step.
 
-    z sets the first state and is seen again at every step.
+    z sets the first state and is an input of every step.
     """
 
     def __init__(
@@ -107,7 +108,8 @@ class RecurrentDecoder(nn.Module):
         return state.unflatten(1, (self.layers, self.gru.hidden_size)).transpose(0, 1).contiguous()
 
     def forward(self, z: Tensor, previous: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """``previous``: (N, T, features), the step before each of T; gives (N, T, outputs)."""
+        """The outputs (N, T, outputs) and the last state, from z, ``previous`` (N, T, features),
+        the step before each of T steps, and the state."""
         inputs = torch.cat([previous, z.unsqueeze(1).expand(-1, previous.shape[1], -1)], dim=2)
         if torch.jit.is_scripting():
             states, state = self.gru(inputs, state)
@@ -117,14 +119,18 @@ class RecurrentDecoder(nn.Module):
 
 
 class Sequences:
-    """A mixin: data to steps and back. Needs ``input_shape``, ``padding`` and ``likelihood``."""
+    """A mixin that converts data to steps and back. It needs ``input_shape``, ``padding`` and
+    ``likelihood``."""
 
     input_shape: tuple[int, ...]
     padding: float | None
     likelihood: Likelihood
 
     def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x as (N, T, F) with zeros for padding, and the lengths (N,)."""
+        """x as steps (N, T, F) with zeros for padding, and the lengths (N,).
+
+        Without ``lengths``, a sequence ends at the last step that is not ``padding``.
+        """
         shape = self.input_shape
         fits = x.dim() == len(shape) + 1 and x.shape[1] > 0
         if len(shape) == 3:
@@ -162,7 +168,7 @@ class Sequences:
         return (real * torch.arange(1, t + 1, device=steps.device)).amax(1)
 
     def from_steps(self, params: Tensor) -> Tensor:
-        """(N, T, P * F) parameters of the steps, as the likelihood has them for x."""
+        """The steps' parameters (N, T, P * F), in the likelihood's layout for x."""
         p = self.likelihood.parameters_per_element
         params = params.unflatten(2, (p, -1)).transpose(1, 2)  # (N, P, T, F)
         if len(self.input_shape) == 3:

@@ -46,7 +46,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "ssvae": semi_supervised,
 }
 
-# A beta-VAE is a VAE with another objective; these are defaults that a config overrides.
+# Default objectives of these models; a config overrides them.
 OBJECTIVES: dict[str, dict[str, float]] = {
     "beta-vae": {"beta": 4.0},
     "beta-tcvae": {"beta": 6.0},
@@ -58,19 +58,19 @@ def build(name: str, input_shape: Sequence[int], **options: Any) -> Model:
     """Build a model for samples of shape ``input_shape``.
 
     Args:
-        name: one of ``MODELS``, or the import path ``package.module:Class`` of your own class,
-            a subclass of nn.Module, which is called as ``Class(input_shape=..., **options)``.
+        name: one of ``MODELS``, or the import path ``package.module:Class`` of your own subclass of
+            nn.Module, which is called as ``Class(input_shape=..., **options)``.
         input_shape: the shape of one sample, such as (1, 28, 28).
         options: latent_dim=20, network="mlp" | "conv" | "resnet", network_options={...},
             likelihood="bernoulli" | ... (a name in ``likelihoods.LIKELIHOODS``) or an object,
             likelihood_options={...}, prior="standard" | "mixture" | "vamp", prior_options={...},
-            and what the model itself takes.
+            and the model's own options.
 
     Raises:
-        ValueError: an unknown name, an import path that leads nowhere, or one out of a file
-            (``import_paths.FromFile``) that leads to code of others.
-        TypeError: options that the model does not have, what is no Module, or a class without the
-            interface.
+        ValueError: an unknown name, or an import path that does not lead to a subclass of
+            nn.Module. A path read from a file (``import_paths.FromFile``) must lead to torch,
+            torchvision or vae_fast.
+        TypeError: an option that the model lacks, or a class without the interface.
     """
     input_shape = tuple(input_shape)
     if not input_shape or any(side < 1 for side in input_shape):

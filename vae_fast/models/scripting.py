@@ -1,4 +1,4 @@
-"""What TorchScript can't compile says so, in place of the compiler's words about a line of ours."""
+"""A clear error for modules that TorchScript cannot compile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class NotScriptable:
-    """A module that ``torch.jit.script`` refuses; ``torch.export`` and ``torch.jit.trace`` take it."""
+    """A module for ``torch.export`` and ``torch.jit.trace``, but not for ``torch.jit.script``."""
 
     def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script calls it on every module
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The semi-supervised VAE M2 (Kingma, Rezende, Mohamed & Welling 2014), on the CVAE's parts."""
+"""The semi-supervised VAE M2 (Kingma, Rezende, Mohamed & Welling 2014), built on the CVAE."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from vae_fast.types import LossOutput, Reduction
 class SSVAE(CVAE):
     """q(y | x) q(z | x, y), p(y) uniform, p(z) = N(0, 1), p(x | z, y).
 
-    Labels y are integers; -1 marks a sample without one. Every sample is decoded under every
-    class, which gives the expectation over q(y | x) exactly and every batch the same shapes.
+    Labels y are integers (N,); -1 marks an unlabelled sample. Each sample is decoded under every
+    class, so the expectation over q(y | x) is exact, and shapes do not depend on the labels.
 
     Args:
         classifier: the encoder's features (N, features) to (N, num_classes) logits of q(y | x).
-            Reading what the encoder learns from all samples, it needs few labels; the paper gives
-            it a network of its own.
-        alpha: weight of the labelled samples' cross-entropy in nats (equation 9; the paper takes
-            0.1 times the number of training samples over the number of labelled ones).
+            It shares the encoder with q(z | x, y), unlike the paper's, and so needs few labels.
+        alpha: weight of the labelled samples' cross-entropy in nats (equation 9). The paper uses
+            0.1 times the ratio of all training samples to labelled ones.
     """
 
     condition: Labels
@@ -56,18 +55,18 @@ class SSVAE(CVAE):
         return self.condition.features
 
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-        """y, or q(y | x) where there is none."""
+        """(y,), or (q(y | x),) if y is None."""
         return (self.predict(x) if y is None else y,)
 
     def prior(self, y: Tensor | None = None) -> Posterior | None:
         return None
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
-        """q(z | x, y), at the class probabilities q(y | x) if y is not given."""
+        """q(z | x, y); without y, the class probabilities q(y | x) take its place."""
         return super().encode(x, self.predict(x) if y is None else y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
-        """E[x | z, y] at the posterior's mean, and at q(y | x) if y is not given."""
+        """E[x | z, y] at the posterior's mean; without y, q(y | x) takes its place."""
         return super().reconstruct(x, self.predict(x) if y is None else y)
 
     def predict(self, x: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ class SSVAE(CVAE):
         return self.classifier(self.encoder(self.network_input(x))).softmax(-1)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """Whether the class that q(y | x) finds likeliest is y, of each sample whose y is known."""
+        """Whether the most probable class is y, for each labelled sample."""
         if y is None:
             return {}
         return {"accuracy": (self.predict(x).argmax(1) == y)[y >= 0].float()}
@@ -90,11 +89,11 @@ class SSVAE(CVAE):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """Labelled: L(x, y) + alpha * cross-entropy; else: E_q(y|x)[L(x, y)] - H(q(y | x)).
+        """Labelled: L(x, y) + alpha * cross-entropy; unlabelled: E_q(y|x)[L(x, y)] - H(q(y | x)).
 
         In nats (equations 6 to 9), with L(x, y) = -log p(x | z, y) - log p(y) + KL(q(z) || p(z)).
-        recon and kl are L's two sides, kl with -log p(y) and -H in it;
-        loss = recon + beta * kl + alpha * cross-entropy.
+        recon is the first term of L; kl is the rest, and -H.
+        loss = recon + beta * kl + alpha * cross-entropy. free_bits > 0 raises ValueError.
         """
         if free_bits > 0:
             raise ValueError("free_bits is not defined for a mixture over classes; use beta")
@@ -122,10 +121,10 @@ class SSVAE(CVAE):
         noise_key: Tensor | None = None,
         **options: Any,
     ) -> WeightedSamples:
-        """As for a CVAE when y is known; else log w = log sum_y p(y) w_y, each class sampled.
+        """The CVAE's for integer labels y; otherwise log w = log sum_y p(y) w_y, over all classes.
 
-        Class probabilities, such as ``predict`` gives, are not a known y. Without y, ``kl`` has
-        the classes' own, KL(q(y | x) || p(y)), in it: nll + kl is equation 7.
+        Class probabilities, such as those of ``predict``, count as no y. Without y, ``kl`` includes
+        KL(q(y | x) || p(y)), so nll + kl is equation 7. Labels of -1 raise ValueError.
         """
         if y is not None and not y.is_floating_point():
             if (y < 0).any():
@@ -150,7 +149,7 @@ class SSVAE(CVAE):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(x | z, y), KL(q(z | x, y) || p(z)) and log p(x, z | y) - log q(z | x, y).
 
-        ``h`` is the encoder's features of x. Each is (num_classes, N).
+        Each is (num_classes, N). ``h`` is the encoder's features of x.
         """
         k, n = self.num_classes, x.shape[0]
         y = self.seen(self.condition.classes).unsqueeze(1).expand(k, n, k)

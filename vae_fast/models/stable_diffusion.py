@@ -1,7 +1,7 @@
-"""Stable Diffusion's autoencoders (Rombach et al. 2022) as an AutoencoderKL, from diffusers' files.
+"""Load Stable Diffusion's autoencoders (Rombach et al. 2022) from diffusers' files.
 
 model = load_stable_diffusion("stable-diffusion-v1-5/vae")
-z = model.sample_posterior(images) * model.scaling_factor   # what the diffusion model sees
+z = model.sample_posterior(images) * model.scaling_factor   # the diffusion model's input
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vae_fast.models.blocks import Double, NormConv, Residual, SelfAttention
 from vae_fast.models.likelihoods import Gaussian
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Names that attention's layers had in older files.
+# Attention layers' names in older files.
 _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 class HalvePadded(nn.Conv2d):
-    """A 3x3 convolution of stride 2 with a row and a column of zeros at the end alone."""
+    """A 3x3 convolution of stride 2, with zero padding at the bottom and the right only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2)
@@ -49,9 +49,9 @@ class Unsigned(nn.Module):
 
 
 class StableDiffusionAutoencoder(AutoencoderKL):
-    """An AutoencoderKL with the numbers that a diffusion model on its latents goes by.
+    """An AutoencoderKL with the scale and shift of a diffusion model's latents.
 
-    Images are in [0, 1] here, and in [-1, 1] inside. The diffusion model's latents are
+    Images are in [0, 1]; the networks use [-1, 1]. The diffusion model's latents are
     (z - ``shift_factor``) * ``scaling_factor``.
     """
 
@@ -62,16 +62,16 @@ class StableDiffusionAutoencoder(AutoencoderKL):
 def load_stable_diffusion(
     folder: str | Path, *, size: int | None = None, scale: float = 1.0
 ) -> StableDiffusionAutoencoder:
-    """The autoencoder in a folder as diffusers writes it, in evaluation mode on the CPU.
+    """Load an autoencoder in diffusers' format, in evaluation mode on the CPU.
 
     Args:
         folder: holds config.json and diffusion_pytorch_model.safetensors.
-        size: height and width of the images; the configuration's sample_size if not given.
-            (Encoder and decoder take other sizes as well: ``posterior_maps`` needs this one.)
-        scale: the standard deviation of the Gaussian likelihood that makes ``loss`` and ``nll``.
+        size: height and width of the images; by default the configuration's sample_size. The
+            encoder and the decoder take other sizes too; the model's methods need this one.
+        scale: the standard deviation of the Gaussian likelihood.
 
     Raises:
-        ValueError: the folder has no such files, or an architecture that is not Stable Diffusion's.
+        ValueError: a file is missing, or the architecture is not Stable Diffusion's.
     """
     from vae_fast.extras import need
 
@@ -95,7 +95,7 @@ def from_state(
     size: int | None = None,
     scale: float = 1.0,
 ) -> StableDiffusionAutoencoder:
-    """The same from a configuration and weights that are loaded already."""
+    """``load_stable_diffusion`` from a configuration and weights in memory."""
     widths, z = list(config["block_out_channels"]), config["latent_channels"]
     options = {
         "blocks": config["layers_per_block"],
@@ -158,7 +158,7 @@ _MIDDLE = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1
 
 
 def _encoder_names(levels: int, blocks: int) -> list[str]:
-    """diffusers' name of each layer of our Encoder, in order."""
+    """diffusers' names of the layers of ``Encoder``, in order."""
     names = ["conv_in"]
     for level in range(levels):
         if level > 0:
@@ -199,7 +199,7 @@ def _fill(network: nn.Sequential, names: list[str], prefix: str, left: dict[str,
 
 @torch.no_grad()
 def _into(layer: nn.Module, name: str, left: dict[str, Tensor]) -> nn.Module:
-    """Copy a layer's weight and bias out of ``left``, which loses them."""
+    """Move a layer's weight and bias from ``left`` to the layer."""
     for part in ("weight", "bias"):
         _copy(getattr(layer, part), [_take(f"{name}.{part}", left)], name)
     return layer
@@ -225,7 +225,7 @@ def _take_either(at: str, name: str, part: str, left: dict[str, Tensor]) -> Tens
 
 
 def _copy(parameter: Tensor, parts: list[Tensor], name: str) -> None:
-    # A 1x1 convolution's (C, C, 1, 1) are a linear layer's (C, C).
+    # A 1x1 convolution's weight (C, C, 1, 1) becomes a linear layer's (C, C).
     value = torch.cat([p.flatten(1) if p.dim() == 4 and parameter.dim() == 2 else p for p in parts])
     if value.shape != parameter.shape:
         raise ValueError(

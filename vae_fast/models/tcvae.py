@@ -1,4 +1,4 @@
-"""The beta-TC-VAE (Chen et al. 2018): the KL in three parts, of which the total correlation weighs."""
+"""The beta-TC-VAE (Chen et al. 2018): separate weights for the three parts of the KL."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vae_fast.types import LossOutput, Reduction
 class BetaTCVAE(BetaVAE):
     """-log p(x | z) + alpha * mutual information + beta * total correlation + gamma * dimension KL.
 
-    Chen et al. 2018, equation 4; beta is the objective's. Over several processes, each estimates
-    its terms from its own part of the batch.
+    Chen et al. 2018, equation 4; ``loss`` takes beta. Each of several processes estimates the
+    terms from its own part of the batch.
 
     Args:
-        dataset_size: N, how many samples batches are drawn from; the trainer knows it.
+        dataset_size: the number of training samples. The trainer sets it.
         alpha, gamma: weights of the index-code mutual information and of the dimension-wise KL.
         sampling: "stratified" or "weighted" (``vae_fast.aggregate_log_densities``).
     """
@@ -52,7 +52,8 @@ class BetaTCVAE(BetaVAE):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """In nats; kl is KL(q(z | x) || N(0, 1)), which the parts estimate, for the record."""
+        """In nats. kl is the exact KL(q(z | x) || N(0, 1)), without gradient; the three parts
+        estimate it. free_bits > 0 and a missing dataset_size raise ValueError."""
         if free_bits > 0:
             raise ValueError("free_bits bounds a KL, and here it comes in three parts")
         if self.dataset_size is None:
@@ -63,7 +64,7 @@ class BetaTCVAE(BetaVAE):
         q = self.encode(x)
         z = reparameterize(*q, noise_key=noise_key)
         recon = self.likelihood.nll(self.decode(z), x, reduction="none")
-        # A batch of validation data may be larger than a small training set.
+        # A validation batch may be larger than the training set.
         size = max(self.dataset_size, len(z))
         whole, parts = aggregate_log_densities(z, *q, size, sampling=self.sampling)
         marginals = parts.sum(1)
@@ -76,5 +77,5 @@ class BetaTCVAE(BetaVAE):
             + self.gamma * by_dimension
         )
         kl = gaussian_kl(*q, reduction="none").detach()
-        # Of shape (N, 1), so that a batch of losses is not read as the features of one sample.
+        # (N, 1): reduce would read (N,) as one sample with N features.
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in (loss, recon, kl)))

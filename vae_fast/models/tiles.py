@@ -1,4 +1,4 @@
-"""Large maps decoded in overlapping tiles, and a batch image by image, for less memory."""
+"""Decode large maps in overlapping tiles, one image at a time, to save memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import Tensor
 def in_tiles(
     decode: Callable[[Tensor], Tensor], maps: Tensor, tile: int, overlap: float = 0.25
 ) -> Tensor:
-    """``decode(maps)`` put together from tiles, whose overlaps are faded into each other.
+    """``decode(maps)`` from overlapping tiles, (N, C', f H, f W).
 
-    Tiles overlap by ``overlap`` of their size. There their results are weighed by ramps that add up
-    to 1. Where a network looks further than an overlap (attention, norms over a whole map), the
-    result differs from ``decode`` of the whole.
+    Linear ramps that sum to 1 blend the overlaps. The result differs from ``decode(maps)`` if the
+    network's receptive field exceeds the overlap, as with attention and norms over a whole map.
 
     Args:
         decode: (1, C, h, w) to (1, C', f h, f w), for any h and w.
-        maps: (N, C, H, W); each image is decoded by itself.
-        tile: height and width of a tile, in places of ``maps``.
-        overlap: in [0, 0.5].
+        maps: (N, C, H, W).
+        tile: height and width of a tile, in positions of ``maps``.
+        overlap: the fraction of a tile that it shares with the next, in [0, 0.5].
     """
     if tile < 1 or not 0.0 <= overlap <= 0.5:
         raise ValueError(
@@ -62,8 +61,8 @@ def _spans(size: int, tile: int, shared: int) -> list[tuple[int, int]]:
 
 
 def _ramp(start: int, length: int, size: int, shared: int, f: int, like: Tensor) -> Tensor:
-    """A tile's weights along one side: they rise over what it shares with the tile before, and fall
-    over what it shares with the next."""
+    """A tile's weights along one side: they rise over the overlap with the previous tile and fall
+    over the overlap with the next."""
     weights = like.new_ones(f * length)
     n = f * shared
     if n:

@@ -1,6 +1,6 @@
 """The variational autoencoder (Kingma & Welling 2014).
 
-beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the objective.
+The beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the loss.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vae_fast.types import LossOutput, Reduction
 class BetaVAE(LatentModel):
     """q(z | x) = N(mu(x), exp(logvar(x))), p(x | z) any likelihood, p(z) = N(0, 1) or learned.
 
-    The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty here;
-    conditional models put what they are conditioned on there.
+    The encoder gives 2 * latent_dim features: mu, then logvar. ``condition`` is empty except in
+    conditional models.
 
     Args:
-        posterior: another q(z | x), made of these features (``vae_fast.models.posteriors``); None:
-            the Gaussian.
+        posterior: another q(z | x) with these features as parameters, from
+            ``vae_fast.models.posteriors``; None for the Gaussian.
     """
 
     posterior: Any  # of vae_fast.models.posteriors, or None
@@ -62,7 +62,7 @@ class BetaVAE(LatentModel):
 
     @property
     def context(self) -> int:
-        """How many of the encoder's features are the posterior's context."""
+        """The number of encoder features that condition the posterior's flow."""
         return 0 if self.posterior is None else self.posterior.context
 
     def features(self, x: Tensor, *condition: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class BetaVAE(LatentModel):
         return self.draw(x, *condition).z
 
     def draw(self, x: Tensor, *condition: Tensor, noise_key: Tensor | None = None) -> Draw:
-        """z and its KL, of each sample: what losses are made of."""
+        """q(z | x), one z and its KL for each sample."""
         q, p = self.encode(x, *condition), self.prior(*condition)
         if self.posterior is not None:
             z, log_q = self.posterior.sample(q, noise_key=noise_key)
@@ -92,7 +92,7 @@ class BetaVAE(LatentModel):
         return self.posterior.sample_prior(z) if own else z
 
     def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
-        """log p(z) in nats, (...,) for z (..., latent_dim); p is what ``prior`` gives."""
+        """log p(z) in nats, (...,) for z (..., latent_dim); p is the result of ``prior``."""
         if self.learned_prior is not None:
             return self.learned_prior.log_density(z, self.encode)
         if self.posterior is not None and self.posterior.has_own_space:
@@ -100,7 +100,8 @@ class BetaVAE(LatentModel):
         return importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
 
     def prior(self) -> Posterior | None:
-        """p(z) where it is a Gaussian; None stands for N(0, 1), or for ``learned_prior``."""
+        """p(z) if it is a Gaussian that depends on a condition. None: N(0, 1) or
+        ``learned_prior``."""
         return None
 
     def loss(
@@ -113,10 +114,10 @@ class BetaVAE(LatentModel):
         noise_key: Tensor | None = None,
         **options: Any,
     ) -> LossOutput:
-        """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, one z per sample.
+        """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, from one z per sample.
 
-        The negative ELBO for beta = 1 (equation 10). Under a learned prior the KL is
-        log q(z | x) - log p(z) at that z. With an ``objective``, its loss.
+        For beta = 1 it is the negative ELBO (equation 10). With a learned prior, log q(z | x)
+        - log p(z) at that z estimates the KL. An ``objective`` replaces this loss.
         """
         given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
         if self.objective is not None:
@@ -158,8 +159,8 @@ class BetaVAE(LatentModel):
     ) -> WeightedSamples:
         """K samples of z ~ q(z | x) with log w = log p(x | z) + beta * (log p(z) - log q(z | x)).
 
-        ``constant_posterior`` keeps q's parameters out of the density's gradient, though not out
-        of z's: what doubly reparameterised gradients need.
+        With ``constant_posterior``, gradients reach q's parameters through z but not through log q,
+        as doubly reparameterised gradients require.
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
         if self.posterior is not None:
@@ -184,15 +185,15 @@ class BetaVAE(LatentModel):
         return WeightedSamples(beta * (log_p - log_q) - nll, nll, kl, z)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """What the objective has to say about z; nothing, of most."""
+        """The objective's diagnostics of z, if it has any."""
         if not hasattr(self.objective, "diagnostics"):
             return {}
         return self.objective.diagnostics(self.sample_posterior(x, *self.condition_from(x, y)))
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """The batch's mean KL in each latent dimension, (latent_dim,), in nats.
+        """The batch's mean KL of each latent dimension, (latent_dim,), in nats.
 
-        Under a learned prior, to that dimension's marginal, estimated from one z of each sample.
+        With a learned prior: the KL to that dimension's marginal, from one z of each sample.
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
         if self.learned_prior is not None:

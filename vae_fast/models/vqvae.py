@@ -1,4 +1,4 @@
-"""The VQ-VAE (van den Oord et al. 2017), with any quantiser: a latent of codes from a finite set."""
+"""The VQ-VAE (van den Oord et al. 2017), with any quantiser: a latent of discrete codes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from vae_fast.models.quantize.common import count
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
 
-MOST_COUNTED = 1 << 20  # values of a code whose frequencies are kept
+MOST_COUNTED = 1 << 20  # the largest table of frequencies, (positions, values of a code)
 
 
 class VQVAE(WideBuffers, LatentModel):
-    """z = quantise(encoder(x)): at each of P places a vector that C codes name.
+    """z = quantise(encoder(x)): at each of P positions a D-vector, given by C integer codes.
 
-    A z outside is flat, (N, D P), with dimension d P + p for element d of the vector at place p, as
-    maps (D, H, W) lie in memory. ``encode`` has logvar = -inf, as for any point. Until a prior over
-    codes is fitted (``vae-fast sample --sampler pixelcnn``), ``sample`` draws each code by itself, as
-    often as it came up at its place in training.
+    The public methods take and return flat z, (N, D P): dimension d P + p is element d of the
+    vector at position p, the memory order of maps (D, H, W). ``encode`` returns logvar = -inf: a
+    point mass. ``sample`` draws every code independently, with its frequency at its position in
+    training; ``vae-fast sample --sampler pixelcnn`` fits a prior over codes.
 
     Args:
-        encoder: (N, C, ...) to D P values a sample.
+        encoder: (N, *input_shape) to D P values per sample.
         decoder: (N, D P) to the likelihood's parameters.
-        quantizer: of vectors of D.
-        latent_shape: (D, *places).
-        momentum: of the latest batch in the codes' running frequencies.
+        quantizer: quantises D-vectors.
+        latent_shape: (D, *places), where P is the product of places.
+        momentum: the latest batch's weight in the running frequencies of the codes.
     """
 
     batches_seen: Tensor
@@ -76,11 +76,11 @@ class VQVAE(WideBuffers, LatentModel):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """Of one sample's codes: (*places, C)."""
+        """The shape of one sample's codes, (*places, C)."""
         return (*self.latent_shape[1:], len(self.quantizer.sizes))
 
     def quantized(self, x: Tensor) -> Quantized:
-        """Vectors, codes and loss at each place of each sample; rows are samples' places in order."""
+        """Vectors, codes and loss at each position; rows are (sample, position), sample first."""
         h = self.encoder(self.network_input(x)).flatten(1)
         return self.quantizer(self._as_vectors(h))
 
@@ -93,7 +93,7 @@ class VQVAE(WideBuffers, LatentModel):
         return self.decode(self.latent_of(codes))
 
     def latent_of(self, codes: Tensor) -> Tensor:
-        """The z, (N, latent_dim), that codes (N, *places, C) stand for."""
+        """z, (N, latent_dim), for codes (N, *places, C)."""
         vectors = self.quantizer.lookup(codes.reshape(-1, codes.shape[-1]))
         return self._as_latent(vectors.to(device_and_dtype(self)[1]), codes.shape[0])
 
@@ -110,9 +110,10 @@ class VQVAE(WideBuffers, LatentModel):
         reduction: Reduction = "batchmean",
         **options: Any,
     ) -> LossOutput:
-        """-log p(x | z) + beta * the quantiser's loss, summed over places (equation 3).
+        """-log p(x | z) + beta * the quantiser's loss, summed over positions (equation 3).
 
-        recon in nats; the quantiser's loss stands where the KL does. With an ``objective``, its loss.
+        recon is in nats, and kl is the quantiser's loss. An ``objective`` replaces this loss.
+        free_bits > 0 raises ValueError.
         """
         if self.objective is not None:
             given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
@@ -127,8 +128,8 @@ class VQVAE(WideBuffers, LatentModel):
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
 
     def draw(self, x: Tensor, *, noise_key: Tensor | None = None) -> Draw:
-        """z, and the quantiser's loss of each sample in the KL's place; in training, frequencies
-        follow the codes."""
+        """z, with the quantiser's loss of each sample as ``kl``. Training updates the codes'
+        frequencies."""
         found = self.quantized(x)
         if self.training and torch.is_grad_enabled():
             self._follow(found.codes)
@@ -137,13 +138,12 @@ class VQVAE(WideBuffers, LatentModel):
         return Draw(q, z, found.loss.view(x.shape[0], self.places).sum(1))
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """The batch's perplexity of codes: as if so many were in even use, the mean over C."""
+        """The perplexity of the batch's codes, averaged over C: the effective number in use."""
         codes = self.quantized(x).codes
         return {"code_perplexity": _perplexities(codes, self.quantizer.sizes).mean(0, keepdim=True)}
 
     def code_report(self, codes: Tensor) -> dict[str, float]:
-        """Of all codes of a data set, (..., C): perplexity, and the part of the values in use; means
-        over C."""
+        """The perplexity and the used fraction of a data set's codes (..., C), averaged over C."""
         codes, sizes = codes.flatten(0, -2), self.quantizer.sizes
         used = [len(column.unique()) / n for column, n in zip(codes.t(), sizes, strict=True)]
         return {
@@ -154,7 +154,8 @@ class VQVAE(WideBuffers, LatentModel):
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """z of codes drawn one by one from their frequencies to the power of 1 / temperature."""
+        """z (n, latent_dim) of independent codes, drawn in proportion to
+        frequency^(1 / temperature)."""
         if n < 0 or temperature < 0:
             raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
         device, drawn = device_and_dtype(self)[0], []
@@ -193,7 +194,7 @@ class VQVAE(WideBuffers, LatentModel):
 
 
 def _perplexities(codes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Of the columns of codes (M, C), (C,)."""
+    """The perplexity of each column of codes (M, C), (C,)."""
     if len(codes) == 0:
         return torch.ones(len(sizes))
     each = zip(codes.t(), sizes, strict=True)

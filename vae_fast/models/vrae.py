@@ -1,7 +1,7 @@
 """The variational recurrent autoencoder (Fabius & van Amersfoort 2014), for sequences.
 
-Images are read as sequences of rows. Word dropout (Bowman et al. 2016) keeps the decoder from
-predicting each step from the one before and ignoring z.
+Images are sequences of rows. Word dropout (Bowman et al. 2016) keeps the decoder from relying on
+the previous step and ignoring z.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from vae_fast.types import LossOutput, Reduction
 class VRAE(Sequences, LatentModel):
     """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
 
-    x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row. T may
-    differ from batch to batch but for images; within a batch, shorter sequences are padded at the
-    end, and their lengths (N,) are given as ``lengths=``, or found from ``padding``.
+    x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row.
+    T may differ between batches, except for images. Within a batch, shorter sequences are padded at
+    the end; ``lengths``, (N,), gives their lengths, or ``padding`` marks the end.
 
     Args:
-        encoder, decoder: recurrent networks; the decoder's z is (latent_dim + the condition's
-            features) wide, and its outputs are P * F parameters for each step.
-        head: the encoder's features, and the condition's, to (N, 2 * latent_dim).
-        input_shape: (T, F), (T,) or (C, T, W); T is how many steps ``sample`` writes.
-        condition: of a conditional model, otherwise None.
-        word_dropout: how often a step's predecessor is hidden from the decoder in training; with
-            1 it always is, and p(x | z) = prod_t p(x_t | z).
-        padding: the token, or NaN, that fills up short sequences; None if there are none.
+        encoder, decoder: recurrent networks. The decoder takes latent_dim + condition.features
+            latent values, and outputs P * F parameters for each step.
+        head: the encoder's and the condition's features to (N, 2 * latent_dim).
+        input_shape: (T, F), (T,) or (C, T, W); ``sample`` writes T steps by default.
+        condition: maps y to features; None for an unconditional model.
+        word_dropout: the probability that training hides the previous step from the decoder. At 1
+            it is always hidden, and p(x | z) = prod_t p(x_t | z).
+        padding: the token, or NaN, that pads short sequences; None if there are none.
     """
 
-    decoder: Any  # StepDecoder, whose calls are its own
+    decoder: Any  # RecurrentDecoder
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class VRAE(Sequences, LatentModel):
         return self._posterior(*self.to_steps(x, lengths), *condition)
 
     def decode(self, z: Tensor, *condition: Tensor, length: int | None = None) -> Tensor:
-        """The parameters of ``length`` steps written from z alone, (..., latent_dim).
+        """The likelihood's parameters of ``length`` steps generated from z (..., latent_dim).
 
-        Each step is followed by its own mean: the most probable token, for tokens.
+        Each step's mean, for tokens the most probable one, is the input of the next step.
         """
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
         params = self.from_steps(self._write(self._with(flat, *condition), length)[0])
@@ -110,7 +110,7 @@ class VRAE(Sequences, LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """-sum_t log p(x_t | x_<t, z) + beta * KL(q(z | x) || p(z)), in nats; padding is not x."""
+        """-sum_t log p(x_t | x_<t, z) + beta * KL(q(z | x) || p(z)), in nats, without padding."""
         steps, lengths = self.to_steps(x, lengths)
         q = self._posterior(steps, lengths, *condition)
         z, kl = sample_and_kl(*q, noise_key=noise_key, reduction="none")
@@ -133,7 +133,7 @@ class VRAE(Sequences, LatentModel):
         constant_posterior: bool = False,
         noise_key: Tensor | None = None,
     ) -> WeightedSamples:
-        """As ``VAE.weighted_samples``."""
+        """As ``BetaVAE.weighted_samples``."""
         steps, lengths = self.to_steps(x, lengths)
         q = self._posterior(steps, lengths, *condition)
         z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
@@ -150,11 +150,11 @@ class VRAE(Sequences, LatentModel):
     def nll_at(
         self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
-        """-log p(x | z) of each sample, (N,), in nats: each step given the true ones before it."""
+        """-log p(x | z) of each sample, (N,), in nats; each step given the true previous ones."""
         return self._nll(*self.to_steps(x, lengths), z, *condition)
 
     def squared_error(self, x: Tensor, *condition: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """As for other models, over the steps that are not padding."""
+        """The mean squared error of each sample, (N,), without padding."""
         steps, lengths = self.to_steps(x, lengths)
         made = self.reconstruct(x, *condition)
         made = made if made.is_floating_point() else made.to(x.dtype)  # classes of 8-bit pixels
@@ -163,19 +163,19 @@ class VRAE(Sequences, LatentModel):
         return difference.square().sum((1, 2)) / (lengths * steps.shape[2]).clamp_min(1)
 
     def values_per_sample(self, x: Tensor) -> float:
-        """As for other models; padding doesn't count."""
+        """The mean number of values in a sample of x, without padding."""
         steps, lengths = self.to_steps(x)
         return float(lengths.double().mean()) * steps.shape[2]
 
     def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """The batch's mean KL in each latent dimension, (latent_dim,), in nats."""
+        """The batch's mean KL of each latent dimension, (latent_dim,), in nats."""
         q = self.encode(x, *condition)
         if self.learned_prior is not None:
             return sampled_kl_by_dimension(self, q)
         return kl_by_dimension(q) / x.shape[0]
 
     def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """As many steps as x has, written from the posterior's mean."""
+        """E[x | z] at the posterior's mean, with as many steps as x has."""
         z = self.features(x, *condition)
         length = x.shape[2] if len(self.input_shape) == 3 else x.shape[1]
         return self.likelihood.mean(self.decode(z, *condition, length=length))
@@ -192,8 +192,8 @@ class VRAE(Sequences, LatentModel):
     ) -> Tensor:
         """n sequences for z ~ N(0, temperature^2).
 
-        ``draw`` draws every step from its distribution, as one would with text, instead of
-        following each by its mean.
+        ``draw`` samples each step from its distribution, as is usual for text, instead of taking
+        its mean.
         """
         condition: tuple[Any, ...] = ()
         if self.condition is not None:
@@ -220,7 +220,7 @@ class VRAE(Sequences, LatentModel):
         return split_gaussian(self.head(self._with(h, *condition)))
 
     def _nll(self, steps: Tensor, lengths: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
-        """-log p(x | z), (N,), each step given the true steps before it."""
+        """-log p(x | z), (N,), each step given the true previous steps."""
         z = self._with(z, *condition)
         seen = self.decoder.step_input(steps, z.dtype)
         previous = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], dim=1)
@@ -244,7 +244,7 @@ class VRAE(Sequences, LatentModel):
         draw: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Parameters (N, T, P * F) and values (N, T, F) of T steps, each seen by the next."""
+        """Parameters (N, T, P * F) and values (N, T, F) of T steps, each the next one's input."""
         images = len(self.input_shape) == 3
         length = self.input_shape[1 if images else 0] if length is None else length
         previous = z.new_zeros(z.shape[0], 1, self.decoder.step_input.features)

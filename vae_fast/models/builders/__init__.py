@@ -1,7 +1,4 @@
-"""Putting models together from options: networks by name, likelihoods, conditions.
-
-Each builder here is what ``vae_fast.models.build`` calls as ``builder(input_shape, **options)``.
-"""
+"""Builders of models from options. ``vae_fast.models.build`` calls them."""
 
 from vae_fast.models.builders.maps import latent_maps, quantized
 from vae_fast.models.builders.structured import hierarchical, importance_weighted, recurrent

@@ -1,4 +1,4 @@
-"""Models whose latent is maps, and those whose latent is codes at places."""
+"""Builders of models with latent maps, and of models with codes at positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_fast.models.builders.vectors import Choices
 from vae_fast.models.quantize import make_quantizer
 from vae_fast.models.vqvae import VQVAE
 
-# Of ``networks_of_maps``, where nothing else is said.
+# Default options of ``networks_of_maps``.
 SIZES: dict[str, Any] = {
     "multipliers": (1, 2, 4),
     "blocks": 1,
@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
 def latent_maps(
     input_shape: Sequence[int], *, channels_last: bool | None = None, **options: Any
 ) -> nn.Module:
-    """The options are those of ``networks_of_maps``; the defaults make 2.7 million parameters."""
+    """An AutoencoderKL with ``networks_of_maps``'s options; by default 2.7 million parameters."""
     chosen = Choices.among(options, input_shape)
     p_x = chosen.made_likelihood()
     sizes = {**SIZES, "channels": 32, "z_channels": 4, "groups": 8, **options}
@@ -61,10 +61,12 @@ def quantized(
     places: int = 16,
     **options: Any,
 ) -> nn.Module:
-    """A VQ-VAE. network="maps", the default for images, has ``code_dim`` latent maps, whose places are
-    those of the codes; its options are those of ``networks_of_maps``. Of other networks' features
-    ``places`` vectors of ``code_dim`` are made. An fsq's code_dim is the number of its levels (4), an
-    lfq's the bits of a code (10), others' 32.
+    """A VQ-VAE.
+
+    network="maps", the default for images, gives ``code_dim`` latent maps, with a code at each
+    position, and takes the options of ``networks_of_maps``. Other networks give ``places`` vectors
+    of ``code_dim``, which defaults to the number of levels (4) of an fsq, the bits of a code (10)
+    of an lfq, and 32 otherwise.
     """
     if "posterior" in options or "prior" in options or "latent_dim" in options:
         raise TypeError("a vq-vae has codes: it takes no posterior, prior or latent_dim")

@@ -1,4 +1,4 @@
-"""Models of sequences, hierarchies, and K-sample bounds of any."""
+"""Builders of sequence models, hierarchies, and models with the K-sample bound."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def recurrent(
     prior_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and Bernoulli
-    for images; tokens need likelihood_options={"num_classes": ...}. Under any other likelihood,
-    sequences of shape (T,) are real values, one a step.
+    """A VRAE. The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and
+    Bernoulli for images; tokens need likelihood_options={"num_classes": ...}. With any other
+    likelihood, sequences of shape (T,) have one real value per step.
     """
     if likelihood is None:
         likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
@@ -86,8 +86,8 @@ def recurrent(
 def importance_weighted(
     input_shape: Sequence[int], *, of: str = "vae", **options: Any
 ) -> nn.Module:
-    """The K-sample bound ``of`` a vae, cvae, hvae or vrae, with that model's options; a vae with a
-    ``condition`` among them is a cvae.
+    """The K-sample bound of a model, ``of`` "vae", "cvae", "hvae" or "vrae", with that model's
+    options; a vae with a ``condition`` is a cvae.
     """
     builders: dict[str, Callable[..., nn.Module]] = {
         "vae": conditional(ConditionalIWAE) if "condition" in options else gaussian(IWAE),
@@ -113,8 +113,8 @@ def hierarchical(
     likelihood_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """network="mlp", the default: ``levels`` is their number; "conv": pairs (height, number of
-    levels), coarse to fine, VDVAE's shape on a small image by default.
+    """An HVAE. For network="mlp", the default, ``levels`` is their number. For "conv" it is pairs
+    (height, number of levels), coarse to fine, by default like VDVAE's for small images.
     """
     if network is None:
         network = "mlp" if levels is None or isinstance(levels, int) else "conv"

@@ -1,4 +1,4 @@
-"""Models with one encoder, one decoder and a latent vector, conditioned or not."""
+"""Builders of models with one encoder, one decoder and a latent vector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Options = dict[str, Any] | None
 
 @dataclass
 class Choices:
-    """What a model is put together from: the options that builders share, and the parts they name."""
+    """The options that builders share, and the parts of a model that they name."""
 
     input_shape: Sequence[int]
     latent_dim: int = 20
@@ -44,12 +44,12 @@ class Choices:
 
     @classmethod
     def among(cls, options: dict[str, Any], input_shape: Sequence[int], **defaults: Any) -> Choices:
-        """Those of ``options``, which keeps the others."""
+        """Move the shared options out of ``options``."""
         known = [field.name for field in fields(cls) if field.name in options]
         return cls(input_shape, **{**defaults, **{name: options.pop(name) for name in known}})
 
     def parts(self) -> dict[str, Any]:
-        """What every model's constructor takes."""
+        """The arguments of every model's constructor."""
         made = {
             "input_shape": self.input_shape,
             "latent_dim": self.latent_dim,
@@ -78,7 +78,7 @@ class Choices:
         )
 
     def decoder(self, features: int, likelihood: Likelihood) -> nn.Module:
-        """A decoder of the encoder's kind and options, or of its own where they are given."""
+        """A decoder of the encoder's kind and options, unless it has its own."""
         kind, options = self.decoder_network or self.network, self.decoder_options
         if options is None:
             options = (self.network_options or {}) if kind == self.network else {}
@@ -120,7 +120,7 @@ def adversarial(
 
 
 def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
-    """A builder for models conditioned on y, which join it to the encoder's features and to z."""
+    """A builder for models that concatenate y to the encoder's features and to z."""
     of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
 
     def build_model(
@@ -166,8 +166,8 @@ def semi_supervised(
     classifier_dropout: float = 0.5,
     **options: Any,
 ) -> nn.Module:
-    """SSVAE, with a linear classifier on the encoder's ``hidden`` features, behind dropout: few
-    labels would be learned by heart, were one feature enough to tell them by.
+    """An SSVAE with a linear classifier on the encoder's ``hidden`` features. Dropout before the
+    classifier keeps it from memorising few labels.
     """
     if options.pop("prior", "standard") != "standard":
         raise ValueError("the prior of M2 is N(0, 1); a learned one is for cvae")
