@@ -1,4 +1,4 @@
-"""Normalizing flows by name: several steps, with dimensions turned about between them."""
+"""Normalizing flows by name: several steps, with the dimensions reversed between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOWS = ("planar", "radial", "maf", "iaf", "realnvp")
 
 
 class Steps(Flow):
-    """Flows one after another; between them, dimensions are in reverse order."""
+    """Flows in sequence; ``turned`` reverses the order of the dimensions between them."""
 
     steps: Any  # a ModuleList of flows
 
@@ -46,9 +46,10 @@ def make_flow(
 
     Args:
         name: one of ``FLOWS``. maf (Papamakarios et al. 2017) and iaf (Kingma et al. 2016) are the
-            same map; who uses it runs the one from data to noise, the other from noise to data.
-        steps: how many. hidden: of each step's network, but planar and radial ones have none.
-        context: features that the flow's parameters depend on, taken after z.
+            same map: maf from data to noise, iaf from noise to data.
+        steps: the number of flows.
+        hidden: hidden sizes of each step's network; planar and radial flows have none.
+        context: the number of features that condition the flow; calls take them after z.
     """
     if name not in FLOWS:
         raise ValueError(f"a flow must be one of {', '.join(FLOWS)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Flows whose steps know earlier dimensions (MAF, IAF) or half of them (RealNVP)."""
+"""Autoregressive flows (MAF, IAF) and coupling flows (RealNVP)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 3.0  # of a step's log-scale, softly: e^3 a step is enough, and nothing overflows
+LARGEST = 3.0  # soft bound of a step's log-scale, against overflow
 
 
 class Flow(nn.Module):
-    """An invertible map of (..., D). Both ways give log |det d out / d in| of each row, (...,).
+    """An invertible map of (..., D). Both directions also return log |det d out / d in|, (...,).
 
-    A flow that was made with ``context`` takes that many features of each row, (N, context), after z.
+    A flow made with ``context`` takes that many features of each row, (N, context), after z.
     """
 
     def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,13 +27,13 @@ class Flow(nn.Module):
 
 
 def zero(layer: nn.Module) -> None:
-    """A layer's parameters become zeros."""
+    """Set a layer's parameters to 0."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class Masked(nn.Linear):
-    """A linear layer of which ``mask`` (out, in) lets part of the weights through."""
+    """A linear layer with its weights multiplied by ``mask`` (out, in)."""
 
     mask: Tensor
 
@@ -46,10 +46,11 @@ class Masked(nn.Linear):
 
 
 class Conditioned(nn.Module):
-    """Layers whose last starts at zero, and whose first also sees the context.
+    """Layers that map h and a context to a shift and a log-scale.
 
     Args:
-        layers: the first and the last are linear. context: its features; 0 for none.
+        layers: the first and the last are linear; the last starts at 0.
+        context: the number of features that the first layer also sees; 0 for none.
     """
 
     def __init__(self, layers: Sequence[Any], context: int) -> None:
@@ -61,7 +62,7 @@ class Conditioned(nn.Module):
             self.by_context = nn.Linear(context, layers[0].out_features, bias=False)
 
     def shift_and_scale(self, h: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        """What the layers make of h and the context: a shift, and a log-scale within bounds."""
+        """The shift and the bounded log-scale."""
         first, *others = self.layers
         h = first(h)
         if self.by_context is not None:
@@ -73,8 +74,9 @@ class Conditioned(nn.Module):
 
 
 class MADE(Conditioned):
-    """Shift and log-scale of dimension i from the dimensions before i (Germain et al. 2015), and from
-    the context. Hidden units know the first 1, 2, ..., D - 1 dimensions in turn."""
+    """The shift and the log-scale of dimension i from the dimensions below i and the context.
+
+    Germain et al. 2015. Hidden units see the first 1, 2, ..., D - 1 dimensions in turn."""
 
     def __init__(self, dim: int, hidden: Sequence[int], context: int = 0) -> None:
         degrees = [torch.arange(1, dim + 1)]
@@ -89,7 +91,7 @@ class MADE(Conditioned):
 
 
 class Autoregressive(Flow):
-    """y_i = (z_i - m_i(z_<i)) exp(-s_i(z_<i)): one pass one way, D passes the other."""
+    """y_i = (z_i - m_i(z_<i)) exp(-s_i(z_<i)). ``forward`` takes one pass, ``inverse`` D passes."""
 
     def __init__(self, dim: int, hidden: Sequence[int] = (64, 64), context: int = 0) -> None:
         super().__init__()

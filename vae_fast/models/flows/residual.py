@@ -1,4 +1,4 @@
-"""Planar and radial flows (Rezende & Mohamed 2015): a bend each, forwards only."""
+"""Planar and radial flows (Rezende & Mohamed 2015), without an inverse."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vae_fast.models.flows.autoregressive import Flow
 
 
 class Bend(Flow):
-    """A flow of few numbers, which are learned, or with ``context`` are made of it: what is learned plus
-    a linear map, which starts at 0.
+    """A flow with few parameters. With ``context``, a linear map of it, which starts at 0, is added
+    to the learned parameters.
 
     Args:
-        start: the numbers by their parameters' names.
+        start: the parameters' initial values by name.
     """
 
     def __init__(self, context: int = 0, **start: Tensor) -> None:
@@ -38,7 +38,7 @@ class Bend(Flow):
 
 
 class Planar(Bend):
-    """z + u tanh(w^T z + b), u held to w^T u >= -1, where it can be inverted (appendix A.1)."""
+    """z + u tanh(w^T z + b), with w^T u >= -1 so that it is invertible (appendix A.1)."""
 
     def __init__(self, dim: int, context: int = 0) -> None:
         start = {"u": 0.01 * torch.randn(dim), "w": 0.1 * torch.randn(dim), "b": torch.zeros(())}
@@ -55,13 +55,13 @@ class Planar(Bend):
 
 
 class Radial(Bend):
-    """z + beta (z - c) / (alpha + |z - c|), beta held above -alpha (appendix A.2)."""
+    """z + beta (z - c) / (alpha + |z - c|), with beta > -alpha (appendix A.2)."""
 
     def __init__(self, dim: int, context: int = 0) -> None:
         start = {
             "centre": 0.1 * torch.randn(dim),
             "log_alpha": torch.zeros(()),
-            "raw_beta": torch.full((), 0.5413),  # softplus of it is 1: the identity
+            "raw_beta": torch.full((), 0.5413),  # its softplus is 1: the identity
         }
         super().__init__(context, **start)
 

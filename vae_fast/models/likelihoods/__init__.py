@@ -1,16 +1,16 @@
-"""Likelihoods p(x | z): what a decoder's output means.
+"""Likelihoods p(x | z): the distribution that a decoder's output parametrises.
 
-They are the list of ``vae_fast.likelihoods`` by the same names, with what a model adds: which
-parameters the decoder gives, and which are learned once. A decoder gives ``parameters_per_element``
-(P) parameters for each element of x: for data of shape (C, ...) that is (P * C, ...), the parameters
-stacked along the first dimension. ``nll`` is in nats, ``mean`` is E[x | z] on the data's own scale.
+They have the names and formulas of ``vae_fast.likelihoods``, and split the parameters into those
+from the decoder and those learned once. For data of shape (C, ...) a decoder gives (P * C, ...):
+``parameters_per_element`` (P) parameters per element, stacked along the first dimension. ``nll`` is
+in nats; ``mean`` is E[x | z] on the data's own scale.
 
-``target`` says what data are: of "unit" and "real" likelihoods uint8 stand for x / 255 and bool for
-{0, 1}; of "level" ones too, and floating-point data in [0, 1] are rounded to one of 256 levels. "count"
-data are 0, 1, 2, ... in any dtype, and "category" data class numbers.
+``target`` is the kind of data. "unit" and "real": uint8 stands for x / 255 and bool for {0, 1}.
+"level": the same, with floating-point data in [0, 1] rounded to one of 256 levels. "count": 0, 1,
+2, ... in any dtype. "category": class indices.
 
 Densities (Gaussian, Laplace) and probabilities (Bernoulli, categorical) are not comparable;
-``discrete`` tells them apart.
+``discrete`` marks the latter.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _by_name() -> dict[str, Callable[..., Likelihood]]:
         "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
         "categorical": Categorical,
     }
-    # What is new on the list needs no class to be had by its name.
+    # A likelihood of the list without a class here is an OfSpec.
     for spec in SPECS.values():
         if not spec.planes:
             classes.setdefault(spec.family, partial(OfSpec, spec))
@@ -89,9 +89,9 @@ def make_likelihood(
     standardize: bool = False,
     **options: Any,
 ) -> Likelihood:
-    """A likelihood by name, with its options, or the given one itself; ``shape`` is a sample's.
+    """A likelihood by name, with its options, or the given one; ``shape`` is a sample's.
 
-    ``standardize`` makes it one of standardized columns (``Standardized``).
+    ``standardize`` wraps it in ``Standardized``.
     """
     if standardize:
         return Standardized(make_likelihood(name, shape, **options), shape)

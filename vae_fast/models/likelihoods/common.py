@@ -1,4 +1,4 @@
-"""What every likelihood offers, and those whose formulas are on the list of ``vae_fast.likelihoods``."""
+"""The base of likelihoods, and the class of those with formulas in ``vae_fast.likelihoods``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class Likelihood(nn.Module):
-    """What every p(x | z) offers; a new one implements ``nll`` and ``mean``."""
+    """The base of every p(x | z); a new one implements ``nll`` and ``mean``."""
 
     parameters_per_element: int = 1
     discrete: bool = False
     target: str = "real"
-    """What data are: "unit", "real", "count", "level" or "category", as in ``vae_fast.likelihoods``."""
+    """The kind of data: "unit", "real", "count", "level" or "category"."""
 
     center: float | Tensor = 0.0
     spread: float | Tensor = 1.0
-    """Where data lie and how far apart, as far as the likelihood knows: what noise in x starts from."""
+    """The data's mean and standard deviation, if known, for imputation and for noise on x."""
 
     @property
     def described(self) -> str:
@@ -31,7 +31,7 @@ class Likelihood(nn.Module):
         return type(self).__name__.lower()
 
     def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """What a decoder has to give for data of ``shape`` (C, ...): (P * C, ...)."""
+        """The decoder's output shape, (P * C, ...), for data of ``shape`` (C, ...)."""
         return (self.parameters_per_element * shape[0], *shape[1:])
 
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
@@ -39,17 +39,17 @@ class Likelihood(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement nll(params, x)")
 
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
-        """-log p(x | z_k), (K, N), for the parameters (K, N, P * C, ...) of K samples of z."""
+        """-log p(x | z_k), (K, N), in nats, for parameters (K, N, P * C, ...) of K samples of z."""
         k, n = params.shape[:2]
         repeated = x.expand(k, *x.shape).flatten(0, 1)
         return self.nll(params.flatten(0, 1), repeated, reduction="none").view(k, n)
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x | z], of the shape of x."""
+        """E[x | z], in x's shape."""
         raise NotImplementedError(f"{type(self).__name__} must implement mean(params)")
 
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw x ~ p(x | z), of the shape of x."""
+        """Draw x ~ p(x | z), in x's shape."""
         raise NotImplementedError(f"{type(self).__name__} must implement sample(params)")
 
     def loss(
@@ -68,7 +68,7 @@ class Likelihood(nn.Module):
         return LossOutput(recon + beta * kl, recon, kl)
 
     def _split(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The P parameters, each of the shape of x."""
+        """The P parameters, each in x's shape."""
         if x is not None:
             wanted = (x.shape[0], self.parameters_per_element * x.shape[1], *x.shape[2:])
             if tuple(params.shape) != wanted:
@@ -81,7 +81,7 @@ class Likelihood(nn.Module):
 
 
 class OfSpec(Likelihood):
-    """A likelihood of ``vae_fast.likelihoods.SPECS``, all of whose parameters the decoder gives."""
+    """A likelihood of ``vae_fast.likelihoods.SPECS``; the decoder gives all parameters."""
 
     spec: Spec
 
@@ -94,18 +94,18 @@ class OfSpec(Likelihood):
         self.target = self.spec.target
 
     def given(self, params: Tensor) -> list[Tensor | float]:
-        """The spec's parameters, from what the decoder gives: each by itself, or all stacked."""
+        """The spec's parameters from the decoder's output: one tensor each, or all stacked."""
         return [params]
 
     def data(self, x: Tensor, params: Tensor) -> Tensor:
-        """x as the spec wants it."""
+        """x in the form that the spec requires."""
         if x.is_floating_point() or x.dtype in (torch.uint8, torch.bool):
             return x
         return x if self.target == "count" else x.to(compute_dtype(params))
 
     def nll(self, params: Tensor, x: Tensor, *, reduction: Reduction = "sum") -> Tensor:
         self._check(params, x)
-        x = self.data(x, params)  # before the parameters, which may begin with the first batch
+        x = self.data(x, params)  # first, since it may set parameters from the first batch
         return nll(self.spec, self.given(params), x, reduction=reduction)
 
     def loss(
@@ -129,7 +129,7 @@ class OfSpec(Likelihood):
         return self.spec.sample(*self._each(params), generator=generator)
 
     def _each(self, params: Tensor) -> list[Tensor]:
-        """Each parameter as a tensor of the decoder's dtype or a wider one."""
+        """Each parameter as a tensor, in the decoder's dtype or a wider one."""
         given: Sequence[Tensor | float] = self.given(params)
         if len(given) < len(self.spec.params):
             given = torch.as_tensor(given[0]).chunk(len(self.spec.params), dim=1)

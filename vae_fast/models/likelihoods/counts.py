@@ -13,8 +13,10 @@ from vae_fast.reference import compute_dtype
 
 
 class DiscretizedLogistic(OfSpec):
-    """Probabilities of 256 levels (Salimans et al. 2017, section 2.1); the decoder gives (loc, log s)
-    of each element, loc in [-1, 1] for [0, 1]. ``mean`` and ``sample`` are in [0, 1]."""
+    """A logistic distribution over 256 levels (Salimans et al. 2017, section 2.1).
+
+    The decoder gives (loc, log s) of each element, where loc in [-1, 1] corresponds to x in [0, 1].
+    ``mean`` and ``sample`` are in [0, 1]."""
 
     spec = SPECS["discretized_logistic"]
     parameters_per_element = 2
@@ -34,7 +36,7 @@ class DiscretizedLogistic(OfSpec):
 
 class DiscretizedLogisticMixture(DiscretizedLogistic):
     """A mixture of ``components`` (K) discretized logistics over the three channels of a pixel
-    (Salimans et al. 2017): of images (3, H, W) the decoder gives (10 K, H, W)."""
+    (Salimans et al. 2017). The decoder gives (10 K, H, W) for images (3, H, W)."""
 
     spec = SPECS["discretized_logistic_mixture"]
 
@@ -62,21 +64,21 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
 
 
 class Poisson(OfSpec):
-    """Counts, -log p = rate - x log rate + log x!; the decoder gives log rate."""
+    """Counts: -log p = rate - x log rate + log x!, in nats; the decoder gives log rate."""
 
     spec = SPECS["poisson_log"]
     discrete = True
 
 
 class NegativeBinomial(OfSpec):
-    """Counts whose variance is rate + rate^2 / dispersion, as scvi-tools has them (Lopez et al. 2018);
-    the decoder gives log rate.
+    """Counts with variance rate + rate^2 / dispersion, as in scvi-tools (Lopez et al. 2018); the
+    decoder gives log rate.
 
     Args:
-        shape: of a sample, (C, ...).
-        dispersion: "per_feature" learns one for each gene of vectors (D,), or for each channel of
-            images; "shared" one for all; "per_element" has the decoder give its logarithm, after the
-            log rate.
+        shape: a sample's shape, (C, ...).
+        dispersion: "per_feature" learns one per element of vectors (D,) or per channel of images,
+            "shared" learns one for all, and "per_element" makes the decoder give its logarithm,
+            after the log rate.
     """
 
     spec = SPECS["negative_binomial_log"]
@@ -105,9 +107,9 @@ class NegativeBinomial(OfSpec):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    """The negative binomial, or 0 with the probability sigmoid(l); the decoder gives l as well, last.
+    """0 with probability sigmoid(l), else the negative binomial; the decoder gives l last.
 
-    For genes' counts, most of which are 0 (Lopez et al. 2018, scVI).
+    For gene counts, most of which are 0 (Lopez et al. 2018, scVI).
     """
 
     spec = SPECS["zero_inflated_negative_binomial_log"]
@@ -116,8 +118,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 class Categorical(OfSpec):
     """-log p = logsumexp(l) - l_x, in nats, over ``num_classes`` values 0, 1, ... of each element.
 
-    x holds class indices (any integer dtype, uint8 included: 256 classes model 8-bit pixels).
-    ``mean`` is the most probable class, as int64: classes have no average.
+    x holds class indices in any integer dtype; 256 classes model 8-bit pixels. Classes have no
+    average, so ``mean`` is the most probable class, int64.
     """
 
     spec = SPECS["categorical"]

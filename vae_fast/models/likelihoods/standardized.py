@@ -1,4 +1,4 @@
-"""A likelihood of values whose columns were brought to mean 0 and deviation 1, and the way back."""
+"""A likelihood of data whose columns are standardized to mean 0 and standard deviation 1."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vae_fast.types import LossOutput, Reduction
 class Standardized(Likelihood):
     """p(x | z) = p_u((x - shift) / scale | z) / prod(scale), with p_u the likelihood ``inner``.
 
-    Data go in and come out in their own units: ``mean`` and ``sample`` are undone, and ``nll`` is of
-    x itself, for the density of u is divided by the scales (the change of variables): sum(log scale)
-    nats a sample more than that of u. So models with and without it can be compared.
+    Data, ``mean`` and ``sample`` keep their own units. ``nll`` is that of x: by the change of
+    variables, ``inner``'s plus sum(log scale) nats per sample. It is therefore comparable with
+    models that do not standardize.
 
-    ``shift`` and ``scale`` are saved with the weights. They are the columns' mean and standard
-    deviation in the training data, which ``fit`` is given; until then nothing can be computed.
+    ``fit`` sets ``shift`` and ``scale`` to the columns' mean and standard deviation in the training
+    data; before it, calls raise RuntimeError. Both are saved with the weights.
 
     Args:
         inner: a likelihood of real values.
-        shape: of a sample: (D,), one shift and scale for each column, or (C, H, W), for each channel.
+        shape: a sample's shape: (D,) for a shift and a scale per column, (C, H, W) per channel.
     """
 
     shift: Tensor
@@ -57,14 +57,14 @@ class Standardized(Likelihood):
 
     @property
     def fitted(self) -> bool:
-        """Whether ``shift`` and ``scale`` are those of data."""
+        """Whether ``shift`` and ``scale`` are set."""
         return self._fitted
 
     @torch.no_grad()
     def fit(self, mean: Tensor, std: Tensor) -> None:
-        """Take means and standard deviations, one for each column or channel.
+        """Set the mean and the standard deviation of each column or channel.
 
-        A column that is constant keeps its scale: 1.
+        A constant column gets the scale 1.
         """
         self.shift.copy_(mean.reshape(self.shift.shape))
         std = std.reshape(self.scale.shape)
@@ -120,7 +120,7 @@ class Standardized(Likelihood):
         return self.undone(self.inner.sample(params, generator=generator))
 
     def log_volume(self, x: Tensor) -> Tensor:
-        """sum(log scale) over the elements of a sample of x (N, ...), in nats."""
+        """sum(log scale) over the elements of one sample of x (N, ...), in nats."""
         each = self.scale.log().sum()
         return each if self.scale.dim() == 1 else each * math.prod(x.shape[2:])
 
@@ -145,5 +145,5 @@ class Standardized(Likelihood):
 
 
 def standardized(likelihood: nn.Module | None) -> Standardized | None:
-    """The likelihood, if it is one of standardized columns."""
+    """The likelihood if it is ``Standardized``, else None."""
     return likelihood if isinstance(likelihood, Standardized) else None

@@ -20,15 +20,15 @@ from vae_fast.types import LossOutput, Reduction
 class Bernoulli(OfSpec):
     """-log p = softplus(l) - x l, with logits l; x in [0, 1] (Kingma & Welling 2014, appendix C).
 
-    In nats. For grey values strictly between 0 and 1 this is the customary cross-entropy, not a
-    normalised likelihood (Loaiza-Ganem & Cunningham 2019): compare it only with itself.
+    In nats. For grey values between 0 and 1 this is the usual cross-entropy, but not a normalised
+    likelihood (Loaiza-Ganem & Cunningham 2019): do not compare it with other likelihoods.
     """
 
     spec = SPECS["bernoulli"]
     discrete = True
 
     def _check(self, params: Tensor, x: Tensor) -> None:
-        """The op says what does not fit."""
+        """The op checks the arguments."""
 
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
         return bernoulli_nll_samples(params, x)  # without K copies of x
@@ -47,32 +47,31 @@ class Bernoulli(OfSpec):
 
 
 class ContinuousBernoulli(OfSpec):
-    """-log p = softplus(l) - x l - log C(l), with logits l: a density of grey values x in [0, 1]
-    (Loaiza-Ganem & Cunningham 2019), in nats."""
+    """-log p = softplus(l) - x l - log C(l), in nats, with logits l: a density on [0, 1] for grey
+    values x (Loaiza-Ganem & Cunningham 2019)."""
 
     spec = SPECS["continuous_bernoulli"]
 
 
-_LEAST = 0.1  # above its floor, where a log-variance may start: below, it has hardly a gradient
+_LEAST = 0.1  # a log-variance's least start above its floor, where the gradient nearly vanishes
 
 
 class Gaussian(OfSpec):
     """-log p = (x - m)^2 / (2 s^2) + log s + log(2 pi) / 2, in nats, a density in x.
 
-    ``variance="fixed"`` keeps the standard deviation ``scale`` (1 if left out); "shared" learns one
-    for all elements (Rybkin et al. 2021, sigma-VAE); "learned" has the decoder give (m, log s^2)
+    ``variance="fixed"`` keeps the standard deviation ``scale`` (1 by default); "shared" learns one
+    for all elements (Rybkin et al. 2021, sigma-VAE); "learned" makes the decoder give (m, log s^2)
     for each element.
 
-    A shared s starts at ``scale`` or, if that is left out, at the first training batch's root mean
-    square error, the s that is best for it: an optimizer moves log s^2 by no more than about its
-    learning rate a step, so a start far off costs thousands of steps. ``started`` tells, and is
-    saved with the weights.
+    A shared s starts at ``scale``, or without it at the first training batch's root mean square
+    error, which is optimal for that batch. A bad start would cost thousands of steps, because an
+    optimizer changes log s^2 by at most about the learning rate per step. ``started`` records
+    whether s has been set, and is saved with the weights.
 
-    A learned log s^2 stays above ``min_logvar``: the density of a pixel that is always right, a
-    black border say, is unbounded without a floor, and the loss falls for ever while all else
-    stands still. The floor is soft, min_logvar + softplus(log s^2 - min_logvar) as in the
-    sigma-VAE, so that no element is cut off from its gradient. At -9, s is 0.011, nearly three of
-    the 255 grey levels.
+    A shared or learned log s^2 stays above ``min_logvar``. Without a floor, the density of a
+    constant pixel, such as one of a black border, is unbounded and dominates the loss. The floor is
+    soft, min_logvar + softplus(log s^2 - min_logvar) as in the sigma-VAE, so every element keeps a
+    gradient. At -9, s is 0.011, nearly three of the 255 grey levels.
     """
 
     started: Tensor
@@ -91,7 +90,7 @@ class Gaussian(OfSpec):
         self.min_logvar = min_logvar
         self.parameters_per_element = 2 if variance == "learned" else 1
         start = 0.0 if scale is None else 2.0 * math.log(scale)
-        self._waits = variance == "shared" and scale is None  # for the first batch: not ``started``
+        self._waits = variance == "shared" and scale is None  # for the first training batch
         if variance == "shared":
             if scale is not None and start <= min_logvar:
                 raise ValueError(
@@ -106,15 +105,15 @@ class Gaussian(OfSpec):
             self.register_buffer("logvar", torch.tensor(start), persistent=False)
 
     def _above_floor(self, logvar: Tensor) -> Tensor:
-        """The parameter that the soft floor makes ``logvar``."""
+        """The parameter that the soft floor maps to ``logvar``: its inverse."""
         above = logvar - self.min_logvar
         return self.min_logvar + above + torch.log(-torch.expm1(-above))
 
     @torch.no_grad()
     def _start(self, square: Tensor) -> None:
-        """Let a shared s^2 begin at the mean of ``square``, over the whole batch of all processes.
+        """Start a shared s^2 at the mean of ``square`` over all processes, unless it is not finite.
 
-        This waits for the device, once. A batch that is not finite is not started from.
+        This waits for the device, once.
         """
         mean = square.mean()
         joined = joined_mean(mean)
@@ -129,7 +128,7 @@ class Gaussian(OfSpec):
         self, state_dict: dict[str, Any], prefix: str, *arguments: object
     ) -> None:
         if self.variance == "shared" and f"{prefix}logvar" in state_dict:
-            # Weights from before there was ``started`` had.
+            # Older weights have no ``started``, and a trained s.
             state_dict.setdefault(f"{prefix}started", torch.ones_like(self.started))
             self._waits = not bool(state_dict[f"{prefix}started"])
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -154,7 +153,7 @@ class Gaussian(OfSpec):
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func or torch.export is at work, under which nothing is to be kept."""
+    """Whether torch.func or torch.export is active, which forbids changing state."""
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
 
 
@@ -176,8 +175,8 @@ class Laplace(OfSpec):
 class StudentT(OfSpec):
     """Student's t, a density in x with heavy tails; the decoder gives (loc, log s) of each element.
 
-    ``df`` are the degrees of freedom, one number. A log s stays above ``min_log_scale``, softly, as
-    the Gaussian's learned log-variance does, and for its reason.
+    ``df`` is the degrees of freedom. ``min_log_scale`` is a soft floor of log s, which serves the
+    same purpose as ``Gaussian``'s ``min_logvar``.
     """
 
     spec = SPECS["student_t"]

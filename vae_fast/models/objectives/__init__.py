@@ -1,4 +1,4 @@
-"""Objectives by name: what ``objective=NAME`` puts in place of a model's own loss."""
+"""Objectives by name: losses that ``objective=NAME`` puts in place of a model's own."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def make_objective(
 
     Args:
         name: one of ``OBJECTIVE_NAMES``.
-        latent_dim: the size of z. input_shape: of a sample.
-        options: of the objective.
+        latent_dim: the size of z.
+        input_shape: the shape of one sample.
+        options: the objective's options.
     """
     if name not in OBJECTIVE_NAMES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVE_NAMES)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""What objectives are: a model's loss in place of its own, by the parts that every VAE has."""
+"""The base of objectives: losses in place of a model's own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vae_fast.types import LossOutput, Reduction
 
 
 class Objective(WideBuffers):
-    """``forward(model, x, *condition, ...)`` is the model's loss. Terms are in nats, each of a sample.
+    """``forward(model, x, *condition, ...)`` is the model's loss. Terms are in nats per sample.
 
-    ``of_batches``: it has no value for each sample by itself. ``deterministic``: whether it is of
-    models whose z has no density; None: of either kind.
+    ``of_batches``: the loss is defined on a batch only. ``deterministic``: whether it is for models
+    whose z has no density; None: for both kinds.
     """
 
     of_batches = False
@@ -39,7 +39,7 @@ class Objective(WideBuffers):
         if self.of_batches and reduction == "none":
             raise ValueError(f"{self.name} is defined on a batch: use batchmean or sum")
         terms = self.terms(model, x, *condition, beta=beta, noise_key=noise_key, **options)
-        # Of shape (N, 1), so that a batch of losses is not read as the features of one sample.
+        # (N, 1): reduce would read (N,) as one sample with N features.
         return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
 
     def terms(
@@ -49,7 +49,7 @@ class Objective(WideBuffers):
         *condition: Any,
         **options: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """loss, recon and kl of each sample, (N,); ``options`` are beta, noise_key and the call's."""
+        """loss, recon and kl of each sample, (N,). ``options``: beta, noise_key and the loss's."""
         raise NotImplementedError(f"{type(self).__name__} must implement terms(model, x)")
 
     @property
@@ -58,7 +58,7 @@ class Objective(WideBuffers):
 
 
 class Steps(Objective):
-    """An objective that counts training steps, in a buffer that checkpoints have."""
+    """An objective that counts training steps, in a buffer that checkpoints save."""
 
     steps: Tensor
 
@@ -67,7 +67,7 @@ class Steps(Objective):
         self.register_buffer("steps", torch.zeros(()))
 
     def part(self, whole: int) -> Tensor:
-        """How much of ``whole`` steps has been taken, from 0 to 1; a training step counts as one."""
+        """The fraction of ``whole`` steps taken, in [0, 1]; in training each call counts a step."""
         now = (self.steps / max(whole, 1)).clamp(max=1.0)
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
@@ -76,6 +76,6 @@ class Steps(Objective):
 
 
 def fixed(module: nn.Module, *inputs: Tensor) -> Tensor:
-    """``module(*inputs)``, with gradients for the inputs and none for its parameters."""
+    """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
     constants = {name: p.detach() for name, p in module.named_parameters()}
     return torch.func.functional_call(module, constants, inputs)

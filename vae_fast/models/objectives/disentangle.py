@@ -1,4 +1,4 @@
-"""Objectives that hold latent dimensions apart: FactorVAE, DIP-VAE I and II."""
+"""Objectives for disentangled latent dimensions: FactorVAE, DIP-VAE I and II."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vae_fast.models.phases import Phase
 
 
 class Factor(Objective):
-    """-log p(x | z) + beta KL + gamma TC, the total correlation told by a discriminator (Kim & Mnih
-    2018, equation 2 and algorithm 2).
+    """-log p(x | z) + beta KL + gamma TC, where a discriminator D estimates the total correlation
+    TC = log D(z) - log(1 - D(z)) (Kim & Mnih 2018, equation 2 and algorithm 2).
 
-    Two phases: the model, by TC = log D(z) - log(1 - D(z)), and the discriminator, which tells z of
-    one half of the batch from z of the other half with each dimension shuffled by itself.
+    Two phases train the model and D. D learns to separate z of one half of the batch from z of the
+    other half with each dimension shuffled independently.
 
     Args:
         latent_dim: the size of z.
         gamma: the total correlation's weight.
-        hidden: of the discriminator.
-        discriminator_lr: its learning rate, as a part of the run's.
+        hidden: hidden sizes of the discriminator.
+        discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class Factor(Objective):
         return loss, recon, kl
 
     def of_discriminator(self, z: Tensor, noise_key: Tensor | None = None) -> Tensor:
-        """Half the cross-entropies of joint and shuffled z, spread over the batch's samples, (N,)."""
+        """The discriminator's loss, half the sum of the mean cross-entropies of joint and shuffled
+        z, in nats, repeated for each sample: (N,)."""
         n = z.shape[0]
         half = n // 2 if n > 1 else n
         joint, other = z[:half], z[n - half :]
@@ -87,16 +88,16 @@ class Factor(Objective):
         return each.mean().expand(n) if n > 0 else each
 
     def diagnostics(self, z: Tensor) -> dict[str, Tensor]:
-        """The total correlation by the discriminator, of each sample in nats."""
+        """The discriminator's estimate of the total correlation, per sample, in nats."""
         logits = self.discriminator(z)
         return {"total_correlation": logits[:, 0] - logits[:, 1]}
 
 
 class DIP(Objective):
-    """The ELBO plus off |Cov|^2 outside and own |Cov - 1|^2 on the diagonal (Kumar et al. 2018).
+    """The negative ELBO plus off sum_{i != j} Cov_ij^2 + own sum_i (Cov_ii - 1)^2.
 
-    kind 1 is of the covariance of the posterior's means (equation 6), kind 2 of z's own, to which
-    the posterior's variances belong (equation 7). Over several processes, each takes its own part of
+    Kumar et al. 2018. Cov is the covariance of the posterior's means for kind 1 (equation 6), and of z, which
+    includes the posterior's variances, for kind 2 (equation 7). Each process uses its own part of
     the batch.
     """
 
@@ -106,7 +107,7 @@ class DIP(Objective):
         super().__init__()
         if kind not in (1, 2):
             raise ValueError(f"a DIP-VAE is of kind 1 or 2, got {kind}")
-        # Kumar et al. 2018, section 4: lambda_d is 10 lambda_od in DIP-VAE-I, equal to it in II.
+        # Kumar et al. 2018, section 4: lambda_d = 10 lambda_od in DIP-VAE-I, lambda_od in II.
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
 

@@ -1,4 +1,4 @@
-"""Objectives that change one term of the ELBO: capacity, and what the reconstruction is measured by."""
+"""Objectives that change one term of the ELBO: a KL capacity, or MS-SSIM as reconstruction."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from vae_fast.models.objectives.common import Objective, Steps
 
 
 class Capacity(Steps):
-    """-log p(x | z) + gamma |KL - C|, where C rises from 0 over the first steps (Burgess et al. 2018,
+    """-log p(x | z) + beta gamma |KL - C|, where C rises linearly from 0 (Burgess et al. 2018,
     equation 8).
 
-    beta, of the engine's schedule, multiplies gamma.
-
     Args:
-        capacity: C at last, in nats.
-        gamma: the weight.
-        rise: training steps until C is there.
+        capacity: the final C, in nats.
+        gamma: the weight of |KL - C|.
+        rise: the training steps over which C rises.
     """
 
     def __init__(
@@ -47,12 +45,12 @@ class Capacity(Steps):
 
 
 class MSSSIM(Objective):
-    """weight (1 - MS-SSIM(x, E[x | z])) + beta KL (Snell et al. 2017): images by their structure.
+    """weight (1 - MS-SSIM(x, E[x | z])) + beta KL (Snell et al. 2017).
 
-    recon is the first term, which is no likelihood.
+    recon is the first term, which is not a likelihood.
 
     Args:
-        weight: of the first term.
+        weight: the weight of the first term.
     """
 
     def __init__(self, *, weight: float = 1000.0) -> None:

@@ -1,4 +1,4 @@
-"""The Hamiltonian VAE (Caterini, Doucet & Sejdinovic 2018): z moves along the model's own slope."""
+"""The Hamiltonian VAE (Caterini, Doucet & Sejdinovic 2018): leapfrog steps improve z."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from vae_fast.models.objectives.common import Objective
 
 
 class Hamiltonian(Objective):
-    """z_0 from the encoder and a momentum go ``leaps`` leapfrog steps down -log p(x, z), tempered.
+    """z_0 from the encoder and a momentum take K tempered leapfrog steps down -log p(x, z).
 
-    The loss is -[log p(x, z_K) - |rho_K|^2 / 2 - log q(z_0 | x) + |gamma_0|^2 / 2] (section 3.3), an
-    ELBO of the model with momenta. kl is what is left without the reconstruction.
+    The loss is -[log p(x, z_K) - |rho_K|^2 / 2 - log q(z_0 | x) + |gamma_0|^2 / 2] (section 3.3),
+    the negative ELBO of the model with momenta. kl is the loss without the reconstruction.
 
     Args:
-        leaps: K. step: the leapfrog's first step in each dimension, which is learned.
+        leaps: K.
+        step: the initial leapfrog step size, learned for each dimension.
         temperature: beta_0 in (0, 1]; it rises to 1 by the paper's quadratic scheme.
     """
 
@@ -60,7 +61,7 @@ class Hamiltonian(Objective):
     def moved(
         self, model: Model, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
     ) -> Any:
-        """z_K and rho_K, by the leapfrog and the tempering after each step."""
+        """z_K and rho_K, after K leapfrog steps, each followed by tempering."""
         rho, step = gamma / math.sqrt(self.temperature), torch.exp(self.log_step)
         for cooling in coolings(self.temperature, self.leaps):
             rho = rho - step / 2 * slope(model, x, z, p, *condition)
@@ -70,14 +71,14 @@ class Hamiltonian(Objective):
 
 
 def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
-    """Draws from N(0, 1) of z's shape, by the stream after z's own."""
+    """Draws from N(0, 1) in z's shape, from the noise stream after z's own."""
     zeros = torch.zeros_like(z)
     key = None if noise_key is None else streams_of(noise_key, 1)
     return reparameterize(zeros, zeros, noise_key=key)
 
 
 def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tensor:
-    """d (-log p(x, z)) / dz, (N, D), which is differentiated in turn where gradients are on."""
+    """d (-log p(x, z)) / dz, (N, D); differentiable if gradients are enabled."""
     needs = torch.is_grad_enabled()
     with torch.enable_grad():
         at = z if z.requires_grad else z.detach().requires_grad_()
@@ -86,8 +87,8 @@ def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tenso
 
 
 def coolings(temperature: float, leaps: int) -> Iterator[float]:
-    """What each leap multiplies the momentum by: the quadratic scheme of section 3.2, whose product is
-    sqrt(temperature)."""
+    """The momentum's factor after each leap, by the quadratic scheme of section 3.2. Their product
+    is sqrt(temperature)."""
     start = before = math.sqrt(temperature)
     for k in range(1, leaps + 1):
         now = 1 / ((1 - 1 / start) * (k / leaps) ** 2 + 1 / start)

@@ -1,4 +1,4 @@
-"""Mixtures of K-sample bounds: MIWAE, PIWAE and CIWAE (Rainforth et al. 2018)."""
+"""Combinations of K-sample bounds: MIWAE, PIWAE and CIWAE (Rainforth et al. 2018)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_fast.models.objectives.common import Objective
 
 
 class Samples(Objective):
-    """Of ``samples`` (K) draws for each of ``estimates`` (M) bounds."""
+    """The base of objectives with ``estimates`` (M) bounds of ``samples`` (K) draws each."""
 
     def __init__(self, *, samples: int = 8, estimates: int = 8) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Samples(Objective):
         )
 
     def mean_bound(self, log_weight: Tensor) -> Tensor:
-        """The mean of M bounds of K samples, (N,), of log weights (M K, N): equation 10."""
+        """The mean of M K-sample bounds, (N,), from log weights (M K, N) (equation 10)."""
         parts = log_weight.unflatten(0, (self.estimates, self.samples)).transpose(0, 1)
         return importance.bound(parts).mean(0)
 
 
 class MIWAE(Samples):
-    """-1/M sum_m log 1/K sum_k w_mk: less noise in the encoder's gradient than M K samples in one
-    bound, and a tighter bound than K = 1."""
+    """-(1/M) sum_m log (1/K) sum_k w_mk, in nats. The encoder's gradient has less noise than with
+    one bound of M K samples, and the bound is tighter than the ELBO."""
 
     def terms(
         self,
@@ -60,9 +60,9 @@ class MIWAE(Samples):
 
 
 class PIWAE(Samples):
-    """The decoder (and a learned prior) learn by the bound of all M K samples, the encoder by MIWAE.
+    """One bound of M K samples trains the decoder and a learned prior, MIWAE the encoder.
 
-    The loss's value is the first one. Each draws its own samples.
+    The loss has the value of the former. Each part draws its own samples.
     """
 
     def terms(
@@ -86,7 +86,7 @@ class PIWAE(Samples):
 
 
 class CIWAE(Samples):
-    """mix * (-ELBO) + (1 - mix) * (-IWAE's bound), of the same K samples (equation 12)."""
+    """mix * (-ELBO) + (1 - mix) * (-IWAE's bound), in nats, of the same K samples (equation 12)."""
 
     def __init__(self, *, samples: int = 8, mix: float = 0.5) -> None:
         super().__init__(samples=samples, estimates=1)
@@ -109,7 +109,7 @@ class CIWAE(Samples):
 
 
 def encoders(model: Model) -> list[nn.Module]:
-    """The parts of a model that make its posterior."""
+    """The modules of a model that compute its posterior."""
     names = ("encoder", "head", "posterior")
     found = [getattr(model, name, None) for name in names]
     return [part for part in found if isinstance(part, nn.Module)]
@@ -117,7 +117,7 @@ def encoders(model: Model) -> list[nn.Module]:
 
 @contextmanager
 def constant(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """What is computed within has no gradient for ``parameters``."""
+    """A context in which computations have no gradient for ``parameters``."""
     changed = [p for p in parameters if p.requires_grad]
     for p in changed:
         p.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The loss of latent diffusion's autoencoders (Esser et al. 2021; Rombach et al. 2022, appendix G)."""
+"""The loss of latent diffusion's autoencoders (Esser et al. 2021; Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from vae_fast.models.objectives.common import Steps, fixed
 from vae_fast.models.objectives.perceptual import make_perceptual
 from vae_fast.models.phases import Phase
 
-HIGHEST = 1e4  # of the adaptive weight
+HIGHEST = 1e4  # the bound of the adaptive weight
 
 
 class LatentDiffusion(Steps):
-    """(|x - x'| + perceptual P(x, x')) / exp(s) + s, over elements, + beta KL - w D(x').
+    """sum_elements [(|x - x'| + perceptual_weight P(x, x')) / exp(s) + s] + beta KL - w D(x').
 
-    x' is E[x | z], s a learned log-scale, P the distance of a frozen network's features, D a
-    discriminator of patches. w = adversarial |d nll / d last| / |d D / d last|, by the gradients of
-    the decoder's last layer (Esser et al. 2021, equation 7), the same on every process. Of a vq-vae,
-    the quantiser's loss stands in the KL's place. Two phases take turns on every batch:
-    "autoencoder", and "discriminator" on the x' of the weights as they then are. Neither leaves a
-    gradient in the other's parameters. Both adversarial terms begin after ``start`` steps.
-    Without gradients, in validation, the loss leaves D out.
+    x' is E[x | z], s a learned log-scale, P a perceptual distance, and D a patch discriminator.
+    w = adversarial |d nll / d last| / |d D / d last|, with gradients of the decoder's last layer
+    (Esser et al. 2021, equation 7), averaged over processes. A vq-vae has the quantiser's loss
+    instead of the KL.
+
+    Each batch runs two phases: "autoencoder", then "discriminator" with the updated autoencoder.
+    Neither leaves gradients in the other's parameters. The adversarial terms begin after ``start``
+    steps. Without gradients, as in validation, the loss omits D.
 
     Args:
-        distance: "l1" or "l2", whose square is not halved.
-        log_scale: where s starts.
+        distance: "l1" or "l2", the squared error without a factor of 1/2.
+        log_scale: the initial s.
         perceptual: "lpips" (the package of that name), an import path or a module
-            (``perceptual.make_perceptual``), or None. perceptual_weight: its weight.
-        adversarial: the weight of the discriminator; 0 for none.
-        loss: "hinge" or "vanilla", the discriminator's.
-        start: training steps before it begins.
-        channels, layers: of the discriminator; images that are small have fewer layers.
-        discriminator_lr: as a part of the run's.
+            (``perceptual.make_perceptual``), or None.
+        perceptual_weight: the weight of P.
+        adversarial: the weight of D(x'); 0 for no discriminator.
+        loss: the discriminator's loss, "hinge" or "vanilla".
+        start: training steps before the discriminator begins.
+        channels, layers: the discriminator's sizes; small images have fewer layers.
+        discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """
 
     start: int
@@ -121,8 +123,8 @@ class LatentDiffusion(Steps):
         return loss, nll, drawn.kl
 
     def nll(self, x: Tensor, made: Tensor) -> Tensor:
-        """The reconstruction's loss of each sample, (N,): nats, up to log 2 an element, of a Laplace
-        density of scale exp(s) for l1 without a perceptual part."""
+        """The reconstruction loss of each sample, (N,). For "l1" without P it is the NLL in nats of
+        a Laplace density of scale exp(s), less log 2 per element."""
         wide = torch.promote_types(made.dtype, torch.float32)
         off = made.to(wide) - x.to(wide)
         total = (off.abs() if self.distance == "l1" else off.square()).flatten(1).sum(1)
@@ -160,7 +162,7 @@ class LatentDiffusion(Steps):
 def patches(input_shape: Sequence[int], channels: int, layers: int) -> nn.Sequential:
     """Images (N, C, H, W) to a logit for each patch, (N, 1, h, w) (Isola et al. 2017).
 
-    Group norms in place of batch norms, so that a sample's loss is its own.
+    Group norms replace batch norms, so a sample's loss does not depend on the rest of the batch.
     """
     n, height, width = image_shape(input_shape)
     depth = max(1, min(layers, min(height, width).bit_length() - 3))
@@ -179,5 +181,5 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _made(model: Model, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
-    """E[x | z], as ``network_input`` gives x."""
+    """E[x | z], scaled like ``network_input``."""
     return model.as_input(model.likelihood.mean(model.decode(z, *condition)), x.dtype)

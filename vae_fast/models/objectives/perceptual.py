@@ -1,4 +1,4 @@
-"""Distances of images by a network's features."""
+"""Perceptual distances of images, by a network's features."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vae_fast.import_paths import imported
 
 
 class Perceptual(nn.Module):
-    """The mean square between a frozen network's features, at length 1 over channels (Zhang et al.
-    2018, equation 1, without learned weights), summed over layers.
+    """The squared distance between a frozen network's features, normalised over channels, averaged
+    over positions and summed over layers (Zhang et al. 2018, equation 1, without learned weights).
 
     Args:
         network: images (N, C, H, W) in [0, 1] to a tensor of features (N, F, ...), or several.
@@ -23,7 +23,7 @@ class Perceptual(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, made: Tensor) -> Tensor:
-        """(N,); the gradient reaches ``made``, and no parameter of the network."""
+        """The distance of each image, (N,), with a gradient for ``made`` only."""
         with torch.no_grad():
             truth = self._features(x)
         total: Any = 0.0
@@ -38,7 +38,7 @@ class Perceptual(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The ``lpips`` package's distance, of images in [0, 1], grey or in colour."""
+    """The ``lpips`` package's distance, for grey or colour images in [0, 1]."""
 
     def __init__(self, network: str = "vgg") -> None:
         super().__init__()
@@ -57,7 +57,8 @@ class LPIPS(nn.Module):
 
 
 def make_perceptual(what: str | nn.Module | None) -> nn.Module | None:
-    """None, "lpips", a module, or the import path of one's class, which is called without arguments."""
+    """The distance for "lpips", a network, or the import path of a network's class, which is called
+    without arguments; None for None or "none"."""
     if what is None or what == "none":
         return None
     if isinstance(what, nn.Module):

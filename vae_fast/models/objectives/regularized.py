@@ -1,4 +1,4 @@
-"""Regularised autoencoders: deterministic, with a smooth decoder (Ghosh et al. 2020)."""
+"""Regularised deterministic autoencoders (Ghosh et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vae_fast.models.objectives.common import Objective
 class RAE(Objective):
     """-log p(x | z) + beta (embedding |z|^2 / 2 + decoder * R), equation 11.
 
-    kl is what beta weighs. A density over z is fitted after training: ``--sampler gmm``.
+    kl is the term that beta multiplies. ``--sampler gmm`` fits a density over z after training.
 
     Args:
-        penalty: "l2", R = |theta|^2 of the decoder's weights (RAE-L2); "gp", R = |dE[x | z] / dz|^2,
-            the squared Frobenius norm of the Jacobian (RAE-GP), by one random projection of each
-            sample (Hutchinson 1989), which is right on average.
+        penalty: "l2" (RAE-L2): R = |theta|^2 of the decoder's parameters. "gp" (RAE-GP): R =
+            |dE[x | z] / dz|^2, the squared Frobenius norm of the Jacobian, estimated without bias
+            by one random projection per sample (Hutchinson 1989).
         embedding, decoder: weights.
     """
 

@@ -1,6 +1,4 @@
-"""The Riemannian Hamiltonian VAE (Chadebec, Mantoux & Allassonniere 2020): a Hamiltonian VAE whose
-latent space has a learned metric.
-"""
+"""The Riemannian Hamiltonian VAE: a learned metric (Chadebec, Mantoux & Allassonniere 2020)."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ from vae_fast.models.objectives.hamiltonian import coolings, momenta, slope
 class Metric(NamedTuple):
     """G(z)^-1 = sum_i M_i exp(-|z - c_i|^2 / T^2) + floor I (equation 10).
 
-    ``centers``: c, (K, D). ``matrices``: M_i = L_i L_i^T, (K, D, D). ``weights``: (K,), 0 for entries
-    that take no part. ``temperature``: T. ``floor``: lambda.
+    ``centers``: c, (K, D). ``matrices``: M_i = L_i L_i^T, (K, D, D). ``weights``: (K,), 0 for
+    unused entries and 1 for the others. ``temperature``: T. ``floor``: lambda.
     """
 
     centers: Tensor
@@ -43,7 +41,7 @@ class Metric(NamedTuple):
         return (self.near(z) @ self.matrices.flatten(1)).unflatten(1, eye.shape) + self.floor * eye
 
     def slope(self, z: Tensor, rho: Tensor | None, inverse: Tensor) -> Tensor:
-        """d / dz of log det G(z) / 2 + rho^T G(z)^-1 rho / 2; without ``rho``, of the first alone."""
+        """d/dz [log det G(z) + rho^T G(z)^-1 rho] / 2, (N, D); no second term without ``rho``."""
         flat = self.matrices.flatten(1).t()
         share = -torch.linalg.inv(inverse).flatten(1) @ flat  # -tr(G M_i)
         if rho is not None:
@@ -53,20 +51,23 @@ class Metric(NamedTuple):
 
 
 class Riemannian(Objective):
-    """As ``Hamiltonian``, with momenta from N(0, G(z)) and the generalised leapfrog.
+    """``Hamiltonian`` with momenta from N(0, G(z)) and the generalised leapfrog.
 
-    In training the metric's centres are the batch's posterior means, and its matrices come from a
-    network. ``anchors`` of both, the latest, are kept: out of training they are the metric, also for
+    In training the metric's centres are the batch's posterior means, and a network gives its
+    matrices. The latest ``anchors`` of both are kept, and form the metric in evaluation and for
     ``--sampler metric``. The loss is -[log p(x, z_K) + log N(rho_K; 0, G(z_K)) - log q(z_0 | x)
-    - log N(gamma_0; 0, G(z_0))], an ELBO as far as the implicit equations are solved, which
-    ``iterations`` of a fixed point do.
+    - log N(gamma_0; 0, G(z_0))]. It is a negative ELBO if the implicit equations are solved
+    exactly; ``iterations`` fixed-point steps approximate their solution.
 
     Args:
-        input_shape: of a sample, which the metric's network sees flat.
-        leaps, step, temperature: as ``Hamiltonian``'s; one learned step for all dimensions, without
-            which the leapfrog would not keep volumes.
-        scale: T. floor: lambda. anchors: how many centres are kept.
-        hidden: of the metric's network.
+        input_shape: the shape of one sample; the metric's network flattens samples.
+        leaps, step, temperature: as for ``Hamiltonian``, but with one learned step for all
+            dimensions, so that the leapfrog preserves volume.
+        scale: T.
+        floor: lambda.
+        anchors: the number of centres kept.
+        hidden: hidden sizes of the metric's network.
+        iterations: fixed-point steps for each implicit equation.
     """
 
     places: Tensor
@@ -106,15 +107,15 @@ class Riemannian(Objective):
         row, column = torch.tril_indices(latent_dim, latent_dim)
         self.register_buffer("places", row * latent_dim + column, persistent=False)
         self.register_buffer("diagonal", row == column, persistent=False)
-        # Before the first step: one centre at the origin, whose matrix is the identity.
+        # The initial metric has one centre at the origin, with the identity as its matrix.
         self.register_buffer("centers", torch.zeros(anchors, latent_dim))
         self.register_buffer("matrices", torch.eye(latent_dim).repeat(anchors, 1, 1))
         self.register_buffer("kept", (torch.arange(anchors) == 0).float())
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
 
     def factors(self, x: Tensor) -> Tensor:
-        """L of each x, a lower triangle with a positive diagonal, (N, D, D), for x as the encoder
-        takes it."""
+        """L, (N, D, D), lower triangular with a positive diagonal, for x scaled by
+        ``network_input``."""
         raw = self.network(x.flatten(1))
         entries = torch.where(self.diagonal, raw.exp(), raw)
         dim = self.centers.shape[1]
@@ -163,7 +164,7 @@ class Riemannian(Objective):
         metric: Metric,
         *condition: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """z_K and rho_K (section 3.3.2), by the generalised leapfrog and the tempering."""
+        """z_K and rho_K, by the generalised leapfrog with tempering (section 3.3.2)."""
         rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
         for cooling in coolings(self.temperature, self.leaps):
             rho = self.first(rho, z, slope(model, x, z, p, *condition), metric, half)
@@ -173,14 +174,14 @@ class Riemannian(Objective):
         return z, rho
 
     def first(self, rho: Tensor, z: Tensor, force: Tensor, metric: Metric, half: Tensor) -> Tensor:
-        """rho' = rho - half dH/dz (z, rho'), by a fixed point."""
+        """rho' = rho - half dH/dz (z, rho'), by fixed-point iteration."""
         inverse, new = metric.inverse(z), rho
         for _ in range(self.iterations):
             new = rho - half * (force + metric.slope(z, new, inverse))
         return new
 
     def second(self, rho: Tensor, z: Tensor, metric: Metric, half: Tensor) -> Tensor:
-        """z' = z + half (G(z)^-1 + G(z')^-1) rho, by a fixed point."""
+        """z' = z + half (G(z)^-1 + G(z')^-1) rho, by fixed-point iteration."""
 
         def speed(at: Tensor) -> Tensor:
             return (metric.inverse(at) @ rho.unsqueeze(2)).squeeze(2)
@@ -192,7 +193,7 @@ class Riemannian(Objective):
 
     @torch.no_grad()
     def _keep(self, centers: Tensor, matrices: Tensor) -> None:
-        """The batch's centres and matrices, of the first process, take the oldest anchors' places."""
+        """Replace the oldest anchors by the first process's centres and matrices."""
         size = len(self.centers)
         centers, matrices = (of_first(t[-size:].contiguous()) for t in (centers, matrices))
         count = torch.arange(len(centers), device=centers.device)
@@ -204,5 +205,5 @@ class Riemannian(Objective):
 
 
 def _log_diagonal(lower: Tensor) -> Tensor:
-    """log det of a triangle, (N,)."""
+    """log det of triangular matrices (N, D, D), (N,)."""
     return lower.diagonal(dim1=1, dim2=2).log().sum(1)

@@ -1,4 +1,4 @@
-"""The VAE-GAN (Larsen et al. 2016): reconstruction measured by a discriminator's own features."""
+"""The VAE-GAN (Larsen et al. 2016): the reconstruction loss uses a discriminator's features."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from vae_fast.models.phases import Phase
 
 
 class VAEGAN(Objective):
-    """Three phases on every batch (algorithm 1): the encoder by beta KL + L, the decoder by gamma L less
-    the discriminator's loss, the discriminator by what tells data from x' of codes and of the prior.
+    """Three phases on every batch (algorithm 1), each with its own loss.
 
-    L = |D_l(x) - D_l(x')|^2 / 2 + constant is Gaussian in the discriminator's features before its last
-    layer. recon is L.
+    The encoder minimises L + beta KL, and the decoder gamma L plus its adversarial loss. The
+    discriminator separates data from x', decoded from codes and from draws of the prior.
+    L = |D_l(x) - D_l(x')|^2 / 2, up to a constant the NLL of a Gaussian over the discriminator's
+    features before its last layer. recon is L.
 
     Args:
         gamma: the decoder's weight of L.
-        channels, layers: of the discriminator (``latent_diffusion.patches``).
-        discriminator_lr: as a part of the run's.
+        channels, layers: the discriminator's sizes (``latent_diffusion.patches``).
+        discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class VAEGAN(Objective):
         encoder = [p for part in encoders(model) for p in part.parameters()]
         known = {id(p) for p in judge + encoder}
         others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
-        # A likelihood's own parameters have no part in these losses.
+        # These losses do not depend on the likelihood's own parameters.
         of_decoder = {id(p) for p in model.likelihood.parameters()}
         decoder = [p for p in others if id(p) not in of_decoder]
         return [
@@ -104,12 +105,12 @@ class VAEGAN(Objective):
         return 0.5 * (at - self._judged(made, fixed=True)[0]).square().flatten(1).sum(1)
 
     def _made(self, model: Model, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
-        """E[x | z], as ``network_input`` gives x; if ``still``, no gradient reaches the decoder's parameters."""
+        """E[x | z], scaled like ``network_input``; ``still`` keeps gradients from the decoder."""
         with constant(list(model.decoder.parameters()) if still else []):
             return model.as_input(model.likelihood.mean(model.decode(z, *condition)), z.dtype)
 
     def _judged(self, x: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
-        """The features before the last layer, and its logits."""
+        """The features before the discriminator's last layer, and its logits."""
         with constant(list(self.discriminator.parameters()) if fixed else []):
             features = self.discriminator[:-1](x)
             return features, self.discriminator[-1](features)

@@ -1,4 +1,4 @@
-"""Posteriors by name: what ``posterior=NAME`` makes of an encoder's mu and logvar."""
+"""Posteriors by name, for ``posterior=NAME``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def make_posterior(name: str, latent_dim: int, **options: Any) -> PosteriorPart 
 
     Args:
         name: one of ``POSTERIORS``.
-        options: of flows ``steps`` (4) and ``hidden`` ((64, 64)) and ``context`` (0); of poincare ``curvature`` (1).
+        options: for flows ``steps`` (4), ``hidden`` ((64, 64)) and ``context`` (0); for poincare
+            ``curvature`` (1).
     """
     if name not in POSTERIORS:
         raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {name!r}")

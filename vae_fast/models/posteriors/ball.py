@@ -11,14 +11,14 @@ from torch import Tensor
 from vae_fast.models.importance import log_density, standard_log_density
 from vae_fast.models.posteriors.common import PosteriorPart, normals, wide
 
-EDGE = 1e-5  # the least distance to the ball's rim, as a part of its radius
+EDGE = 1e-5  # the least distance to the ball's boundary, as a fraction of its radius
 
 
 class PoincareNormal(PosteriorPart):
-    """z = exp_mu(v / lambda_mu), v ~ N(0, exp(logvar)), in the ball of curvature -c; p(z) the same at
-    the origin with variance 1.
+    """z = exp_mu(v / lambda_mu), v ~ N(0, exp(logvar)), in the Poincare ball of curvature -c.
 
-    mu is exp_0 of what the encoder gives. Densities are of the ball's own volume.
+    mu is exp_0 of the encoder's output. p(z) is the same distribution at the origin with variance
+    1. Densities are with respect to the ball's Riemannian volume.
 
     Args:
         curvature: c.
@@ -74,7 +74,7 @@ class PoincareNormal(PosteriorPart):
         return self.within(v * scale.unsqueeze(-1))
 
     def _expmap(self, x: Tensor, v: Tensor) -> Tensor:
-        """exp_x(v / lambda_x), which goes the distance |v|."""
+        """exp_x(v / lambda_x), at the distance |v| from x."""
         length = _norm(v)
         step = v * (torch.tanh(self.root * length / 2) / (self.root * length)).unsqueeze(-1)
         return self.within(self._added(x, step))

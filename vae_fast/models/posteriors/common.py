@@ -1,4 +1,4 @@
-"""What posteriors are: q(z | x) made of an encoder's mu and logvar, in place of the Gaussian."""
+"""The base of posteriors q(z | x) that replace the Gaussian, and flow posteriors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vae_fast.models.importance import log_density
 
 
 class PosteriorPart(nn.Module):
-    """A posterior.
+    """A posterior parametrised by the encoder's mu and logvar, each (N, D).
 
-    ``has_own_space``: z lies in a space with a prior of its own (``log_prior``, ``sample_prior``).
-    ``context``: how many features beside mu and logvar it takes from the encoder, as ``q.context``.
+    ``has_own_space``: z lies in a space with its own prior (``log_prior``, ``sample_prior``).
+    ``context``: the number of further encoder features that it takes, as ``q.context``.
     """
 
     name = ""
@@ -31,19 +31,19 @@ class PosteriorPart(nn.Module):
         noise_key: Tensor | None = None,
         constant: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """z (N, D) and log q(z | x) in nats (N,); with ``num_samples`` (K,) in front."""
+        """z (N, D) and log q(z | x) (N,) in nats; (K, N, D) and (K, N) with ``num_samples``, K."""
         raise NotImplementedError(f"{type(self).__name__} must implement sample(q)")
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
-        """The code of x, (N, D)."""
+        """The deterministic code of x, (N, D)."""
         raise NotImplementedError(f"{type(self).__name__} must implement center(q)")
 
     def within(self, z: Tensor) -> Tensor:
-        """z, brought into the posterior's space."""
+        """z projected into the posterior's space."""
         return z
 
     def kl(self, q: tuple[Tensor, Tensor]) -> Tensor | None:
-        """KL(q || the space's prior), (N,), in closed form; None where there is none."""
+        """KL(q || p), (N,), in nats, for the space's prior p; None without a closed form."""
         return None
 
     def refuse(self, constant: bool) -> None:
@@ -54,15 +54,15 @@ class PosteriorPart(nn.Module):
 
 
 class FlowPosterior(PosteriorPart):
-    """A Gaussian, then a flow: log q(z) = log q(z_0) - log |det df / dz_0| (Rezende & Mohamed 2015).
+    """A Gaussian, then a flow: log q(z) = log q(z_0) - log |det df / dz_0|.
 
-    Its code is where the flow takes the Gaussian's mean.
+    Rezende & Mohamed 2015. The code of x is the flow of the Gaussian's mean.
 
     Args:
         name: planar, radial, iaf, maf or realnvp.
-        context: features of the encoder that the flow's parameters depend on (Kingma et al. 2016,
-            section 3); 0: the flow is the same for all x.
-        options: ``steps``, ``hidden``.
+        context: the number of encoder features that condition the flow (Kingma et al. 2016,
+            section 3). 0: the flow is the same for all x.
+        options: ``steps`` and ``hidden`` of the flow.
     """
 
     def __init__(self, latent_dim: int, name: str, *, context: int = 0, **options: Any) -> None:
@@ -96,7 +96,7 @@ class FlowPosterior(PosteriorPart):
 def normals(
     shape: tuple[int, ...], like: Tensor, num_samples: int | None, noise_key: Tensor | None
 ) -> Tensor:
-    """Draws from N(0, 1), (N, *shape) or (K, N, *shape), by the same noise as a Gaussian's."""
+    """Draws from N(0, 1), (N, *shape) or (K, N, *shape), from the noise of ``reparameterize``."""
     zeros = like.new_zeros((like.shape[0], *shape))
     return reparameterize(zeros, zeros, num_samples=num_samples, noise_key=noise_key)
 

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from vae_fast.models.posteriors.common import PosteriorPart, normals, wide
 
-NODES = 128  # of the integrals over the angle
-TRIES = 16  # proposals for each sample, two of three of which are taken at the least
+NODES = 128  # quadrature nodes of the integrals over the angle
+TRIES = 16  # proposals for each sample; at least two in three are accepted
 
 
 class VonMisesFisher(PosteriorPart):
-    """q(z | x) ~ exp(kappa mu^T z) on the sphere in ``latent_dim`` dimensions, p(z) uniform there.
+    """q(z | x) ~ exp(kappa mu^T z) on the unit sphere in ``latent_dim`` dimensions, p(z) uniform.
 
-    mu is the encoder's, at length 1; kappa is 1 + softplus of the mean of what would be logvar. The
-    cosine w = mu^T z is drawn by rejection (Wood 1994) from proposals that all come at once; its
-    slope in kappa is that of its distribution function (Figurnov et al. 2018), so gradients have no
-    part that is left out. Integrals over the angle give the slope, the normaliser and the KL; no
-    Bessel function is called. Densities are of the sphere's surface.
+    mu is the encoder's, normalised to length 1; kappa = 1 + softplus(mean(logvar)). Rejection
+    sampling with a fixed number of proposals draws the cosine w = mu^T z (Wood 1994). Implicit
+    reparameterisation gives dw / dkappa (Figurnov et al. 2018), so gradients are complete.
+    Quadrature over the angle computes dw / dkappa, the normaliser and the KL, without Bessel
+    functions. Densities are with respect to the sphere's surface.
     """
 
     name, has_own_space = "vmf", True
@@ -68,7 +68,7 @@ class VonMisesFisher(PosteriorPart):
         return self.parameters_of(q)[0].to(q[0].dtype)
 
     def kl(self, q: tuple[Tensor, Tensor]) -> Tensor:
-        """kappa E[w] + log C(kappa) + log area (equation 14 of the appendix)."""
+        """kappa E[w] + log C(kappa) + log area, (N,), in nats (equation 14 of the appendix)."""
         _, kappa = self.parameters_of(q)
         log_integral, mean = self._log_integral(kappa)
         return kappa * (mean - 1) - log_integral - self._log_rim() + self.log_area
@@ -83,13 +83,13 @@ class VonMisesFisher(PosteriorPart):
         return F.normalize(z, dim=-1)
 
     def _log_rim(self) -> float:
-        """log of the surface of the sphere one dimension lower, which the angle's integral goes over."""
+        """log of the surface of the sphere one dimension lower, a factor of the normaliser."""
         half = (self.dim - 1) / 2
         return math.log(2) + half * math.log(math.pi) - math.lgamma(half)
 
     def _terms(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """log of each node's part of the integral of exp(kappa (w - 1)) over the angle, (N, NODES), and
-        the nodes' cosines less 1."""
+        """log of each node's term of the integral of exp(kappa (w - 1)) over the angle, (N, NODES),
+        and the nodes' w - 1."""
         angle, log_weight = _nodes(self.dim, kappa.device, kappa.dtype)
         below = -2 * torch.sin(angle / 2) ** 2
         return kappa.unsqueeze(-1) * below + log_weight, below
@@ -102,7 +102,7 @@ class VonMisesFisher(PosteriorPart):
     def _cosine(self, kappa: Tensor, proposals: Tensor) -> Tensor:
         d, fixed = self.dim, kappa.detach().unsqueeze(-1)
         with torch.no_grad():
-            # (1 + a coordinate of a uniform direction) / 2 is Beta((D - 1) / 2, (D - 1) / 2).
+            # (1 + a uniform direction's coordinate) / 2 ~ Beta((D - 1) / 2, (D - 1) / 2).
             direction = F.normalize(proposals[..., :d], dim=-1)
             beta = (1 + direction[..., 0]) / 2
             u = 0.5 * torch.erfc(proposals[..., d] / math.sqrt(2))
@@ -127,7 +127,7 @@ class VonMisesFisher(PosteriorPart):
         off = below - (mean - 1).unsqueeze(-1)
         integral = (end / 2) * (weight * off * torch.exp(over - log_integral.unsqueeze(-1))).sum(-1)
         sine = torch.sin(end).clamp_min(1e-30)
-        # f(w) dw = ... dangle, dw = sin dangle.
+        # f is a density in w: dw = sin(angle) dangle lowers the power of the sine to D - 3.
         log_f = kappa * (w - 1) + (self.dim - 3) * sine.log() - log_integral
         return integral * torch.exp(-log_f)
 

@@ -1,4 +1,4 @@
-"""Quantisers by name: vectors to codes of a finite set, and back."""
+"""Quantisers by name."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def make_quantizer(name: str, dim: int, *, groups: int = 1, **options: Any) -> Q
     """A quantiser by name.
 
     Args:
-        name: "vq"; "rvq", of ``layers`` (4) codebooks, each for what the ones before left; "fsq";
-            "lfq".
-        dim: of the vectors.
-        groups: parts of a vector, each with a quantiser of its own.
-        options: of the quantiser.
+        name: "vq", "fsq", "lfq", or "rvq": ``layers`` (4) codebooks, each for the residual of the
+            previous ones.
+        dim: the size of a vector.
+        groups: parts of a vector, each with its own quantiser.
+        options: the quantiser's options.
     """
     if name not in QUANTIZERS:
         raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {name!r}")

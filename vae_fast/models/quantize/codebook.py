@@ -16,25 +16,26 @@ UPDATES = ("ema", "gradient")
 
 
 class VQ(WideBuffers, Quantizer):
-    """The nearest of ``size`` codes, for each of ``heads`` parts of a vector.
+    """Replaces each of ``heads`` parts of a vector by the nearest of ``size`` codes.
 
-    The loss is commitment * |z - sg(e)|^2, and of gradient codebooks also |sg(z) - e|^2 (equation 3,
-    whose sums over dimensions these are). The tensor of all distances is never made.
+    The loss is commitment * |z - sg(e)|^2, plus |sg(z) - e|^2 for update="gradient" (equation 3),
+    summed over dimensions. The tensor of all distances is never made.
 
     Args:
-        dim: of the vectors; ``heads`` must divide it.
+        dim: the size of a vector; ``heads`` must divide it.
         size: codes in a codebook.
-        update: "ema" lets a code follow the mean of what is near it (appendix A.1); "gradient"
-            leaves it to the optimizer.
-        decay: of these means, and of how often a code is used.
+        update: "ema" makes a code the running mean of the vectors nearest to it (appendix A.1);
+            "gradient" leaves it to the optimizer.
+        decay: the decay of these means and of the codes' running counts.
         commitment: weight of the encoder's part of the loss.
-        heads: parts of a vector, each with a codebook of its own, or all with one (``shared``).
-        cosine: vectors and codes of length 1 (Yu et al. 2022, ViT-VQGAN).
-        rotation: gradients by the rotation trick (Fifty et al. 2024) in place of straight through.
-        dead_below: a code whose running count of uses in a batch falls below it becomes a vector of
-            the batch, drawn at random; 0 leaves it.
-        kmeans: iterations of k-means on the first training batch, which codes start from; 0: codes
-            start as U(-1 / size, 1 / size), or with ``cosine`` all over the sphere.
+        heads: parts of a vector, each with its own codebook, or all with one (``shared``).
+        cosine: normalise vectors and codes to length 1 (Yu et al. 2022, ViT-VQGAN).
+        rotation: the rotation trick (Fifty et al. 2024) instead of straight-through gradients.
+        dead_below: a code whose running count of uses per batch falls below it is replaced by a
+            random vector of the batch; 0 disables this.
+        kmeans: iterations of k-means on the first training batch, which initialises the codes. 0:
+            codes start as U(-1 / size, 1 / size), or with ``cosine`` uniformly on the sphere.
+        epsilon: the Laplace smoothing of the counts in the running means.
     """
 
     codes: Tensor
@@ -87,11 +88,11 @@ class VQ(WideBuffers, Quantizer):
             self.register_buffer("sums", codes.clone())
         self.register_buffer("counts", torch.ones(shape[:2]))
         self.register_buffer("started", torch.tensor(kmeans == 0))
-        self._waits = kmeans > 0  # for the first batch: not ``started``
+        self._waits = kmeans > 0  # for the first training batch
 
     @property
     def follows(self) -> bool:
-        """Whether codes are running means, and not parameters."""
+        """Whether codes are running means instead of parameters."""
         return "codes" in self._buffers
 
     def forward(self, z: Tensor) -> Quantized:
@@ -103,7 +104,7 @@ class VQ(WideBuffers, Quantizer):
             parts = z.unflatten(1, (self.heads, self.dim // self.heads))  # (M, H, d)
             if self.cosine:
                 parts = F.normalize(parts, dim=-1)
-            # (books, rows, d), where one codebook may serve all heads.
+            # (books, rows, d); a shared codebook is one book.
             rows = parts.flatten(0, 1).unsqueeze(0) if self.shared else parts.transpose(0, 1)
             learns = self.training and torch.is_grad_enabled()
             if learns and self._waits:
@@ -138,7 +139,7 @@ class VQ(WideBuffers, Quantizer):
         return F.normalize(codes, dim=-1) if self.cosine else codes
 
     def _gathered(self, index: Tensor, codes: Tensor) -> Tensor:
-        """The codes that ``index`` (books, rows) names, (M, H, d)."""
+        """The codes at ``index`` (books, rows), (M, H, d)."""
         found = torch.stack([F.embedding(i, book) for i, book in zip(index, codes, strict=True)])
         if self.shared:
             return found.view(-1, self.heads, self.dim // self.heads)
@@ -146,12 +147,12 @@ class VQ(WideBuffers, Quantizer):
 
     @torch.no_grad()
     def _follow(self, rows: Tensor, index: Tensor) -> None:
-        """Let counts and codes follow a batch: rows (books, rows, d), of which ``index`` is."""
+        """Update counts and codes by a batch: rows (books, rows, d), with codes ``index``."""
         size, wide = self.size, self.counts.dtype
         counts = joined_sum(torch.stack([count(i, size, wide) for i in index]))
         self.counts.lerp_(counts, 1 - self.decay)
         if self.follows:
-            # What an embedding's gradient is: the sum of the rows that a code was chosen for.
+            # An embedding's gradient is the sum of the rows assigned to each code.
             grad = torch.ops.aten.embedding_dense_backward
             sums = [grad(r, i, size, -1, False) for r, i in zip(rows, index, strict=True)]
             self.sums.lerp_(joined_sum(torch.stack(sums).to(wide)), 1 - self.decay)
@@ -162,8 +163,7 @@ class VQ(WideBuffers, Quantizer):
             self._replace(rows)
 
     def _replace(self, rows: Tensor) -> None:
-        """Codes that are hardly used become rows of the batch. No value is looked at: on a GPU, nobody
-        waits."""
+        """Replace rarely used codes by rows of the batch, without waiting for the device."""
         books, m = rows.shape[:2]
         if m == 0:
             return
@@ -179,8 +179,8 @@ class VQ(WideBuffers, Quantizer):
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
-        """k-means on the first process's rows (Lloyd 1982), from rows at random. This waits for the
-        device, once. A batch that is not finite is not started from."""
+        """Initialise the codes by k-means on the first process's rows (Lloyd 1982), from random
+        rows, unless the result is not finite. This waits for the device, once."""
         for book, part in enumerate(rows):
             if len(part) == 0:
                 return

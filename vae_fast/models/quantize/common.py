@@ -1,4 +1,4 @@
-"""What quantisers share: vectors to codes and back, and gradients past the step between."""
+"""The base of quantisers: vectors to codes and back, with a gradient through the quantisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """``z``: (M, D), whose gradient goes on to what was quantised; ``codes``: (M, C) int64, C numbers
-    for each vector; ``loss``: (M,), what is to be added to the model's loss."""
+    """``z``: the quantised vectors (M, D), with gradients for the input; ``codes``: (M, C) int64;
+    ``loss``: (M,), a term of the model's loss."""
 
     z: Tensor
     codes: Tensor
@@ -19,8 +19,8 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Vectors (M, ``dim``) to vectors of a finite set. ``sizes``: how many values each of a vector's C
-    codes can take."""
+    """Maps vectors (M, ``dim``) to vectors of a finite set. ``sizes``: the number of values of each
+    of the C codes of a vector."""
 
     dim: int
     sizes: tuple[int, ...]
@@ -29,20 +29,20 @@ class Quantizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(z)")
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The vectors (M, dim) that codes (M, C) stand for."""
+        """The vectors (M, dim) of codes (M, C)."""
         raise NotImplementedError(f"{type(self).__name__} must implement lookup(codes)")
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
-    """q, whose gradient goes to z as it is (Bengio et al. 2013)."""
+    """q; its gradient goes to z unchanged (Bengio et al. 2013)."""
     return z + (q - z).detach()
 
 
 def rotated(z: Tensor, q: Tensor) -> Tensor:
-    """q, as z turned and stretched; its gradient goes to z by the same turn (Fifty et al. 2024, 4.2).
+    """q as a rotation and scaling of z; its gradient goes to z through it (Fifty et al. 2024, 4.2).
 
-    Turn and stretch are constants for the gradient: |q| / |z| (I - 2 r r^T + 2 q' z'^T), with unit
-    vectors z', q' and r, the one between them.
+    The map |q| / |z| (I - 2 r r^T + 2 q' z'^T) is constant for the gradient. z' = z / |z|,
+    q' = q / |q|, and r is the unit vector along z' + q'.
     """
     with torch.no_grad():
         stretch = q.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -57,13 +57,13 @@ def rotated(z: Tensor, q: Tensor) -> Tensor:
 
 
 def count(codes: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """How often each of ``size`` codes occurs in (M,), (size,)."""
+    """How often each of ``size`` values occurs in codes (M,): (size,)."""
     ones = torch.ones(codes.shape, dtype=dtype, device=codes.device)
     return torch.zeros(size, dtype=dtype, device=codes.device).scatter_add_(0, codes, ones)
 
 
 def perplexity(frequency: Tensor) -> Tensor:
-    """exp of the entropy of frequencies (..., K) that need not sum to 1: how many codes are in use, as
-    if evenly."""
+    """exp(entropy) of frequencies (..., K), which need not sum to 1: the effective number of codes
+    in use."""
     p = frequency / frequency.sum(-1, keepdim=True)
     return torch.exp(-torch.xlogy(p, p).sum(-1))

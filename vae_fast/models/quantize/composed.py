@@ -1,4 +1,4 @@
-"""Quantisers of quantisers: one after another, or side by side."""
+"""Quantisers composed of quantisers: in sequence, or of parts of a vector."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vae_fast.models.quantize.common import Quantized, Quantizer, straight_throu
 
 
 class Residual(Quantizer):
-    """Each layer quantises what the ones before left; z is their sum (Zeghidour et al. 2021).
+    """Each layer quantises the residual of the previous ones; z is their sum.
 
-    The gradient goes straight through the sum once, however many layers there are.
+    Zeghidour et al. 2021. The straight-through gradient applies once, to the sum.
     """
 
     layers: Any  # a ModuleList of quantisers

@@ -1,4 +1,4 @@
-"""Quantisers without a codebook: each dimension by itself, rounded (FSQ) or by its sign (LFQ)."""
+"""Quantisers without a codebook, which round each dimension (FSQ) or take its sign (LFQ)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vae_fast.models.joined import joined_mean
 from vae_fast.models.quantize.common import Quantized, Quantizer, straight_through
 
 BATCH_ENTROPIES = ("joint", "bits")
-MOST_JOINT = 18  # bits, up to which the joint entropy is the default
+MOST_JOINT = 18  # bits up to which the joint entropy is the default
 
 
 class FSQ(Quantizer):
-    """Dimension i, bounded by a tanh, is rounded to one of levels[i] values (Mentzer et al. 2023).
+    """A tanh bounds dimension i, which is rounded to levels[i] values in [-1, 1].
 
-    There is no loss, no codebook, and so nothing to collapse. Values lie in [-1, 1].
+    Mentzer et al. 2023. Without a codebook and a loss, no code can collapse.
 
     Args:
-        dim: as many as there are levels.
-        levels: 2 or more each.
+        dim: the size of a vector, len(levels).
+        levels: the number of values of each dimension, at least 2.
     """
 
     def __init__(self, dim: int, *, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
@@ -61,22 +61,22 @@ class FSQ(Quantizer):
 
 
 class LFQ(Quantizer):
-    """Each dimension by its sign: 2^dim codes of +-scale (Yu et al. 2023, MAGVIT-v2).
+    """The sign of each dimension: 2^dim codes with elements +-scale (Yu et al. 2023, MAGVIT-v2).
 
-    The loss is commitment |z - sg(q)|^2 + entropy (H(code | z) - diversity H(code)), entropies of
-    p(code | z) ~ exp(2 z^T code / temperature), which is a product over dimensions:
+    The loss is commitment |z - sg(q)|^2 + entropy (H(code | z) - diversity H(code)), with entropies
+    in nats of p(code | z) ~ exp(2 z^T code / temperature), a product over dimensions:
 
-    - H(code | z) is the sum of the bits' entropies, exactly, in O(M dim);
-    - H(code), of the batch's mean of p, is not, for a mean of products is no product. "joint" is
-      exact, and takes a product of (2^(dim/2), M) and (M, 2^(dim/2)) matrices; "bits" takes the sum
-      of the bits' entropies, which is at least as large (Zhao et al. 2024, BSQ).
+    - H(code | z) is exactly the sum of the bits' entropies, in O(M dim);
+    - H(code) is the entropy of the batch's mean of p, which is not a product. "joint" is exact, and
+      multiplies (2^(dim/2), M) and (M, 2^(dim/2)) matrices. "bits" is an upper bound, the sum of
+      the bits' entropies (Zhao et al. 2024, BSQ).
 
     Args:
-        dim: bits of a code.
-        scale: of the codes.
+        dim: the bits of a code.
+        scale: the codes' absolute value.
         entropy, diversity, commitment: weights.
         temperature: the paper's tau.
-        batch_entropy: "joint", "bits" or None: joint up to 18 bits.
+        batch_entropy: "joint", "bits", or None for joint up to 18 bits.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LFQ(Quantizer):
         loss = self.commitment * (wide - q).square().sum(1)
         if self.entropy > 0 and z.shape[0] > 0:
             logit = 4 * self.scale / self.temperature * wide
-            # -p log p - (1 - p) log(1 - p), where no logarithm is of a rounded 0.
+            # -p log p - (1 - p) log(1 - p), without the logarithm of a rounded 0.
             each = _entropy_of(logit)
             loss = loss + self.entropy * (each.sum(1) - self.diversity * self._of_batch(logit))
         return Quantized(straight_through(wide, q).to(z.dtype), codes, loss)
@@ -127,7 +127,7 @@ class LFQ(Quantizer):
         return torch.arange(self.dim - 1, -1, -1, device=device)
 
     def _of_batch(self, logit: Tensor) -> Tensor:
-        """H(code), 0-d, of all processes' parts of the batch together."""
+        """H(code), 0-d, in nats, of the whole batch over all processes."""
         p = torch.sigmoid(logit)
         if self.batch_entropy == "bits":
             mean = p.mean(0)
@@ -139,7 +139,7 @@ class LFQ(Quantizer):
 
 
 def _products(p: Tensor) -> Tensor:
-    """The probabilities of all 2^n values of n bits, of bits' own (M, n), (M, 2^n)."""
+    """The probabilities of all 2^n values of n independent bits, (M, n) to (M, 2^n)."""
     joint = torch.ones_like(p[:, :0].sum(1, keepdim=True)) + 0 * p.sum(1, keepdim=True)
     for bit in p.split(1, 1):
         joint = torch.stack([joint * (1 - bit), joint * bit], 2).flatten(1)
@@ -147,7 +147,7 @@ def _products(p: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """-sum p log p in nats, with the processes' mean of p, and this one's part of its gradient."""
+    """-sum p log p in nats, of p averaged over all processes; the gradient is this process's."""
     joined = joined_mean(p.detach().clone())
     if joined is None:
         return -torch.xlogy(p, p).sum()
@@ -156,6 +156,6 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def _entropy_of(logit: Tensor) -> Tensor:
-    """The entropy of a bit, in nats: softplus(l) - l sigmoid(l)."""
+    """The entropy of a bit with logit l, in nats: softplus(l) - l sigmoid(l)."""
     a = logit.abs()
     return torch.nn.functional.softplus(-a) + a * torch.sigmoid(-a)
