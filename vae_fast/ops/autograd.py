@@ -1,7 +1,7 @@
-"""What the autograd wrappers share: when they are needed, and what they can't do natively.
+"""The shared parts of the autograd wrappers.
 
-A native ``backward`` gives first derivatives of one upstream gradient. For all else (a gradient
-that is to be differentiated again, many upstream gradients at once) it hands over to plain PyTorch:
+A native ``backward`` computes first derivatives for one upstream gradient. Higher derivatives and
+batched upstream gradients are computed by plain PyTorch:
 
     @staticmethod
     def backward(ctx, grad):
@@ -10,7 +10,7 @@ that is to be differentiated again, many upstream gradients at once) it hands ov
             return differentiable_again(reference.f, (x, target), (grad,), ctx.needs_input_grad)
         ...  # the native gradient
 
-Function transforms (``torch.func``) and forward-mode derivatives don't come here: ``use_native`` in
+Under function transforms (``torch.func``) and forward-mode differentiation, ``use_native`` in
 ``vae_fast.backend`` leaves the whole call to plain PyTorch.
 """
 
@@ -34,14 +34,14 @@ def needs_grad(*tensors: Maybe) -> bool:
 
 
 def is_batched(t: Maybe) -> bool:
-    """Whether ``t`` stands for many tensors at once: within ``vmap``, or of ``is_grads_batched``."""
+    """Whether ``t`` is a batch of tensors in ``vmap`` or under ``is_grads_batched``."""
     return t is not None and (
         _functorch.is_functorch_wrapped_tensor(t) or _functorch.is_legacy_batchedtensor(t)
     )
 
 
 def is_plain(t: torch.Tensor) -> bool:
-    """Whether a tensor has a value to read: it isn't fake, traced by make_fx, or batched."""
+    """Whether a tensor's value can be read: it is not fake, traced by make_fx, or batched."""
     return (
         type(t) is torch.Tensor
         and not is_batched(t)
@@ -50,10 +50,10 @@ def is_plain(t: torch.Tensor) -> bool:
 
 
 def distinct(*tensors: Any) -> tuple[Any, ...]:
-    """The tensors, one that comes again as a view of itself, where a graph is traced.
+    """The tensors; while a graph is traced, repeated ones are replaced by views.
 
-    torch 2.11's Dynamo drops the gradients of all but one of an autograd.Function's arguments that
-    are the same tensor; 2.13's does not.
+    If several arguments of an autograd.Function are the same tensor, torch 2.11's Dynamo drops all
+    but one of their gradients; 2.13's does not.
     """
     if not torch.compiler.is_compiling():
         return tensors
@@ -70,11 +70,11 @@ _warned = False
 
 
 def beyond_native(*grads: Maybe) -> bool:
-    """Whether a ``backward`` called with ``grads`` is to return ``differentiable_again``.
+    """Whether a ``backward`` called with ``grads`` must return ``differentiable_again``.
 
-    It is where the gradient is to be differentiated (``create_graph=True``) and where upstream
-    gradients are batched (``is_grads_batched=True``, ``jacobian(vectorize=True)``, ``vmap`` of a
-    call of ``torch.autograd.grad``). A compiled backward is neither: torch.compile refuses both.
+    This is so if the gradient will be differentiated (``create_graph=True``), or if upstream
+    gradients are batched (``is_grads_batched=True``, ``jacobian(vectorize=True)``, ``vmap`` of
+    ``torch.autograd.grad``). torch.compile supports neither.
     """
     if torch.compiler.is_compiling():
         return False
@@ -88,27 +88,27 @@ def differentiable_again(
     needs: Sequence[bool],
     autocast: torch.dtype | None = None,
 ) -> tuple[Maybe, ...]:
-    """The gradients of ``reference(*inputs)`` by plain PyTorch: what a ``backward`` returns.
+    """The gradients of ``reference(*inputs)`` by plain PyTorch, for a ``backward`` to return.
 
-    ``reference`` is computed again from the saved inputs, and torch differentiates it. If grad mode
-    is on, the gradients are part of the graph, to any order; a warning says so once a process,
-    since this is slower than the native op.
+    ``reference`` is computed again from the saved inputs, and torch differentiates it. In grad mode
+    the gradients are differentiable to any order. A warning, once per process, says that this is
+    slower than the native op.
 
     Args:
         reference: the op in plain PyTorch, with the op's outputs in the op's order.
-        inputs: the first arguments of the op's ``forward``, as saved; None where there is none.
-        grads: the upstream gradient of each output; None where there is none.
+        inputs: the first arguments of the op's ``forward``, as saved; None for absent ones.
+        grads: the upstream gradient of each output, or None.
         needs: ``ctx.needs_input_grad``.
-        autocast: the dtype of the autocast that ``forward`` ran under; None for none.
+        autocast: the autocast dtype of ``forward``; None for none.
 
     Returns:
-        As many gradients as ``needs`` has entries, None where no gradient is needed or none arrives.
+        A gradient or None for each entry of ``needs``.
     """
     again = torch.is_grad_enabled()
     if again:
         _warn_once()
     with torch.enable_grad(), _autocast(next(t for t in inputs if t is not None), autocast):
-        # Views: a tensor that comes twice is asked for twice, and each time for its own part.
+        # Views: a repeated tensor has a gradient of its own for each argument.
         views: list[Any] = [None if t is None else t.view_as(t) for t in inputs]
         outputs = reference(*views)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
@@ -130,7 +130,7 @@ def differentiable_again(
 
 
 def _autocast(t: torch.Tensor, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    """What ``forward`` ran under: autocast to ``dtype``, or none."""
+    """The autocast state of ``forward``: ``dtype``, or None for none."""
     device = t.device.type
     if not torch.amp.is_autocast_available(device):
         return contextlib.nullcontext()

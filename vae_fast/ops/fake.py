@@ -1,7 +1,7 @@
-"""Fake kernels: shapes and dtypes for torch.compile, of tensors that are on one device.
+"""Fake kernels: shapes and dtypes for torch.compile.
 
-A call with one meta tensor among real ones reaches the fake kernel, whose result then is memory that
-nothing has written. So devices are compared here too.
+A call that mixes meta and real tensors reaches the fake kernel, which would return uninitialised
+memory. Therefore fake kernels check that all tensors are on one device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 
 def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """``torch.library.register_fake`` for ``vae_fast::name``, of tensors on one device."""
+    """``torch.library.register_fake`` for ``vae_fast::name``, with a check for a single device."""
     if fake is None:
         return functools.partial(register_fake, name)
 

@@ -1,4 +1,4 @@
-"""Rows of a data set of bytes, natively: gather_batch. It has no gradient: its inputs are bytes."""
+"""The native gather_batch: rows of a data set of bytes. Bytes have no gradient."""
 
 from __future__ import annotations
 

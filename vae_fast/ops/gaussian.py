@@ -1,10 +1,10 @@
-"""Sampling and KL of a Gaussian, natively: reparameterize, gaussian_kl, sample_and_kl.
+"""The native reparameterize, gaussian_kl and sample_and_kl of a Gaussian.
 
-Backward has mu, logvar and the noise key, and makes eps again from the key; but on the CPU, where
-making it is most of the work, a tensor that fits the caches keeps the slope dz/dlogvar instead.
+Forward saves mu, logvar and the noise key, and backward generates eps again from the key. On the
+CPU, where the noise is most of the work, forward saves dz/dlogvar instead if it fits the caches.
 
-The kernels number the elements by their place in memory, so what is sampled is made contiguous
-first: the same key gives a channels-last tensor the noise of a contiguous one.
+The kernels number elements by their position in memory. Inputs are made contiguous first, so the
+same key gives channels-last and contiguous tensors the same noise.
 """
 
 from __future__ import annotations
@@ -36,16 +36,13 @@ _gaussian_prior_backward = _ops.gaussian_prior_backward.default
 Maybe = torch.Tensor | None
 
 
-# The slope kept for backward is at most this large: beyond the caches its own traffic costs as much
-# as making the noise again.
+# The largest dz/dlogvar saved for backward. Beyond the caches, reading it costs as much as
+# generating the noise again.
 KEPT_BYTES = 1 << 22
 
 
 def keeps_slope(mu: Tensor) -> bool:
-    """Whether forward keeps dz/dlogvar for backward.
-
-    Half precision makes the noise again: a slope rounded to it would lose digits.
-    """
+    """Whether forward saves dz/dlogvar for backward. Half precision, which rounds it, does not."""
     return (
         not torch.compiler.is_compiling()
         and mu.is_cpu
@@ -92,7 +89,7 @@ class _ReparameterizeKeeping(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, logvar: Tensor, key: Tensor) -> Tensor:
         z, slope = _reparameterize_keeping(mu, logvar, key)
-        ctx.save_for_backward(mu, logvar, key, slope)  # the first three for second derivatives
+        ctx.save_for_backward(mu, logvar, key, slope)  # second derivatives need the first three
         return z
 
     @staticmethod
@@ -124,7 +121,7 @@ def _backward(
     slope: Maybe,
     reduction: int,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:
-    """Gradients of mu, logvar and the prior from those of z and of the KL, either absent."""
+    """Gradients of mu, logvar and the prior, from those of z and of the KL, or one of the two."""
     if grad_z is None and grad_kl is None:
         return None, None, None, None
     if grad_z is not None:
@@ -200,7 +197,7 @@ class _SampleAndKL(torch.autograd.Function):
 
             gaussians, grads = (mu, logvar, prior_mu, prior_logvar), (grad_z, grad_kl)
             return differentiable_again(sampled, gaussians, grads, ctx.needs_input_grad)
-        key = key if slope is None else None  # one of them tells the noise
+        key = key if slope is None else None  # either determines the noise
         made = _backward(
             grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, slope, ctx.reduction
         )
@@ -239,9 +236,8 @@ def sample_and_kl(
 
 
 def small_reparameterize(mu: object, logvar: object, key: object) -> Maybe:
-    """``reparameterize`` by a C++ node, with all checks in it; None where a call is in any way unusual.
-
-    It draws the key that isn't given."""
+    """``reparameterize`` by a C++ node, which checks its arguments and draws a missing key. None
+    for calls that it does not serve."""
     if node is None or torch.compiler.is_compiling():
         return None
     return node.reparameterize(mu, logvar, key, KEPT_BYTES)
@@ -250,7 +246,7 @@ def small_reparameterize(mu: object, logvar: object, key: object) -> Maybe:
 def small_kl(
     mu: object, logvar: object, prior_mu: object, prior_logvar: object, reduction: int
 ) -> Maybe:
-    """``gaussian_kl`` by a C++ node, as ``small_reparameterize``."""
+    """``gaussian_kl`` by a C++ node, like ``small_reparameterize``."""
     if node is None or torch.compiler.is_compiling():
         return None
     return node.gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction)
@@ -259,7 +255,7 @@ def small_kl(
 def small_sample_and_kl(
     mu: object, logvar: object, prior_mu: object, prior_logvar: object, key: object, reduction: int
 ) -> tuple[Tensor, Tensor] | None:
-    """``sample_and_kl`` by a C++ node, as ``small_reparameterize``."""
+    """``sample_and_kl`` by a C++ node, like ``small_reparameterize``."""
     if node is None or torch.compiler.is_compiling():
         return None
     return node.sample_and_kl(mu, logvar, prior_mu, prior_logvar, key, reduction, KEPT_BYTES)
@@ -273,8 +269,10 @@ def grads_again(
     upstream: Sequence[Any],
     needs: Sequence[bool],
 ) -> Sequence[Maybe]:
-    """The gradients of what a C++ node has saved, where it can't make them: of mu, logvar, the prior's
-    pair and the noise key, which are ``saved``. ``upstream``: those of z, of the KL, or of both."""
+    """The gradients that a C++ node cannot compute itself.
+
+    ``saved``: mu, logvar, the prior's mu and logvar, and the noise key. ``upstream``: the gradients
+    of z, of the KL, or of both."""
     *gaussians, key = saved
     if beyond_native(*upstream):
 
@@ -305,7 +303,7 @@ def grads_again(
 
 
 def empty_sum(t: Tensor, reduction: int) -> Tensor:
-    """The loss of ``t``: one value, or with reduction "none" (0) one per sample."""
+    """An empty tensor for the loss of ``t``: 0-d, or with reduction "none" (0) one per sample."""
     shape = (t.shape[0],) if reduction == 0 and t.dim() >= 2 else ()
     return t.new_empty(shape, dtype=compute_dtype(t))
 

@@ -1,4 +1,4 @@
-"""GroupNorm and SiLU in one pass, natively. Backward has the input and each group's statistics."""
+"""The native GroupNorm and SiLU in one pass. It saves the input and each group's statistics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class _GroupNormSiLU(torch.autograd.Function):
 
 
 def _by_small_ops(x: Tensor, groups: int, weight: Maybe, bias: Maybe, eps: float) -> Tensor:
-    """The same for second derivatives: torch 2.13 has none of a batch through its own group_norm."""
+    """``group_norm_silu`` by elementary ops, for second derivatives: those of torch 2.13's own
+    group_norm do not support batched gradients."""
     if x.numel() == 0:
         return reference.group_norm_silu(x, groups, weight, bias, eps)
     wide = x.to(compute_dtype(x))

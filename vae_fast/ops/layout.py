@@ -1,4 +1,4 @@
-"""Memory layouts that the kernels read as they are, and the copies that bring others to one."""
+"""The memory layouts that the kernels read, and copies into these layouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_dense(t: torch.Tensor) -> bool:
-    """Whether samples are outermost and a sample's features have no holes between them."""
+    """Whether samples are outermost and each sample's features are dense in memory."""
     if t.is_contiguous():
         return True
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
@@ -25,7 +25,7 @@ def like(t: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def memory_format(t: torch.Tensor) -> torch.memory_format:
-    """The format that ``t``, (N, C, ...), lies in; contiguous_format if it has to be copied."""
+    """The memory format of ``t``, (N, C, ...); contiguous_format if ``t`` must be copied."""
     if not t.is_contiguous():
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim())
         if last is not None and t.is_contiguous(memory_format=last):

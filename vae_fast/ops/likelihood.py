@@ -1,9 +1,9 @@
-"""Every likelihood under autograd, natively: -log p, and -log p + beta * KL.
+"""The native likelihoods under autograd: -log p, and -log p + beta * KL.
 
-One pair of autograd functions serves the whole list. On the CPU the gradients are made in the forward
-pass, where parameters and target are in the cache anyway, and handed out by backward; on the GPU,
-and while torch.compile traces, backward computes them from the saved inputs (reading 5 bytes and
-writing 4 again costs less there than rescaling).
+One pair of autograd functions serves all likelihoods. On the CPU forward computes the gradients
+too, while parameters and target are in the cache, and backward returns them. On the GPU, and while
+torch.compile traces, backward computes them from the saved inputs: there, reading 5 bytes and
+writing 4 per element costs less than rescaling gradients.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def ops_of(name: str) -> Ops:
 
 # --- arguments in the shapes that the kernels read -----------------------------------------------
 
-# The likelihoods that the CUDA library has, and whether each reads half precision.
+# The CUDA library's likelihoods, and whether each reads half precision.
 _ON_CUDA: dict[str, bool] = library("cuda").likelihoods() if has_native("cuda") else {}
 
 
 def serves(spec: Spec, device_type: str) -> bool:
-    """Whether the device's library has this likelihood: the CPU's has the list, the GPU's no planes."""
+    """Whether the device's library has this likelihood. The GPU's has none with planes."""
     return device_type != "cuda" or spec.name in _ON_CUDA
 
 
 def in_a_dtype_beside(target: Tensor, dtype: torch.dtype) -> Tensor:
-    """A target as the CUDA kernels read it beside parameters of ``dtype``: in that, float32 beside half
-    precision, uint8 or bool."""
+    """The target in a dtype that CUDA kernels accept with parameters of ``dtype``: the same dtype,
+    float32 with half precision, uint8 or bool."""
     if target.dtype in (dtype, torch.uint8, torch.bool):
         return target
     return target.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -76,11 +76,11 @@ def in_a_dtype_beside(target: Tensor, dtype: torch.dtype) -> Tensor:
 def flat(
     params: Sequence[Tensor], target: Tensor, count: int, reads_half: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """What the CUDA kernels read: ``count`` parameters of the target's shape and layout, in a dtype
-    that they have, beside a target in that dtype, float32, uint8 or bool.
+    """The arguments of the CUDA kernels, from those of ``_prepare``: ``count`` parameters in the
+    target's shape and layout, and a target in an accepted dtype.
 
-    Takes what ``prepare`` gives. What is shared or stacked is written out, and K sets of samples get K
-    targets; autograd adds the shared parameters' gradients up.
+    Shared and stacked parameters are expanded, and the target is repeated for K sets of samples.
+    Autograd sums the gradients of shared parameters.
     """
     if not reads_half:
         params = [p.to(compute_dtype(p)) for p in params]
@@ -96,7 +96,7 @@ def flat(
 
 
 def prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Parameters and target as the kernels of their device read them; the values are the same."""
+    """Parameters and target in the shapes and dtypes that the kernels of their device read."""
     params, target = _prepare(spec, params, target)
     if target.is_cuda:
         return flat(params, target, len(spec.params), _ON_CUDA[spec.name])
@@ -104,12 +104,12 @@ def prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[
 
 
 def _prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Parameters and target as csrc/torch/likelihood.h takes them."""
+    """Parameters and target in the shapes of csrc/torch/likelihood.h."""
     if spec.planes:
         return [params[0].contiguous()], target.contiguous()
     shape, whole, contiguous = target.shape, True, True
     for p in params:
-        # The number of dimensions first: a tracer would take a size of samples for one of features.
+        # The number of dimensions first: a tracer would equate sizes of samples and features.
         whole = whole and p.dim() == len(shape) and p.shape == shape
         contiguous = contiguous and p.is_contiguous()
     if whole:
@@ -126,10 +126,10 @@ def _prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list
 
 
 def _shared(params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Parameters that broadcast to the target, as (N or 1, C or 1, P or 1) to its (N, C, P).
+    """Parameters (N or 1, C or 1, P or 1) and the target (N, C, P), for parameters that broadcast.
 
-    C and P are a cut through the target's features at which each parameter, before and behind it,
-    is whole or one value. Where there is no such cut, what keeps it from being is expanded.
+    A split of the feature dimensions gives C and P, such that each parameter is full or of size 1
+    in either part. Parameters for which no split works are expanded.
     """
     shape = tuple(target.shape) if target.dim() >= 2 else (1, *target.shape)
     params = [p.reshape(*[1] * (len(shape) - p.dim()), *p.shape) for p in params]
@@ -160,7 +160,7 @@ def _shared(params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Ten
 
 
 def mean_scale(x: Tensor, reduction: int) -> float:
-    """What a sum's gradient is multiplied by: 1 / samples for batchmean, and 1 where there are none."""
+    """The factor of a sum's gradient: 1 / samples for batchmean, else 1."""
     return 1.0 / max(1, x.shape[0]) if reduction == BATCHMEAN and x.dim() >= 2 else 1.0
 
 
@@ -168,19 +168,19 @@ def mean_scale(x: Tensor, reduction: int) -> float:
 
 
 def made_in_forward(t: Tensor, reduction: int) -> bool:
-    """Whether the gradients are best made together with the value; see the module's docstring."""
+    """Whether forward computes the gradients too; see the module's docstring."""
     return t.is_cpu and reduction != NONE and not torch.compiler.is_compiling()
 
 
 def rescaled(grads: Sequence[Tensor], grad_loss: Tensor) -> bool:
-    """Multiply gradients made for an upstream gradient of 1 by the real one, in place.
+    """Multiply gradients, computed for an upstream gradient of 1, by the actual one, in place.
 
-    False if they must be made again: in half precision they are rounded already, to zero where a
-    loss scale was to save them from that.
+    False if they must be computed again: half precision has rounded them already, possibly to the
+    zeros that loss scaling should prevent.
     """
     if not is_plain(grad_loss):
         return False
-    on_host = grad_loss.is_cpu  # reading a GPU's number would make the host wait for it
+    on_host = grad_loss.is_cpu  # item() would wait for a GPU
     if on_host and grad_loss.item() == 1.0:
         return True
     if any(grad.element_size() < 4 for grad in grads):
@@ -192,7 +192,7 @@ def rescaled(grads: Sequence[Tensor], grad_loss: Tensor) -> bool:
 
 
 def _mask(needs: Sequence[bool]) -> int:
-    """Which of the parameters need a gradient, as the ops' ``wanted``."""
+    """The ops' ``wanted``: a bit mask of the parameters that need a gradient."""
     mask, bit = 0, 1
     for needed in needs:
         if needed:
@@ -202,7 +202,7 @@ def _mask(needs: Sequence[bool]) -> int:
 
 
 def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Maybe]:
-    """One gradient a parameter, None where none was wanted."""
+    """One gradient per parameter, None where not needed."""
     if all(needs):
         return list(grads)
     rest = iter(grads)
@@ -248,7 +248,7 @@ def _nll_grads(
 ) -> Sequence[Maybe]:
     """The gradients of the target and the parameters, which are ``saved``.
 
-    ``grads``: the parameters', for an upstream gradient of 1, if they were made in forward.
+    ``grads``: the parameters' gradients for an upstream gradient of 1, if forward computed them.
     """
     if beyond_native(grad_nll):
 
@@ -277,7 +277,7 @@ def _reference_nll(name: str, reduction: int, target: Tensor, params: Sequence[T
 def _target_grad(
     name: str, reduction: int, target: Tensor, params: Sequence[Tensor], grad: Tensor
 ) -> Tensor:
-    """d nll / d target. Rarely asked for, and so left to plain PyTorch."""
+    """d nll / d target, by plain PyTorch, as it is rarely needed."""
     with torch.enable_grad():
         leaf = target.detach().to(compute_dtype(*params)).requires_grad_()
         nll = _reference_nll(name, reduction, leaf, [p.detach() for p in params])
@@ -285,7 +285,7 @@ def _target_grad(
 
 
 class _NLLTraced(torch.autograd.Function):
-    """The same without state between forward and backward, which torch.compile can follow."""
+    """``_NLL`` without state between forward and backward, for torch.compile."""
 
     @staticmethod
     def forward(ctx: Any, name: str, reduction: int, target: Tensor, *params: Tensor) -> Tensor:
@@ -305,11 +305,11 @@ class _NLLTraced(torch.autograd.Function):
 
 
 def nll(spec: Spec, params: Sequence[Tensor], target: Tensor, reduction: int) -> Tensor:
-    """-log p(target | params), in nats; arguments are checked, of one floating dtype."""
+    """-log p(target | params), in nats, for checked parameters of one floating dtype."""
     if torch.compiler.is_compiling() and target.requires_grad:
         return reference.nll(spec, params, target, REDUCTIONS[reduction])
     sets = params[0].shape[:2] if params[0].dim() > target.dim() and not spec.planes else None
-    is_sample = target.dim() < 2 and not spec.planes  # one sample, without a dim for it
+    is_sample = target.dim() < 2 and not spec.planes  # one sample, without a batch dimension
     shaped, target = prepare(spec, params, target)
     if sets is not None:
         reduction = NONE
@@ -354,7 +354,7 @@ class _Elbo(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Maybe) -> tuple[Tensor | None, ...]:
-        beta_tensor, *inputs = ctx.saved_tensors  # which says if beta was changed since
+        beta_tensor, *inputs = ctx.saved_tensors  # raises if beta was changed in place
         name, beta, reduction = ctx.options
         grads, ctx.grads = ctx.grads, None
         made = _elbo_grads(
@@ -375,8 +375,8 @@ def _elbo_grads(
 ) -> Sequence[Maybe]:
     """The gradients of the target, mu, logvar and the parameters, which are ``saved``.
 
-    ``upstream``: those of loss, recon and kl. ``grads``: those of all but the target for a loss's
-    gradient of 1, if they were made in forward.
+    ``upstream``: the gradients of loss, recon and kl. ``grads``: the gradients of all but the
+    target for a loss gradient of 1, if forward computed them.
     """
     target, mu, logvar, *params = saved
     grad_loss, grad_recon, grad_kl = upstream
@@ -400,8 +400,8 @@ def _elbo_grads(
     grad_logvar: Maybe
     grad_mu, grad_logvar, *made_params = grads
     of_params = _spread(made_params, needs[3:])
-    # What was not asked about has no gradient, as in plain PyTorch: zeros would move weights
-    # that an optimizer keeps momentum for.
+    # None instead of zeros for unused outputs, as in plain PyTorch: with zeros, an optimizer's
+    # momentum would move the weights.
     if grad_loss is None and grad_recon is None:
         of_params = [None] * len(params)
     if grad_loss is None and grad_kl is None:
@@ -414,7 +414,7 @@ def _elbo_grads(
 
 
 class _ElboTraced(torch.autograd.Function):
-    """The same without state between forward and backward, which torch.compile can follow."""
+    """``_Elbo`` without state between forward and backward, for torch.compile."""
 
     @staticmethod
     def forward(
@@ -467,7 +467,7 @@ def elbo(
     beta_tensor = None
     if isinstance(beta, torch.Tensor):
         if mu.dtype == torch.float64:
-            # The kernels take beta as float32, which is not all of a float64.
+            # The kernels take beta as float32, which would round a float64.
             recon, kl = elbo(spec, params, target, mu, logvar, 1.0, reduction)[1:]
             return LossOutput(recon + beta.to(mu.device, torch.float64) * kl, recon, kl)
         beta_tensor, beta = beta.to(mu.device, torch.float32), 1.0
@@ -485,7 +485,7 @@ def elbo(
 
 # --- nodes in C++, for small calls ----------------------------------------------------------------
 
-# The likelihoods that C++ nodes serve, and what they are called there.
+# The C++ nodes' numbers of the likelihoods that they serve.
 _NUMBERS: dict[str, int] = {}
 
 
@@ -507,19 +507,19 @@ def _grads_again(
     upstream: Sequence[Maybe],
     needs: Sequence[bool],
 ) -> Sequence[Maybe]:
-    """The gradients of what a C++ node has saved, where it can't make them: ``saved`` are the target,
-    mu and logvar if ``latent``, and the parameters, as they were given."""
+    """The gradients that a C++ node cannot compute itself. ``saved``: the target, with ``latent``
+    also mu and logvar, and the parameters, as given by the caller."""
     target, *rest = saved
     latents, params = (rest[:2], rest[2:]) if latent else ([], rest)
     shaped = params
-    if not beyond_native(*upstream):  # plain PyTorch takes parameters that rows share
+    if not beyond_native(*upstream):  # plain PyTorch broadcasts shared parameters
         shaped, target = prepare(SPECS[name], params, target)
     saved = target, *latents, *shaped
     if latent:
         grads = _elbo_grads(name, beta, None, reduction, saved, upstream, needs)
     else:
         (grad_nll,) = upstream
-        assert grad_nll is not None  # a node is called for a gradient
+        assert grad_nll is not None  # a node runs only with a gradient
         grads = _nll_grads(name, reduction, saved, grad_nll, needs)
     first = len(grads) - len(params)
     of_params = [
@@ -533,7 +533,7 @@ if node is not None:
 
 
 def small_nll(spec: Spec, params: Sequence[object], target: object, reduction: int) -> Maybe:
-    """``nll`` by a C++ node, with all checks in it; None where a call is in any way unusual."""
+    """``nll`` by a C++ node, which checks the arguments; None for calls that it does not serve."""
     number = _NUMBERS.get(spec.name)
     if number is None or torch.compiler.is_compiling():
         return None
@@ -549,7 +549,7 @@ def small_elbo(
     beta: object,
     reduction: int,
 ) -> LossOutput | None:
-    """``elbo`` by a C++ node, as ``small_nll``."""
+    """``elbo`` by a C++ node, like ``small_nll``."""
     number = _NUMBERS.get(spec.name)
     if number is None or torch.compiler.is_compiling():
         return None

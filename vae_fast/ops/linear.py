@@ -1,8 +1,8 @@
-"""The last linear layer and the Bernoulli loss in one op: the logits never exist in memory.
+"""The last linear layer and the Bernoulli loss in one op, without the (B, D) logits in memory.
 
-Chunk by chunk of samples: logits = hidden W^T + b into a buffer that stays in the cache, loss and
-gradient in place in that buffer, then the products that make the gradients of hidden, weight and
-bias. What autograd would do in three passes over (B, D) happens in one over (chunk, D).
+For each chunk of samples, logits = hidden W^T + b go into a buffer that stays in the cache. The
+loss and its gradient are computed in place in the buffer, then the products for the gradients of
+hidden, weight and bias. One pass over (chunk, D) replaces autograd's three passes over (B, D).
 """
 
 from __future__ import annotations
@@ -25,17 +25,14 @@ _ops = ops_of("bernoulli")
 Maybe = torch.Tensor | None
 NONE, SUM, BATCHMEAN = 0, 1, 2
 
-# Logits in flight, in bytes. A GPU's L2 holds tens of megabytes, and more samples fill it better. On
-# the CPU the chunk stays near the second-level cache, and half precision takes twice as much: its
-# products need the samples to be fast (docs/output_layer.md).
+# A chunk's logits, in bytes. A GPU's L2 holds tens of megabytes, and larger chunks use the GPU
+# better. On the CPU a chunk stays near the second-level cache; half precision doubles it, because
+# its products are fast only with enough samples (docs/output_layer.md).
 CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 def chunk_rows(samples: int, logits_per_sample: int, element_size: int, device_type: str) -> int:
-    """Samples whose logits make one chunk: it depends on the sizes alone, and so do the results.
-
-    Chunks are of one size, but for the last, which may be smaller.
-    """
+    """Samples per chunk; the last may have fewer. Only sizes determine it, for reproducibility."""
     budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cpu"])
     if device_type == "cpu" and element_size == 2:
         budget *= 2
@@ -51,10 +48,8 @@ def _chunks(hidden: Tensor, target: Tensor) -> list[slice]:
 
 
 class _Logits:
-    """Calling it with some samples of hidden gives their logits, in a buffer that is used again.
-
-    oneDNN's product makes a tensor of its own, and that then is the buffer.
-    """
+    """Computes the logits of a chunk of hidden, in a buffer that all chunks share. oneDNN's product
+    returns a new tensor instead."""
 
     def __init__(self, weight: Tensor, bias: Maybe) -> None:
         self.weight, self.bias = weight, bias
@@ -74,8 +69,8 @@ class _Logits:
 class _ParameterGrads:
     """Gradients of weight and bias, summed over chunks.
 
-    Half precision is summed in float32 and rounded once at the end; sums of one or two chunks are
-    as good in the dtype itself, and need no memory beside the result's.
+    Half precision is summed in float32 and rounded once at the end. Sums of one or two chunks are
+    equally accurate in the dtype itself, and need no extra memory.
     """
 
     def __init__(self, weight: Tensor, bias: Maybe, chunks: int) -> None:
@@ -87,7 +82,7 @@ class _ParameterGrads:
     def add(self, grad: Tensor, x: Tensor) -> None:
         accumulate(self.of_weight, grad, x)
         if self.of_bias is not None:
-            self.of_bias += grad.sum(0)  # torch's sum of halves adds in float32, and rounds once
+            self.of_bias += grad.sum(0)  # torch sums half precision in float32, and rounds once
 
     def result(self) -> list[Maybe]:
         of_bias = None
@@ -110,7 +105,7 @@ def _value(hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reductio
             out[rows] = _ops.nll([logits], target[rows], NONE)
         else:
             sums.append(_ops.nll([logits], target[rows], SUM))
-        del logits  # before the next chunk's are made
+        del logits  # frees them before the next chunk
     return out if reduction == NONE else _total(sums, hidden, reduction)
 
 
@@ -146,7 +141,7 @@ class _LinearBernoulliNLL(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, target)
         ctx.reduction = reduction
         ctx.grads = None
-        if reduction == NONE:  # the samples' upstream gradients are not known yet
+        if reduction == NONE:  # forward does not know the samples' upstream gradients
             return _value(hidden, weight, bias, target, reduction)
         nll, ctx.grads = _value_and_grads(hidden, weight, bias, target, reduction)
         return nll
@@ -175,7 +170,7 @@ def _given(grads: list[Maybe]) -> list[Tensor]:
 def _grads(
     grad_nll: Tensor, hidden: Tensor, weight: Tensor, bias: Maybe, target: Tensor, reduction: int
 ) -> list[Maybe]:
-    """Gradients for upstream gradients that forward did not know, from the inputs again."""
+    """Gradients from the saved inputs, for upstream gradients that forward did not know."""
     scale = mean_scale(hidden, reduction)
     upstream = (grad_nll * scale).expand(hidden.shape[0]).contiguous()
     chunks = _chunks(hidden, target)

@@ -1,10 +1,11 @@
 """Matrix products by the faster of the CPU's two libraries.
 
-torch sends float32 products on the CPU to MKL. On some processors oneDNN is faster (AMD's Zen 4 and 5),
-on others slower (Zen 3), so large products go where this machine was measured to be faster. That is
-measured once and kept in a cache folder, for each machine and torch; a run keeps it in its config, for
-a resumed run to make the same products. ``VAE_FAST_MATMUL=mkl|onednn`` or a run's ``matmul`` says
-otherwise, and ``vae_fast.info()`` shows the choice. Other dtypes and devices go where torch sends them.
+torch sends float32 products on the CPU to MKL. oneDNN is faster on some processors (AMD's Zen 4 and
+5) and slower on others (Zen 3). Large products therefore use the library that was faster in a
+measurement, made once for each machine and torch and kept in a cache folder. A run records the
+choice in its config, so that a resumed run computes the same products. A run's ``matmul`` and
+``VAE_FAST_MATMUL=mkl|onednn`` override it; ``vae_fast.info()`` shows it. torch chooses for other
+dtypes and devices.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from vae_fast.backend import is_watched
 
 LIBRARIES = ("mkl", "onednn")
 
-# rows * in * out from which oneDNN's preparations, some 10 us, are less than what it saves.
+# rows * in * out from which oneDNN saves more than its overhead of some 10 us.
 LARGE = 1 << 23
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none") -> Tensor:
-    """x weight^T + bias through oneDNN, and ``after`` ("relu" or "none") of that."""
+    """x weight^T + bias by oneDNN, then ``after``: "relu" or "none"."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
 
 
 def processor() -> str:
-    """This machine's processor as it calls itself, or ""."""
+    """The processor's name, or ""."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -47,11 +48,11 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_used: str | None = None  # by use()
+_used: str | None = None  # set by use()
 
 
 def use(library: str | None) -> None:
-    """Send large float32 products to "mkl" or "onednn" from now on; None: choose as if new.
+    """Send large float32 products to "mkl" or "onednn"; None restores the automatic choice.
 
     Raises:
         ValueError: there is no such library, or this torch is built without it.
@@ -64,7 +65,7 @@ def use(library: str | None) -> None:
 
 
 def settle(wanted: str) -> str:
-    """Use the library of a run's config, or for "auto" the faster one; returns which that is."""
+    """Use and return the library of a run's config; "auto" is the faster one."""
     use(None if wanted == "auto" else wanted)
     return float32_library()
 
@@ -79,7 +80,7 @@ def _check(library: str, name: str) -> None:
 
 
 def choice() -> tuple[str, str]:
-    """The library for large float32 products on this CPU, "mkl" or "onednn", and why that one."""
+    """The library for large float32 products on this CPU, "mkl" or "onednn", and the reason."""
     if _used is not None:
         return _used, "as the run says"
     if asked := os.environ.get("VAE_FAST_MATMUL"):
@@ -102,7 +103,7 @@ def float32_library() -> str:
 
 
 def _faster() -> str:
-    """Which library takes less time for a layer of the tutorial's VAE; MKL unless oneDNN gains 5%."""
+    """The faster library for a layer of the tutorial's VAE; MKL unless oneDNN is 5% faster."""
     x, weight = torch.ones(128, 784), torch.ones(400, 784)
     calls: dict[str, Callable[[], object]] = {
         "mkl": lambda: torch.mm(x, weight.t()),
@@ -110,7 +111,7 @@ def _faster() -> str:
     }
     times = dict.fromkeys(calls, float("inf"))
     with torch.inference_mode():
-        for turn in range(43):  # in turns, and the best of each: others may be using the machine
+        for turn in range(43):  # alternating, and the best of each, against other load
             for name, call in calls.items():
                 began = time.perf_counter()
                 call()
@@ -120,7 +121,7 @@ def _faster() -> str:
 
 
 def _cache_file() -> Path:
-    """$VAE_FAST_CACHE, or vae_fast in the user's cache folder, and the file there."""
+    """matmul.json in $VAE_FAST_CACHE, or in vae_fast in the user's cache folder."""
     folder = os.environ.get("VAE_FAST_CACHE")
     if not folder:
         folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vae_fast"))
@@ -136,7 +137,7 @@ def _cached() -> dict[str, str]:
 
 
 def _cache(known: dict[str, str]) -> None:
-    """Keep it for the next process, where there is a place for it."""
+    """Write the cache file, if possible."""
     try:
         file = _cache_file()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,22 +145,22 @@ def _cache(known: dict[str, str]) -> None:
             json.dump(known, beside, indent=1)
         os.replace(beside.name, file)
     except (OSError, RuntimeError):
-        pass  # it is measured again
+        pass  # the next process measures again
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether x weight^T is oneDNN's, which makes a tensor of its own: it writes into no buffer."""
+    """Whether oneDNN computes x weight^T, which it can only return as a new tensor."""
     return (
         x.dtype == torch.float32
         and x.is_cpu
         and x.shape[0] * weight.numel() >= LARGE
         and float32_library() == "onednn"
-        and not is_watched()  # what counts operations knows torch's own products
+        and not is_watched()  # counters of operations know only torch's own products
     )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """x weight^T + bias, or the rectified of that; x (N, in), weight (out, in)."""
+    """x weight^T + bias, optionally with ReLU; x (N, in), weight (out, in)."""
     if by_onednn(x, weight):
         return _onednn(x, weight, bias, "relu" if relu else "none")
     out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
@@ -174,10 +175,10 @@ def product(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_grad(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """out = grad^T x: the gradient of a linear layer's weight, returned too.
+    """out = grad^T x, the gradient of a linear layer's weight; returns out.
 
-    Where out's dtype is another, the product is rounded to grad's dtype first. This product is
-    one that MKL does no slower than oneDNN.
+    If out has another dtype, the product is rounded to grad's dtype first. MKL is no slower than
+    oneDNN for this product.
     """
     if out.dtype == grad.dtype:
         return torch.mm(grad.t(), x, out=out)
@@ -185,10 +186,10 @@ def weight_grad(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
 
 
 def bias_grad(grad: Tensor, out: Tensor) -> Tensor:
-    """out = the sum of grad's rows: the gradient of a linear layer's bias, returned too."""
+    """out = the sum of grad's rows, the gradient of a linear layer's bias; returns out."""
     if out.dtype == grad.dtype:
         return torch.sum(grad, 0, out=out)
-    return out.copy_(grad.sum(0))  # torch's sum of a narrow dtype into a wide one is not fast
+    return out.copy_(grad.sum(0))  # torch's sum into a wider dtype is slow
 
 
 def product_into(out: Tensor, grad: Tensor, weight: Tensor) -> None:

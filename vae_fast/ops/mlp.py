@@ -1,8 +1,9 @@
 """Linear layers and the ReLUs between them as one autograd function, on the CPU.
 
-Its products go to the faster library (``ops.matmul``), in float32, or in bfloat16 under autocast;
-ReLU and its gradient are taken in place; gradients of weights go where the step wants them
-(``ops.parameter_buffers``). For layers of the tutorial's size this spares a third of autograd's own time.
+Products use the faster library (``ops.matmul``), in float32, or in bfloat16 under autocast. ReLU
+and its gradient are in place. Weight gradients go to the step's buffers, those of
+``ops.parameter_buffers``. For layers of the tutorial's size this saves a third of autograd's
+overhead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 def compute_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype in which ``mlp`` computes for x as things stand, or None where it does not."""
+    """The dtype in which ``mlp`` computes for x, given autocast; None if it does not serve x."""
     if not x.is_cpu or not x.is_floating_point():
         return None
     if torch.is_autocast_enabled("cpu"):
@@ -35,7 +36,7 @@ def compute_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def serves(x: Tensor, parameters: Sequence[Maybe]) -> bool:
-    """Whether ``mlp`` can stand for plain PyTorch: not while something traces or transforms."""
+    """Whether ``mlp`` can replace plain PyTorch, which tracing and transforms rule out."""
     if type(x) is not torch.Tensor or compute_dtype(x) is None:
         return False
     for p in parameters:
@@ -62,7 +63,7 @@ class _MLP(torch.autograd.Function):
         for i, relu in enumerate(relus):
             weight, bias = (_cast(p, dtype, casts) for p in parameters[2 * i : 2 * i + 2])
             inputs.append(h)
-            assert weight is not None  # of a layer; its bias may be missing
+            assert weight is not None  # only a bias may be missing
             weights.append(weight)
             h = linear(h, weight, bias, relu)
         ctx.save_for_backward(x, *parameters, *inputs, *([h] if relus[-1] else []))
@@ -85,7 +86,7 @@ class _MLP(torch.autograd.Function):
         needs, buffers = ctx.needs_input_grad, ctx.buffers
         grads: list[Maybe] = [None] * len(parameters)
         grad = grad.contiguous()
-        owned = False  # whether grad is ours to write to
+        owned = False  # whether backward may write to grad
         for i in reversed(range(count)):
             if relus[i]:
                 into = grad if owned else torch.empty_like(outputs[i + 1])
@@ -114,7 +115,7 @@ def _place(buffers: Any, parameter: Tensor) -> Tensor:
 
 
 def plain(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
-    """The same in plain PyTorch."""
+    """``mlp`` in plain PyTorch."""
     for i, relu in enumerate(relus):
         weight, bias = parameters[2 * i : 2 * i + 2]
         assert weight is not None
@@ -124,14 +125,14 @@ def plain(x: Tensor, relus: tuple[bool, ...], *parameters: Maybe) -> Tensor:
 
 
 def mlp(x: Tensor, relus: tuple[bool, ...], parameters: Sequence[Maybe]) -> Tensor:
-    """Linear layers, each with ReLU where ``relus`` says so; where ``serves`` allows it.
+    """Linear layers with optional ReLUs, for arguments that ``serves`` accepts.
 
     Args:
         x: (N, in).
         relus: for each layer, whether ReLU follows.
-        parameters: weight (out, in) and bias (out,) or None of each layer, in turn.
+        parameters: alternately weight (out, in) and bias (out,) or None of each layer.
 
     Returns:
-        (N, out) of the last layer, in the dtype that ``compute_dtype(x)`` is.
+        (N, out) in the dtype ``compute_dtype(x)``.
     """
     return _MLP.apply(x, relus, compute_dtype(x), *parameters)

@@ -1,4 +1,4 @@
-"""The Euclidean norm, natively, on the CPU: of the engine's one buffer of gradients."""
+"""The native Euclidean norm on the CPU, for the engine's buffer of gradients."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Sums over all pairs of rows, natively: Gaussian log-densities, MMD, nearest codes.
+"""Native sums over all pairs of rows: Gaussian log-densities, MMD, nearest codes.
 
-Backward makes the pairs again: what forward keeps is its inputs and its sums.
+Forward saves only its inputs and its sums; backward computes the pairs again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _PairDensity(torch.autograd.Function):
     def backward(ctx: Any, grad_whole: Maybe, grad_parts: Maybe) -> tuple[Tensor | None, ...]:
         *inputs, state = ctx.saved_tensors
         if not ctx.want_parts:
-            grad_parts = None  # of the empty tensor
+            grad_parts = None  # forward returned no parts
         if beyond_native(grad_whole, grad_parts):
 
             def density(

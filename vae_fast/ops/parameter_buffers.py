@@ -1,9 +1,8 @@
-"""The buffers in which a training step keeps its weights' casts and its gradients.
+"""A training step's buffers for cast weights and gradients.
 
 The engine keeps all gradients in one buffer, and in bf16 all cast weights in another, so that norm,
-optimizer and cast are one op each. Layers that support this (``ops.mlp``) read a weight's cast and
-write its gradient directly into these buffers, which saves a copy of each. Gradients of other
-layers are copied.
+optimizer and cast are one op each. Layers that support it (``ops.mlp``) read casts from and write
+gradients to these buffers, without a copy. Gradients of other layers are copied.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ class ParameterBuffers:
     """The cast and the gradient buffer of each parameter that has one.
 
     Args:
-        gradients: of each parameter's shape and dtype.
-        casts: of each parameter's shape, in the dtype that products are computed in.
+        gradients: a tensor of each parameter's shape and dtype.
+        casts: a tensor of each parameter's shape, in the products' dtype.
     """
 
     def __init__(self, gradients: dict[Tensor, Tensor], casts: dict[Tensor, Tensor]) -> None:
@@ -31,12 +30,11 @@ class ParameterBuffers:
     def take(self, parameter: Tensor) -> Tensor | None:
         """The parameter's gradient buffer for the first caller; None for all others.
 
-        A weight that is used twice has two gradients, and autograd adds them: they need two
-            tensors.
+        A weight used twice has two gradients, which autograd adds. They need separate tensors.
         """
         buffer = self._free.pop(parameter, None)
-        # A new tensor over the same memory: autograd keeps a gradient that nobody else holds, and
-        # copies others.
+        # A new tensor over the same memory: autograd keeps a gradient without other references, and
+        # would copy one with them.
         return None if buffer is None else buffer.detach()
 
 
@@ -49,7 +47,7 @@ def current() -> ParameterBuffers | None:
 
 
 class using:
-    """``current()`` within a ``with`` block."""
+    """A context that sets ``current()``."""
 
     def __init__(self, buffers: ParameterBuffers | None) -> None:
         self._buffers = buffers

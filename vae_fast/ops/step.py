@@ -1,6 +1,6 @@
-"""A training step's own ops on a GPU, between and behind its products: csrc/ops/step.h.
+"""A training step's ops on a GPU, apart from the matrix products: csrc/ops/step.h.
 
-On the CPU they are plain PyTorch, for the tests: its native step is another (csrc/step).
+The CPU versions are plain PyTorch, for tests only; the CPU's native step is in csrc/step.
 """
 
 from __future__ import annotations

@@ -96,9 +96,9 @@ class Factor(Objective):
 class DIP(Objective):
     """The negative ELBO plus off sum_{i != j} Cov_ij^2 + own sum_i (Cov_ii - 1)^2.
 
-    Kumar et al. 2018. Cov is the covariance of the posterior's means for kind 1 (equation 6), and of z, which
-    includes the posterior's variances, for kind 2 (equation 7). Each process uses its own part of
-    the batch.
+    Kumar et al. 2018. Cov is the covariance of the posterior's means for kind 1 (equation 6), and
+    of z, which includes the posterior's variances, for kind 2 (equation 7). Each process uses its
+    own part of the batch.
     """
 
     of_batches = True
