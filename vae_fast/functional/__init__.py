@@ -1,9 +1,9 @@
-"""The public functions: they check their arguments and pick native kernels or plain PyTorch.
+"""The public functions, which check their arguments and use native kernels or plain PyTorch.
 
-Samples are dim 0 and every other dim is a feature; a 1-D tensor is one sample. Losses are in
-nats. Inputs may be float32, float64, bfloat16 or float16, contiguous or not; sums are float32
-(float64 for float64 inputs) and gradients have their input's dtype. Second
-derivatives and ``torch.func`` transforms are computed by plain PyTorch.
+Dim 0 is samples, and every other dim is features; a 1-D tensor is one sample. Losses are in nats.
+Inputs may be float32, float64, bfloat16 or float16, contiguous or not. Sums are float32 (float64
+for float64 inputs), and gradients have their input's dtype. Plain PyTorch computes second
+derivatives and ``torch.func`` transforms.
 """
 
 from vae_fast.functional.bernoulli import (

@@ -1,4 +1,4 @@
-"""The Bernoulli loss: of logits, with the KL, of K sample sets, and with the last layer."""
+"""The Bernoulli loss: by itself, with the KL, for K sample sets, and with the last layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bernoulli_nll(
     reduction: Reduction = "sum",
     from_logits: bool = True,
 ) -> torch.Tensor:
-    """-log Bernoulli(target | logits) in nats: binary cross-entropy, from logits.
+    """-log Bernoulli(target | logits) in nats: binary cross-entropy.
 
     max(x, 0) - x t + log(1 + exp(-|x|)) per element, for t in [0, 1] (Loaiza-Ganem & Cunningham
     2019 discuss t that is not binary).
@@ -36,8 +36,8 @@ def bernoulli_nll(
         reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (B,).
 
     Raises:
-        RuntimeError: on a CPU, where probabilities or their targets leave [0, 1], as
-            ``F.binary_cross_entropy`` does.
+        RuntimeError: on a CPU, if probabilities or their targets leave [0, 1], like
+            ``F.binary_cross_entropy``.
     """
     spec = BERNOULLI if from_logits else BERNOULLI_PROBS
     check_order("logits", logits, "target", target, "bernoulli_nll(logits, target)")
@@ -136,8 +136,7 @@ def linear_bernoulli_nll(
 
 
 def _casts(t: torch.Tensor) -> bool:
-    """Whether autocast applies to t: it does not change float64, and not every device supports
-    it."""
+    """Whether autocast applies to t: it leaves float64 alone, and some devices lack it."""
     device = t.device.type
     return (
         t.dtype != torch.float64
@@ -155,7 +154,7 @@ def bernoulli_nll_samples(
 ) -> torch.Tensor:
     """-log p(target | logits_k) in nats for K sample sets.
 
-    Importance weighting needs this of a Bernoulli decoder (Burda et al. 2015). With the K sets in
+    The importance weights of a Bernoulli decoder need this (Burda et al. 2015). With the K sets in
     dim 0 the target is read in place; in dim 1 it is repeated.
 
     Args:
@@ -167,7 +166,7 @@ def bernoulli_nll_samples(
         (K, B), or (B, K) with ``samples_dim=1``, float32 or better.
 
     Raises:
-        RuntimeError: on a CPU, where probabilities or their targets leave [0, 1].
+        RuntimeError: on a CPU, if probabilities or their targets leave [0, 1].
     """
     if samples_dim not in (0, 1):
         raise ValueError(f"samples_dim must be 0 (K, B, ...) or 1 (B, K, ...), got {samples_dim!r}")

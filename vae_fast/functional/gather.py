@@ -1,4 +1,4 @@
-"""Batches of a data set of bytes."""
+"""Batches of a data set in bytes."""
 
 from __future__ import annotations
 
@@ -95,8 +95,7 @@ def gather_batch(
     elif mode == "binarize":
         noise_key = new_key(data.device)
     if data.dtype == torch.bool:
-        # Bytes of a file or of a mask may differ from 0 and 1; only a comparison converts them to
-        # bools.
+        # Bytes of a file or a mask may differ from 0 and 1; only a comparison makes them bools.
         rows = gather_batch(data.view(torch.uint8), index, noise_key=noise_key).ne(0)
         return rows.float() if mode == "scale" else rows
     native = use_native(data.device.type)
@@ -116,8 +115,8 @@ def gather_batch(
 
 
 def _check_place(first_row: torch.Tensor) -> None:
-    """Check ``first_row`` if that neither waits for a device nor breaks a graph; by an op, which
-    can be recorded."""
+    """Check ``first_row`` if that neither waits for a device nor breaks a graph, by an op, which
+    tracers can record."""
     if first_row.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(first_row):
         return
     try:

@@ -60,7 +60,7 @@ def _key(
     eps: torch.Tensor | None,
 ) -> torch.Tensor | None:
     """The given noise key, or one drawn from the given generator, or None."""
-    # the usual call; the checks are most of a small call's time
+    # The usual call; checks take most of a small call's time.
     if generator is None and eps is None:
         return None if noise_key is None else check_key(noise_key, mu.device)
     noises = {"noise_key": noise_key, "generator": generator, "eps": eps}

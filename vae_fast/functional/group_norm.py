@@ -19,7 +19,7 @@ def group_norm_silu(
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """silu(group_norm(x)): v sigmoid(v) of v = weight (x - mean) / sqrt(variance + eps) + bias.
+    """silu(group_norm(x)) = v sigmoid(v), v = weight (x - mean) / sqrt(variance + eps) + bias.
 
     Mean and variance are those of a sample's group: ``C / num_groups`` channels at all positions
     (Wu & He 2018; Elfwing et al. 2018). Backward keeps only the input and the groups' statistics.

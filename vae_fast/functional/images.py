@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the scales, finest first (Wang, Simoncelli & Bovik 2003, section 3.2).
+# The weights of the scales, finest first (Wang, Simoncelli & Bovik 2003, section 3.2).
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio of each image in decibels, (N,), for values in [0, 1]."""
+    """The peak signal-to-noise ratio of each image, (N,), in decibels, for values in [0, 1]."""
     _check(a, b)
     return -10 * (a - b).flatten(1).square().mean(1).log10()
 
@@ -34,9 +34,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """The structural similarity over scales of each image, (N,), in [0, 1].
 
-    Wang et al. 2003, equation 7: the product of contrast and structure at five scales, each half of
-    the one before, and of luminance at the coarsest, to the powers of ``SCALES``. Images too small for
-    five scales of 2 pixels or more have fewer, whose powers sum to 1. Negative values count as 0.
+    Wang et al. 2003, equation 7: the product of contrast and structure at five scales, each half
+    the previous size, and of luminance at the coarsest, to the powers of ``SCALES``. Small images
+    have fewer scales, of 2 pixels or more; their powers sum to 1. Negative factors count as 0.
+
+    Args:
+        a, b: (N, C, H, W) in [0, 1].
     """
     _check(a, b)
     scales = max(1, min(len(SCALES), min(a.shape[2:]).bit_length() - 1))
@@ -53,7 +56,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM, and its contrast and structure without luminance, (N,) each."""
+    """SSIM, and SSIM without luminance, (N,) each."""
     channels = a.shape[1]
     window = [_window(min(WINDOW, side), a) for side in a.shape[2:]]
 

@@ -59,8 +59,8 @@ def iwae_bound(
     wide = z.to(dtype)
     difference = wide - q_mu.to(dtype)
     q_logvar = q_logvar.to(dtype)
-    # log p(z) - log q(z | x): log 2 pi cancels. Scaled before it is squared: 1 / variance overflows
-    # from a logvar of -88 on, where the difference squared is 0.
+    # log p(z) - log q(z | x), where log 2 pi cancels. Scaled before squared: below a logvar of -88,
+    # 1 / variance overflows and the squared difference is 0.
     scaled = difference * torch.exp(-0.5 * q_logvar)
     log_ratio = 0.5 * (scaled * scaled + q_logvar - wide * wide).sum(-1)
     log_weight = log_ratio - nll

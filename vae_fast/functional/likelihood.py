@@ -1,7 +1,6 @@
-"""Every likelihood of the list: -log p, and -log p + beta * KL, by name and as functions.
+"""-log p and -log p + beta * KL of every likelihood in ``SPECS``, by name and as functions.
 
-``SPECS`` lists them. The functions ``NAME_nll`` are generated from it: one for each family, with
-the family's parameters by name.
+``SPECS`` generates the functions ``NAME_nll``: one for each family, with named parameters.
 """
 
 from __future__ import annotations
@@ -107,8 +106,8 @@ def _tensors(
 
 
 def _is_usual(spec: Spec, params: Sequence[Param], target: torch.Tensor) -> bool:
-    """Whether the arguments need no conversion and no further check. The checks are most of a small
-    call's time."""
+    """Whether the arguments need no conversion and no further check: the full checks take most of a
+    small call's time."""
     if type(target) is not torch.Tensor or spec.planes or len(params) != len(spec.params):
         return False
     first = params[0]
@@ -155,7 +154,7 @@ def check_params(
             size in (1, full)
             for size, full in zip(reversed(p.shape), reversed(shape), strict=False)
         )
-        strict = spec.family == "bernoulli"  # whose logits were never shared by samples
+        strict = spec.family == "bernoulli"  # its logits do not broadcast
         if not fits or (strict and p.numel() != target.numel()):
             raise ValueError(
                 f"{name} has shape {tuple(p.shape)}, target has shape {tuple(shape)}: "
@@ -180,8 +179,8 @@ def _check_planes(spec: Spec, planes: torch.Tensor, target: torch.Tensor) -> lis
 def _check_order(
     spec: Spec, params: Sequence[torch.Tensor], target: torch.Tensor, names: Sequence[str]
 ) -> None:
-    """Raise if only the target has a gradient: it then is probably a model's output, swapped with
-    the data. (A density of real numbers may be symmetric in the two.)"""
+    """Raise if only the target has a gradient: then a model's output was probably swapped with the
+    data. (A density of real numbers may be symmetric in the two.)"""
     if spec.target == "real" or not target.requires_grad or not torch.is_grad_enabled():
         return
     if not any(p.requires_grad for p in params):
@@ -367,7 +366,7 @@ def check_beta(beta: float | torch.Tensor, like: torch.Tensor) -> float | torch.
         beta = float(beta)
     except OverflowError:
         raise ValueError(f"beta is beyond a float's range: {str(beta)[:20]}...") from None
-    if torch.compiler.is_compiling():  # the op would be compiled for each number by itself
+    if torch.compiler.is_compiling():  # otherwise the op would be compiled for each number
         dtype = torch.promote_types(like.dtype, torch.float32)
         return torch.ones((), dtype=dtype, device=like.device) * beta
     return beta
@@ -377,7 +376,7 @@ def check_beta(beta: float | torch.Tensor, like: torch.Tensor) -> float | torch.
 
 
 def _families() -> dict[str, list[Spec]]:
-    """The likelihoods by family: one distribution, by other parameters."""
+    """The likelihoods by family: the parametrisations of one distribution."""
     families: dict[str, list[Spec]] = {}
     for spec in SPECS.values():
         families.setdefault(spec.family, []).append(spec)
@@ -410,7 +409,7 @@ def _function(family: str, specs: list[Spec]) -> Callable[..., torch.Tensor]:
         for spec in specs:
             if set(spec.params) == set(given):
                 return nll(spec, [given[n] for n in spec.params], target, reduction=reduction)
-        if set(given) == {usual.params[0]}:  # all of them stacked
+        if set(given) == {usual.params[0]}:  # stacked parameters
             return nll(usual, [given[usual.params[0]]], target, reduction=reduction)
         choices = " or ".join(f"({', '.join(spec.params)})" for spec in specs)
         raise TypeError(f"{family}_nll takes {choices}; got ({', '.join(given)})")

@@ -1,4 +1,4 @@
-"""Detect swapped arguments: a model's output in the place of the data."""
+"""Detection of swapped arguments: a model's output in place of the data."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def check_order(
 ) -> None:
     """Raise if ``made`` looks like data, and ``data`` like a model's output.
 
-    A loss of swapped arguments is a plausible number, and training lowers it. The swap is detected
-    if ``made`` are bytes, or if only ``data`` has a gradient.
+    The loss of swapped arguments is a plausible number, and training lowers it. This detects the
+    swap if ``made`` is bytes, or if only ``data`` has a gradient.
 
     Args:
         call: the correct call, for the message.
         elsewhere: what to call for the other order.
 
     Raises:
-        TypeError: the first are bytes and the second are not.
-        ValueError: the second require grad and the first do not.
+        TypeError: ``made`` is bytes and ``data`` is not.
+        ValueError: ``data`` requires grad and ``made`` does not.
     """
     if not isinstance(made, torch.Tensor) or not isinstance(data, torch.Tensor):
         return

@@ -1,6 +1,6 @@
-"""Sums over all pairs of rows, in memory of the rows' size: densities, MMD, nearest codes.
+"""Sums over all pairs of rows, without a tensor of all pairs: densities, MMD, nearest codes.
 
-They are native on the CPU. On other devices they run in plain PyTorch, in chunks of rows.
+The CPU has native kernels. Other devices use plain PyTorch, in chunks of rows.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def _positive_rows(name: str, t: Tensor, least: int = 1) -> None:
 def mixture_log_density(
     z: Tensor, mu: Tensor, logvar: Tensor, logits: Tensor | None = None
 ) -> Tensor:
-    """log sum_k w_k N(z_b | mu_k, diag(exp(logvar_k))) in nats: a mixture's density, or VampPrior's.
+    """log sum_k w_k N(z_b | mu_k, diag(exp(logvar_k))) in nats: a Gaussian mixture's log-density.
 
-    The (B, K, D) tensor of pairs is never made. Tomczak & Welling 2018, equation 9, where mu and
-    logvar are the encoder's at K pseudo-inputs.
+    The (B, K, D) tensor of pairs is never made. In a VampPrior (Tomczak & Welling 2018, equation 9)
+    mu and logvar are the encoder's outputs at K pseudo-inputs.
 
     Args:
         z: (B, D).
@@ -118,11 +118,11 @@ def aggregate_log_densities(
 ) -> tuple[Tensor, Tensor]:
     """log q(z_i) and log q(z_id) of the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), in nats.
 
-    Estimated from the minibatch that z was drawn from (Chen et al. 2018, appendix C). With M = B -
-    1 other samples, "stratified" gives the row's own posterior the weight 1/N, the next row's (N -
-    M) / (N M), and the others 1/M each (appendix C.2); its expectation over minibatches is q(z).
-    "weighted" gives each of the B the weight 1 / (N B) (appendix C.1): a lower
-    bound. For a single row the two are the same.
+    Estimated from the minibatch that z was drawn from (Chen et al. 2018, appendix C). With
+    M = B - 1 other samples, "stratified" gives the row's own posterior the weight 1/N, the next
+    row's (N - M) / (N M), and the others 1/M each (appendix C.2); its expectation over minibatches
+    is q(z). "weighted" gives each of the B the weight 1 / (N B) (appendix C.1), for a lower bound.
+    For a single row the two are equal.
 
     Args:
         z: (B, D), row i drawn from row i of mu and logvar.
@@ -181,11 +181,11 @@ def decomposed_kl(
     *,
     sampling: Sampling = "stratified",
 ) -> LatentDecomposition:
-    """Mutual information, total correlation and dimension-wise KL, for p(z) = N(0, 1).
+    """Mutual information, total correlation and dimension-wise KL, 0-d each, for p(z) = N(0, 1).
 
     Chen et al. 2018, equation 2: E[log q(z | x) - log q(z)], E[log q(z) - sum_d log q(z_d)] and
-    E[sum_d log q(z_d) - log p(z)], means over the batch, of ``aggregate_log_densities``, which has
-    the arguments.
+    E[sum_d log q(z_d) - log p(z)] in nats, as means over the batch. The arguments are those of
+    ``aggregate_log_densities``.
     """
     whole, parts = aggregate_log_densities(z, mu, logvar, dataset_size, sampling=sampling)
     wide = whole.dtype
@@ -213,13 +213,13 @@ def mmd(
 ) -> Tensor:
     """The squared maximum mean discrepancy of the rows of x and of y, 0-d.
 
-    Gretton et al. 2012, equation 3 (unbiased: pairs of a row with itself are left out) or 5.
+    Gretton et al. 2012, equation 3 (unbiased, without pairs of a row with itself) or 5 (biased).
 
     Args:
         x, y: (N, D) and (M, D).
-        kernel: "rbf", exp(-d^2 / (2 h^2)), or "imq", 2 h^2 / (2 h^2 + d^2), whose tails are heavy.
-        bandwidths: h, one or several; the kernel is the mean over them.
-        unbiased: may be negative, and needs two rows of each.
+        kernel: "rbf", exp(-d^2 / (2 h^2)), or "imq", 2 h^2 / (2 h^2 + d^2), with heavy tails.
+        bandwidths: one or several h; the kernel is the mean over them.
+        unbiased: whether to use equation 3, which may be negative and needs two rows of each.
 
     Returns:
         0-d, float32 (float64 for float64 inputs). Gradients for both.
@@ -244,7 +244,8 @@ def mmd(
 def nearest_code(x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The row of ``codes`` nearest to each row of x, and its squared distance.
 
-    Natively, exact: of equally near codes the lowest, and no (N, K) tensor. A NaN is near to none.
+    The native kernel is exact, returns the lowest index of equally near codes, and makes no (N, K)
+    tensor. A NaN is near to none.
 
     Args:
         x: (N, D).

@@ -1,7 +1,7 @@
-"""Likelihoods p(x | z) by name: what a fused loss computes, and the same in plain PyTorch.
+"""Likelihoods p(x | z) by name: the formulas of the fused losses, in plain PyTorch.
 
-One module per family, found by being here and having ``SPECS``. As csrc/likelihoods/list.h is the
-kernels', ``SPECS`` is Python's one list.
+Each module of this package defines one family in its ``SPECS``. The package's ``SPECS`` joins them
+and corresponds to the kernels' list, csrc/likelihoods/list.h.
 """
 
 from __future__ import annotations

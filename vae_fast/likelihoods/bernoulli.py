@@ -1,8 +1,8 @@
 """Bernoulli, from logits and from probabilities, for targets in [0, 1].
 
-From probabilities it is ``F.binary_cross_entropy`` with its clamps: logarithms at -100, and the
-gradient's denominator at 1e-12. (Loaiza-Ganem & Cunningham 2019 discuss targets that are not
-binary.)
+From probabilities it equals ``F.binary_cross_entropy`` with its clamps: logarithms are at least
+-100, and the gradient's denominator is at least 1e-12. (Loaiza-Ganem & Cunningham 2019 discuss
+targets that are not binary.)
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from vae_fast.likelihoods.truth import elementwise, log1pexp
 
 
 def terms(logits: Tensor, target: Tensor) -> Tensor:
-    # F.binary_cross_entropy_with_logits adds infinities of opposite signs at a logit of -infinity.
+    # F.binary_cross_entropy_with_logits is NaN at a logit of -infinity (inf - inf).
     return -(target * F.logsigmoid(logits) + (1.0 - target) * F.logsigmoid(-logits))
 
 
 def terms_by_probs(probs: Tensor, target: Tensor) -> Tensor:
-    # torch.compile traces no function that has a rule for forward-mode derivatives.
+    # torch.compile cannot trace a function with forward-mode derivatives.
     op = _FromProbabilities if torch.compiler.is_compiling() else _FromProbabilitiesWithTangent
     return op.apply(*torch.broadcast_tensors(probs, target))
 
 
 class _FromProbabilities(torch.autograd.Function):
-    """F.binary_cross_entropy's value and gradient: the clamp of the logarithms at -100 does not
-    cut the gradient (p - t) / (p (1 - p)) off, a denominator of at least 1e-12 bounds it. Outside
-    [0, 1] the value is NaN.
+    """F.binary_cross_entropy's value, with its gradient (p - t) / max(p (1 - p), 1e-12), which the
+    clamp of the logarithms does not affect. For targets outside [0, 1] the value is NaN.
     """
 
     generate_vmap_rule = True
@@ -101,7 +100,7 @@ def sample_by_probs(probs: Tensor, generator: torch.Generator | None = None) -> 
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits to 20, a tenth of them ten times as large; targets a third each 0, 1 and between."""
+    """Logits up to 20, a tenth of them up to 200; targets 0, 1 or between, a third each."""
     logits = draw(shape, generator, -20.0, 20.0)
     logits = torch.where(draw(shape, generator, 0.0, 1.0) < 0.1, 10.0 * logits, logits)
     target = draw(shape, generator, -1.0, 2.0).clamp(0.0, 1.0)

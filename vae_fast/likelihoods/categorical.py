@@ -1,4 +1,4 @@
-"""Categorical: a probability of classes 0, 1, ..., from logits (N, C, ...) and classes (N, ...).
+"""Categorical: a probability of classes 0, 1, ..., with logits (N, C, ...) and classes (N, ...).
 
 -log p = logsumexp(l) - l_x, in nats.
 """
@@ -21,7 +21,7 @@ def terms(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def mean(logits: Tensor) -> Tensor:
-    """The most probable class, as int64: classes have no average."""
+    """The most probable class, int64: classes have no average."""
     return logits.argmax(1)
 
 
@@ -34,7 +34,7 @@ def sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, classes: int = 7
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits of spread 4, so that some classes are all but certain."""
+    """Logits of standard deviation 4, so that some classes are nearly certain."""
     n, *rest = shape
     logits = 4.0 * normals((n, classes, *rest), generator)
     target = torch.randint(

@@ -1,7 +1,7 @@
 """The continuous Bernoulli (Loaiza-Ganem & Cunningham 2019): a density on [0, 1].
 
--log p = softplus(l) - x l - log C(l), in nats, with logits l; C = l / tanh(l / 2) is what makes the
-Bernoulli's terms a density of grey values. At l = 0 it is uniform.
+-log p = softplus(l) - x l - log C(l), in nats, with logits l. C = l / tanh(l / 2) normalises the
+Bernoulli's terms to a density of grey values. At l = 0 it is uniform.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vae_fast.likelihoods.functions import where
 from vae_fast.likelihoods.spec import Spec, Truth, as_floats, draw, uniform, widened
 from vae_fast.likelihoods.truth import elementwise
 
-# log(sinh(l / 2) / (l / 2)) by powers of l^2, from l^2 on: B_2n / (2n (2n)!).
+# Coefficients of log(sinh(l / 2) / (l / 2)) in powers of l^2, from l^2: B_2n / (2n (2n)!).
 _LOG_SINHC = (
     0.041666666666666664,
     -0.00034722222222222224,
@@ -32,7 +32,7 @@ _LOG_SINHC = (
 
 
 def _split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the series serves, the logits there, and |logits| elsewhere."""
+    """A mask of logits for the series, the logits there, and |logits| elsewhere."""
     small = logits.abs() < 1.0
     return small, where(small, logits, 0.0), where(~small, logits.abs(), 1.0)
 
@@ -49,7 +49,7 @@ def terms(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def mean(logits: Tensor) -> Tensor:
-    """1 / (1 - exp(-l)) - 1 / l."""
+    """E[x] = 1 / (1 - exp(-l)) - 1 / l."""
     (l,) = widened(logits)
     small, near, far = _split(l)
     square, series = near * near, torch.zeros_like(near)
@@ -61,7 +61,7 @@ def mean(logits: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """By the inverse of the distribution function, log(1 + u (e^l - 1)) / l for l < 0."""
+    """Inverse transform sampling: x = log(1 + u (e^l - 1)) / l for l < 0."""
     u = uniform(logits, generator)
     y = logits.abs().to(u.dtype)
     small = y < 1e-4
@@ -73,7 +73,7 @@ def sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits within 10, some near 0 and some to 1e4; targets with 0 and 1 among them."""
+    """Logits in [-10, 10], some near 0 and some up to 1e4; targets include 0 and 1."""
     logits = draw(shape, generator, -10.0, 10.0)
     kind = draw(shape, generator, 0, 1)
     logits = torch.where(kind < 0.2, logits * 1e-4, logits)

@@ -1,16 +1,16 @@
-"""Logistic distributions over the 256 levels of 8-bit data, one and a mixture: probabilities.
+"""A logistic distribution over the 256 levels of 8-bit data, and a mixture: probabilities.
 
-Level k stands for 2 k / 255 - 1 in [-1, 1]; its probability is the logistic's mass within 1 / 255 of
-that, and what is beyond for k = 0 and 255 (Salimans et al. 2017, section 2.1):
+Level k stands for k' = 2 k / 255 - 1 in [-1, 1]. Its probability is the logistic's mass within
+1 / 255 of k', and for k = 0 and 255 also the tail beyond (Salimans et al. 2017, section 2.1):
 
     p(k) = sigmoid((k' + 1/255 - loc) / scale) - sigmoid((k' - 1/255 - loc) / scale),
 
-which is exact here, without the usual approximation in the tails. All in nats.
+which is exact here, without the usual approximation in the tails. -log p is in nats.
 
-The mixture has K components over the three channels of a position, in 10 K planes: K logits, then for
-each channel K locs, K log scales (at least -7) and K coefficients, before tanh. Green's loc is moved by
-q_0 red, blue's by q_1 red + q_2 green, where q_c are the coefficients in channel c's planes (PixelCNN++'s,
-as in Child 2021). Parameters are (N, 10 K, H, W), the target (N, 3, H, W), a term (N, H, W).
+The mixture has K components over the three channels of a position, as in PixelCNN++ and Child 2021.
+Its parameters (N, 10 K, H, W) are K logits, then for each channel c K locs, K log scales (at least
+-7) and K coefficients q_c before tanh. q_0 red is added to green's loc, and q_1 red + q_2 green to
+blue's. The target is (N, 3, H, W), -log p (N, H, W).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _level(x: Tensor) -> Tensor:
 
 
 def mean(loc: Tensor, log_scale: Tensor) -> Tensor:
-    """loc, as a level from 0 to 255: the mean of a logistic that lies within [-1, 1]."""
+    """loc as a level from 0 to 255, the mean of a logistic with its mass in [-1, 1]."""
     return _level(torch.broadcast_tensors(loc, log_scale)[0])
 
 
@@ -91,7 +91,7 @@ def _split(params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         params[:, :k],
         per_channel[:, :, 0],
-        # The clamp's edge belongs to the scales that have a gradient, as in the kernel.
+        # At the clamp's edge the scale has a gradient, as in the kernel.
         torch.where(per_channel[:, :, 1] < MIN_LOG_SCALE, MIN_LOG_SCALE, per_channel[:, :, 1]),
         torch.tanh(per_channel[:, :, 2]),
     )
@@ -112,7 +112,7 @@ def mixture_terms(params: Tensor, target: Tensor) -> Tensor:
 
 
 def mixture_mean(params: Tensor) -> Tensor:
-    """The locs' mean over the components, as levels from 0 to 255: (N, 3, ...)."""
+    """The mean of the components' locs, as levels from 0 to 255: (N, 3, ...)."""
     logits, loc, _, q = _split(widened(params)[0])
     red = loc[:, 0]
     moved = _locs(loc, q, red, loc[:, 1] + q[:, 0] * red)
@@ -120,7 +120,7 @@ def mixture_mean(params: Tensor) -> Tensor:
 
 
 def mixture_sample(params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A component for the position, then red, green and blue, each as a level: (N, 3, ...)."""
+    """Levels (N, 3, ...): draw a position's component, then red, green and blue."""
     logits, *planes = _split(widened(params)[0])
     gumbel = -torch.log(-torch.log(uniform(logits, generator)))
     k = (logits + gumbel).argmax(1, keepdim=True).unsqueeze(1)

@@ -1,6 +1,5 @@
-"""Functions that keep their digits, and whose derivatives by autograd do, in plain PyTorch.
-
-They are to the reference formulas what csrc/math is to the kernels.
+"""Accurate functions for the reference formulas, in plain PyTorch; autograd's derivatives of them
+are accurate too. csrc/math has the kernels' counterparts.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 /
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x). (F.softplus is linear beyond 20, which in float64 is too early.)"""
+    """log(1 + e^x). (F.softplus is linear beyond 20, which is inaccurate in float64.)"""
     return -torch.nn.functional.logsigmoid(-x)
 
 
 def where(condition: Tensor, x: Tensor, otherwise: float) -> Tensor:
-    """x, with a harmless number where it would make a branch that is not taken infinite: the
-    gradient of ``torch.where`` multiplies such a branch's by 0."""
+    """x where ``condition``, else a safe number: ``torch.where``'s gradient multiplies that of the
+    unused branch by 0, which gives NaN if it is infinite."""
     return torch.where(condition, x, torch.full_like(x, otherwise))
 
 
@@ -38,15 +37,15 @@ def log1p_shortfall(y: Tensor) -> Tensor:
 
 
 def scaled_log1p(n: Tensor, w: Tensor, product: Tensor) -> Tensor:
-    """n log(1 + w) where ``product`` is n w: for large n and small w the product less a small rest,
-    whose derivative by n has no terms that cancel."""
+    """n log(1 + w), with ``product`` = n w. For small w it is the product minus a small remainder,
+    so that no large terms cancel in its derivative by n."""
     near = w < 0.5
     small = product - n * log1p_shortfall(where(near, w, 0.0))
     return torch.where(near, small, n * torch.log1p(w))
 
 
 def stirling(a: Tensor) -> Tensor:
-    """log Gamma(a) less (a - 1/2) log a - a + log(2 pi) / 2, for a >= 1; computed in float64."""
+    """log Gamma(a) - [(a - 1/2) log a - a + log(2 pi) / 2], for a >= 1, computed in float64."""
     wide = a.double()
     small = wide < 12.0
     low = where(small, wide, 1.0)

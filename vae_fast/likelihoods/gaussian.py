@@ -47,7 +47,7 @@ def sample_by_scale(loc: Tensor, scale: Tensor, generator: torch.Generator | Non
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Scales from 0.01 to 20; most targets near their loc, some 100 scales off."""
+    """Scales from 0.01 to 20; most targets are near their loc, some 100 scales away."""
     loc, log_scale = normals(shape, generator), draw(shape, generator, -4.5, 3.0)
     far = torch.where(draw(shape, generator, 0, 1) < 0.1, 100.0, 1.0)
     target = loc + far * torch.exp(log_scale) * normals(shape, generator)

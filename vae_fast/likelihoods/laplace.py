@@ -1,6 +1,6 @@
 """Laplace, by the logarithm of its scale or by the scale: a density in x.
 
--log p = |x - loc| / scale + log(2 scale), in nats. Its derivative by loc at x = loc is 0.
+-log p = |x - loc| / scale + log(2 scale), in nats. Its derivative by loc is 0 at x = loc.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def sample_by_scale(loc: Tensor, scale: Tensor, generator: torch.Generator | Non
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """The Gaussian's, with some targets at loc itself."""
+    """The Gaussian's inputs, with some targets equal to loc."""
     (loc, log_scale), target = gaussian.inputs(shape, dtype, generator)
     at = torch.rand(tuple(shape), generator=generator, device=generator.device) < 0.05
     return [loc, log_scale], torch.where(at, loc, target)

@@ -5,11 +5,11 @@ With the mean m ("rate"), the inverse dispersion t ("dispersion") and e = 1e-8, 
     -log p = t log((t + m + e) / (t + e)) + x log((t + m + e) / (m + e))
              + log Gamma(t) - log Gamma(x + t) + log Gamma(x + 1).
 
-By the logarithm of the rate, x log(m + e) is x log_rate, so that no rate is too small for a gradient.
-The zero-inflated one is 0 with probability sigmoid(zero_logits), and else negative binomial (Lopez et
-al. 2018). Accurate for dispersions to 1e8, where both near the Poisson, and counts to 1e6: the large
-terms, which there cancel to nothing, are subtracted as formulas (csrc/likelihoods/negative_binomial.h
-has the derivation).
+With log_rate as the parameter, x log_rate replaces x log(m + e), so that every rate has a gradient.
+The zero-inflated one is 0 with probability sigmoid(zero_logits), and else negative binomial (Lopez
+et al. 2018). Both are accurate for dispersions up to 1e8, where they approach the Poisson, and for
+counts up to 1e6: large terms that cancel are subtracted analytically, as derived in
+csrc/likelihoods/negative_binomial.h.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _counted(rate: Tensor, log_rate: Tensor | None, t: Tensor, x: Tensor) -> Ten
     total, a, more = (t + EPS) + rate, t + 1.0, x + 1.0
     both = a + x
     ahead = (x - rate) + (1.0 - EPS)
-    # log of u = total more / (both floored), given u - 1, and total / both - 1 = -ahead / both.
+    # step = u - 1 for u = total more / (both floored); total / both - 1 = -ahead / both.
     step = (ahead / floored) * torch.where(t > more, 1.0 - more / both, t / both)
     if log_rate is not None:
         step = step + EPS / floored
@@ -77,7 +77,7 @@ def _counted(rate: Tensor, log_rate: Tensor | None, t: Tensor, x: Tensor) -> Ten
 def _parts(
     rate: Tensor, log_rate: Tensor | None, dispersion: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-log p(0), what x > 0 adds to it, and where that is."""
+    """-log p(0), -log p(x) + log p(0), and a mask of x > 0."""
     some = ~(x == 0)
     held = rate if log_rate is None else torch.exp(log_rate.clamp(-60, 60))
     counted = _counted(
@@ -110,14 +110,14 @@ def _zero_inflated(
     rate: Tensor, log_rate: Tensor | None, dispersion: Tensor, logits: Tensor, x: Tensor
 ) -> Tensor:
     zero, counted, some = _parts(rate, log_rate, dispersion, x)
-    # -log(sigmoid(l) + sigmoid(-l) exp(-zero)), from what it lacks of 1 where that is small.
-    # (Not by sigmoid and expm1 alone: their derivatives in autograd are 1 less what they gave.)
+    # -log(sigmoid(l) + sigmoid(-l) exp(-zero)), by 1 - p if that is small.
+    # (autograd derives sigmoid and expm1 from their results, which loses digits.)
     small = zero < 0.5
     lost = torch.where(small, -torch.expm1(-where(small, zero, 0.0)), 1.0 - torch.exp(-zero))
     lacking = torch.exp(-softplus(logits)) * lost
     near = lacking < 0.5
     inflated, counted_zero = -softplus(-logits), -softplus(logits) - zero
-    # (torch.logaddexp's second derivative overflows.)
+    # torch.logaddexp's second derivative overflows.
     apart = torch.maximum(inflated, counted_zero) + softplus(-(logits + zero).abs())
     of_zero = -torch.where(near, torch.log1p(-where(near, lacking, 0.0)), apart)
     return torch.where(some, softplus(logits) + (zero + counted), of_zero)
@@ -156,7 +156,7 @@ def zero_inflated_mean_by_log(log_rate: Tensor, dispersion: Tensor, zero_logits:
 
 
 def sample(rate: Tensor, dispersion: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A Poisson whose rate is Gamma distributed, with mean m and shape t."""
+    """A Poisson with a Gamma-distributed rate, of mean m and shape t."""
     m, t = torch.broadcast_tensors(*widened(rate, dispersion))
     gamma = torch._standard_gamma(t.contiguous(), generator=generator)
     return torch.poisson(gamma * m / (t + EPS), generator=generator).to(rate.dtype)
@@ -191,7 +191,7 @@ def zero_inflated_sample_by_log(
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Rates from 1e-3 to 1e4; dispersions from 1e-2 to 1e4, some to 1e8; counts to 1e6."""
+    """Rates from 1e-3 to 1e4; dispersions from 1e-2 to 1e4, some up to 1e8; counts up to 1e6."""
     rate = (10.0 ** draw(shape, generator, -3.0, 4.0)).to(dtype)
     power = draw(shape, generator, -2.0, 4.0)
     power = torch.where(draw(shape, generator, 0, 1) < 0.2, 2.0 * power.abs(), power)
@@ -209,7 +209,7 @@ def inputs_by_log(
 def zero_inflated_inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """The negative binomial's, with zero logits within 10 and some to 1000."""
+    """The negative binomial's inputs, with zero logits in [-10, 10] and some up to 1000."""
     params, target = inputs(shape, dtype, generator)
     logits = 3.0 * normals(shape, generator)
     logits = torch.where(draw(shape, generator, 0, 1) < 0.05, 100.0 * logits, logits)

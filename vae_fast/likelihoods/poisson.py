@@ -17,8 +17,8 @@ from vae_fast.likelihoods.truth import elementwise
 
 
 def _counted(rate: Tensor, log_rate: Tensor | None, x: Tensor) -> Tensor:
-    """The terms that only x > 0 has: log Gamma(x + 1) - x log(rate), by Stirling's formula with the
-    logarithm of (x + 1) / rate, which is taken from their difference where that is small."""
+    """log Gamma(x + 1) - x log(rate), for x > 0, by Stirling's formula. If x + 1 is near the rate,
+    log1p of their relative difference gives log((x + 1) / rate)."""
     more = x + 1.0
     off = (x - rate) + 1.0
     near = off.abs() < 0.5 * rate
@@ -59,7 +59,8 @@ def sample_by_log(log_rate: Tensor, generator: torch.Generator | None = None) ->
 
 
 def counts(rate: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Targets for rates in float64: half of them 0, others near the rate or far from it, to 1e6."""
+    """Targets for rates in float64: half are 0, the others near the rate or far from it, up to
+    1e6."""
     u = draw(rate.shape, generator, 0, 1)
     near = torch.poisson(rate, generator=generator)
     far = torch.floor(10.0 ** draw(rate.shape, generator, 0.0, 6.0))
@@ -70,7 +71,7 @@ def counts(rate: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tens
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Rates from 1e-3 to 1e4, of which float16 holds all."""
+    """Rates from 1e-3 to 1e4, within float16's range."""
     rate = (10.0 ** draw(shape, generator, -3.0, 4.0)).to(dtype)
     return [rate], counts(rate.double(), dtype, generator)
 

@@ -1,8 +1,8 @@
-"""Student's t, by the logarithm of its scale or by the scale: a density in x with heavy tails.
+"""Student's t, by the logarithm of its scale or by the scale: a heavy-tailed density in x.
 
 -log p = log scale + log(df pi) / 2 + log Gamma(df / 2) - log Gamma((df + 1) / 2)
          + (df + 1) / 2 log(1 + ((x - loc) / scale)^2 / df), in nats; df > 0, the degrees of freedom.
-Accurate from df near 0 to 1e8, where it is the Gaussian.
+Accurate from df near 0 to 1e8, where it equals the Gaussian.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def terms_by_scale(loc: Tensor, scale: Tensor, df: Tensor, target: Tensor) -> Te
 
 
 def mean(loc: Tensor, scale: Tensor, df: Tensor) -> Tensor:
-    """loc. (Where df <= 1 there is no mean, and this is the median.)"""
+    """loc. (For df <= 1 there is no mean; loc is the median.)"""
     return torch.broadcast_tensors(loc, scale, df)[0]
 
 
@@ -66,7 +66,7 @@ def sample_by_scale(
 def inputs(
     shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """df from 0.1 to 1e4, some to 1e8; targets within a few scales, some 1e3 away."""
+    """df from 0.1 to 1e4, some up to 1e8; targets within a few scales, some 1e3 scales away."""
     loc, log_scale = normals(shape, generator), draw(shape, generator, -4.5, 3.0)
     power = draw(shape, generator, -1.0, 4.0)
     power = torch.where(draw(shape, generator, 0, 1) < 0.1, 2.0 * power, power)

@@ -1,7 +1,7 @@
-"""Values and derivatives in arithmetic of 100 digits, for the tests: slow, and independent of torch.
+"""Values and derivatives with 100 digits, independent of torch, for tests. This is slow.
 
-The derivatives are central differences, whose error at these digits is some 1e-60 of the value, so
-that only the value's formula has to be written. Needs mpmath, which torch's own requirements bring.
+Derivatives are central differences, with a relative error of some 1e-60, so only the value needs a
+formula. This module needs mpmath, which torch requires too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _numbers(t: Tensor) -> np.ndarray:
 
 
 def elementwise(nll: Callable[..., Any], *tensors: Tensor) -> Truth:
-    """``nll(mpmath.mp, *params, x)``, elementwise, and its derivative by each parameter."""
+    """``nll(mpmath.mp, *params, x)`` of each element, and its derivative by each parameter."""
     from mpmath import mp
 
     arrays = np.broadcast_arrays(*map(_numbers, tensors))
@@ -37,8 +37,8 @@ def elementwise(nll: Callable[..., Any], *tensors: Tensor) -> Truth:
 
 
 def positions(nll: Callable[..., Any], planes: Tensor, target: Tensor) -> Truth:
-    """``nll(mpmath.mp, planes, values)`` for each position of planes (N, P, ...) and a target
-    (N, values, ...), and its derivative by each plane, of the planes' shape."""
+    """``nll(mpmath.mp, planes, values)`` of each position, for planes (N, P, ...) and a target
+    (N, values, ...), and its derivative by each plane, in the planes' shape."""
     from mpmath import mp
 
     p, x = (np.moveaxis(_numbers(t), 1, -1) for t in (planes, target))
