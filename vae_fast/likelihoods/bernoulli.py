@@ -31,7 +31,7 @@ def terms_by_probs(probs: Tensor, target: Tensor) -> Tensor:
 
 class _FromProbabilities(torch.autograd.Function):
     """F.binary_cross_entropy's value, with its gradient (p - t) / max(p (1 - p), 1e-12), which the
-    clamp of the logarithms does not affect. For targets outside [0, 1] the value is NaN.
+    clamp of the logarithms does not affect. If p or the target leaves [0, 1], the value is NaN.
     """
 
     generate_vmap_rule = True

@@ -52,9 +52,7 @@ class AE(WideBuffers, LatentModel):
         reduction: Reduction = "batchmean",
         noise_key: Tensor | None = None,
     ) -> LossOutput:
-        """-log p(x | z), in nats, or the loss of the ``objective``. kl is 0 without an objective,
-        so beta and free_bits have no effect.
-        """
+        """-log p(x | z) in nats, with kl = 0, or the loss of the ``objective``."""
         if self.objective is not None:
             given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
             return self.objective(self, x, noise_key=noise_key, **given)

@@ -119,6 +119,7 @@ class LatentModel(NotScriptable, Model):
         self.divides_kl = getattr(learned_prior, "has_marginals", True)
 
     def encode(self, x: Tensor, *condition: Any) -> Posterior:
+        """q(z | x): mu and logvar, each (N, latent_dim)."""
         raise NotImplementedError(f"{type(self).__name__} must implement encode(x)")
 
     def loss(
@@ -129,6 +130,7 @@ class LatentModel(NotScriptable, Model):
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
     ) -> LossOutput:
+        """LossOutput(loss, recon, kl) in nats: 0-d, or (N,) for reduction="none"."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(x)")
 
     def network_input(self, x: Tensor) -> Tensor:
@@ -197,9 +199,7 @@ class LatentModel(NotScriptable, Model):
 
     def as_input(self, made: Tensor, dtype: torch.dtype) -> Tensor:
         """A likelihood's ``mean`` or ``sample``, scaled like ``network_input`` of ``dtype`` data.
-
-        Integer classes become ``dtype`` first: classes of 8-bit pixels become uint8.
-        """
+        Integer classes become ``dtype`` first: classes of 8-bit pixels become uint8."""
         return self.network_input(made if made.is_floating_point() else made.to(dtype))
 
     def as_values(self, made: Tensor, dtype: torch.dtype) -> Tensor:

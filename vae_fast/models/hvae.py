@@ -131,7 +131,6 @@ class HVAE(LatentModel):
         return torch.cat([z.flatten(1) for z in drawn], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters for z of shape (..., latent_dim)."""
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
         levels = flat.split([math.prod(level.z_shape) for level in self.levels], dim=1)
 

@@ -45,9 +45,6 @@ def _norm(name: str, features: int, spatial: bool) -> list[nn.Module]:
     return []
 
 
-# --- MLP -----------------------------------------------------------------------------------------
-
-
 def mlp(
     sizes: Sequence[int], *, activation: str = "relu", norm: str = "none", dropout: float = 0.0
 ) -> nn.Sequential:
@@ -77,9 +74,6 @@ def mlp_decoder(
     """(N, features) to (N, *output_shape), hidden layers in reverse order."""
     sizes = [features, *reversed(hidden), math.prod(output_shape)]
     return MLP(*mlp(sizes, **options), nn.Unflatten(1, tuple(output_shape)))
-
-
-# --- convolutions --------------------------------------------------------------------------------
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -183,9 +177,6 @@ def conv_decoder(
         if rung < len(larger):  # the last layer outputs the likelihood's parameters
             layers += [*_norm(norm, n_out, spatial=True), _activation(activation)]
     return MLP(*layers)
-
-
-# --- residual ------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -293,10 +284,8 @@ def _check_name(network: str) -> None:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of a module's first parameter.
-
-    For a module without parameters, such as a quantised one: the CPU and torch's default dtype.
-    """
+    """The device and dtype of a module's first parameter; the CPU and torch's default dtype for a
+    module without parameters, such as a quantised one."""
     parameter = _first_parameter(module)
     if parameter is None:
         return torch.device("cpu"), torch.get_default_dtype()

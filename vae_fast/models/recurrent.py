@@ -13,15 +13,9 @@ from vae_fast.reference import as_probability
 
 
 def run_gru(gru: nn.GRU, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``gru(x, state)``. Under ``torch.func`` transforms it runs step by step, because torch's GRU
-    does not support ``vmap``.
+    """``gru(x, state)`` for x (N, T, features): (N, T, hidden) and the state (layers, N, hidden).
 
-    Args:
-        x: (N, T, features).
-        state: (layers, N, hidden); None for zeros.
-
-    Returns:
-        (N, T, hidden), and the last state (layers, N, hidden).
+    Under ``torch.func`` transforms it runs step by step: torch's GRU does not support ``vmap``.
     """
     if not is_transforming():
         return gru(x, state)
@@ -108,8 +102,8 @@ class RecurrentDecoder(nn.Module):
         return state.unflatten(1, (self.layers, self.gru.hidden_size)).transpose(0, 1).contiguous()
 
     def forward(self, z: Tensor, previous: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs (N, T, outputs) and the last state, from z, ``previous`` (N, T, features),
-        the step before each of T steps, and the state."""
+        """The outputs (N, T, outputs) and the last state. ``previous``, (N, T, features), has the
+        step before each of the T steps."""
         inputs = torch.cat([previous, z.unsqueeze(1).expand(-1, previous.shape[1], -1)], dim=2)
         if torch.jit.is_scripting():
             states, state = self.gru(inputs, state)
@@ -127,10 +121,8 @@ class Sequences:
     likelihood: Likelihood
 
     def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x as steps (N, T, F) with zeros for padding, and the lengths (N,).
-
-        Without ``lengths``, a sequence ends at the last step that is not ``padding``.
-        """
+        """x as steps (N, T, F) with zeros for padding, and the lengths (N,). Without ``lengths``, a
+        sequence ends at its last step that is not ``padding``."""
         shape = self.input_shape
         fits = x.dim() == len(shape) + 1 and x.shape[1] > 0
         if len(shape) == 3:

@@ -152,8 +152,6 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
             )
 
 
-# --- names ---------------------------------------------------------------------------------------
-
 _MIDDLE = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
 
 

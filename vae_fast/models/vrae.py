@@ -207,8 +207,6 @@ class VRAE(Sequences, LatentModel):
             return steps.unflatten(2, (self.input_shape[0], -1)).transpose(1, 2)
         return steps.squeeze(2) if len(self.input_shape) == 1 else steps
 
-    # --- parts -----------------------------------------------------------------------------------
-
     def _with(self, features: Tensor, *condition: Tensor) -> Tensor:
         if self.condition is None:
             return features

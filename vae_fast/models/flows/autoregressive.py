@@ -46,12 +46,8 @@ class Masked(nn.Linear):
 
 
 class Conditioned(nn.Module):
-    """Layers that map h and a context to a shift and a log-scale.
-
-    Args:
-        layers: the first and the last are linear; the last starts at 0.
-        context: the number of features that the first layer also sees; 0 for none.
-    """
+    """``layers`` that map h and ``context`` features to a shift and a log-scale. The first and the
+    last layer are linear; the first also sees the context, and the last starts at 0."""
 
     def __init__(self, layers: Sequence[Any], context: int) -> None:
         super().__init__()

@@ -10,12 +10,8 @@ from vae_fast.models.flows.autoregressive import Flow
 
 
 class Bend(Flow):
-    """A flow with few parameters. With ``context``, a linear map of it, which starts at 0, is added
-    to the learned parameters.
-
-    Args:
-        start: the parameters' initial values by name.
-    """
+    """A flow with few parameters, which start as ``start``. With ``context``, a linear map of it,
+    which starts at 0, is added to them."""
 
     def __init__(self, context: int = 0, **start: Tensor) -> None:
         super().__init__()

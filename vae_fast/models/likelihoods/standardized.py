@@ -62,10 +62,8 @@ class Standardized(Likelihood):
 
     @torch.no_grad()
     def fit(self, mean: Tensor, std: Tensor) -> None:
-        """Set the mean and the standard deviation of each column or channel.
-
-        A constant column gets the scale 1.
-        """
+        """Set each column's or channel's mean and standard deviation; a constant one gets the scale
+        1."""
         self.shift.copy_(mean.reshape(self.shift.shape))
         std = std.reshape(self.scale.shape)
         self.scale.copy_(torch.where(std > 0, std, torch.ones_like(std)))

@@ -111,10 +111,8 @@ class Gaussian(OfSpec):
 
     @torch.no_grad()
     def _start(self, square: Tensor) -> None:
-        """Start a shared s^2 at the mean of ``square`` over all processes, unless it is not finite.
-
-        This waits for the device, once.
-        """
+        """Start a shared s^2 at the mean of ``square`` over all processes, if it is finite. This
+        waits for the device, once."""
         mean = square.mean()
         joined = joined_mean(mean)
         best = (mean if joined is None else joined).to(self.logvar.dtype)

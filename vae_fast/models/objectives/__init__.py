@@ -38,14 +38,8 @@ OBJECTIVE_NAMES = ("elbo", *_MAKERS)
 def make_objective(
     name: str, latent_dim: int, input_shape: Sequence[int], **options: Any
 ) -> Objective | None:
-    """An objective by name; None for "elbo", the model's own loss.
-
-    Args:
-        name: one of ``OBJECTIVE_NAMES``.
-        latent_dim: the size of z.
-        input_shape: the shape of one sample.
-        options: the objective's options.
-    """
+    """An objective by name, one of ``OBJECTIVE_NAMES``, with its options, for models with this
+    latent_dim and samples of ``input_shape``; None for "elbo", the model's own loss."""
     if name not in OBJECTIVE_NAMES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVE_NAMES)}, got {name!r}")
     if name == "elbo":

@@ -23,8 +23,6 @@ class Factor(Objective):
     other half with each dimension shuffled independently.
 
     Args:
-        latent_dim: the size of z.
-        gamma: the total correlation's weight.
         hidden: hidden sizes of the discriminator.
         discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """

@@ -16,7 +16,6 @@ class Capacity(Steps):
 
     Args:
         capacity: the final C, in nats.
-        gamma: the weight of |KL - C|.
         rise: the training steps over which C rises.
     """
 
@@ -48,9 +47,6 @@ class MSSSIM(Objective):
     """weight (1 - MS-SSIM(x, E[x | z])) + beta KL (Snell et al. 2017).
 
     recon is the first term, which is not a likelihood.
-
-    Args:
-        weight: the weight of the first term.
     """
 
     def __init__(self, *, weight: float = 1000.0) -> None:

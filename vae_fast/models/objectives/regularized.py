@@ -18,7 +18,6 @@ class RAE(Objective):
         penalty: "l2" (RAE-L2): R = |theta|^2 of the decoder's parameters. "gp" (RAE-GP): R =
             |dE[x | z] / dz|^2, the squared Frobenius norm of the Jacobian, estimated without bias
             by one random projection per sample (Hutchinson 1989).
-        embedding, decoder: weights.
     """
 
     deterministic = True

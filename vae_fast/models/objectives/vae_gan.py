@@ -27,7 +27,6 @@ class VAEGAN(Objective):
     features before its last layer. recon is L.
 
     Args:
-        gamma: the decoder's weight of L.
         channels, layers: the discriminator's sizes (``latent_diffusion.patches``).
         discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """

@@ -74,7 +74,6 @@ class LFQ(Quantizer):
     Args:
         dim: the bits of a code.
         scale: the codes' absolute value.
-        entropy, diversity, commitment: weights.
         temperature: the paper's tau.
         batch_entropy: "joint", "bits", or None for joint up to 18 bits.
     """
