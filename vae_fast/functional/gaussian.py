@@ -254,8 +254,8 @@ def sample_and_kl(
     which use plain PyTorch.
 
     Returns:
-        (z, kl), or (z, kl, eps) with ``return_eps``: z has mu's shape and the dtype that the inputs'
-        promote to; kl is in nats, reduced as asked.
+        (z, kl), or (z, kl, eps) with ``return_eps``. z has mu's shape and the promoted dtype of the
+        inputs; kl is in nats.
     """
     code = reduction_code(reduction, elementwise=True)
     if scale is not None or eps is not None or return_eps or code is None:

@@ -1,7 +1,7 @@
 """Likelihoods p(x | z) by name: the formulas of the fused losses, in plain PyTorch.
 
-Each module of this package defines one family in its ``SPECS``. The package's ``SPECS`` joins them
-and corresponds to the kernels' list, csrc/likelihoods/list.h.
+Each module with ``SPECS`` defines one family. The package's ``SPECS`` joins them and corresponds to
+the kernels' list, csrc/likelihoods/list.h.
 """
 
 from __future__ import annotations

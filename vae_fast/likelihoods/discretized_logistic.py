@@ -8,9 +8,9 @@ Level k stands for k' = 2 k / 255 - 1 in [-1, 1]. Its probability is the logisti
 which is exact here, without the usual approximation in the tails. -log p is in nats.
 
 The mixture has K components over the three channels of a position, as in PixelCNN++ and Child 2021.
-Its parameters (N, 10 K, H, W) are K logits, then for each channel c K locs, K log scales (at least
--7) and K coefficients q_c before tanh. q_0 red is added to green's loc, and q_1 red + q_2 green to
-blue's. The target is (N, 3, H, W), -log p (N, H, W).
+Its parameters (N, 10 K, H, W) are K logits, then for each channel c its K locs, K log scales (at
+least -7) and K coefficients q_c before tanh. q_0 red is added to green's loc, and q_1 red + q_2
+green to blue's. The target is (N, 3, H, W), -log p (N, H, W).
 """
 
 from __future__ import annotations

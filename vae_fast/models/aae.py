@@ -18,8 +18,8 @@ from vae_fast.types import LossOutput, Reduction
 class AAE(LatentModel):
     """z = encoder(x); adversarial training matches the distribution of z to the prior N(0, 1).
 
-    The encoder is deterministic, the first option in the paper's section 2, and gives latent_dim
-    features. ``encode`` returns logvar = -inf: a point mass.
+    The encoder is deterministic, the paper's first option, and gives latent_dim features.
+    ``encode`` returns logvar = -inf: a point mass.
 
     Each batch trains three sets of parameters in turn, each with its own optimizer (``phases``):
     the encoder and decoder reconstruct, the discriminator learns to tell z from draws of the prior,

@@ -29,7 +29,7 @@ CHECKPOINTING = ("none", "norms", "blocks")
 
 
 class Recomputable(NotScriptable, nn.Module):
-    """A module whose ``compute(h)`` can run again in backward, which saves its activations."""
+    """A module whose ``compute(h)`` can run again in backward, instead of keeping activations."""
 
     level = "blocks"
     recompute = False

@@ -1,7 +1,7 @@
 """Conditions y of conditional models: labels, attribute vectors, or images.
 
 A condition turns y into features, (N, features), for the networks. Some derive y from x, such as
-half of an image or its edges, so that image-to-image translation trains on unpaired images.
+half of an image or its edges, so that image-to-image translation trains on plain images.
 """
 
 from __future__ import annotations

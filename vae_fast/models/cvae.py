@@ -61,6 +61,7 @@ class CVAE(BetaVAE):
         return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)), self.context)
 
     def prior(self, y: Tensor) -> Posterior | None:  # type: ignore[override]  # y comes after x
+        """p(z | y): mu and logvar, each (N, latent_dim); None for N(0, 1)."""
         return (
             None if self.prior_network is None else split_gaussian(self.prior_network(self.seen(y)))
         )

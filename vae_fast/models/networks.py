@@ -64,7 +64,8 @@ def mlp(
 def mlp_encoder(
     input_shape: Sequence[int], features: int, *, hidden: Sequence[int] = (400,), **options: Any
 ) -> nn.Sequential:
-    """(N, *input_shape) to (N, features); by default the one hidden layer of PyTorch's example."""
+    """(N, *input_shape) to (N, features); by default one hidden layer of 400, as in PyTorch's VAE
+    tutorial."""
     return MLP(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
 
 

@@ -114,6 +114,7 @@ def adversarial(
     discriminator_hidden: Sequence[int] = (128, 128),
     **options: Any,
 ) -> nn.Module:
+    """An AAE; the discriminator has hidden layers of ``discriminator_hidden``."""
     judge = mlp([latent_dim, *discriminator_hidden, 1], activation="leaky_relu")
     builder = gaussian(lambda encoder, decoder, **rest: AAE(encoder, decoder, judge, **rest), 1)
     return builder(input_shape, latent_dim=latent_dim, **options)

@@ -60,7 +60,7 @@ class MIWAE(Samples):
 
 
 class PIWAE(Samples):
-    """One bound of M K samples trains the decoder and a learned prior, MIWAE the encoder.
+    """One bound of M K samples trains the decoder and a learned prior; MIWAE trains the encoder.
 
     The loss has the value of the former. Each part draws its own samples.
     """

@@ -47,6 +47,7 @@ class PosteriorPart(nn.Module):
         return None
 
     def refuse(self, constant: bool) -> None:
+        """Raise ValueError for ``constant``, which doubly reparameterised gradients need."""
         if constant:
             raise ValueError(
                 f"dreg is for Gaussian posteriors, not for {self.name}: leave it false"

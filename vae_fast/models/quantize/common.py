@@ -26,6 +26,7 @@ class Quantizer(nn.Module):
     sizes: tuple[int, ...]
 
     def forward(self, z: Tensor) -> Quantized:
+        """Quantise z (M, dim)."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(z)")
 
     def lookup(self, codes: Tensor) -> Tensor:
