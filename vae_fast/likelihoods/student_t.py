@@ -1,8 +1,8 @@
 """Student's t, by the logarithm of its scale or by the scale: a heavy-tailed density in x.
 
 -log p = log scale + log(df pi) / 2 + log Gamma(df / 2) - log Gamma((df + 1) / 2)
-         + (df + 1) / 2 log(1 + ((x - loc) / scale)^2 / df), in nats; df > 0, the degrees of freedom.
-Accurate from df near 0 to 1e8, where it equals the Gaussian.
+         + (df + 1) / 2 log(1 + ((x - loc) / scale)^2 / df), in nats.
+df > 0 is the degrees of freedom. Accurate from df near 0 to 1e8, where it equals the Gaussian.
 """
 
 from __future__ import annotations
