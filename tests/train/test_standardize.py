@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import NATIVE
 from vae_fast import evaluate, tasks
 from vae_fast.cli import main
 from vae_fast.data import from_array
@@ -78,6 +79,7 @@ def test_which_data_are_standardized(tmp_path):
     assert settle(old, real, begins=False) == "" and old.standardize == "off"
 
 
+@pytest.mark.skipif(not NATIVE, reason="there is no native step without kernels")
 def test_the_native_step_is_the_eager_one(tmp_path):
     x = columns()
     trainer = Trainer(config_of(tmp_path / "run"), train_data=table(x), val_data=table(x[:100]))
