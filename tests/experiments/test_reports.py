@@ -162,6 +162,9 @@ def test_each_experiment_runs(name, tmp_path):
     pytest.importorskip("safetensors")
     assert main([name, "--quick", "--out", str(tmp_path)]) in (0, 1)
     found = json.loads((tmp_path / f"{name}.json").read_text())
-    assert found["verdicts"] and found["rows"] and found["seconds"] > 0
+    assert found["rows"] and found["seconds"] > 0
+    assert found["verdicts"] or any(
+        "pythae" in note for note in found["notes"]
+    )  # judged by it alone
     numbers = json.dumps(found["values"])
     assert "NaN" not in numbers and not math.isnan(Clock().seconds())
