@@ -239,8 +239,8 @@ def test_environment_variables(page):
 
 
 def test_before_and_after_are_the_same_loss():
-    """README's diff, both sides of it."""
-    (text,) = (text for language, _, text in blocks("README.md") if language == "diff")
+    """README's diffs, both sides of them."""
+    text = "\n".join(text for language, _, text in blocks("README.md") if language == "diff")
     sides = {sign: [s[1:] for s in text.splitlines() if s.startswith(sign)] for sign in "-+"}
     values = {}
     for sign, lines in sides.items():
