@@ -66,7 +66,7 @@ test-slow: $(DONE)/test $(DONE)/native ## the tests that take minutes
 .PHONY: test-clients
 test-clients: $(DONE)/clients $(DONE)/native ## inside pythae, scvi-tools, diffusers, Lightning and the rest
 	$(PYTEST) $(CLIENT_TESTS) $(ARGS)
-	$(PYTEST) tests/test_docs.py -k "runs_from_top and (clients or loops or export)"
+	$(PYTEST) tests/test_docs.py -k "runs_from_top and (clients or pythae or scvi or diffusers or loops or export)"
 
 .PHONY: fuzz
 fuzz: $(DONE)/test $(DONE)/native ## random calls of everything against float64, and damaged files
