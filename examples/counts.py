@@ -2,10 +2,11 @@
 
     python examples/counts.py FOLDER
 
-generates a sparse matrix of counts with known cell types and two batches (laboratories), trains a VAE
-with a zero-inflated negative binomial on it, and a CVAE that is told the batch, clusters the latent
-codes and prints how well the clusters are the cell types (adjusted Rand index, 1 is perfect, 0 chance). The
-picture shows both latent spaces, by UMAP where umap-learn is installed, else by principal components.
+generates a sparse matrix of counts with known cell types and two batches (laboratories). It trains a
+VAE with a zero-inflated negative binomial likelihood on it, and a CVAE that is told the batch. Then
+it clusters the latent codes and prints how well the clusters match the cell types (adjusted Rand
+index: 1 is perfect, 0 is chance). The picture shows both latent spaces, by UMAP if umap-learn is
+installed, else by principal components.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ TYPES, LABS = 6, 2
 def cells(count: int = 3000, genes: int = 500, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Counts (count, genes) as a sparse CSR tensor, the type and the batch of each cell.
 
-    Rates are those of a type times a batch's own effect on each gene times the cell's depth; counts
-    are negative binomial, with a part of them dropped to 0, as sequencing of single cells has it.
+    A cell's rates are its type's rates times its batch's effect on each gene times its depth. Counts
+    are negative binomial, and some of them are set to 0, as in single-cell sequencing.
     """
     draw = np.random.default_rng(seed)
     kind, lab = draw.integers(0, TYPES, count), draw.integers(0, LABS, count)
@@ -40,7 +41,7 @@ def cells(count: int = 3000, genes: int = 500, seed: int = 0) -> tuple[Tensor, T
     rate = np.exp(base + marks[kind] + effect[lab] + depth)
     x = draw.poisson(rate * draw.gamma(2.0, 1 / 2.0, rate.shape)) * (draw.random(rate.shape) > 0.2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that sparse CSR is a beta
+        warnings.simplefilter("ignore")  # torch warns that sparse CSR is in beta
         x = torch.from_numpy(x.astype(np.float32)).to_sparse_csr()
     return x, torch.from_numpy(kind), torch.from_numpy(lab)
 
@@ -76,7 +77,7 @@ def warm(epochs: int):
 
 
 def clusters(codes: Tensor, k: int, seed: int = 0, starts: int = 20) -> Tensor:
-    """The best of some k-means clusterings, (N,): each begins at points far from one another."""
+    """Cluster numbers (N,): the best of several k-means runs that start at points far apart."""
     g = torch.Generator().manual_seed(seed)
     best, found = float("inf"), None
     for _ in range(starts):
@@ -127,7 +128,8 @@ def draw(path: Path, codes: dict[str, Tensor], kind: Tensor, lab: Tensor) -> Non
     figure, axes = plt.subplots(2, 2, figsize=(9, 8.4), layout="constrained")
     for row, (name, z) in zip(axes, codes.items(), strict=True):
         at, how = plane(z)
-        order = np.random.default_rng(0).permutation(len(at))  # so that none lies on top
+        # In random order, so that no group covers the others.
+        order = np.random.default_rng(0).permutation(len(at))
         for ax, colors, what, shades in zip(
             row, (kind, lab), ("cell type", "batch"), ("tab10", "coolwarm"), strict=True
         ):

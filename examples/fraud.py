@@ -2,9 +2,9 @@
 
     python examples/fraud.py FOLDER
 
-writes payments.parquet, trains on the rows without their labels,
-scores rows that it has not seen, and draws the scores. The table is generated, so that the anomalies are
-known: 1 in 100 of three kinds that no single column shows plainly.
+writes payments.parquet, trains on the rows without their labels, scores rows that it has not seen,
+and draws the scores. The table is generated, so the anomalies are known: 1 row in 100, of three kinds
+that no single column shows plainly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = ("usual", "stolen card", "card test", "account takeover")
 def payments(count: int, seed: int, rate: float = 0.01) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns of ``count`` payments, and the kind of each (0 usual).
 
-    A customer has a usual amount, hour, distance and pace; an anomaly is at odds with its customer's.
+    A customer has a usual amount, hour, distance and pace. An anomaly deviates from these.
     """
     draw = np.random.default_rng(seed)
     wealth = draw.normal(size=count)
@@ -77,7 +77,7 @@ def main(folder: Path, count: int = 20_000, epochs: int = 30) -> dict[str, float
         data=str(train), model_args={"latent_dim": 4, "likelihood": "student_t"}, epochs=epochs,
         lr=2e-3, device="cpu", out=str(folder / "run"),
     )  # fmt: skip
-    Trainer(config).fit()  # its columns are standardized, which the run says
+    Trainer(config).fit()  # the run standardizes the columns, and says so
 
     model = tasks.load_model(folder / "run").model
     x = as_data(unseen, bounded=False).images
@@ -88,7 +88,7 @@ def main(folder: Path, count: int = 20_000, epochs: int = 30) -> dict[str, float
     for number, name in enumerate(KINDS[1:], 1):
         beside = (kind == 0) | (kind == number)
         found[name] = evaluate.auroc(scores[beside], kind[beside] == number)
-    # What looking at each column by itself would find.
+    # For comparison: each column looked at alone.
     farthest = ((x - x.mean(0)).abs() / x.std(0)).amax(1)
     found["farthest column, for comparison"] = evaluate.auroc(farthest, kind > 0)
     draw(folder / "scores.png", scores, kind)
@@ -112,7 +112,7 @@ def draw(path: Path, scores: torch.Tensor, kind: torch.Tensor) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set(yticks=[])
     rows[-1].set(
-        xlabel="negative ELBO of payments not seen, nats (beyond the ends: in the last bar)"
+        xlabel="negative ELBO of unseen payments, nats (values beyond the axis are in the last bar)"
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -2,8 +2,8 @@
 
     PYTHONPATH=examples vae-fast train --model my_model:BrightnessVAE --data fashion10k
 
-Whatever has encode, decode, loss, reconstruct and sample trains; to take them from
-vae_fast.models.BetaVAE and change what differs is the short way.
+A model needs the methods encode, decode, loss, reconstruct and sample. The short way is to inherit
+them from vae_fast.models.BetaVAE and to override what differs.
 """
 
 import math
@@ -28,4 +28,4 @@ class BrightnessVAE(BetaVAE):
 
     def decode(self, z):
         shape = torch.sigmoid(self.decoder(z)) * torch.sigmoid(self.brightness(z))
-        return torch.logit(shape, eps=1e-6).unflatten(-1, self.input_shape)  # to logits again
+        return torch.logit(shape, eps=1e-6).unflatten(-1, self.input_shape)  # back to logits

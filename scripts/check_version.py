@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A release's version: check_version.py 0.2.0 holds it against the package's and the changelog's.
+"""Compare a release's version with the package's and the changelog's: check_version.py 0.2.0
 
 No part of the package is imported, so this needs Python alone.
 """
@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def problems(wanted: str) -> list[str]:
-    """What has to be mended before the version can be released, in sentences."""
+    """Sentences that say what to fix before the version can be released."""
     found = []
     package = (ROOT / "vae_fast" / "__init__.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "(.+)"$', package, flags=re.MULTILINE)
     if version is None or version[1] != wanted:
         has = version[1] if version else "no version"
         found.append(
-            f"vae_fast/__init__.py has {has}, and the release is {wanted}: set __version__"
+            f"vae_fast/__init__.py has {has}, but the release is {wanted}: set __version__"
         )
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     dated = rf"^## {re.escape(wanted)} \(\d{{4}}-\d\d-\d\d\)$"

@@ -46,7 +46,7 @@ def choose(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """np.savez_compressed at the highest level, with nothing of the machine or the date in it."""
+    """Like np.savez_compressed at the highest level, but without the machine or the date."""
     beside = path.with_name(path.name + ".part")
     with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for name, array in arrays.items():
@@ -72,7 +72,7 @@ def main() -> None:
     for name, rows in (("train", train), ("val", val)):
         arrays[f"{name}_images"] = images[rows]
         arrays[f"{name}_labels"] = labels[rows]
-        # Where each image stands in the source, so that anybody can check it.
+        # The position of each image in the source, so that anyone can check it.
         arrays[f"{name}_source_index"] = rows.astype(np.uint16)
     write_npz(args.out, arrays)
     print(f"{args.out}: {args.out.stat().st_size} bytes, sha256 of the arrays {checksum(arrays)}")

@@ -21,11 +21,11 @@ KINDS = {
     "documentation": ["README.md", "CONTRIBUTING.md", "docs/*.md"],
     "code": ["vae_fast/models/*.py", "vae_fast/tasks/*.py"],
 }
-PART = 4  # how many times as many windows as the rarest kind another may have
+PART = 4  # a kind has at most this many times the windows of the rarest kind
 
 
 def characters(patterns: list[str]) -> np.ndarray:
-    """The files' text as codes below 128, runs of blanks in prose and licence as they are."""
+    """The files' text as codes below 128. Repeated blanks are kept."""
     paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
     codes = np.frombuffer("\n".join(path.read_text() for path in paths).encode("utf-8"), np.uint8)
     return np.where(codes < 128, codes, ord(" ")).astype(np.uint8)

@@ -36,7 +36,7 @@ def finite(*tensors: torch.Tensor | None) -> None:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    """Within what the dtype can say; the tests proper are much stricter."""
+    """Compare within the dtype's precision. The project's tests are much stricter."""
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 2e-2)
     torch.testing.assert_close(
         found.double().cpu(), expected.double().cpu(), rtol=tolerance, atol=tolerance
@@ -76,7 +76,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, reduction: str, offset: in
     ):
         x = on_gpu(as_target, offset)
         for from_logits in (True, False):
-            # A probability of 1 where the target is not has no finite gradient in half precision.
+            # In half precision, a probability of 1 whose target is below 1 has no finite gradient.
             inside = torch.rand(shape, generator=generator).clamp(0.01, 0.99)
             scores = gaussian() if from_logits else inside.to(dtype)
             scores = on_gpu(scores, offset).requires_grad_()

@@ -21,14 +21,14 @@ _FENCE = re.compile(r"^(```.*?^```)", flags=re.MULTILINE | re.DOTALL)
 
 
 def place_of(path: str) -> str:
-    """Where a file of the repository is in the site."""
+    """The path in the site of a file of the repository."""
     if path in PLACES:
         return PLACES[path]
     return path.removeprefix("docs/") if path.startswith("docs/") else f"repository/{path}"
 
 
 def source_of(place: str) -> str:
-    """The file of the repository that a page of the site is."""
+    """The file of the repository that a page of the site is made from."""
     for path, other in PLACES.items():
         if place == other:
             return path

@@ -39,7 +39,7 @@ def _server(_: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, __file__],
         env=environment,
-        stdin=subprocess.PIPE,  # whose end is the server's
+        stdin=subprocess.PIPE,  # the server ends when it is closed
         stdout=subprocess.PIPE,
         text=True,
     )

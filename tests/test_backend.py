@@ -60,7 +60,7 @@ def test_an_unknown_backend_is_an_error():
     assert vae_fast.get_backend() == before
 
 
-def test_the_choice_decides_who_computes(monkeypatch):
+def test_the_choice_decides_which_backend_computes(monkeypatch):
     """The reference backend calls no native kernel."""
     calls = []
     real = vae_fast.reference.gaussian_kl
@@ -149,7 +149,7 @@ def test_why_a_library_is_missing(monkeypatch, tmp_path, file, torch_version, me
 
 
 def test_a_library_of_other_sources_is_set_aside_with_the_command_that_rebuilds():
-    """One that lacks what this package calls: computed in plain PyTorch, or refused, not a crash."""
+    """It lacks ops that this package calls: plain PyTorch computes, or the call raises."""
     result = python(
         "import sys, types, warnings\n"
         "sys.modules['vae_fast._C'] = old = types.ModuleType('vae_fast._C')\n"
@@ -174,7 +174,7 @@ def test_a_library_of_other_sources_is_set_aside_with_the_command_that_rebuilds(
 
 
 @needs_native
-def test_what_the_library_must_have_is_what_it_has(monkeypatch):
+def test_the_required_ops_are_the_registered_ops(monkeypatch):
     """The list of required ops equals the registered ops."""
     registered = {
         schema.name.removeprefix("vae_fast::"): len(schema.arguments)

@@ -111,8 +111,8 @@ FUNCTIONS = {
         lambda **k: images(**k) + gaussians(**k),
     ),
 }
-# Plain PyTorch is torch's own to compile, and its Philox is a graph of thousands of nodes: two
-# families every day, and the rest where there is time.
+# The reference is plain PyTorch, and its Philox is a graph of thousands of nodes: the quick tests
+# compile two families, the slow ones the rest.
 SLOW = pytest.mark.slow
 EVERY_DAY = {"gaussian_kl of a prior", "bce_kl_loss with a beta tensor"}
 functions = pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def registered():
     return sorted(n.removeprefix("vae_fast::") for n in names if n.startswith("vae_fast::"))
 
 
-def test_the_lists_are_one(native):
+def test_the_lists_are_equal(native):
     """What C++ has is what Python says: every op is tried, every likelihood has a Spec."""
     assert sorted(opcheck_cases()) == registered()
     assert sorted(library().likelihoods()) == sorted(
@@ -409,7 +409,7 @@ def test_the_lists_are_one(native):
 
 @pytest.mark.parametrize("name", registered())
 def test_opcheck(native, name):
-    """Schemas are kept, fake kernels foretell shapes, dtypes and strides, and ops trace.
+    """Ops keep to their schemas and trace; fake kernels predict shapes, dtypes and strides.
 
     (test_autograd_registration does not apply: gradients are the wrappers' in vae_fast.ops.)
     """
@@ -437,7 +437,7 @@ print(len(ops), [name for name in ops if singleton.find(name).fake_impl.kernel i
 
 
 def test_bare_ops_refuse_what_they_cannot_read(native):
-    """Whoever calls them: an error, and no read out of bounds."""
+    """Called directly, they raise, and never read out of bounds."""
     ops = torch.ops.vae_fast
     m, x = torch.randn(4, 7), torch.randn(4, 9)
     data, index = torch.zeros(4, 7, dtype=torch.uint8), torch.tensor([1, 3])
@@ -466,7 +466,7 @@ def test_bare_ops_refuse_what_they_cannot_read(native):
         lambda: ops.gaussian_nll([x[:3], x[:3]], x, 1),
         lambda: ops.gaussian_nll([x, x[:, :4].contiguous()], x, 1),
         lambda: ops.gaussian_nll([torch.cat([x, x, x], 1)], x, 1),
-        # One argument of another device: its memory is none of ours.
+        # One argument on another device: the kernel can't read its memory.
         lambda: ops.bernoulli_nll([x], x.to("meta"), 1),
         lambda: ops.bernoulli_nll([x.to("meta")], x, 1),
         lambda: ops.bernoulli_nll_backward(torch.ones(4, device="meta"), [x], x, 0, 1),

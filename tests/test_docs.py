@@ -1,4 +1,4 @@
-"""The words stay true: what README.md, CONTRIBUTING.md and docs/ name exists, and their code runs.
+"""Pages stay true: everything that README.md, CONTRIBUTING.md and docs/ name exists, and code runs.
 
 The quick tests look names up: make targets, commands and their flags, files, links, attributes,
 environment variables. The slow one runs every page from top to bottom, as a reader would.
@@ -93,7 +93,7 @@ def in_blocks(page: str) -> list[list[str]]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Those, and the spans that are commands; variables set before a command are left out."""
+    """The commands of bash blocks and of `code`, without the variables set before a command."""
     found = [*in_blocks(page), *(words_of(span) for span in spans(page))]
     found = [words[i:] for words in found for i in [first_of(words)] if i < len(words)]
     return [words for words in found if words[0] in {"make", "pip", "pytest", "python", *RUN}]
@@ -254,7 +254,7 @@ def test_before_and_after_are_the_same_loss():
 
 
 def lacks(code: str) -> bool:
-    """Whether a block imports a library that isn't installed, of those it may lack."""
+    """Whether a block imports one of the optional libraries that is not installed."""
     named = set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))
     return any(importlib.util.find_spec(name) is None for name in named & set(CLIENTS))
 

@@ -337,7 +337,7 @@ def test_linear_bernoulli_nll_under_autocast_and_elsewhere(backend):
         assert linear_bernoulli_nll(meta[0], meta[1], None, meta[2]).is_meta
 
 
-def test_places_before_a_sequence_are_refused(backend):
+def test_negative_positions_are_refused(backend):
     data, index = torch.zeros(3, 4, dtype=torch.uint8), torch.tensor([0, 1])
     for place in (-3, 2**63, torch.tensor(-3)):
         with pytest.raises(ValueError, match=f"from 0 on; got {int(place)}"):
@@ -345,7 +345,7 @@ def test_places_before_a_sequence_are_refused(backend):
 
 
 def test_swapped_arguments_of_every_loss_are_refused_where_they_show(backend):
-    """Where the data alone had a gradient; of a density of real numbers the two may change places."""
+    """If only the data had a gradient. Densities of real numbers allow the two to be swapped."""
     data, made = torch.rand(4, 6), torch.rand(4, 6, requires_grad=True)
     mu = torch.zeros(4, 2, requires_grad=True)
     key = torch.zeros(3, 4, 2)

@@ -123,8 +123,8 @@ def test_naming_the_path_or_trusting_the_file_follows_it(stranger, capsys, monke
         "torch.optim : SGD", ":os", "torch.optim:", "", "torch.nn:SGD", "torch.optim:Missing",
     ],
 )  # fmt: skip
-def test_what_is_not_wanted_is_refused_before_it_is_called(path, monkeypatch):
-    """As a path out of a file; most are refused when they are given in Python too."""
+def test_other_objects_are_refused_before_they_are_called(path, monkeypatch):
+    """If the path is from a file. Most are refused if they are given in Python, too."""
     called = []
     monkeypatch.setattr("os.system", called.append)
     kinds = [(torch.optim.Optimizer, FromFile(path))]

@@ -66,7 +66,7 @@ def test_bfloat16_under_autocast_is_torchs():
         assert torch.allclose(mine, other, rtol=1 / 128, atol=1e-3)
 
 
-def test_the_product_goes_where_the_machine_is_fast(monkeypatch, tmp_path):
+def test_the_library_of_products_is_measured_once(monkeypatch, tmp_path):
     cache = tmp_path / "a" / "b"
     monkeypatch.delenv("VAE_FAST_MATMUL", raising=False)
     monkeypatch.setenv("VAE_FAST_CACHE", str(cache))
@@ -159,7 +159,7 @@ def test_forward_mode_vmap_and_functional_call_work_as_torchs():
         assert torch.allclose(transform(ours), transform(plain), atol=1e-5)
 
 
-# --- whoever looks at the layers, or replaces them ------------------------------------------------
+# --- tools that look at the layers, or replace them -----------------------------------------------
 
 
 class Seen(TorchFunctionMode):
@@ -260,9 +260,9 @@ class Patch(contextlib.ExitStack):
 
 
 @pytest.mark.parametrize("replace", REPLACEMENTS, ids=lambda r: r.__name__)
-def test_what_replaces_a_layer_is_heeded(replace):
-    """LoRA, offloading, pruning and profilers do one of these; each has to change the result as it
-    changes torch's."""
+def test_replacements_of_a_layer_take_effect(replace):
+    """LoRA, offloading, pruning and profilers do one of these. Each must change the result as it
+    changes the result of torch's layers."""
     if replace is compiled_alone and native_reason("cpu") is not None:
         pytest.skip("without kernels the layers are torch's own, compiled or not")
     ours, plain, _ = networks()
@@ -341,7 +341,7 @@ def test_operations_are_counted(monkeypatch, library):
     products = 16 * (30 * 50 + 50 * 40 + 40 * 7)
     assert first == counts(plain, x) == (2 * products, 4 * products - 2 * 16 * 30 * 50)
     assert counts(last_layer, hidden) == counts(plain_last_layer, hidden) == (8960, 17920)
-    out = ours(x).sum()  # in the fast run, and counted in backward alone
+    out = ours(x).sum()  # a fast forward; only backward is counted
     with FlopCounterMode(display=False) as backward:
         out.backward()
     assert backward.get_total_flops() == first[1]
@@ -376,10 +376,10 @@ def test_frozen_layers_have_no_gradient():
         assert mine.grad is None or torch.allclose(mine.grad, other.grad, atol=1e-6)
 
 
-# --- places ---------------------------------------------------------------------------------------
+# --- buffers of parameters ------------------------------------------------------------------------
 
 
-def test_gradients_go_to_their_places_and_only_once():
+def test_gradients_go_to_their_buffers_and_only_once():
     network = MLP(nn.Linear(3, 2))
     layer = network[0]
     buffers = ParameterBuffers({p: torch.full_like(p, 7.0) for p in layer.parameters()}, {})

@@ -85,7 +85,7 @@ def test_random_words_are_the_elements_words():
 
 
 def test_words_at_every_place_of_a_counter(cpu_level):
-    """What a kernel starts at does not change what it makes: no words asked for, and a few."""
+    """Words do not depend on where a kernel starts: none asked for, and a few."""
     whole = library().random_words(5, 6, 0, 64)
     for block in range(20):
         for blocks in (0, 1, 2, 5):

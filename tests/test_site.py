@@ -73,7 +73,7 @@ def test_every_public_name_is_in_the_reference():
     assert lacking == ["vae_fast.distributions"]  # a module, whose name is there
 
 
-def test_what_is_documented_has_words():
+def test_documented_names_have_docstrings():
     """A docstring, for what has a place for one."""
     for path in in_reference()[0]:
         thing = found_at(path)

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small problems on a busy machine: threads that wait for each other cost more than they do."""
+    """One thread: in small problems on a busy machine, threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

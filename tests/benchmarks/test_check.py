@@ -70,7 +70,7 @@ def wrong_nll(fn, pass_="both"):
         "iwae",
     ],
 )
-def test_every_contender_that_is_here_is_right(case, pass_):
+def test_every_available_contender_is_right(case, pass_):
     case = case(pass_)
     names = {c.name for c in case.contenders() if isinstance(c, Contender) and accepts(case, c)}
     assert {"eager"} <= names
@@ -119,7 +119,7 @@ def test_one_wrong_element_is_enough():
         accepts(nll_case(), wrong_nll(with_a_gap))
 
 
-def test_the_backward_pass_by_itself_is_checked_too():
+def test_the_backward_pass_alone_is_checked_too():
     for case in (nll_case("gradient"), loss_case("gradient"), latent_case(pass_="gradient")):
         for contender in case.contenders():
             assert isinstance(contender, Absence) or accepts(case, contender)
@@ -177,7 +177,7 @@ def test_a_refused_contender_has_no_time_and_the_others_do():
     row = measure_case(replace(case, contenders=lambda: [*right(), wrong]), SHORT)
     assert "refused" in row["results"]["wrong"]
     assert "median" not in row["results"]["wrong"]
-    assert len(ran) == 1  # checked, and never again
+    assert len(ran) == 1  # called by the check alone, never timed
     assert row["results"]["eager"]["median"] > 0
     assert row["results"][OURS]["median"] > 0
 

@@ -78,7 +78,7 @@ def test_cuda_without_a_gpu_is_an_error(small, capsys):
     assert "torch sees no GPU" in capsys.readouterr().err
 
 
-def test_only_takes_its_own_example_and_list_prints_the_keys(capsys):
+def test_the_example_of_only_is_valid_and_list_prints_the_keys(capsys):
     assert command.main(["--list", "--only", command.EXAMPLE]) == 0
     listed = capsys.readouterr().out.split()
     assert len(listed) == len(suites.STANDARD)
@@ -139,7 +139,7 @@ def test_an_interrupted_run_keeps_and_shows_its_finished_rows(small, monkeypatch
     assert (tmp_path / "out" / "report.md").exists()
 
 
-def test_the_suites_have_what_they_are_for():
+def test_each_suite_has_its_rows():
     sizes = suites.sizes()
     elements = {s.shape[0] for s in sizes if len(s.shape) == 1}
     assert {1 << 10, 1 << 20, 1 << 27} <= elements

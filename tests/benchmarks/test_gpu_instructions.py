@@ -7,7 +7,7 @@ import pytest
 from benchmarks import gpu_instructions as gpu
 
 TOLERANCE = 0.03
-# What the kernels were brought down to, for an element.
+# Upper limits, in instructions per element.
 BARS = {
     "bernoulli_nll/both/float32": 34,
     "bernoulli_nll/both/bfloat16/uint8": 36,

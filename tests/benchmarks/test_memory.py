@@ -1,4 +1,4 @@
-"""Peak memory: to the byte, of one call, inputs left out. (x + 1 makes a tensor of the 1.)"""
+"""Peak memory of one call, exact to the byte, without its inputs. (x + 1 allocates the 1.)"""
 
 import torch
 
@@ -34,7 +34,7 @@ def test_in_place_takes_nothing():
     assert peak_bytes(contender(lambda x: torch.add(x, x, out=buffer)), MEGABYTE, CPU) == 0
 
 
-def test_who_knows_better_is_asked_and_a_yardstick_is_not():
+def test_a_contenders_own_peak_is_used_and_a_yardstick_has_none():
     assert peak_bytes(contender(lambda x: x, peak_bytes=lambda own: 123), MEGABYTE, CPU) == 123
     assert peak_bytes(Contender("add", lambda x: x + 1), MEGABYTE, CPU) is None
 
@@ -42,7 +42,7 @@ def test_who_knows_better_is_asked_and_a_yardstick_is_not():
 def test_outputs_of_our_own_pool_count_each_time(native):
     run = contender(lambda x: vae_fast.reparameterize(x, x))
     for _ in range(3):
-        # z, and a noise key; a pool may round up to pages, and must not hide what it handed out.
+        # z and a noise key. A pool may round up to pages, but it must not hide memory in use.
         assert 1 << 20 <= peak_bytes(run, MEGABYTE, CPU) < (1 << 20) + 8192
 
 

@@ -169,7 +169,7 @@ def test_keys_of_specs_are_keys_of_cases():
             assert case.key == requirements.key_of(spec)
 
 
-def test_the_table_has_ratios_rates_and_who_is_out(results):
+def test_the_table_has_ratios_rates_and_missing_peers(results):
     text = table.rows_table(results)
     head, _, small, large, kept = text.splitlines()
     assert "x compile-max-autotune" in head

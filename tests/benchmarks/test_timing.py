@@ -28,12 +28,12 @@ def test_one_reading_is_its_own_spread():
     assert (timing.low, timing.median, timing.high) == (2.5, 2.5, 2.5)
 
 
-def test_nothing_read_is_an_error():
+def test_no_readings_are_an_error():
     with pytest.raises(ValueError, match="no readings"):
         summarize([], calls=1)
 
 
-def test_contenders_take_turns_and_the_order_turns_round():
+def test_contenders_take_turns_and_their_order_rotates():
     calls = []
 
     def spent(name):
@@ -84,7 +84,7 @@ def test_garbage_is_collected_between_measurements_and_not_within():
     assert gc.isenabled()
 
 
-def test_a_row_that_takes_long_gets_fewer_rounds_but_the_least():
+def test_a_slow_row_gets_fewer_rounds_but_at_least_the_minimum():
     work = torch.ones(1 << 20)
     contender = Contender("c", lambda _: work.exp())
     budget = Budget(rounds=1000, reading=0.0, row=1e-6, least=3, warm_up=0.0)

@@ -57,7 +57,7 @@ def test_epochs_of_other_sizes_have_the_loss_of_the_tutorials_loop():
         check(case, small, [], small.own([]))
 
 
-def test_images_there_are_too_few_of_come_again(monkeypatch):
+def test_too_few_images_are_repeated(monkeypatch):
     few = load("fashion10k")
 
     def load_some(name, split):

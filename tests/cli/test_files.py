@@ -92,7 +92,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_configs_that_cannot_be(workplace, capsys, case):
+def test_bad_configs(workplace, capsys, case):
     content, words = CONFIGS[case]
     content = content if isinstance(content, bytes) else content.encode()
     (workplace / "bad.yaml").write_bytes(content)
@@ -169,14 +169,14 @@ SIZES = {
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_sizes_that_cannot_be(workplace, capsys, case):
+def test_impossible_sizes(workplace, capsys, case):
     flags, words = SIZES[case]
     error = said(capsys, "train", "--config", "small.yaml", *flags, "--out", "run")
     assert re.search(words, error), error
     assert not (workplace / "run").exists()
 
 
-def test_samples_that_cannot_be(run, capsys):
+def test_bad_samples(run, capsys):
     assert "GiB of memory" in said(capsys, "sample", run, "--n", 10**12)
     assert said(capsys, "sample", run, "--n", 10**400, status=1)
 
@@ -195,7 +195,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("case", METRICS)
-def test_rows_of_metrics_that_cannot_be(run, capsys, case):
+def test_bad_rows_of_metrics(run, capsys, case):
     row, words = METRICS[case]
     file = run / "metrics.jsonl"
     first, *rest = file.read_text().splitlines()
@@ -204,7 +204,7 @@ def test_rows_of_metrics_that_cannot_be(run, capsys, case):
     assert "run/metrics.jsonl" in error and words in error and "remove that line" in error
 
 
-def test_a_row_cut_short_is_left_out_and_a_whole_one_without_its_end_is_not(run):
+def test_a_truncated_row_is_left_out_and_a_whole_row_without_newline_is_kept(run):
     file, folder = run / "metrics.jsonl", RunFolder(run)
     rows = folder.metrics()
     file.write_text(file.read_text().rstrip("\n"))
@@ -217,7 +217,7 @@ def test_a_row_cut_short_is_left_out_and_a_whole_one_without_its_end_is_not(run)
 
 
 @pytest.mark.parametrize("content", ["{", "3", "{}", "[" * 100_000, "null"])
-def test_an_environment_that_cannot_be(run, capsys, content):
+def test_a_bad_environment(run, capsys, content):
     (run / "environment.json").write_text(content)
     error = said(capsys, "resume", run, "--epochs", 2)
     assert "run/environment.json must hold a list in JSON" in error and "move it away" in error
@@ -225,7 +225,7 @@ def test_an_environment_that_cannot_be(run, capsys, content):
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 1
 
 
-def test_compressed_files_that_cannot_be(run, capsys, monkeypatch):
+def test_bad_compressed_files(run, capsys, monkeypatch):
     assert main(["compress", "run"]) == 0
     with np.load(run / "compressed.npz") as file:
         good = dict(file)
@@ -277,7 +277,7 @@ def test_compressed_files_that_cannot_be(run, capsys, monkeypatch):
     assert main(["decompress", "run", "run/compressed.npz", "--out", "x.npy"]) == 0
 
 
-def test_masks_that_cannot_be(run, capsys):
+def test_bad_masks(run, capsys):
     np.save("mask.npy", np.zeros((3, 3), bool))
     command = ("inpaint", "run", "--n", "2", "--steps", "1", "--draws", "1", "--out", "x.npy")
     assert "does not broadcast" in said(capsys, *command, "--missing", "mask.npy")

@@ -19,7 +19,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch, request):
-    """Pictures take longer than the small trainings; a test about them says so in its name."""
+    """Draw nothing, unless the test's name has "picture": drawing takes longer than training."""
     if "picture" not in request.node.name:
         monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
 
@@ -242,7 +242,7 @@ def test_evaluate_prints_the_report_of_the_model(workplace, capsys):
         ), key
 
 
-def test_evaluate_takes_labels_where_there_are_some(workplace, capsys):
+def test_evaluate_takes_labels_if_there_are_some(workplace, capsys):
     from vae_fast.evaluate import anomaly_auroc
     from vae_fast.tasks import load_model
 

@@ -122,7 +122,7 @@ def test_one_image_and_the_last_checkpoint_where_there_is_no_best(
     config = from_dict({**to_dict(config), "data_options": {"size": 8, "mode": "L"}})
     trainer = Trainer(config)
     trainer.draw = lambda *_, **__: []
-    trainer.validate = lambda: None  # so nothing is ever the best
+    trainer.validate = lambda: None  # so that no checkpoint is the best
     trainer.result = lambda: None
     trainer.fit()
     out = tmp_path / "again.npy"

@@ -43,7 +43,7 @@ def said(capsys, *arguments, status=1):
 
 
 def test_help_and_mistakes_need_no_torch(workplace):
-    """Within a second: most of the time would be torch's import, which the test detects by name."""
+    """They take less than a second. Importing torch would take most of that: none may import it."""
     for arguments, status in [
         (["--help"], 0),
         (["train", "--help"], 0),
@@ -67,7 +67,7 @@ def test_help_and_mistakes_need_no_torch(workplace):
         assert not loaded & {"torch", "numpy"}, arguments
 
 
-def test_the_package_is_whole_within_the_program_and_outside():
+def test_the_package_is_complete_in_the_program_and_outside():
     """After the deferred import, names and ops are those of a plain import."""
     code = (
         "import sys; sys.argv = ['/bin/vae-fast']; sys.orig_argv.append('/bin/vae-fast')\n"
@@ -175,7 +175,7 @@ def test_every_error_is_one_line(workplace, capsys, monkeypatch, error, words):
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "29500"}, "MASTER_ADDR is not set"),
     ],
 )
-def test_variables_of_torchrun_that_cannot_be(workplace, capsys, monkeypatch, variables, words):
+def test_bad_variables_of_torchrun(workplace, capsys, monkeypatch, variables, words):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -254,7 +254,7 @@ def test_labels_out_of_range_are_seen_before_there_is_a_folder(workplace, capsys
         assert main([*arguments, *more]) == 0
 
 
-def test_labels_given_to_a_model_are_not_silently_nothing():
+def test_negative_labels_given_to_a_model_are_refused():
     from vae_fast.models import build
 
     model = build("cvae", (1, 4, 4), latent_dim=2)
@@ -275,7 +275,7 @@ def test_batch_norm_and_a_batch_of_one_are_seen_at_the_start(workplace, capsys):
     assert "batch of one" in said(capsys, *arguments, "--batch-size", "1", *norm)
     assert main([*arguments, "--batch-size", "12", "--out", "plain"]) == 0  # has no batch norm
     assert main([*arguments, "--batch-size", "13", *norm]) == 0
-    # With maps left, one sample is enough for batch norm; to try it changes nothing.
+    # Batch norm over maps needs only one sample. The check leaves model and generator unchanged.
     config = TrainConfig(
         **SMALL | {"model_args": {"latent_dim": 2, "network": "conv",
                                   "network_options": {"norm": "batch", "channels": [4]}}},

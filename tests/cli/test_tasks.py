@@ -175,7 +175,7 @@ def test_compress_and_back(folder, data, capsys, name):
     torch.testing.assert_close(torch.from_numpy(np.load(out)), expected)
 
 
-def test_a_label_is_drawn_alone(folder):
+def test_samples_of_one_label(folder):
     out = folder / "drawn.npy"
     assert run("sample", folder / "cvae", "--n", 5, "--label", 2, "--seed", 3, "--out", out) == 0
     model = tasks.load_model(folder / "cvae", device="cpu").model
@@ -200,7 +200,7 @@ def is_picture(path):
     ],
 )
 @pytest.mark.parametrize("name", ["vae", "cvae"])
-def test_pictures_lie_in_the_run(folder, command, picture, name):
+def test_pictures_are_in_the_run_folder(folder, command, picture, name):
     pytest.importorskip("matplotlib")
     verb, *rest = command
     assert run(verb, folder / name, *rest, "--data", folder / "data.npz") == 0

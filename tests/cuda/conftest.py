@@ -1,4 +1,4 @@
-"""What needs a CUDA GPU, beyond tests/ops, which run on every device there is.
+"""Tests that need a CUDA GPU. (tests/ops run on every device that there is, too.)
 
 The tests are marked ``cuda`` and skipped, with the reason, where there is no GPU.
 """

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cuda
 
 
 def captured(function):
-    """`function` recorded in a graph after it has run, as torch asks, on a side stream."""
+    """Run `function` on a side stream, as torch requires, then capture it in a graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -26,7 +26,7 @@ def captured(function):
     return graph, results
 
 
-def test_replay_reads_the_inputs_and_the_key_that_lie_there(gpu: torch.device):
+def test_replay_reads_the_current_inputs_and_key(gpu: torch.device):
     tensors = inputs(gpu)
     key = torch.tensor([1, 2], device=gpu)
     graph, results = captured(lambda: everything(tensors, key))

@@ -51,7 +51,7 @@ def test_bernoulli(gpu: torch.device, reduction: str):
         assert grad[row, col].item() == 0.5
 
 
-def test_noise_of_far_elements_is_their_own(gpu: torch.device):
+def test_noise_of_far_elements_depends_on_their_index(gpu: torch.device):
     """Element i takes word i mod 4 of counter i div 4, beyond 2^31 too."""
     needs(20)
     n = 2**31 + 4099

@@ -42,7 +42,7 @@ def check(gpu: torch.device, name: str, params: list[torch.Tensor], target: torc
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_likelihood(gpu: torch.device, name: str):
-    """Those over planes, which have no kernel there, too: in plain PyTorch, without a word."""
+    """Also those over planes, which have no CUDA kernel: plain PyTorch computes them, silently."""
     spec = SPECS[name]
     shape = (5, 3, 7, 9) if spec.planes == 3 else (5, 299)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

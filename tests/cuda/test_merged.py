@@ -37,7 +37,7 @@ def test_the_sample_and_its_gradient_are_plain_pytorchs():
     )
 
 
-def test_what_is_decided_is_what_float64_decides():
+def test_decisions_are_those_of_float64():
     given = decision()
     gradients, outcome, usual, steps, sums = decided(given)
     there = {k: v.cuda() for k, v in given.items() if isinstance(v, torch.Tensor)}
@@ -66,8 +66,8 @@ def step_of(**options) -> Step:
     return Step(model, config, CUDA, World(), 100)
 
 
-def test_sixty_steps_come_to_what_eager_ones_come_to():
-    """Past the settling of the guard, so that it has something to decide by."""
+def test_sixty_steps_agree_with_eager_steps():
+    """More steps than the guard needs to know the usual norm, so that it decides."""
     images = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8, device="cuda")
     options = {"ema": 0.9, "optimizer": OptimizerConfig(clip_norm=50.0, skip_above=5.0)}
     found = []
@@ -86,7 +86,7 @@ def test_sixty_steps_come_to_what_eager_ones_come_to():
 
 
 def test_kernels_of_a_step_of_the_tutorials_vae():
-    """20 ops; cuBLAS may take two kernels for one of its products, which the count then says."""
+    """20 ops. The message gives the count: cuBLAS may run two kernels for one product."""
     step = step_of(ema=0.9, optimizer=OptimizerConfig(clip_norm=1.0, skip_above=5.0))
     take = merged(step).take
     share = Share(torch.zeros(128, 1, 28, 28, dtype=torch.uint8, device="cuda"), None)

@@ -14,7 +14,7 @@ KEY = [1234567890123456789, -987654321]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "batchmean", "none"])
-def test_a_stream_of_ones_own(gpu: torch.device, reduction: str):
+def test_a_stream_of_the_callers(gpu: torch.device, reduction: str):
     key = torch.tensor(KEY, device=gpu)
     expected = everything(inputs(gpu), key, reduction)
     stream = torch.cuda.Stream()
@@ -44,7 +44,7 @@ def test_the_second_gpu(gpu: torch.device):
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_load_does_not_change_a_bit(gpu: torch.device, reduction: str):
-    """The order of a sum is the problem's, not that in which blocks happen to finish."""
+    """The problem's size fixes the order of a sum, whatever order blocks finish in."""
     tensors, key = inputs(gpu, rows=2048), torch.tensor(KEY, device=gpu)
     expected = everything(tensors, key, reduction)
     noise = torch.randn(2048, 2048, device=gpu)

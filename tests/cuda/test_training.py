@@ -106,7 +106,7 @@ def test_compiled_networks_are_captured(data, tmp_path):
 @pytest.mark.parametrize("condition", [None, "edges"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_is_captured_or_says_why(name, condition, tmp_path):
-    """Steps of one loss are; and what a model makes of its batch comes from no host."""
+    """Every model with one loss is captured, and what it derives from a batch stays on the GPU."""
     if condition is not None and name != "cvae":
         pytest.skip("a condition of the cvae's")
     options = dict(OPTIONS[name])

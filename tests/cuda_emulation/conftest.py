@@ -25,7 +25,7 @@ def emulation() -> emulator.Emulator:
 
 
 def of_ptx(choice: str) -> emulator.Emulator:
-    """What nvcc made of the kernels in their place: VAE_FAST_PTX is "sm_90", or "sm_90,lockstep"."""
+    """Kernels as nvcc compiled them. ``choice`` (VAE_FAST_PTX): "sm_90", or "sm_90,lockstep"."""
     from tests.ptx import build, machine
 
     arch, *ways = choice.split(",")

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-FLAGS += ["-U_FORTIFY_SOURCE"]  # whose longjmp takes a switch of fibers for an error
+FLAGS += ["-U_FORTIFY_SOURCE"]  # its check of longjmp takes a switch of fibers for an error
 
 DTYPES = (
     torch.float32,
@@ -131,7 +131,7 @@ INPUT, OUTPUT, CHANGED = 0, 1, 3
 # --- calling -------------------------------------------------------------------------------------
 
 
-# The drivers that need a workspace, and what the function that says its size is called by.
+# Drivers that need a workspace: their names, and the prefix of the function that gives its size.
 _SIZED = {"gaussian_forward": "gaussian", "nll": "nll", "elbo": "elbo"}
 _SIZED |= {name: name for name in ("group_norm", "group_norm_backward", "step_decide")}
 
@@ -188,7 +188,7 @@ class Emulator:
         if t.dtype == torch.bool:  # byte by byte: torch's own copy would make every true a 1
             copy, t = copy.view(torch.uint8), t.view(torch.uint8)
         copy.copy_(t)
-        return copy  # of which only the address is used
+        return copy  # callers use only its address
 
     def change(self, t: torch.Tensor | None) -> torch.Tensor | None:
         """A copy of ``t`` that the kernel may read, and write once where it has been read."""

@@ -31,7 +31,7 @@ class Up:
         )
 
     def factor(self, rows: int) -> torch.Tensor:
-        """What reaches each row's part, (rows, 1), in float64: args.h's words in PyTorch."""
+        """The gradient that reaches each row's part, (rows, 1), float64, by the rule in args.h."""
         weight = self.weight * (1.0 if self.weight_tensor is None else self.weight_tensor.item())
         if self.loss is None and self.part is None:
             return torch.full((rows, 1), self.scale * weight, dtype=torch.float64)
@@ -45,9 +45,11 @@ class Up:
 def accuracy(
     found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | float | None = None
 ) -> None:
-    """Asserts that ``found`` is float64 ``expected`` up to the rounding of its dtype and of the
-    arithmetic, which is float64 for float64 and else float32: 8 units of ``scale``, which is the
-    size of the terms that were added up (by default the largest result, or 1)."""
+    """Assert that ``found`` is the float64 ``expected``, up to rounding of its dtype and arithmetic.
+
+    Arithmetic is float64 for float64, else float32. It may be off by 8 units of ``scale``: the size
+    of the terms that were added up (by default the largest result, or 1).
+    """
     assert found.shape == expected.shape, (found.shape, expected.shape)
     expected = expected.double()
     arithmetic = torch.finfo(e.accumulator(found.dtype)).eps
@@ -366,7 +368,7 @@ def step_decide(
     guard: Sequence[float],
     **given: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """``gradients``, ``usual``, ``steps``, ``sums`` as they are afterwards, and the ``outcome``."""
+    """``gradients``, ``usual``, ``steps`` and ``sums`` after the call, and the ``outcome``."""
     heads = given["heads"]
     args = run.structs["StepDecide"](rows=rows, beta1=0.9, beta2=0.999)
     args.latent = 0 if heads is None else heads.shape[1] // 2
@@ -402,7 +404,7 @@ def step_update(
     betas: tuple[float, float],
     **options: float | bool,
 ) -> list[torch.Tensor | None]:
-    """Weights, both moments and the average as they are afterwards."""
+    """Weights, both moments and the average after the call."""
     args = run.structs["StepUpdate"](n=len(weights), beta1=betas[0], beta2=betas[1], **options)
     changed = {"weights": weights, "first": first, "second": second, "average": average}
     found = {name: run.change(t) for name, t in changed.items()}
@@ -415,6 +417,6 @@ def step_update(
 
 
 def _key(run: Emulator, key: torch.Tensor) -> torch.Tensor:
-    offset, run.offset = run.offset, 0  # a key is a tensor of its own, or torch would not draw it
+    offset, run.offset = run.offset, 0  # a key is a separate tensor, so it is aligned
     given, run.offset = run.give(key), offset
     return given

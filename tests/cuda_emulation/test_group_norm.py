@@ -16,7 +16,7 @@ SHAPES += ((1, 8, 2, 2512), (1, 264, 8, 6))
 
 
 def truth(x, groups, weight, bias, grad, eps):
-    """By distances from the mean: torch's own float64 loses digits of a mean far from 0."""
+    """The truth by distances from the mean. (torch's float64 loses digits of a mean far from 0.)"""
     leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
     grouped = leaves[0].reshape(len(x), groups, x[0].numel() // groups)
     count = max(1, grouped.shape[2])

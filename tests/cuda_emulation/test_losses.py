@@ -336,7 +336,7 @@ def test_every_likelihood(emulation: Emulator, name: str):
             # A count's or a level's gradient is a difference of numbers of its size.
             bound = 200 * rounding * (expected.abs() + 1 + t.double().abs())
             assert ((grad.double() - expected).abs() <= bound).all()
-        # With the KL, in one order and another; and only the last gradient, by itself.
+        # With the KL, in two orders of execution; then only the last gradient.
         mu = torch.linspace(-2, 2, 21, dtype=dtype).view(3, 7)
         emulation.begin(order=0)
         losses, again = ops.elbo(
@@ -370,7 +370,7 @@ def test_outside_the_unit_interval_the_value_is_nan(emulation: Emulator):
 
 
 def test_the_driver_says_what_it_does_not_serve(emulation: Emulator):
-    """Nothing is read wrong without a word: shared, stacked, half and planes."""
+    """The driver names each form that it can't read: shared, stacked, half precision, planes."""
     operand = emulation.structs["Operand"]
 
     def refusal(name: str = "gaussian", row: int = 5, target_rows: int = 3, dtype: int = 0) -> str:

@@ -22,7 +22,7 @@ def close(found: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (128, 20), (7, 33)])
 def test_the_sample_and_its_gradient(emulation: Emulator, shape: tuple[int, int]):
-    """Of halves that lie side by side, with the noise of a contiguous sample."""
+    """mu and logvar are two halves of one tensor; the noise is that of a contiguous sample."""
     generator = torch.Generator().manual_seed(shape[1])
     heads = torch.randn(shape[0], 2 * shape[1], generator=generator)
     grad = torch.randn(shape, generator=generator)
@@ -47,7 +47,7 @@ def test_the_sample_and_its_gradient(emulation: Emulator, shape: tuple[int, int]
 
 
 def decision(rows=37, latent=5, **options):
-    """Gradients in three parts with holes between, and two biases' columns: what is decided by."""
+    """Inputs of a decision: gradients in three parts with gaps, and columns of two biases."""
     generator = torch.Generator().manual_seed(rows)
     gradients = torch.randn(9000, generator=generator)
     ranges = [(0, 4097), (4112, 3), (4128, 1)]
@@ -70,7 +70,7 @@ def decision(rows=37, latent=5, **options):
 
 
 def decided(given):
-    """What follows, in float64: gradients, [norm, skipped, divisor, rests], usual, steps, sums."""
+    """The truth in float64: gradients, [norm, skipped, divisor, rests], usual, steps, sums."""
     gradients = given["gradients"].double()
     squares = sum(float(gradients[b : b + n].square().sum()) for b, n in given["ranges"])
     for place, part in given["columns"]:
@@ -157,7 +157,7 @@ def test_with_no_counter_left_a_second_launch_decides(emulation: Emulator):
 @pytest.mark.parametrize("average", [None, 0.02, 0.75])
 @pytest.mark.parametrize("kind", ["adam", "adamw", "maximise"])
 def test_the_optimizer(emulation: Emulator, kind: str, average: float | None, skipped: bool):
-    """torch's own Adam and AdamW, by the gradients divided."""
+    """Equal to torch's Adam and AdamW with the divided gradients."""
     generator = torch.Generator().manual_seed(3)
     n, count = 1031, 5
     weights, gradients, first = (torch.randn(n, generator=generator) for _ in range(3))

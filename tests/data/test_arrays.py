@@ -158,7 +158,7 @@ def test_every_byte_of_a_bool_but_0_is_true(tmp_path):
         np.testing.assert_array_equal(images.view(torch.uint8)[:, 0].numpy(), bytes_ != 0)
 
 
-def test_unusable_parts_are_errors_and_not_ignored():
+def test_unusable_parts_are_errors():
     images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
     with pytest.raises(ValueError, match="6 of its values are masked.*filled"):
         as_data(np.ma.masked_less(images, 6))

@@ -32,7 +32,7 @@ def data(request, tmp_path):
 
 
 def order(batches) -> list[list[int]]:
-    """The samples' numbers batch by batch, which the images themselves hold."""
+    """The samples' numbers batch by batch, as the images hold them."""
     found = []
     for images, labels in batches:
         assert images.dtype == torch.uint8 and images.shape[1:] == (1, 3, 2)
@@ -61,7 +61,7 @@ def test_without_shuffle_the_order_is_the_datas_own(data):
 
 def test_the_order_depends_on_seed_and_epoch_alone(data, tmp_path):
     first = Batches(data, 5, shuffle=True, seed=1)
-    epochs = [order(first) for _ in range(3)]  # passes that end go on to the next epoch
+    epochs = [order(first) for _ in range(3)]  # after a whole pass comes the next epoch
     assert epochs[0] != epochs[1] != epochs[2] and first.epoch == 3
     torch.manual_seed(99)
     np.random.seed(99)
@@ -227,7 +227,7 @@ def test_bad_arguments(data, arguments, error, words):
 
 
 @pytest.mark.cuda
-def test_on_a_gpu_batches_are_there_and_the_same(data):
+def test_batches_on_a_gpu_are_the_same(data):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU")
     batches = Batches(data, 5, shuffle=True, seed=1, device="cuda")

@@ -30,7 +30,7 @@ def drawn(rows: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return reference.gather_batch(IMAGES, rows, "binarize", key)
 
 
-def test_wherever_the_data_are_the_draws_are_those_of_seed_epoch_and_place(data, backend):
+def test_draws_depend_on_seed_epoch_and_position_alone(data, backend):
     for size in (4, 23):
         batches = Batches(data, size, shuffle=False, seed=3, binarize=True)
         for _ in range(2):  # without shuffle, the same in every pass

@@ -22,7 +22,7 @@ class Items(Dataset):
 
 
 class PictureLike:
-    """As much of a PIL image as is used, for where Pillow is absent."""
+    """The part of a PIL image that is used, for tests without Pillow."""
 
     def __init__(self, array, mode):
         self.array, self.mode = array, mode

@@ -77,7 +77,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_sizes_that_cannot_be_are_refused_at_once(tmp_path, zipped):
+def test_impossible_sizes_are_refused_at_once(tmp_path, zipped):
     path = tmp_path / "x-idx3-ubyte"
     for shape, words in (((2**32 - 1,) * 3, "is truncated"), ((1,) * 255, "255 dimensions")):
         head = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)

@@ -205,7 +205,7 @@ def test_a_corrupted_shard_is_named(copy, name):
     data = open_shards(copy, window_bytes=480)
     with pytest.raises(ValueError, match=rf"{name} is damaged: its SHA-256 is \w+, and the index"):
         order(Batches(data, 8, shuffle=True))
-    # Of two ranks, the one that has this shard to verify says so; both read it.
+    # Two ranks read this shard. The one that has to verify it raises.
     failed = []
     for rank in range(2):
         data = open_shards(copy, window_bytes=480)

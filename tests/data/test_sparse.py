@@ -76,7 +76,7 @@ def few_row(few):
     return (few.labels[:50] >= 0).nonzero()[-1]
 
 
-def test_a_part_of_a_matrix_takes_its_own_values_along():
+def test_a_part_of_a_matrix_is_sent_with_its_own_values_alone():
     dense, csr = matrix()
     part = as_data(csr, bounded=False).images[torch.tensor([7, 3, 5, 7])]
     own = part._compact()
@@ -183,7 +183,7 @@ print("peak", peak() - before)
 
 
 @pytest.mark.slow
-def test_a_large_matrix_never_is_dense(tmp_path):
+def test_a_large_matrix_is_never_dense(tmp_path):
     done = python("import warnings; warnings.simplefilter('ignore')\n" + BIG, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("peak")[1]) < 300, done.stdout  # MB; dense it is 1,600

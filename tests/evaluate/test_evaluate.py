@@ -149,7 +149,7 @@ def test_mig_knows_aligned_from_entangled():
 
 
 def test_mig_of_sprites_factors():
-    """Against numpy's histograms; and what is the highest, with 20 bins, and the lowest."""
+    """Against numpy's histograms, with the highest and the lowest gap that 20 bins allow."""
     factors = sprites.factors_of(torch.randperm(sprites.COUNT)[:5000])
     noise = torch.randn(5000, 5).double()
     perfect = torch.cat([factors.double(), noise], 1)

@@ -59,7 +59,7 @@ def test_dci_by_entropies():
 
 
 def test_frechet_distance_of_gaussians():
-    """By a square root from eigenvalues of the product, and 0 for the same."""
+    """Equal to the formula with eigenvalues of the product, and 0 for equal samples."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(500, 4, dtype=torch.float64, generator=generator)
     b = 1 + a[:300].flip(1) @ torch.randn(4, 4, dtype=torch.float64, generator=generator)
@@ -105,7 +105,7 @@ def test_features_of_a_network():
 
 
 def test_samples_are_measured_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """Over a run's codes and over a network by its import path; what the functions say of the same."""
+    """Over a run's codes, and over a network by its import path: what the functions give."""
     import numpy as np
 
     from vae_fast.cli import main

@@ -12,7 +12,7 @@ image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("yaml")
 
 
-def test_rows_lie_where_they_should():
+def test_rows_are_at_their_positions():
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     images[1], images[2] = 100, 200
     page = pictures.rows_of(images, columns=2, scale=2)

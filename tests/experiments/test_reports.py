@@ -60,7 +60,7 @@ def test_the_flat_vae_has_as_many_parameters_and_hardly_more(name):
         assert found == size(n) >= count > size(n - 1)
 
 
-def test_the_hierarchy_is_held_against_the_best_vae_trained_alike():
+def test_the_hierarchy_is_compared_with_the_best_vae_trained_alike():
     found = hierarchy.configs(hierarchy.SETTINGS, (1, 28, 28))
     alike = [{k: v for k, v in c.items() if k not in ("model", "model_args", "epochs")}
              for c in found.values()]  # fmt: skip
@@ -98,7 +98,7 @@ def test_inpainting_by_hand():
     assert [v.holds for v in verdicts] == [True, False]
 
 
-def test_more_is_better_where_it_is():
+def test_scores_that_are_better_when_higher():
     def held(plain, other):
         def scores(mig):
             return {metric: list(mig) for metric in disentangle.METRICS}
@@ -121,7 +121,7 @@ def test_anomaly_averages_over_classes():
     ours = {"elbo": [0.8, 0.96], "reconstruction": [0.5, 0.5]}
     theirs = {"elbo": [0.5, 0.6], "reconstruction": [0.9, 0.9]}
     result = anomaly.report({"vae_fast": ours, "pythae": theirs}, settings, None)
-    assert [v.holds for v in result.verdicts] == [True, False]  # 0.88 of 0.85, and of 0.9
+    assert [v.holds for v in result.verdicts] == [True, False]  # 0.88 is above 0.85 and below 0.9
     assert result.rows[-1] == ["average", "0.880", "0.500", "0.550", "0.900"]
     assert result.rows[0][0] == "Trouser"
     assert anomaly.report({"vae_fast": ours}, settings, "absent").verdicts[1].holds is None

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: another one every time")
     options = parser.parse_args()
     if lacking := calls.without_generator():
-        sys.exit(f"tests/fuzz/calls.py has no generator of, or one too many: {', '.join(lacking)}")
+        sys.exit(f"tests/fuzz/calls.py lacks generators, or has extra ones: {', '.join(lacking)}")
     if options.again:
         name, number = options.again[0], int(options.again[1])
         (check.check if name in calls.GENERATORS else files.check)(name, number)

@@ -22,12 +22,12 @@ Truth = Callable[..., tuple[Tensor, ...]]
 
 @dataclass
 class Call:
-    """``function(**arguments)``, and ``truth(**arguments)`` in float64, which gives its outputs.
+    """``function(**arguments)``, and ``truth(**arguments)``, which gives its outputs in float64.
 
-    ``leaves``: the arguments whose gradients are compared. ``mixes``: whether a gradient's element
-    is a sum over others, as a product's is. ``coarse``: an error that is allowed beside roundings, in
-    units of the largest element: float32's noise has fewer digits. ``same``: which outputs have the
-    inputs' dtype; the others are sums, which are float32 or better.
+    ``leaves``: the arguments whose gradients are compared. ``mixes``: whether an element of a
+    gradient is a sum over others, as in a product. ``coarse``: an error allowed beside rounding, in
+    units of the largest element, since float32 noise has fewer digits. ``same``: the outputs that
+    have the inputs' dtype. The others are sums, in float32 or better.
     """
 
     function: Callable[..., Any]
@@ -332,8 +332,10 @@ def gather_batch(draw: Draw) -> Call:
 def _of_sums(
     make: Callable[[Draw], tuple[Any, ...]], epsilons: float = 1e3
 ) -> Callable[[Draw], Call]:
-    """Of sums over pairs, logarithms of sums, and parameters that rows share: the errors of a whole
-    reach each element."""
+    """A generator for sums over pairs, logarithms of sums, and parameters that rows share.
+
+    In these, an error of the sum reaches each element, so more error is allowed.
+    """
 
     def generator(draw: Draw) -> Call:
         function, arguments, truth, leaves = make(draw)
@@ -381,7 +383,7 @@ def decoder(draw: Draw) -> Call:
 
 
 def vae(draw: Draw) -> Call:
-    """Its posterior, and its decoder at the posterior's mean: z is drawn by torch.randn."""
+    """Compares the posterior, and the decoder at its mean, for torch.randn draws the module's z."""
     call = _network(draw, vae_fast.VAE, "x", None)
     module = call.function
     call.function = lambda x: (*module(x)[1:], module.decoder(module.encoder(x)[0]))
@@ -402,7 +404,7 @@ def loss_output(draw: Draw) -> Call:
 
 
 def _no_tensor(function: Callable[..., Any], **arguments: Any) -> Callable[[Draw], Call]:
-    """Of what returns nothing to compare: it must run, and change no result of the other calls."""
+    """A function that returns nothing to compare: it must run, and not change other results."""
 
     def silent(**given: Any) -> tuple[Tensor, ...]:
         function(**given)
@@ -422,7 +424,7 @@ def new_key(draw: Draw) -> Call:
 
 
 def data_loader(draw: Draw) -> Call:
-    """An epoch of it beside torch's own."""
+    """An epoch, compared with torch's loader."""
     rows = draw.floats((draw.random.randint(1, 40), draw.random.randint(1, 9)), draw.one_of(FLOATS))
     seed, shuffle = draw.random.getrandbits(60), draw.chance(0.5)
     size = draw.random.randint(1, len(rows))

@@ -19,7 +19,7 @@ from tests.fuzz.draw import Draw, described
 # in float32 and rounded once.
 EPSILONS = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 4, torch.float16: 4}
 WRONG = ("text", None, [1.5], torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta"))
-# What is no tensor, by name: values that it can't have.
+# Bad values of arguments that are not tensors, by name.
 _NOT_ONE_NUMBER = (torch.ones(2), 1j, torch.tensor(1j), torch.ones((), device="meta"))
 WRONG_OF = {
     "beta": ("text", None, [1.5], 10**400, torch.ones(1).to_sparse(), *_NOT_ONE_NUMBER),
@@ -35,12 +35,12 @@ WRONG_OF = {
     "bandwidths": ("text", None, (), (0.0,), (-1.0,), (float("nan"),), 1j, ("1",)),
 }  # fmt: skip
 MAY_BE_NONE = ("bias", "noise_key", ("mixture_log_density", "logits"))
-# A call's arguments may be handed on, under another name that its error has for them.
+# An argument may be passed on under another name, which the error then has.
 ALSO_KNOWN_AS = {"x": ("target",), "x_hat": ("logits", "probs"), "logits": ("probs",)}
 
 
 class Failure(AssertionError):
-    """What went wrong in which call."""
+    """A call that went wrong, and how."""
 
 
 def check(name: str, seed: int) -> None:
@@ -185,7 +185,7 @@ def _near(what: str, found: Tensor, truth: Tensor, call: Call, unit: float) -> N
 
 
 def _spoilt(draw: Draw, name: str, call: Call) -> tuple[str, Any] | None:
-    """One argument and a value that it can't have."""
+    """One argument and a bad value for it."""
     if not inspect.isfunction(getattr(vae_fast, name, None)):
         return None
     names = [k for k, v in call.arguments.items() if isinstance(v, Tensor) or k in WRONG_OF]
@@ -196,7 +196,7 @@ def _spoilt(draw: Draw, name: str, call: Call) -> tuple[str, Any] | None:
         return argument, draw.one_of(WRONG_OF[argument])
     optional = argument in MAY_BE_NONE or (name, argument) in MAY_BE_NONE
     values = [v for v in WRONG if v is not None or not optional]
-    if name == "split_moments":  # of one tensor alone, which may lie anywhere
+    if name == "split_moments":  # it takes a single tensor, which may be on any device
         values = values[:-1]
     return argument, draw.one_of(values)
 
@@ -209,10 +209,10 @@ def refuse(call: Call, wrong: tuple[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         if not any(n in str(error) for n in (argument, *ALSO_KNOWN_AS.get(argument, ()))):
             raise Failure(
-                f"{argument} is wrong, and the error does not name it: {error}"
+                f"{argument} is wrong, but the error does not name it: {error}"
             ) from error
         return
-    raise Failure(f"{argument} is wrong, and nothing was said")
+    raise Failure(f"{argument} is wrong, but there was no error")
 
 
 def seeds(seed: int, calls: int):

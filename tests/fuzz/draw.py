@@ -14,7 +14,7 @@ REDUCTIONS = ("sum", "batchmean", "none")
 
 
 class Draw:
-    """One call's random choices. What they are follows from ``seed`` alone."""
+    """One call's random choices. ``seed`` alone decides them."""
 
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed)

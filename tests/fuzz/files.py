@@ -17,7 +17,7 @@ from tests.fuzz.check import Failure
 from tests.fuzz.draw import Draw
 from vae_fast.data import as_data, pack, read_idx
 
-SECONDS = 2.0  # of the processor: a size that can't be is refused, and not tried
+SECONDS = 2.0  # CPU seconds: an impossible size must be refused, not tried
 # What a reader may raise; the command line prints these as one sentence.
 ERRORS = (ValueError, TypeError, OSError)
 

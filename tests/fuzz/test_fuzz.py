@@ -7,7 +7,7 @@ import vae_fast
 from tests.conftest import NATIVE
 from tests.fuzz import calls, check, files
 
-SEED = 5  # one and the same here: a change is what may fail. `make fuzz` takes another every time.
+SEED = 5  # Fixed, so that a failure comes from a change of the code. `make fuzz` draws a new one.
 
 
 def test_every_public_name_has_a_generator():
@@ -37,7 +37,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_and_said_in_a_form_to_paste(name, monkeypatch):
+def test_a_fault_is_found_and_reported_as_code_to_paste(name, monkeypatch):
     right = getattr(vae_fast, name)
 
     def faulty(*arguments, **options):
@@ -70,7 +70,7 @@ def test_a_wrong_gradient_is_found(monkeypatch):
 
 
 @pytest.mark.skipif(not NATIVE, reason="the kernels are not built")
-def test_a_layout_that_is_not_looked_at_is_found(monkeypatch):
+def test_an_ignored_layout_is_found(monkeypatch):
     right = vae_fast.gaussian_kl
 
     def faulty(mu, logvar, *others, **options):

@@ -275,7 +275,7 @@ def test_cpp_formulas_let_nan_through(formulas) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the kernels' sources are not here")
-def test_the_lists_are_one() -> None:
+def test_the_lists_are_equal() -> None:
     assert set(SPECS) == set(listed())
 
 

@@ -131,8 +131,10 @@ def test_accuracy(spec):
 
 
 def side_by_side(spec: Spec, params: list[Tensor], x: Tensor, copies=3) -> list[list[Tensor]]:
-    """The gradients of elements, or of positions, that one row has one after another, as the kernels
-    take several vectors of them at once; for each of the copies in turn."""
+    """Gradients of ``copies`` of the elements (or positions), one after another in a single row.
+
+    The kernels take several vectors of a row at once. Returns the gradients of each copy.
+    """
     if spec.target == "category":
         x = x.long()
 

@@ -18,8 +18,8 @@ def check_gradients(
 ) -> None:
     """Compare the gradient along random directions with central differences of the loss.
 
-    A direction moves all parameters at once, and each so far that it changes the loss as much as
-    any other does: a wrong element of any of them shows. No parameter may be without a gradient.
+    A direction moves all parameters at once, each scaled to change the loss by the same amount, so a
+    wrong element in any of them shows. Every parameter must have a gradient.
 
     Args:
         loss: 0-d, of the model as it is, with the same noise each time.

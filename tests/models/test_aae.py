@@ -108,7 +108,7 @@ def test_codes_come_to_match_the_prior():
     with torch.no_grad():
         said = model.diagnostics(points(4000))["discriminator_accuracy"].mean()
     torch.testing.assert_close(said, accuracy, rtol=0, atol=0.03)
-    assert 0.3 < accuracy < 0.62  # below a half, it is taken in
+    assert 0.3 < accuracy < 0.62  # below a half: D is fooled
     assert abs(out.kl.item() - math.log(2)) < 0.2
     torch.testing.assert_close(again, torch.tensor([[0.0, 0.5]]), rtol=0, atol=0.2)
 

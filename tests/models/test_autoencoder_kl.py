@@ -135,7 +135,7 @@ def test_attention_is_softmax_of_scaled_products(places, dtype, error):
         (expected, *torch.autograd.grad(expected, exact, upstream)),
         strict=True,
     )
-    for mine, true in pairs:  # of one place q and k have no gradient at all
+    for mine, true in pairs:  # with a single position, q and k get no gradient
         assert (mine.double() - true).norm() <= error * max(true.norm(), upstream.norm() / 10)
 
 
@@ -303,7 +303,7 @@ def test_the_84_million_are_the_published_autoencoder_s():
         (SHAPE, {"checkpointing": "some"}, "one of none, norms, blocks, got 'some'"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(shape, options, words):
+def test_arguments_that_do_not_fit_are_refused(shape, options, words):
     with pytest.raises(ValueError, match=words):
         build("autoencoder-kl", shape, **{**TINY, **options})
 

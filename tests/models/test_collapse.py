@@ -1,4 +1,4 @@
-"""What is offered against posterior collapse works: each option alone, on models that collapse."""
+"""Each option against posterior collapse works alone, on models that collapse without it."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ LETTERS, LENGTH = 4, 8
 
 
 def runs_of_letters(n):
-    """One letter over and over: a decoder that sees the step before needs no z."""
+    """One letter, repeated: a decoder that sees the step before needs no z."""
     return torch.randint(0, LETTERS, (n, 1)).repeat(1, LENGTH)
 
 

@@ -65,7 +65,7 @@ def gradients(model, value):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_in_float64(name):
-    """Every parameter has one in its phase, and it is the slope of the loss."""
+    """Every parameter has a gradient in its phase, and it is the slope of the loss."""
     model, options = made(name).double(), fixed(name)
     x, *y = batch(model)
     with torch.no_grad():  # away from the start, where last layers and residuals are zero
@@ -73,7 +73,7 @@ def test_gradients_in_float64(name):
             parameter.add_(0.05 * torch.randn_like(parameter))
     for phase, parameters, _ in phases_of(model):
         given = options if phase is None else {**options, "phase": phase}
-        if name in STRAIGHT_THROUGH:  # whose encoder has the gradient of another function
+        if name in STRAIGHT_THROUGH:  # the encoder's gradient is that of another function
             parameters = list(model.decoder.parameters())
         check_gradients(model, lambda given=given: model(x, *y, **given).loss, parameters)
 
@@ -111,7 +111,7 @@ def _has_native():
     return True
 
 
-# Compilation takes seconds each; the two with most to go wrong stand for all in the everyday suite.
+# Each compilation takes seconds, so the quick tests compile only the two most intricate models.
 QUICK = ("iwae", "hvae")
 OF_BATCHES = ("infovae", "wae-mmd")  # the MMD has no value for each sample
 STRAIGHT_THROUGH = ("vq-vae",)
@@ -151,7 +151,7 @@ class Calls(torch.nn.Module):
     "name", [n if n == "vae" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )
 def test_exported_for_any_batch(name):
-    # Sums over pairs of a batch take the logarithm of its size, which a traced size has not.
+    # Sums over pairs of a batch need the logarithm of its size, which a traced size can't give.
     calls = Calls(made(name), scored=name not in ("beta-tcvae", "infovae", "wae-mmd"))
     rows = tuple({0: torch.export.Dim("rows", min=2, max=64)} for _ in batch(calls.model))
     exported = torch.export.export(calls, batch(calls.model), dynamic_shapes=(rows,)).module()
@@ -278,7 +278,7 @@ def test_networks_can_be_scripted_or_say_what_can(name):
         torch.testing.assert_close(exported(x), model.encoder(x))
 
 
-def test_transforms_of_what_follows_its_codes_in_training_are_refused():
+def test_transforms_of_models_with_running_statistics_are_refused_in_training():
     model = made("ae").train()
     weights = {n: p.detach() for n, p in model.named_parameters()}
     with pytest.raises(RuntimeError, match="call model.eval"):
@@ -297,7 +297,7 @@ def test_bfloat16_autocast_is_close(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_travel(name):
+def test_weights_are_saved_and_loaded(name):
     model, other = made(name), made(name)
     with torch.no_grad():
         for parameter in other.parameters():

@@ -1,4 +1,4 @@
-"""The hierarchy: its bound by hand, level by level, gradients, and what its z's mean."""
+"""The hierarchy: its bound by hand, level by level, its gradients, and the meaning of its z."""
 
 import pytest
 import torch
@@ -115,10 +115,10 @@ def test_a_vdvae_by_config_and_its_refusals():
 
 
 def test_a_draw_from_the_posterior_goes_from_the_top_down(monkeypatch):
-    """Lower levels' posteriors go by what was drawn above, not by its mean."""
+    """Lower levels' posteriors depend on the draw above, not on the mean above."""
     torch.manual_seed(0)
     model = build("hvae", (1, 4, 4), levels=2, width=4, z_channels=1).double().eval()
-    with torch.no_grad():  # or levels start as if there were no others
+    with torch.no_grad():  # away from the start, where levels ignore each other
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     monkeypatch.setattr(hvae, "reparameterize", lambda mu, logvar: mu + 1.0)

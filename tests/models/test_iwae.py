@@ -92,7 +92,7 @@ def test_dreg_gradient():
 
 @pytest.mark.parametrize("beta", [1.0, 0.3, 3.0])
 def test_dreg_and_plain_gradients_agree_on_average(beta):
-    """Both are unbiased for the same bound: their means over many keys meet."""
+    """Both are unbiased for the same bound, so their means over many keys agree."""
     torch.manual_seed(0)
     plain, doubly = tiny(), tiny(dreg=True)
     doubly.load_state_dict(plain.state_dict())

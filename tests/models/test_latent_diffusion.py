@@ -34,7 +34,7 @@ def made(name="autoencoder-kl", **options):
         sizes = {"network_options": sizes, "code_dim": 3, "quantizer_options": {"size": 8}}
     given = {"channels": 4, "start": 0, "perceptual": f"{__name__}:Features", **options}
     model = build(name, SHAPE, objective="latent-diffusion", objective_options=given, **sizes)
-    with torch.no_grad():  # residual blocks start as nothing
+    with torch.no_grad():  # residual blocks start at 0
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p)) if p.requires_grad else None
     return model.double()

@@ -26,7 +26,7 @@ def data_for(likelihood, n=4):
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood(backend, name):
-    """nll and loss are the ops' of the spec's parameters; mean and sample are like the data."""
+    """nll and loss equal the op's. mean and sample have the data's shape and values."""
     p_x = make_likelihood(name, SHAPE, **OPTIONS.get(name, {}))
     x = data_for(p_x)
     params = torch.randn(4, *p_x.parameters_shape(SHAPE)).requires_grad_()
@@ -58,7 +58,7 @@ def test_the_models_list_is_the_ops_list():
 
 
 def test_dispersions_are_parameters_of_features():
-    """Not one for each element, unless the decoder gives it; and never in the decoder's outputs."""
+    """One for each feature. With "per_element" the decoder gives one for each element."""
     for name, outputs in (("negative_binomial", 1), ("zero_inflated_negative_binomial", 2)):
         p_x = make_likelihood(name, (7,))
         assert p_x.parameters_per_element == outputs
@@ -76,7 +76,7 @@ def test_dispersions_are_parameters_of_features():
         make_likelihood("negative_binomial")
 
 
-def test_levels_of_bytes_and_of_fractions_are_one():
+def test_levels_of_bytes_and_of_fractions_are_equal():
     p_x = DiscretizedLogistic()
     x = torch.arange(256, dtype=torch.uint8).view(1, 256)
     params = torch.randn(1, 512)
@@ -89,7 +89,7 @@ def test_levels_of_bytes_and_of_fractions_are_one():
     torch.testing.assert_close(p_x.mean(params), x / 255)
 
 
-def test_a_mixture_is_of_colours():
+def test_a_mixture_needs_colour_images():
     with pytest.raises(ValueError, match="discretized_logistic takes any shape"):
         models.build("vae", (1, 8, 8), likelihood="discretized_logistic_mixture")
     model = models.build("vae", (3, 8, 8), likelihood="discretized_logistic_mixture")

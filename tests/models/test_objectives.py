@@ -181,7 +181,7 @@ def test_priors_that_do_not_fit_say_so():
 
 @pytest.mark.parametrize("args", [("beta-tcvae", {}), ("vae", {"prior": "mixture"})], ids=str)
 def test_trained_from_a_config_and_evaluated(args, tmp_path):
-    """The trainer says how many samples there are; losses fall; a checkpoint has all that is needed."""
+    """The trainer sets the number of samples, the loss falls, and a checkpoint can be evaluated."""
     name, more = args
     x = (images(48) * 255).to(torch.uint8)
     config = TrainConfig(

@@ -44,7 +44,7 @@ def test_it_trains_by_the_command_line(tmp_path):
 
 
 def test_five_methods_are_enough(tmp_path, monkeypatch):
-    """No base class of ours: what the interface names is all that the tools may need."""
+    """Without a base class of ours: the tools may use only what the interface names."""
     (tmp_path / "bare.py").write_text(
         "import torch\n"
         "class Bare(torch.nn.Module):\n"

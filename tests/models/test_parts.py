@@ -44,7 +44,7 @@ def test_capacity_rises():
         out = model.loss(x, noise_key=key, beta=2.0)
         wanted = recon + 2.0 * 3.0 * (kl - 8.0 * min(step / 4, 1)).abs()
         torch.testing.assert_close(out.loss, wanted.mean())
-    model.eval()  # looked at, it stays
+    model.eval()  # evaluation does not count as a step
     model.loss(x, noise_key=key)
     assert model.objective.steps == 6
 
@@ -60,7 +60,7 @@ def test_factor_by_hand():
     of_judge = model.loss(x, noise_key=key, phase="discriminator").loss
     both = model.loss(x, noise_key=key).loss
     torch.testing.assert_close(both, of_model.loss + of_judge)
-    # Shuffled within a dimension: the sets stay. Of two halves of three.
+    # A shuffle within each dimension changes nothing if all z are equal.
     torch.testing.assert_close(
         model.objective.of_discriminator(z[:1].expand(6, D)), _cross(model, z[:1])
     )
@@ -217,7 +217,7 @@ def test_objectives_of_other_models():
 
 
 def test_hamiltonian_by_hand():
-    """Leapfrog and tempering written out, and the loss: for a decoder that gives nothing, exact ends."""
+    """Leapfrog, tempering and loss written out; exact results if the decoder ignores z."""
     model, x, key = (
         made("hamiltonian", leaps=2, step=0.1, temperature=0.25),
         images(),
@@ -316,7 +316,7 @@ def test_riemannian_by_hand():
         return minus_log_p(z) + 0.5 * (square - torch.logdet(metric))
 
     def slopes(z, rho):
-        given = z.clone(), rho.clone()  # partial slopes, though rho was made from z
+        given = z.clone(), rho.clone()  # partial derivatives: rho was computed from z
         return torch.autograd.grad(energy(*given).sum(), given, create_graph=True)
 
     def log_normal(rho, z):
@@ -345,7 +345,7 @@ def test_riemannian_by_hand():
         torch.autograd.grad(t, networks, retain_graph=True) for t in (out.loss, wanted.mean())
     )
     torch.testing.assert_close(found, grads, rtol=1e-5, atol=1e-7)
-    # What is kept is the metric out of training, and in the checkpoint.
+    # Evaluation and checkpoints use the metric of the kept matrices.
     assert part.kept.sum() == 6 and part.next == 6
     model.eval()
     torch.testing.assert_close(part.metric(z0).inverse(z0), inverse(z0))

@@ -35,7 +35,7 @@ def vectors(n, d, scale=1.0):
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize(("d", "context"), [(1, 0), (3, 0), (3, 2)])
 def test_flows_know_their_volume_and_way_back(name, d, context):
-    """By the Jacobian, of each row; with a context, every row has a flow of its own."""
+    """By each row's Jacobian. With a context, each row has a different flow."""
     flow = moved(make_flow(name, d, steps=3, hidden=(7,), context=context))
     z, given = vectors(5, d), (vectors(5, context),) if context else ()
     y, log_det = flow(z, *given)
@@ -129,7 +129,7 @@ def test_poincares_wrapped_normal(curvature):
     zero = torch.zeros(500, 2).double()
     z, log_q = part.sample((zero, zero))
     torch.testing.assert_close(part.log_prior(z), log_q, rtol=1e-6, atol=1e-6)
-    # exp_mu(v / lambda_mu) lies at the distance |v| from mu.
+    # exp_mu(v / lambda_mu) is at the distance |v| from mu.
     mu, logvar, key = vectors(500, 2, 0.5), vectors(500, 2, 0.3) - 1, noise.new_key()
     z, _ = part.sample((mu, logvar), noise_key=key)
     v = torch.exp(0.5 * logvar) * normals((2,), mu, None, key)
@@ -165,9 +165,9 @@ def test_a_vae_of_each(part, name):
     network = {"network_options": {"hidden": [5], "activation": "tanh"}, "latent_dim": 3}
     model = moved(build("vae", SHAPE, **network, **{part: name}), 0.05).eval()
     x, key = torch.rand(5, *SHAPE, dtype=torch.float64), noise.new_key()
-    # A mixture of one has a weight that changes nothing.
+    # The weight of a mixture's only component has no effect.
     parameters = [p for n, p in model.named_parameters() if n != "learned_prior.logits"]
-    if name != "vmf":  # whose draws jump where a proposal is no longer taken
+    if name != "vmf":  # its draws jump where a proposal is first rejected
         check_gradients(model, lambda: model(x, noise_key=key).loss, parameters)
     out = model.loss(x, noise_key=key, beta=2.0)
     torch.testing.assert_close(out.loss, out.recon + 2.0 * out.kl)

@@ -35,7 +35,7 @@ def test_capacity():
 
 
 def test_factor():
-    """The model's loss and the discriminator's, which pythae has of two batches."""
+    """The model's loss and the discriminator's. pythae's discriminator takes two batches."""
     model, x, key = made("factor", gamma=5.0, hidden=(4,)), images(), noise.new_key()
     mu, logvar, z, *_ = by_hand(model, x, key)
     that = SimpleNamespace(model_config=BCE, gamma=5.0, discriminator=model.objective.discriminator)
@@ -44,7 +44,7 @@ def test_factor():
     _, theirs, judge = models.FactorVAE.loss_function(that, *given)
     networks = [*model.encoder.parameters(), *model.decoder.parameters()]
     agree(model.loss(x, noise_key=key, phase="model").loss, theirs, networks)
-    # Of the same z on both sides no shuffle changes anything.
+    # If all z are equal, a shuffle changes nothing.
     alike = z[:1].detach().expand(6, -1)
     given = (torch.sigmoid(model.decoder(alike)), x, mu, logvar, alike, alike)
     judge = models.FactorVAE.loss_function(that, *given)[2]
@@ -104,7 +104,7 @@ def test_rae_l2():
 
 
 def test_rae_gps_penalty_is_of_the_input():
-    """pythae's is of d decoded / d x, through the encoder; the paper's, of d decoded / d z."""
+    """pythae penalises d decoded / d x, through the encoder; the paper, d decoded / d z."""
     import inspect
 
     assert "inputs=x" in inspect.getsource(models.RAE_GP._compute_gp)
@@ -147,7 +147,7 @@ def test_riemannian():
     sampler = MetricSampler(part)
     density = RHVAESampler.log_sqrt_det_G_inv(z, theirs)
     torch.testing.assert_close(sampler.log_density(z), density, rtol=1e-5, atol=1e-5)
-    # Its slope has G M_i (c_i - z) for tr(G M_i) (c_i - z), so ours is held to its density.
+    # pythae's slope has G M_i (c_i - z) in place of tr(G M_i) (c_i - z), so we test its density's.
     steep = torch.autograd.grad(density.sum(), z)[0]
     torch.testing.assert_close(-metric.slope(z, None, inverse), steep, rtol=1e-5, atol=1e-5)
     theirs_slope = RHVAESampler.grad_log_prop(z, theirs).reshape(n, d)

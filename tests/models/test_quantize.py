@@ -120,7 +120,7 @@ def test_fsq_by_the_papers_code():
     torch.testing.assert_close(q.lookup(out.codes).double(), out.z.detach())
     assert out.codes.max() < 7 * 5 * 4 * 2 and len(out.codes.unique()) > 150 * 0.5
     assert not out.loss.any()
-    everything = torch.arange(280)[:, None]  # every code is had by its vector
+    everything = torch.arange(280)[:, None]  # every code has a vector
     inside = torch.atanh(q.lookup(everything)[:, 0].double() * 0.999 * 3 / 3.003)
     assert inside.isfinite().all()
 
@@ -147,7 +147,7 @@ def test_lfq_entropies_by_all_codes():
     bound = each - bits(z).loss
     assert (bound >= batch - 1e-9).all()
 
-    def halves(i):  # as two ranks have them: each rank's part of the value's gradient
+    def halves(i):  # as on two ranks: each rank's part of the gradient
         own = z.detach().clone()[i].requires_grad_()
         other = LFQ(d, temperature=0.8)
         joint = p.detach().mean(0).view(4, 8)
@@ -186,7 +186,7 @@ def test_dead_codes_come_back_and_kmeans_starts_where_data_are():
 
 
 def test_two_ranks_follow_as_one():
-    """The sums of both are what each follows."""
+    """Each rank follows the sums over both."""
     z = vectors()
     whole, half = plain(), plain()
     whole(z)

@@ -38,7 +38,7 @@ def test_real_values_one_a_step_are_series_of_one_feature():
 def test_the_series_has_a_year_in_it():
     data = load(ROOT / "examples" / "data" / "nino12.npz", split="train+val")
     assert data.images.shape == (709, 24) and data.images.dtype == torch.float32
-    months = torch.cat([data.images[:, 0], data.images[-1, 1:]])  # the windows, undone
+    months = torch.cat([data.images[:, 0], data.images[-1, 1:]])  # the joined windows
     assert len(months) == 732
     celsius = 15.0 + 15.0 * months
     assert 18.9 < celsius.min() < 19.0 and 29.2 < celsius.max() < 29.3
@@ -65,7 +65,7 @@ def test_the_series_trains_and_has_pictures(tmp_path, monkeypatch):
 @pytest.fixture
 def text(tmp_path, monkeypatch, capsys):
     if not (ROOT / "vae_fast" / "models").is_dir():
-        pytest.skip("the text is that of the clone's sources, and these tests are beside none")
+        pytest.skip("the text is made from the source tree, which is not here")
     monkeypatch.setattr(sys, "argv", ["make_text.py", str(tmp_path / "text.npz")])
     runpy.run_path(str(ROOT / "scripts" / "make_text.py"), run_name="__main__")
     return tmp_path / "text.npz"
@@ -77,7 +77,7 @@ def test_characters_train_and_are_written(text, tmp_path):
     assert int(data.images.max()) < 128 and set(data.labels.tolist()) == {0, 1, 2}
     code = data.images[data.labels == 2]
     licence = data.images[data.labels == 0]
-    # Underscores are the mark of code.
+    # Only code has many underscores.
     share = [(kind == ord("_")).float().mean() for kind in (licence, code)]
     assert share[0] == 0 and share[1] > 0.01
     config = example("text", data=str(text), out=str(tmp_path / "run"), batch_size=50)

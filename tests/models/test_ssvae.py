@@ -99,7 +99,7 @@ def test_weights_average_to_the_likelihood():
 
 
 def test_a_few_labels_name_the_clusters():
-    """Three patterns, one label each: the unlabelled rest teaches the classifier the others."""
+    """Three patterns, one label each: the classifier learns the rest from unlabelled samples."""
     torch.manual_seed(0)
     model = build("ssvae", (1, 6, 6), latent_dim=2, hidden=32, network_options={"hidden": [64]},
                   condition_options={"num_classes": 3}, alpha=100.0)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoders in diffusers' form give what diffusers makes of them."""
+"""Stable Diffusion's autoencoders, read from diffusers' files, give diffusers' values."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_value_for_value(tmp_path, quant):
         expected = theirs.encode(2 * x - 1).latent_dist
         q = ours.posterior_maps(x)
         torch.testing.assert_close(q.mu, expected.mean, rtol=1e-4, atol=1e-4)
-        bounded = q.logvar.clamp(-30, 20)  # which diffusers' posterior does
+        bounded = q.logvar.clamp(-30, 20)  # as diffusers' posterior does
         torch.testing.assert_close(bounded, expected.logvar, rtol=1e-4, atol=1e-4)
         z = torch.randn(2, 3, 4, 4)
         made = theirs.decode(z).sample

@@ -1,4 +1,4 @@
-"""Standardized columns: the density is of x itself, and what is made is in x's units."""
+"""Standardized columns: the density is that of x itself, and outputs are in x's units."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_density_is_of_the_data(name, options, of, shape):
 
 
 def test_statistics_are_those_of_float64():
-    x = data(5000) + 1e6  # where a sum of squares of float32 has no digits left
+    x = data(5000) + 1e6  # far from 0, where float32's sum of squares loses all digits
     for given in (x, x.float()):
         mean, std = statistics_of(as_array(given))
         wide = given.double()
@@ -87,7 +87,7 @@ def test_a_column_that_is_constant_keeps_its_scale():
     assert model.network_input(x)[:, 1].abs().max() == 0
 
 
-def test_what_can_not_be_standardized():
+def test_columns_that_cannot_be_standardized():
     options = {"likelihood": "gaussian", "likelihood_options": {"standardize": True}}
     model = build("vae", (3,), **options)
     with pytest.raises(RuntimeError, match=r"fit_standardization\(model, data\)"):
@@ -109,7 +109,7 @@ def test_what_can_not_be_standardized():
 
 @pytest.mark.parametrize("kind", ["vae", "ae", "iwae", "infovae", "beta-tcvae"])
 def test_units_of_the_data_change_nothing_but_the_units(kind):
-    """A model of x and one of 1000 x + 5, from the same weights: the same but for log 1000."""
+    """Models of x and of 1000 x + 5, with the same weights: densities differ by log 1000 alone."""
     x = data(32).float()
     models = []
     for given in (x, 1000 * x + 5):
@@ -133,8 +133,8 @@ def test_units_of_the_data_change_nothing_but_the_units(kind):
 
 
 def test_gaps_are_filled_in_the_units_of_the_data():
-    """Of columns, and of counts, whose logarithms the network sees: known values come back as they
-    are, and a gap may hold anything."""
+    """For columns, and for counts, which the network sees as logarithms: known values come back
+    unchanged, and a gap may hold any value."""
     torch.manual_seed(0)
     model = build("vae", (3,), latent_dim=2, likelihood="gaussian",
                   likelihood_options={"standardize": True})  # fmt: skip

@@ -94,8 +94,10 @@ def test_networks_fit_any_image_and_learn(network, shape):
 @pytest.mark.parametrize("network", ["conv", "resnet"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 6)])
 def test_a_resize_decoder_has_no_checkerboard(network, shape):
-    """Where its maps are flat its pixels are equal, but for a border; a transposed convolution's are
-    not, for 4, 2 or 1 of its weights make them by turns."""
+    """Flat maps give equal pixels, except at the border.
+
+    A transposed convolution gives unequal ones: 4, 2 or 1 of its weights reach a pixel, by turns.
+    """
     unequal = {}
     for kind in ("resize", "transposed"):
         options = {"channels": (4, 8), "upsampling": kind}
@@ -225,7 +227,7 @@ def test_likelihoods_against_torch_distributions():
 
 @pytest.mark.parametrize("variance", ["shared", "learned"])
 def test_a_learned_variance_does_not_collapse(variance):
-    """Predictions that are always right ask for a density without bounds."""
+    """If predictions are exact, the likelihood grows without bound as the variance falls."""
     likelihood, x = Gaussian(variance, min_logvar=-6.0), torch.rand(4, 3)
     learned = torch.zeros(4, 3, requires_grad=True)
     parameters = [learned] if variance == "learned" else list(likelihood.parameters())
@@ -238,7 +240,7 @@ def test_a_learned_variance_does_not_collapse(variance):
         optimizer.zero_grad()
         nll(x).backward()
         optimizer.step()
-    assert parameters[0].max() < -12.0  # far under the floor, where a clamp would keep it for ever
+    assert parameters[0].max() < -12.0  # far below the floor, where a clamp has no gradient
     lowest = 0.5 * 12 * (-6.0 + math.log(2 * math.pi))
     assert lowest < nll(x).item() < lowest + 0.05
     optimizer.zero_grad()
@@ -278,7 +280,7 @@ def test_wrong_number_of_parameters_names_both_shapes():
 
 
 def test_a_shared_variance_starts_from_the_first_training_batch():
-    """At the scale that is best for it, whatever came before in evaluation, and only once."""
+    """At the best scale for that batch, only once, and unaffected by earlier evaluation."""
     likelihood, x = Gaussian("shared"), torch.rand(4, 3)
     x[0, 0] = 1.0
     with torch.no_grad():
@@ -294,7 +296,7 @@ def test_a_shared_variance_starts_from_the_first_training_batch():
     likelihood.nll(x + 0.7, x)
     assert likelihood.logvar.item() == start
 
-    # Saved with the weights; weights of before have started.
+    # The flag is saved with the weights. Weights without the flag count as started.
     state = likelihood.state_dict()
     other = Gaussian("shared")
     other.load_state_dict(state)
@@ -306,7 +308,7 @@ def test_a_shared_variance_starts_from_the_first_training_batch():
     other.nll(x + 0.7, x)
     assert other.logvar.item() == start and other.started
 
-    # A start that was asked for stays; what is predicted without error starts at the floor.
+    # A scale given by the caller stays. Exact predictions start at the floor.
     asked = Gaussian("shared", scale=0.5)
     asked.nll(x + 0.2, x)
     assert asked._mean_logvar(x)[1].item() == pytest.approx(2 * math.log(0.5), abs=1e-3)

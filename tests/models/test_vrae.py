@@ -1,4 +1,4 @@
-"""Sequences: the bound by hand, padding that changes nothing, and what is written from z."""
+"""Sequences: the bound by hand, padding that changes nothing, and text generated from z."""
 
 import math
 

@@ -1,8 +1,8 @@
-"""The accuracy that every op is held to, and what the tests of the ops share.
+"""The accuracy that every op must have, and helpers that the tests of the ops share.
 
 The bar: against the truth, an op's largest error in ulps of its result is at most twice that of
-plain PyTorch in the same dtype, plus one. The truth is evaluated in float64, or in numpy's longdouble (80 bits on x86) for float64
-itself, from formulas written here a second time.
+plain PyTorch in the same dtype, plus one. The truth comes from formulas that are written here a
+second time, in float64, or in numpy's longdouble (80 bits on x86) for float64 itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "sum", "batchmean")
 # Less than a vector, one vector and a bit, whole blocks, several chunks; one sample; none at all.
 SHAPES = ((1, 1), (7,), (3, 7, 5), (128, 20), (41, 401), (5, 1031), (0, 5), (5, 0))
-LARGE = (512, 392)  # for float32, which is what it is for; the other dtypes would take minutes
+LARGE = (512, 392)  # for float32 alone: other dtypes would take minutes
 
 
 def shapes_of(dtype: torch.dtype, large: bool = True) -> tuple[tuple[int, ...], ...]:
@@ -48,11 +48,11 @@ def exact(t: Tensor) -> np.ndarray:
 
 
 def ulps(result: Tensor, truth: np.ndarray, size: np.ndarray | None = None) -> np.ndarray:
-    """The error of each element in units of the last place of the truth, in ``result``'s dtype.
+    """The error of each element, in units of the last place of the truth in ``result``'s dtype.
 
-    ``size`` takes the truth's place where that is a sum whose terms cancel: the size of the terms.
-    NaN must be NaN, infinity infinity, and what is too large for the dtype either its largest
-    number or infinity; everything else is infinitely wrong.
+    ``size``: if the truth is a sum whose terms cancel, the size of the terms; its units are used
+    then. NaN must be NaN, and infinity must be infinity. A value too large for the dtype must be
+    its largest number or infinity. Any other result has an infinite error.
     """
     digits, smallest = _FORMAT[result.dtype]
     largest = LONG(torch.finfo(result.dtype).max)
@@ -69,9 +69,9 @@ def ulps(result: Tensor, truth: np.ndarray, size: np.ndarray | None = None) -> n
 
 
 class Bar:
-    """What a result is held to: the truth, and plain PyTorch's own error. ``size``: as for ``ulps``.
+    """What a result is compared with: the truth and plain PyTorch's error. ``size``: see ``ulps``.
 
-    Kept and used again, it spares most of the work of a test that many implementations take.
+    A bar that is kept serves every implementation, which saves most of a test's time.
     """
 
     def __init__(self, eager: Tensor, truth: np.ndarray, size: np.ndarray | None = None) -> None:
@@ -106,7 +106,7 @@ class Bar:
 class Accuracy:
     """Collects errors of an op and of plain PyTorch over many shapes, then compares the largest.
 
-    Collected, because of a few elements either may be right by luck.
+    It collects, because either may be right by luck on a few elements.
     """
 
     def __init__(self) -> None:

@@ -4,8 +4,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread(threads) -> None:
-    """Many small problems on a machine that others use: waiting threads would cost the most. What
-    depends on the number of threads is tested with several (``test_determinism.py``)."""
+    """One thread: in many small problems on a busy machine, threads would mostly wait.
+
+    ``test_determinism.py`` tests with several threads what depends on their number."""
     threads(1)
 
 

@@ -109,8 +109,8 @@ def test_accuracy(implementation, dtype, target_kind, from_logits, reduction):
             for i, slope in enumerate(slopes):
                 assert grads[i].dtype == dtype
                 factor = spread(upstream, slope.shape, reduction)
-                # p - t of a grey t cancels, and who then keeps more digits is luck: there the ulps
-                # of t count. For t of 0 and 1 nothing has to cancel, and the result's own do.
+                # For t between 0 and 1, p - t cancels, and the digits left are luck: errors count in
+                # ulps of t. For t of 0 and 1 nothing cancels: errors count in ulps of the result.
                 size = np.abs(slope * factor)
                 if i == 0:
                     t = reference.as_probability(target, torch.float64).numpy().astype(slope.dtype)

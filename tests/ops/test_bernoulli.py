@@ -254,7 +254,7 @@ def test_sum_of_the_per_sample_losses(backend):
 
 
 def test_backward_twice(backend, reduction):
-    """The same gradient again, whatever became of the first."""
+    """The second call gives the same gradient, even if the first result was overwritten."""
     x, target = torch.randn(6, 50, requires_grad=True), torch.rand(6, 50)
     loss = bernoulli_nll(x, target, reduction=reduction).sum()
     loss.backward(retain_graph=True)
@@ -491,7 +491,7 @@ def test_scalar(backend):
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.uint8])
 def test_large_gradients_go_past_the_caches_and_have_the_same_bits(native, target_dtype, shift):
-    """32 MiB and more; ``shift`` elements into a line, where they don't."""
+    """From 32 MiB on, aligned gradients bypass the caches. At ``shift`` 3 they are not aligned."""
     rows, columns = 1 << 10, (1 << 13) + 5
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, columns, generator=generator)
@@ -509,7 +509,7 @@ def test_large_gradients_go_past_the_caches_and_have_the_same_bits(native, targe
         assert torch.equal(grad[some], parts)
     assert nll.item() == pytest.approx(total, rel=1e-6)
     assert (memory[:shift] == 7.0).all() and (memory[shift + rows * columns :] == 7.0).all()
-    # Each sample by itself, its first element anywhere in a line.
+    # Each sample alone, its first element anywhere in a cache line.
     upstream = torch.full((rows,), 0.5)
     (apart,) = torch.ops.vae_fast.bernoulli_nll_backward(upstream, [logits], target, 0, 1)
     assert torch.equal(apart, grad)

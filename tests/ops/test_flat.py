@@ -1,4 +1,4 @@
-"""What the CUDA kernels are handed: parameters written out, with values and gradients the same."""
+"""Parameters written out in full, as the CUDA kernels need them: same values and gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def given(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
 
 
 def calls() -> list[tuple[str, list[torch.Tensor], torch.Tensor]]:
-    """(likelihood, parameters, target) of every form that the CPU's kernels read and CUDA's do not."""
+    """(likelihood, parameters, target) in every form that only the CPU's kernels read directly."""
     (loc, log_scale), x = given("gaussian", (3, 4, 5, 2))
     found = [
         ("gaussian", [loc, log_scale], x),

@@ -10,7 +10,7 @@ from vae_fast.backend import set_backend
 
 KEY = torch.tensor([1234567890123456789, -987654321])
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
-# Columns that 4, 16 and 64 divide and don't, around the 1024 that are made at once.
+# Numbers of columns: divisible by 4, 16 and 64 or not, and around 1024, the size of a chunk.
 COLUMNS = (1, 3, 4, 16, 37, 64, 130, 784, 1023, 1024, 1025, 2051)
 
 
@@ -125,7 +125,7 @@ def test_images_bools_and_views(implementation):
     assert torch.equal(gather_batch(bools, index, mode="binarize"), bools[index])
 
 
-def test_nothing_asked_for_and_samples_without_features(implementation):
+def test_an_empty_batch_and_samples_without_features(implementation):
     data = data_of(4, 6).to(implementation)
     none = torch.empty(0, dtype=torch.int64, device=implementation)
     for mode, dtype in (("bytes", torch.uint8), ("scale", torch.float32), ("binarize", torch.bool)):
@@ -214,7 +214,7 @@ def test_compiled_in_one_graph(backend):
     torch.compiler.reset()
 
 
-def test_no_two_keys_agree(cpu_level):
+def test_different_keys_are_unrelated(cpu_level):
     """Grey images under neighbouring keys and streams: as many agreements as chance gives."""
     data, index = torch.full((64, 784), 128, dtype=torch.uint8), torch.arange(64)
     keys = [torch.tensor(k) for k in ((1, 2), (1, 3), (2, 2), (2, 1), (1 + 2**32, 2))]

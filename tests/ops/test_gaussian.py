@@ -108,19 +108,19 @@ def eps_truth(shape):
 
 # --- accuracy ------------------------------------------------------------------------------------
 #
-# What a result is held to does not depend on who computes it: it is made once for each shape and dtype,
-# and serves plain PyTorch, every SIMD level and the GPU.
+# Bars do not depend on the implementation. Each is made once for a shape and dtype, and serves plain
+# PyTorch, every SIMD level and the GPU.
 
 
 def again(dtype, implementation):
-    """The limits of what forward keeps for backward that matter: in half precision nothing is kept."""
+    """The values of KEPT_BYTES to test. In half precision nothing is kept, so one is enough."""
     kept = NATIVE and vae_fast.get_backend() == "native" and implementation == "cpu"
     return (None, 0) if kept and dtype in (torch.float32, torch.float64) else (None,)
 
 
 @contextlib.contextmanager
 def keeping(limit):
-    """Backward reads the slope that forward kept, where it does, or, with 0, makes it again."""
+    """Set KEPT_BYTES: with 0, backward computes the slope again instead of reading a kept one."""
     with pytest.MonkeyPatch.context() as patch:
         if limit is not None:
             patch.setattr("vae_fast.ops.gaussian.KEPT_BYTES", limit)
@@ -344,7 +344,7 @@ def test_backward_has_the_noise_of_forward(backend):
 
 
 def test_what_backward_reads(native, monkeypatch):
-    """The kept slope where there is one, and the key where there isn't."""
+    """It reads the kept slope if there is one, else the key."""
     mu, logvar = (t.requires_grad_() for t in parameters((128, 20), torch.float32))
     for op in (reparameterize, lambda *a, **k: sample_and_kl(*a, **k)[0]):
         for limit, reads_key in ((1 << 22, False), (mu.nbytes, False), (mu.nbytes - 1, True)):
@@ -352,7 +352,7 @@ def test_what_backward_reads(native, monkeypatch):
             key = KEY.clone()
             z = op(mu, logvar, noise_key=key)
             slope = (z - mu).detach() / 2
-            key.data.zero_()  # unseen by autograd: other noise for whoever still reads the key
+            key.data.zero_()  # unseen by autograd: reading the key now gives other noise
             (grad,) = torch.autograd.grad(z, logvar, torch.ones_like(z))
             assert torch.allclose(grad, slope, atol=1e-5) != reads_key
         half = mu.detach().bfloat16().requires_grad_()

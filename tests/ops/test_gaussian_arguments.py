@@ -168,7 +168,7 @@ def test_the_bound_of_probabilities_and_behind_the_batch(backend, dreg):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
-def test_what_fixes_the_noise_or_the_spread_is_given_once():
+def test_noise_and_spread_are_given_in_one_way_only():
     mu = torch.zeros(2, 3)
     for call, message in (
         (lambda: reparameterize(mu, mu, scale=mu), "logvar and scale are both given"),

@@ -157,7 +157,7 @@ def test_other_layouts_and_dtypes(implementation):
     torch.testing.assert_close(y.float(), want, rtol=2e-2, atol=2e-2)
 
 
-def test_what_is_not_finite_shows(implementation):
+def test_nan_and_infinity_reach_the_result(implementation):
     for value in (float("nan"), float("inf")):
         for last in (False, True):
             x = torch.randn(2, 6, 9, 7)
@@ -233,7 +233,7 @@ def test_the_layer_in_the_place_of_two(implementation):
 
 
 def test_frozen_parts(implementation):
-    """A gradient for whoever wants one, and for nobody else."""
+    """Only tensors that require a gradient get one."""
     x, weight, bias = (
         t.to(implementation) for t in (torch.randn(2, 4, 6), torch.randn(4), torch.randn(4))
     )

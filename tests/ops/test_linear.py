@@ -79,7 +79,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("library", ["mkl", "onednn"])
 def test_products_of_either_library(monkeypatch, library, reduction, bias):
-    """Both are right, on whatever processor, and the one that is asked for is the one that runs."""
+    """Both are right on every processor, and the library that was chosen runs."""
     from vae_fast.ops import linear, matmul
 
     if library == "onednn" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -1,4 +1,4 @@
-"""The C++ nodes of small calls: the same bits as the nodes in Python, and out of the way of all else."""
+"""The C++ nodes of small calls: the bits of the Python nodes, which take all other calls."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def inputs_of(spec, dtype=torch.float32, rows=6):
 
 
 def gradients(loss, wanted):
-    """Of a loss, for an upstream gradient of 1 and of others, twice through one graph."""
+    """Gradients of a loss for upstream gradients of 1 and others, twice through one graph."""
     found = [loss.detach()]
     torch.manual_seed(2)
     weights = torch.randn(loss.shape).to(loss.dtype)
@@ -92,7 +92,7 @@ def test_the_bits_are_the_python_nodes(spec, calls, monkeypatch):
     by_node_and_by_python(compute, calls, monkeypatch)
 
 
-# Of a target (6, 4, 2, 3): a number, a channel's, a pixel's, a sample's, and a gene's behind them all.
+# Shapes for a target (6, 4, 2, 3): shared by all, or one per channel, pixel, sample, and so on.
 SHARED = ((), (1,), (4, 1, 1), (2, 3), (1, 1, 2, 3), (6, 1, 1, 1), (6, 4, 1, 1), (4, 2, 3))
 
 
@@ -180,7 +180,7 @@ class Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_what_is_unusual_is_pythons(calls):
+def test_unusual_calls_use_the_python_node(calls):
     spec = SPECS["gaussian"]
     (loc, log_scale), target, _ = inputs_of(spec)
 
@@ -198,7 +198,7 @@ def test_what_is_unusual_is_pythons(calls):
     assert taken((loc, log_scale), target, "none")
     assert taken((loc, log_scale[:1]), target)
     images = torch.zeros(2, 3, 4, 5)
-    assert not taken((images, torch.zeros(3, 1, 5)), images)  # shared by what no cut separates
+    assert not taken((images, torch.zeros(3, 1, 5)), images)  # no cut into rows fits
     assert not taken((loc, 0.5), target)
     assert not taken((loc, log_scale.double()), target)
     assert not taken((loc.as_subclass(Subclass), log_scale), target)
@@ -211,7 +211,7 @@ def test_what_is_unusual_is_pythons(calls):
             assert not taken((loc, log_scale), target)
     with backend.set_backend("reference"):
         functional.nll(spec, (loc, log_scale), target)
-    assert calls == [False]  # nobody has asked
+    assert calls == [False]  # the node was not tried
     with pytest.raises(TypeError, match="target must be"):
         taken((loc, log_scale), target.to(torch.int64))
 
@@ -294,8 +294,8 @@ def test_autograds_errors_and_hooks():
         functional.nll(spec, [logits], target)
 
 
-def test_an_error_of_pythons_part_arrives(monkeypatch):
-    """What backward asks Python for may fail, and its error is the caller's."""
+def test_an_error_in_the_python_part_reaches_the_caller(monkeypatch):
+    """If the Python part of a backward pass fails, the caller gets its error."""
     (logits,), target, _ = inputs_of(SPECS["bernoulli"])
     loss = functional.nll("bernoulli", [logits], target)
     again = functional._native._grads_again
@@ -311,7 +311,7 @@ def test_an_error_of_pythons_part_arrives(monkeypatch):
         backend.node.set_again(again, functional._native.gaussian_grads_again)
 
 
-def test_no_other_torch_and_no_other_sources_load_them(monkeypatch):
+def test_nodes_load_only_with_their_own_torch_and_sources(monkeypatch):
     assert backend._load_node() is backend.node
     with monkeypatch.context() as context:
         context.setattr("vae_fast.built.NODE_INTERFACE", "nll 3")

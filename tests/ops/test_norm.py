@@ -26,7 +26,7 @@ def test_accuracy_and_threads(cpu_level, threads, size):
 
 
 @pytest.mark.parametrize("place", [0, 1500, 299_999])
-def test_what_is_not_finite_shows(cpu_level, place):
+def test_nan_and_infinity_reach_the_result(cpu_level, place):
     x = torch.ones(300_000)
     x[place] = float("nan")
     assert torch.ops.vae_fast.euclidean_norm(x).isnan()

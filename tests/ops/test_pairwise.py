@@ -144,7 +144,7 @@ def test_densities_and_their_gradients(implementation, dtype):
             compare(mixture_log_density, true_mixture, inputs, plainly(mixture_log_density))
 
 
-def test_what_is_far_from_everything_keeps_its_digits(implementation):
+def test_far_points_keep_their_digits(implementation):
     """Where exp(-distance) is 0 in float32, and where variances are far apart."""
     z = torch.tensor([[0.0, 50.0], [300.0, -1.0], [0.1, 0.2]])
     mu = torch.tensor([[0.0, 0.0], [1.0, 2.0], [-3.0, 0.2]])
@@ -162,9 +162,9 @@ def test_what_is_far_from_everything_keeps_its_digits(implementation):
     assert ours[0].isnan() and ours[1].isfinite()
 
 
-def test_gradients_of_what_is_far_from_everything(implementation):
-    """A sum's share is exp of a difference of log-densities: of 10^6 nats here, a unit in the last
-    place of which is a sixteenth."""
+def test_gradients_of_far_points(implementation):
+    """Gradients weigh terms by exp of a difference of log-densities. Here these are some 10^6 nats,
+    of which the last place in float32 is 1/16."""
     z = normal(9, 5, dtype=torch.float32, seed=1)
     mu = normal(9, 5, dtype=torch.float32, seed=2, shift=3.0)
     logvar = normal(9, 5, dtype=torch.float32, seed=3, shift=-12.0)
@@ -288,7 +288,7 @@ def test_gradients_of_the_nearest_distance(implementation):
     torch.testing.assert_close(grad_codes, by_code.detach())
 
 
-# --- what every op owes --------------------------------------------------------------------------
+# --- requirements of every op --------------------------------------------------------------------
 
 CASES = {
     "aggregate": (
@@ -360,7 +360,7 @@ def test_compiled_is_eager(native, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_layouts_are_read_as_they_lie_and_inputs_are_left_alone(native, name):
+def test_every_layout_is_read_and_inputs_are_left_alone(native, name):
     op, make = CASES[name]
     inputs = make(20, torch.float32)
     want = everything(op, inputs)
@@ -415,7 +415,7 @@ def test_bad_arguments_are_named(call, words):
 
 
 def test_a_code_with_a_nan_is_near_to_none(implementation):
-    """Wherever it stands among the codes that a vector, or several, hold."""
+    """At any position among the codes of one vector or several."""
     x, codes = normal(7, 3, dtype=torch.float32), normal(70, 3, dtype=torch.float32, seed=1)
     distances = (x.double()[:, None] - codes.double()[None]).square().sum(2)
     for place in range(70):

@@ -1,4 +1,4 @@
-"""The pool of threads beneath the CPU kernels: what it must give, whoever else is running."""
+"""The pool of threads beneath the CPU kernels: what it must do, also on a busy machine."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ def test_no_more_threads_than_asked_for_and_the_caller_is_one_of_them():
         assert threading.get_ident() in seen
 
 
-def test_rounds_follow_one_another_and_whoever_ends_one_opens_the_next():
+def test_rounds_follow_one_another_and_the_thread_that_ends_one_opens_the_next():
     pieces = [5, 0, 1, 40, 3, 0]
     for threads in (1, 4):
         for held_up in (False, True):
@@ -79,8 +79,8 @@ def test_rounds_follow_one_another_and_whoever_ends_one_opens_the_next():
             assert threads > 1 or opened == {caller}
 
 
-def test_helpers_go_through_rounds_while_the_caller_is_in_its_piece():
-    """Not beyond that piece's round; but then without it."""
+def test_helpers_finish_the_round_while_the_caller_is_in_its_piece():
+    """They finish the round of that piece, and begin no later round before it ends."""
     caller, go_on, done = threading.get_ident(), threading.Event(), []
 
     def piece(number, i):

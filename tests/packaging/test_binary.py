@@ -32,7 +32,7 @@ def test_no_symbol_of_torch_beyond_the_stable_abi(library):
     assert unstable == []
 
 
-def test_needs_no_library_it_could_do_without(library):
+def test_no_unneeded_library_is_linked(library):
     needed = re.findall(r"NEEDED.*\[(.+?)\.so", "\n".join(lines("readelf", "-d", library)))
     allowed = {"libtorch_cpu", "libstdc++", "libgcc_s", "libc", "libm", "ld-linux-x86-64"}
     if "_C_cuda" in library:

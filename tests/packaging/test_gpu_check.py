@@ -82,7 +82,7 @@ def test_two_runs_fit_a_quarter_of_an_hour():
     assert whole <= 420 and 2 * whole <= 15 * 60
 
 
-def test_what_is_compiled_is_compiled_again_only_for_other_sources(tmp_path):
+def test_kernels_are_compiled_again_only_for_changed_sources(tmp_path):
     """By their contents: a second run is in a copy of the tree, whose files have other times."""
     tree = tmp_path / "tree"
     for name, text in {

@@ -64,7 +64,7 @@ def test_native_draws():
     assert abs(z.std() - 1) < 0.01
 
 
-def test_what_has_no_noise_and_several_generators_are_the_originals():
+def test_draws_without_noise_and_with_several_generators_use_the_originals():
     packed = parameters(torch.contiguous_format)[0]
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     expected = Posterior(packed).sample(generators)

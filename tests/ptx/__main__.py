@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("archs", nargs="*", help="architectures, such as sm_90")
     options = parser.parse_args(arguments)
     if build.nvcc() is None or emulator.compiler() is None:
-        print("ptx-check is passed over: it needs nvcc and a C++ compiler, and one is not here.")
+        print("ptx-check is skipped: it needs nvcc and a C++ compiler, and one of them is missing.")
         return 0
     archs = options.archs or (["sm_90"] if options.quick else ["sm_75", "sm_90"])
     tests = [TESTS + t for t in QUICK] if options.quick else [TESTS]

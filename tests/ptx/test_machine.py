@@ -102,7 +102,7 @@ def test_arithmetic_is_the_isas(machine):
     ],
     ids=str,
 )
-def test_what_a_kernel_must_not_do_is_said(machine, body: str, says: str):
+def test_forbidden_behaviour_of_a_kernel_is_reported(machine, body: str, says: str):
     if says == "does not compile":
         with pytest.raises(AssertionError, match=r"op_bar_warp_sync|bar\.warp"):
             machine.run(body, bits(1, 2, 3, 4))

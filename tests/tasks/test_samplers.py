@@ -1,4 +1,4 @@
-"""Samplers: densities against closed forms, and draws that are like the codes they were fitted to."""
+"""Samplers: densities against closed forms, and draws that match the codes they were fitted to."""
 
 import math
 

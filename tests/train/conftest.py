@@ -25,14 +25,14 @@ def config(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch, request):
-    """Pictures take longer than the small trainings; a test about them says so in its name."""
+    """Draw nothing, unless the test's name has "picture": drawing takes longer than training."""
     if "picture" not in request.node.name and "folder_of_a_run" not in request.node.name:
         monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small problems on a busy machine: threads that wait for each other cost more than they do."""
+    """One thread: in small problems on a busy machine, threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,7 @@
-"""A stand-in for a CUDA graph, on the CPU: a tape of the ops that were done, and done again.
+"""A stand-in for a CUDA graph, on the CPU: a tape that records ops and replays them.
 
-As in a capture, nothing that Python did in between is done again, and a value that is read on the
-host is an error.
+As with a real capture, a replay does not repeat what Python did between the ops, and reading a value
+on the host is an error.
 """
 
 import torch

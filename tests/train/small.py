@@ -22,7 +22,7 @@ def train(step, sizes):
     for number, share in enumerate(batches(sizes)):
         step(share, number)
     state = step.state_dict()
-    state.pop("refused", None)  # what has taken the steps is no part of what they lead to
+    state.pop("refused", None)  # the choice of runner does not count
     return (
         state,
         step.model.state_dict(),

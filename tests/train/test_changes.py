@@ -140,7 +140,7 @@ def test_a_run_starts_from_the_weights_of_another(run, config, data, tmp_path, c
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_nothing_fits_or_nothing_is_there(run, config, data, tmp_path):
+def test_no_weight_fits_or_there_is_no_checkpoint(run, config, data, tmp_path):
     new = {**vars(config), "out": str(tmp_path / "new"), "init_from": str(run.path)}
     other = TrainConfig(**{**new, "model": "hvae", "model_args": {}})
     with pytest.raises(ValueError, match="no weight of .* fits this model"):

@@ -11,9 +11,7 @@ native = pytest.mark.skipif(
 
 
 @native
-@pytest.mark.filterwarnings(
-    "error::UserWarning"
-)  # such as one of a recording that another's steps got into
+@pytest.mark.filterwarnings("error::UserWarning")  # such as a recording disturbed by other steps
 @pytest.mark.parametrize(
     ("model", "names"),
     [

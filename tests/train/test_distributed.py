@@ -218,7 +218,7 @@ def test_free_bits_floor_the_joined_batch():
         (kl * weight).backward()
     assert torch.allclose(torch.cat([leaf.grad for leaf in leaves]), alone.grad)
     held = alone.grad.abs().sum(0) == 0
-    # What is held is not what either part would hold by itself.
+    # The dimensions that are held differ from those that either part alone would hold.
     own = [(part.square().mean(0) / 2 < 0.1).tolist() for part in parts]
     assert 0 < held.sum() < 5 and held.tolist() not in own
 
@@ -234,7 +234,7 @@ class Board:
         return self.text.encode()
 
 
-def test_the_first_reason_is_everybodys(monkeypatch):
+def test_every_rank_reports_the_first_reason(monkeypatch):
     worlds, board = [world_of(monkeypatch, 3, rank) for rank in range(3)], Board()
     for world in worlds:
         world._board = board

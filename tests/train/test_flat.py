@@ -164,8 +164,7 @@ def test_the_average_of_one_buffer_is_that_of_many():
 
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 def test_moments_that_became_subnormal_are_zeros_soon(eps):
-    """Moments of weights that no longer get a gradient. Without an eps they matter, and are
-    kept."""
+    """Moments of weights that no longer get a gradient. With eps = 0 they matter, and are kept."""
     net = nn.Linear(3, 2)
     flat = FlatParameters(list(net.parameters()))
     made = FlatAdam(flat, torch.optim.Adam(net.parameters(), fused=True, eps=eps))

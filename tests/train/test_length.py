@@ -128,7 +128,7 @@ def test_parts_are_resumed_to_the_same_bits(config, clothes, tmp_path):
         ("early_stop", -1, "early_stop must be at least 0"),
     ],
 )
-def test_values_that_cannot_be(config, name, value, words):
+def test_bad_values(config, name, value, words):
     setattr(config, name, value)
     with pytest.raises(ValueError, match=words):
         config.check()

@@ -138,7 +138,7 @@ def compare(native, eager, truth, where):
 
 
 @pytest.mark.parametrize("name", [m for m in MODELS if m not in LIKELIHOODS])
-def test_it_is_the_eager_step(name, cpu_level, threads):
+def test_it_agrees_with_the_eager_step(name, cpu_level, threads):
     threads(2)
     model, shape = made(name)
     options = {"clip": 1.0} if name == "odd" else {}
@@ -302,8 +302,10 @@ SUBNORMAL = 1e-40
 
 @pytest.mark.parametrize("eps", [EPS, 0.0])
 def test_moments_that_became_subnormal_are_zeros(cpu_level, threads, eps):
-    """Of what has no gradient any more, such as a ReLU that is off: else each step takes half as long
-    again. Without an eps they count, and stay."""
+    """Moments of weights that get no gradient any more, as behind a ReLU that is off.
+
+    Subnormal numbers would slow each step by half. With eps = 0 they matter, and are kept.
+    """
     threads(2)
     model, shape = made("vae")
     run, key = Run(model, eps=eps), torch.tensor([1, 2])
@@ -320,7 +322,7 @@ def test_moments_that_became_subnormal_are_zeros(cpu_level, threads, eps):
     assert torch.tensor(SUBNORMAL) * 0.5 != 0  # the caller's own arithmetic has not changed
 
 
-def test_it_sees_that_weights_were_written_to():
+def test_it_detects_that_weights_were_overwritten():
     model, shape = made("odd")
     x, key = torch.rand(6, *shape), torch.tensor([1, 2])
     run, other = Run(model), Run(model)

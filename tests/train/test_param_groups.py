@@ -93,12 +93,12 @@ def test_each_phase_has_arguments_of_its_own():
         ({"phases": {"generator": {"lr": "fast"}}}, "phases.generator: lr must be a number"),
     ],
 )
-def test_what_is_no_group(optimizer, message):
+def test_bad_groups(optimizer, message):
     with pytest.raises((ValueError, TypeError), match=message):
         TrainConfig(optimizer=OptimizerConfig(**optimizer)).check_values()
 
 
-def test_what_the_model_does_not_have():
+def test_groups_that_the_model_does_not_have():
     for optimizer, message in (
         ({"groups": [{"parameters": "encodr.*", "lr": 0.1}]}, "no parameter is called encodr.*; vae has encoder"),
         ({"groups": [{"parameters": "*", "momentum": 0.1}]}, "adam has no argument momentum; it has lr, betas"),

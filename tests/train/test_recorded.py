@@ -416,7 +416,7 @@ def test_a_hidden_draw_is_found_by_the_trial():
     """Python state: two recordings are equal, but do not contain everything."""
 
     def work(x, memory):
-        torch.manual_seed(torch.initial_seed() + 1)  # is no op
+        torch.manual_seed(torch.initial_seed() + 1)  # Python state, not an op
         return (x + torch.rand(3),)
 
     recorded = RecordedStep()
@@ -510,7 +510,7 @@ def test_gradients_that_autograd_adds_up():
     assert recorded.played == 12 - BEFORE
 
 
-def test_the_default_device_has_no_say():
+def test_the_default_device_does_not_matter():
     x, memory, recorded = torch.ones(3), torch.zeros(3), RecordedStep()
     image = torch.arange(36, dtype=torch.uint8).view(1, 36)
     _rows.cache_clear()

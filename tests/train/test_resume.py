@@ -142,7 +142,7 @@ def test_killed_within_a_checkpoint(make, resume, whole, monkeypatch, moment, af
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, moment, killing)
-        # SIGKILL leaves half a checkpoint behind; an exception would remove_leftovers it up.
+        # SIGKILL leaves half a checkpoint behind. An exception would remove it.
         patched.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
         patched.setattr(keeping, "_remove", lambda *_: None)
         try:

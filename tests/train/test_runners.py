@@ -210,7 +210,7 @@ def _take(step, number):
 
 @pytest.mark.parametrize("wrong", [_wrong_terms, _wrong_gradient, _wrong_update])
 def test_a_native_step_that_keeps_differing_is_replaced_by_the_recorded_one(monkeypatch, wrong):
-    """Found at the next epoch's first step. It and the next two are the eager step's, to its bits."""
+    """The next epoch's first step finds it. That one and the next two have the eager step's bits."""
     broken = _breakable(monkeypatch, wrong)
     runs = make("native", ema=0.9), make("native", ema=0.9)
     for step in runs:

@@ -1,4 +1,4 @@
-"""A run on columns of different scales: when they are standardized, and that all parts use it."""
+"""A run on columns of different scales: when it standardizes them, and that all parts do."""
 
 import math
 from dataclasses import replace
@@ -137,14 +137,14 @@ def test_outputs_are_in_the_units_of_the_data(run, tmp_path):
 
 
 def test_densities_are_of_the_data(run):
-    """The report's ELBO is that of the columns brought to one scale, plus the logs of the scales."""
+    """The report's ELBO is that of the standardized columns, plus the logs of the scales."""
     path, x = run
     model = load_model(path, "last", "cpu").model
     held = torch.from_numpy(x[540:])
     report = evaluate.evaluate(model, held, num_samples=20)
     assert report["likelihood"] == "gaussian of standardized columns (density)"
     p_x, u = model.likelihood, model.network_input(held)
-    model.likelihood = p_x.inner  # the same network, of what the columns were brought to
+    model.likelihood = p_x.inner  # the same network, for the standardized columns
     plain = evaluate.evaluate(model, u, num_samples=20)
     volume = p_x.scale.double().log().sum().item()
     for key in ("nll", "recon"):
@@ -174,7 +174,7 @@ def test_a_resumed_run_has_the_same_columns_and_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_travels(run, tmp_path):
+def test_it_is_exported_and_loaded(run, tmp_path):
     from vae_fast.hub.export import export
 
     path, x = run
@@ -195,7 +195,7 @@ def test_it_travels(run, tmp_path):
     assert torch.equal(again.reconstruct(held), model.reconstruct(held))
 
 
-def test_a_table_by_itself(tmp_path, capsys):
+def test_a_table_without_other_options(tmp_path, capsys):
     """The simplest command: only a file."""
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     from pyarrow import parquet
@@ -207,7 +207,7 @@ def test_a_table_by_itself(tmp_path, capsys):
     assert "t.parquet: columns are standardized, the likelihood gaussian" in capsys.readouterr().out
     assert "standardize: 'on'" in (tmp_path / "run" / "config.yaml").read_text()
     torch.manual_seed(0)
-    # Rows to look at later may have their columns in another order, and no others.
+    # Later rows may have the columns in another order, but must have the same ones.
     found = []
     for order in ("abcd", "dbca"):
         parquet.write_table(pa.table({n: x[:, "abcd".index(n)] for n in order}), path)

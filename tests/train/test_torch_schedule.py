@@ -26,7 +26,7 @@ def fit(config, clothes):
 
 
 def torchs(scheduler, count, lr=1e-3):
-    """The learning rates of so many counts."""
+    """The learning rates of torch's scheduler at its first ``count`` counts."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     made, found = scheduler(optimizer), []
     for _ in range(count):
@@ -54,7 +54,7 @@ def test_steps_have_torchs_rates(config, clothes, name, arguments, made):
     assert trainer.config.runner != "eager" or not torch.cuda.is_available()
 
 
-def test_a_scheduler_of_ones_own_by_epochs_resumed_to_the_same_bits(config, clothes, tmp_path):
+def test_a_custom_scheduler_by_epochs_is_resumed_to_the_same_bits(config, clothes, tmp_path):
     config.optimizer.scheduler = f"{__name__}:Halving"
     config.checkpoint.every_steps, config.log_every = 7, 1
     whole = fit(config, clothes)

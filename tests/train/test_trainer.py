@@ -147,7 +147,7 @@ def test_last_checkpoint_is_the_trained_model_and_best_the_lowest(fitted):
         load_model(trainer.folder.path, 7)
 
 
-def test_best_stays_when_validation_rises(config, clothes, monkeypatch):
+def test_best_stays_when_the_validation_loss_rises(config, clothes, monkeypatch):
     trainer = Trainer(config, train_data=clothes[0], val_data=clothes[1])
     losses = iter([5.0, 6.0])
     log = trainer.log
@@ -286,7 +286,7 @@ def test_a_known_failure_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path):
+def test_checkpoints_of_another_run_are_not_continued(tmp_path):
     (tmp_path / "run" / "checkpoints" / "00000009").mkdir(parents=True)
     with pytest.raises(ValueError, match="already holds a run"):
         Trainer(TrainConfig(device="cpu", out=str(tmp_path / "run")))
