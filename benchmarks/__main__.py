@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "large: a step of each autoencoder in examples/\n"
         "models: a step of every model that pythae has too\n"
         "all: all of these\n"
-        "must-show: what the project requires of itself, required beside measured",
+        "must-show: the project's own requirements, required and measured",
     )  # fmt: skip
     parser.add_argument(
         "--group", action="append", choices=sorted(requirements.GROUPS),
@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true",
-        help="shorter, and less sure; of standard: seven rows, some two minutes",
+        help="shorter and less precise; of standard: seven rows, about two minutes",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--only", default="", help=f"rows whose key contains this, as {EXAMPLE}")

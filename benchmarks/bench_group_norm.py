@@ -54,7 +54,7 @@ def _setup(op: str, layout: torch.memory_format) -> Callable[..., Case]:
             exact = [in_float64(t).requires_grad_() for t in inputs[:3]]
             truth = eager_norm(*exact)
             slopes = torch.autograd.grad(truth, exact, in_float64(inputs[3]))
-            # Sums of a channel over all places, of half-precision roundings in eager PyTorch.
+            # Eager PyTorch rounds to half precision before it sums a channel over all positions.
             tolerance = 3 * TOLERANCE[kind]
             for found in outputs.values:
                 all_close("silu(norm(x))", found, truth, tolerance)

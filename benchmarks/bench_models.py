@@ -32,8 +32,10 @@ TOLERANCE = 0.03  # between first losses, whose noise differs
 
 
 def binary() -> Tensor:
-    """fashion10k's training images at half brightness, (10000, 1, 28, 28) bool: pythae's Hamiltonian
-    VAE takes no grey ones."""
+    """fashion10k's training images, binarised at half brightness: (10000, 1, 28, 28) bool.
+
+    pythae's Hamiltonian VAE takes no grey images.
+    """
     return images(10_000).unsqueeze(1) > 127
 
 
@@ -69,7 +71,7 @@ class Engine:
 
 
 class Plain:
-    """The same model in a loop that one would write, without our kernels."""
+    """The same model in a plain training loop, without our kernels."""
 
     def __init__(self, pair: Pair) -> None:
         torch.manual_seed(0)

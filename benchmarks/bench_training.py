@@ -56,8 +56,11 @@ def tutorial() -> ModuleType:
 
 @cache
 def images(count: int) -> Tensor:
-    """(count, 28, 28) uint8: fashion10k's training images, or all of Fashion-MNIST's. Beyond these, and
-    where Fashion-MNIST is not on this machine, fashion10k's over and over: a step takes as long."""
+    """(count, 28, 28) uint8: fashion10k's training images, or Fashion-MNIST's for larger counts.
+
+    If these are too few, or Fashion-MNIST is not on this machine, fashion10k's images repeat: a step
+    takes the same time.
+    """
     found = None
     if 10_000 < count <= 70_000:
         with suppress(DataUnavailableError):
@@ -146,7 +149,7 @@ class Engine:
         self.trainer.progress.step += 1
 
     def loss(self) -> float:
-        """The mean loss since this was last asked, in nats per sample."""
+        """The mean loss since the last call, in nats per sample."""
         return self.trainer.step.meter.read()[0]["loss"]
 
     def epoch(self, _: None) -> float:
@@ -245,8 +248,7 @@ def setup_step(
 
 
 class OneByOne(Dataset):
-    """Images as torchvision's MNIST classes with ToTensor give them: each by itself, through PIL,
-    to floats in [0, 1]."""
+    """Images one by one, through PIL, to floats in [0, 1], as torchvision's MNIST with ToTensor."""
 
     def __init__(self, data: Tensor) -> None:
         self.data = data
@@ -370,8 +372,8 @@ def setup_epoch(
         ]
         return [c if isinstance(c, Absence) else beside(busy, c) for c in found]
 
-    # Where the row is bfloat16 only we, and JAX, are: F.binary_cross_entropy refuses autocast, and
-    # the tutorial's loop is what it is in float32.
+    # In a bfloat16 row only our contenders and JAX compute in bfloat16. F.binary_cross_entropy
+    # refuses autocast, so the torch peers stay in float32.
     note = "" if dtype == "float32" else "the torch peers are float32"
     made = contenders
     if beside_how_many:
@@ -406,7 +408,7 @@ def setup_sizes(
 def setup_short_epoch(
     shape: Sequence[int], pass_: str, dtype: str, device: torch.device, modes: Sequence[str]
 ) -> Case:
-    """An epoch, ours and torch.compile's with images on the device, for a GPU at hand for minutes."""
+    """A short epoch for a GPU lent for minutes: ours, and torch.compile's with images on it."""
     batch, count = shape
     data = images(count)
 

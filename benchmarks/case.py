@@ -47,10 +47,10 @@ class Contender:
     own: Callable[[Sequence[torch.Tensor]], Any] = itself
     prepare: Callable[[Any], Any] | None = None
     outputs: Callable[[Any], Outputs] | None = None
-    # Peak bytes of one call for those that torch's profiler can't see.
+    # Peak bytes of one call, for contenders whose memory torch's profiler can't see.
     peak_bytes: Callable[[Any], int | None] | None = None
-    bytes: int | None = None  # where it moves other than the case's
-    most_prepared: int = 64  # states that hold a graph each, so there is an end to them
+    bytes: int | None = None  # bytes that it moves, if not the case's
+    most_prepared: int = 64  # a limit: each prepared state holds a graph
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Instructions of the CUDA kernels' machine code, for an element and for a task's frame.
+"""Instructions in the CUDA kernels' machine code: per element, and per task (its *frame*).
 ``python -m benchmarks.gpu_instructions`` writes results/gpu_instructions.json.
 
-The kernels' own functions are compiled for sm_90 once for one whole batch of elements and once for two
-(benchmarks/gpu/*.cu), without branches: the difference is what a batch costs, and divided by its
-elements, what an element does. The frame is what a task with a sum costs beside: the shortest way
-through the kernel from its entry to its exit by way of the block's sum. No GPU is needed.
+The kernels' functions are compiled for sm_90, without branches, for one whole batch of elements and
+for two (benchmarks/gpu/*.cu). The difference is the cost of a batch; divided by the batch's elements,
+it is the cost of an element. The frame is the fixed cost of a task with a sum: the shortest path
+through the kernel from entry to exit that passes the block's sum. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ARCH = "sm_90"
 
 
 class Op(NamedTuple):
-    """What is counted: in a source of benchmarks/gpu, by patterns of the plain names."""
+    """Functions to count, in a source of benchmarks/gpu, by patterns of their demangled names."""
 
     source: str
-    batches: str  # of the functions of one and of two batches; {} stands for their number
+    batches: str  # the functions of one and of two batches; {} is the number of batches
     elements: int  # of a batch
-    kernel: str = ""  # if a block adds up: whose frame is counted
+    kernel: str = ""  # the kernel whose frame is counted, if its blocks add up
 
 
 _BERNOULLI = r"batches_of_bernoulli<\S*::{}, \S*\){}, \S*\){}, {}, {}, {{}}>"
@@ -106,7 +106,7 @@ def _tool(name: str) -> str:
 
 
 def toolkit() -> str:
-    """The toolkit's version, which the counts are good for."""
+    """The toolkit's version. Counts are valid for one version."""
     said = subprocess.run([_tool("nvcc"), "--version"], check=True, capture_output=True, text=True)
     return re.search(r"V([\d.]+)", said.stdout)[1]
 
@@ -163,7 +163,7 @@ def machine_code(cubin: Path) -> dict[str, list[Instruction]]:
 
 
 def _next(code: list[Instruction], at: int) -> list[int]:
-    """Where the instruction may go on."""
+    """The instructions that may follow."""
     one = code[at]
     base = one.opcode.split(".")[0]
     if base == "EXIT":
@@ -176,7 +176,7 @@ def _next(code: list[Instruction], at: int) -> list[int]:
 
 
 def shortest(code: list[Instruction], needs: dict[str, int]) -> int:
-    """Instructions of the shortest way from entry to exit that has so many of each opcode."""
+    """Instructions on the shortest path from entry to exit with at least these opcode counts."""
     patterns, most = [re.compile(p) for p in needs], tuple(needs.values())
     matched = [tuple(bool(p.match(i.opcode)) for p in patterns) for i in code]
     queue, seen = [(1, 0, tuple(0 for _ in most))], set()
@@ -190,7 +190,7 @@ def shortest(code: list[Instruction], needs: dict[str, int]) -> int:
             return length
         for after in _next(code, at):
             heapq.heappush(queue, (length + 1, after, have))
-    raise RuntimeError(f"no way through the kernel has {needs}")
+    raise RuntimeError(f"no path through the kernel has {needs}")
 
 
 def length(code: list[Instruction]) -> int:
@@ -200,7 +200,7 @@ def length(code: list[Instruction]) -> int:
 
 
 def counted(kernels: dict[str, list[Instruction]], op: Op) -> dict[str, float]:
-    """Instructions of an element, and of a task's frame."""
+    """Instructions per element, and per task's frame."""
 
     def find(pattern: str) -> list[Instruction]:
         found = [name for name in kernels if re.search(pattern, name)]

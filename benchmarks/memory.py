@@ -12,11 +12,11 @@ from benchmarks.case import Contender
 
 
 def peak_bytes(contender: Contender, own: Any, device: torch.device) -> int | None:
-    """Bytes at the highest point of one call, or None where they can't be seen.
+    """Bytes at the highest point of one call, or None if they can't be measured.
 
-    On a GPU as torch's allocator says; on the CPU as torch's profiler saw every allocation and
-    release, to the byte, and on top of it all that our kernels' own pool handed out, which the
-    profiler does not see; for what torch does not allocate as the contender itself says.
+    On a GPU, torch's allocator gives the number. On the CPU it is exact: torch's profiler sees every
+    allocation and release, and what our kernels' own pool handed out, which the profiler does not
+    see, is added. A contender that torch does not allocate for reports its own number.
     """
     if contender.outputs is None:
         return None
@@ -42,8 +42,8 @@ def peak_bytes(contender: Contender, own: Any, device: torch.device) -> int | No
         pool.release_kept()
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         call()
-    # The results are dead by now, so all that was taken from the pool is in it: what a call gave
-    # back and took again counts once, and nothing is missed.
+    # The results are dead by now, so the pool holds all memory that the call took from it. Memory
+    # that the call returned and took again counts once.
     pooled = 0 if pool is None else pool.kept_bytes()
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]

@@ -17,10 +17,10 @@ CUDA_GRAPHS = {"compile-cudagraphs": "max-autotune"}
 
 @dataclass
 class Op:
-    """How an op is called: what is differentiated, and the gradients that come from above.
+    """How an op is called: what is differentiated, and by which upstream gradients.
 
-    ``wrt``: the inputs that are differentiated. ``upstream``: for each of the op's outputs the
-    input that is its gradient, or None for a scalar loss, whose gradient is 1.
+    ``wrt``: the inputs that are differentiated. ``upstream``: for each output of the op, which input
+    is its upstream gradient, or None for a scalar loss, whose gradient is 1.
     """
 
     wrt: tuple[int, ...]
@@ -76,7 +76,7 @@ def torch_contender(
         own,
         prepare=None if pass_ == "both" else prepare,
         outputs=lambda out: Outputs(as_tuple(out[0]), as_tuple(out[1])),
-        # What is announced as a new step takes the memory of the one before.
+        # A step that is announced as new overwrites the memory of the step before.
         most_prepared=1 if before is not None else Contender.most_prepared,
     )
 
@@ -90,7 +90,7 @@ def compiled(
     for name in modes:
         if name not in known:
             continue
-        # A graph's outputs lie in its own memory: each step has to be announced.
+        # A graph's outputs are in its own memory, so each step has to be announced.
         before = torch.compiler.cudagraph_mark_step_begin if name in CUDA_GRAPHS else None
         call = torch.compile(fn, mode=known[name], dynamic=False, fullgraph=True)
         contenders.append(torch_contender(name, call, op, pass_, before))

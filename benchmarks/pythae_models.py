@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class Pair(NamedTuple):
     """A model of ours and pythae's of the same kind.
 
-    ``model``, ``args``, ``beta``: ours. ``theirs``: pythae's class; ``options``: of its configuration.
-    ``nll``: who can judge pythae's by log-likelihood: "ours" (its posterior is a Gaussian, and its
-    networks are evaluated in our model), "theirs" (its own ``get_nll``), or "" (nobody).
+    ``model``, ``args``, ``beta``: our model. ``theirs``: pythae's class. ``options``: those of its
+    configuration. ``nll``: what can compute pythae's log-likelihood: "ours" (its posterior is a
+    Gaussian, so its networks are evaluated in our model), "theirs" (its own ``get_nll``) or "".
     """
 
     model: str
@@ -117,7 +117,7 @@ def absence() -> str | None:
     try:
         import pythae.models
         import pythae.trainers  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - it is old, and what it imports may not fit it
+    except Exception as error:  # noqa: BLE001 - it is old, and its imports may fail
         return f"pythae does not import ({type(error).__name__}: {error})"
     return None
 

@@ -30,7 +30,7 @@ def contender(
         from pythae.models.base.base_utils import ModelOutput
         from pythae.models.nn import BaseDecoder, BaseEncoder
         from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    except Exception as error:  # noqa: BLE001 - it is old, and what it imports may not fit it
+    except Exception as error:  # noqa: BLE001 - it is old, and its imports may fail
         return Absence("pythae", f"pythae does not import: {type(error).__name__}: {error}")
     import torch
 

@@ -114,7 +114,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 def panels(rows: list[Row], across: str) -> tuple[Any, dict[tuple[str, str], Any], Any]:
     """A figure with a panel for each op and pass that rows have, up to three in a line.
 
-    ``across`` is what the x axis is of.
+    ``across``: the label of the x axis.
     """
     from matplotlib import pyplot
 
@@ -138,7 +138,7 @@ def panels(rows: list[Row], across: str) -> tuple[Any, dict[tuple[str, str], Any
     return figure, grid, axes
 
 
-Point = tuple[float, float, bool]  # x, y, and whether the row is one in the cache
+Point = tuple[float, float, bool]  # x, y, and whether the row's inputs stay in the cache
 
 
 def lines(
@@ -146,7 +146,7 @@ def lines(
 ) -> dict[str, list[Point]]:
     """Points by contender, in order of x, of float32 rows; ``value(row, name)`` gives x and y.
 
-    One dtype, so that a line is one thing; the table has the others.
+    The lines show float32 alone; the table has the other dtypes.
     """
     found: dict[str, list[Point]] = defaultdict(list)
     for row in rows:

@@ -15,11 +15,12 @@ from benchmarks.suites import Spec, training
 
 @dataclass(frozen=True)
 class Requirement:
-    """``measure`` of ``specs``, at the worst of them, is at least ``least``.
+    """``measure`` is at least ``least`` for the worst of ``specs``.
 
-    measure: "times" the peer's time over ours; "rate" elements per second; "share" of the bandwidth
-    of the peer in the same row; "of copy" of the machine's copying; "rate over" elements per second over those of ``base``; "memory"
-    the peer's peak over ours; "GB under 1" a gigabyte over our peak.
+    measure: "times": the peer's time over ours. "rate": elements per second. "share": our part of the
+    bandwidth of the peer in the same row. "of copy": our part of the machine's speed of copying.
+    "rate over": elements per second over those of ``base``. "memory": the peer's peak over ours.
+    "GB under 1": a gigabyte over our peak.
     """
 
     what: str
@@ -34,7 +35,7 @@ class Requirement:
 class Verdict(NamedTuple):
     requirement: Requirement
     measured: float | None
-    why: str  # where there is no measurement
+    why: str  # why there is no measurement
 
 
 def _latents(pass_: str) -> tuple[Spec, ...]:
@@ -60,7 +61,7 @@ _GAUSSIAN, _LAPLACE = (
 )
 _CONTINUOUS = (Spec("continuous_bernoulli_nll", (64, 1 << 14), "both"),)
 _LOGISTICS = (Spec("discretized_logistic_mixture_nll", (16, 3, 32, 32), "both"),)
-# Its planes and its target of int64; beyond them a call may take the gradient, and 5% of it all.
+# Inputs are the planes and an int64 target. A call may use the gradient's bytes and 5% of all these.
 _LOGISTICS_INPUTS, _LOGISTICS_GRADIENT = 16 * 1024 * (400 + 24), 16 * 1024 * 400
 _LOGISTICS_PEAK = _LOGISTICS_GRADIENT + 0.05 * (_LOGISTICS_INPUTS + _LOGISTICS_GRADIENT)
 _CORRELATION_10, _CORRELATION_64 = (
@@ -181,7 +182,7 @@ def _of_copy(op: str, mine: str, *dtypes: str) -> Requirement:
     return Requirement(what, "of copy", 0.85, specs, mine=mine)
 
 
-# On a GPU: short, for one that is at hand for minutes. Measured where they are asked for.
+# On a GPU: short, for a GPU that is lent for minutes. Measured only with --group gpu.
 GPU: tuple[Requirement, ...] = (
     _of_copy("bernoulli_nll", BUFFER, "float32"),
     _of_copy("bernoulli_nll", BUFFER, "bfloat16", "uint8"),

@@ -9,10 +9,9 @@ from typing import Any
 
 
 def scratch(owner: Any = None) -> Path:
-    """A new folder, removed together with ``owner``, or at exit where there is none.
+    """A new folder, removed together with ``owner``, or at exit if there is no owner.
 
-    Not a `tempfile.TemporaryDirectory`: that warns when nobody closes it, at whatever moment the
-    collector finds it.
+    A `tempfile.TemporaryDirectory` would warn if it is not closed, whenever it is collected.
     """
     folder = tempfile.mkdtemp(prefix="vae-fast-benchmark-")
     if owner is None:

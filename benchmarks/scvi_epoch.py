@@ -2,9 +2,9 @@
 
     python -m benchmarks.scvi_epoch --likelihood nb --turns 3
 
-What is measured is scvi-tools' training loop whole: its data loader, networks, KL, optimizer and
-Lightning around it. Both train from one seed, so their ELBOs must agree to rounding. The counts are
-drawn from gamma-Poisson rates, cells by genes, most of them 0 as single cells' are.
+This measures scvi-tools' whole training loop: its data loader, networks, KL, optimizer and Lightning
+around it. Both train from one seed, so their ELBOs must agree to rounding. The counts, cells by genes,
+are drawn from gamma-Poisson rates. Most are 0, as in single cells.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def absence() -> str | None:
         return "scvi-tools is not installed: pip install scvi-tools"
     try:
         import scvi  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - what it imports may not fit it
+    except Exception as error:  # noqa: BLE001 - its imports may fail
         return f"scvi-tools does not import: {type(error).__name__}: {error}"
     return None
 

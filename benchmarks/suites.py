@@ -16,7 +16,7 @@ IMAGES = ((128, 784), (128, 3 * 32 * 32), (64, 3 * 64 * 64), (16, 3 * 256 * 256)
 EXPONENTS = (10, 12, 14, 16, 18, 20, 22, 24, 26, 27)
 QUICK_EXPONENTS = (10, 14, 18, 22)
 
-# Cells of genes, images of bytes, and as many numbers as caches don't hold.
+# Shapes: cells by genes, images of bytes, and tensors larger than caches.
 LIKELIHOODS = {
     "negative_binomial": (128, 2000),
     "zero_inflated_negative_binomial": (128, 2000),
@@ -31,7 +31,7 @@ GAUSSIAN = ("reparameterize", "gaussian_kl", "sample_and_kl")
 
 @dataclass(frozen=True)
 class Spec:
-    """A row to be: what a ``setup_`` function is called with.
+    """The specification of a row: what its ``setup_`` function is called with.
 
     shape: (n,) or (samples, features), and (samples, latent, features) for a loss with both terms.
     """
@@ -95,8 +95,8 @@ _FLOATS = ("float32", "bfloat16")
 _DTYPES = (("float32", ""), ("bfloat16", ""), ("float32", "uint8"), ("bfloat16", "uint8"))
 
 
-# Of a batch, a hidden layer, and images: whole batches, since JAX leaves out a last one that is smaller,
-# and many enough that an epoch's first step, which the engine compares, is one of sixty.
+# (batch, hidden features, images). Batches are whole, because JAX leaves out a smaller last one. There
+# are at least 60, because the engine also takes an epoch's first step eagerly, to compare it.
 SIZES = (
     *((32, hidden, 20_480) for hidden in (64, 400, 2000)),
     *((128, hidden, 20_480) for hidden in (64, 2000)),

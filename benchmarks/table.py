@@ -81,7 +81,7 @@ def cells(row: Row, results: Results, names: Iterable[str], mine: str) -> list[s
     if speed is None:
         rate = ["", ""]
     else:
-        # In the cache, bandwidth of memory is no measure.
+        # A row whose inputs stay in the cache says nothing about memory bandwidth.
         rate = [f"{speed:.3g}", "cached" if row["in_cache"] else f"{100 * part:.0f}%"]
     if row.get("samples"):
         rate = [f"{row['samples'] / entry['median']:,.0f} samples/s", ""]

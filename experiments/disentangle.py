@@ -1,4 +1,4 @@
-"""Objectives that ask dimensions to be independent, on sprites: does one stand for a factor?"""
+"""Objectives for independent latent dimensions, on sprites: does each represent one factor?"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SETTINGS = {
 QUICK = {**SETTINGS, "seeds": [0], "epochs": 1, "batch_size": 32, "hidden": [8], "latent_dim": 3,
          "train_samples": 96, "test_samples": 8, "nll_samples": 10}  # fmt: skip
 
-# What pythae has nothing beside.
+# Models that pythae does not have.
 ALONE: dict[str, dict[str, Any]] = {
     "VAE, mixture prior": {"model": "vae", "model_args": {"prior": "mixture"}},
     "VAE, RealNVP prior": {"model": "vae", "model_args": {"prior": "realnvp"}},

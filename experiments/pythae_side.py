@@ -30,7 +30,7 @@ def absence() -> str | None:
     try:
         import pythae.models
         import pythae.trainers  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - it is old, and what it imports may not fit it
+    except Exception as error:  # noqa: BLE001 - it is old, and its imports may fail
         return f"pythae does not import ({type(error).__name__}: {error}): its rows are left out."
     return None
 
