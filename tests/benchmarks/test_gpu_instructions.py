@@ -44,7 +44,7 @@ def test_the_shortest_path_contains_the_needed_instructions():
     assert gpu.shortest(code, {"SHFL": 1}) == 6
     assert gpu.shortest(code, {"SHFL": 2}) == 11
     assert gpu.length(code) == 6
-    with pytest.raises(RuntimeError, match="no way"):
+    with pytest.raises(RuntimeError, match="no path"):
         gpu.shortest(code, {"BAR": 1})
 
 
