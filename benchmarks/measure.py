@@ -26,7 +26,7 @@ def measure_case(
 
     Args:
         only: which contenders take part, by name.
-        say: told what is being done.
+        say: called with what is being done.
     """
     results: dict[str, dict[str, Any]] = {}
     present: list[Contender] = []

@@ -185,7 +185,7 @@ def test_the_required_ops_are_the_registered_ops(monkeypatch):
     assert built.why_stale(library()) is None
     monkeypatch.setitem(built.OPS, "mmd", 6)
     monkeypatch.setitem(built.OPS, "mmd_of_three", 6)
-    said = "an op mmd of 5 arguments in place of 6, no op mmd_of_three"
+    said = "an op mmd of 5 arguments instead of 6, no op mmd_of_three"
     assert built.why_stale(library()) == said
 
 

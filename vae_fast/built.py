@@ -70,7 +70,7 @@ def why_stale(module: object) -> str | None:
         if op is None:
             wrong.append(f"no op {name}")
         elif (found := len(op.default._schema.arguments)) != count:
-            wrong.append(f"an op {name} of {found} arguments in place of {count}")
+            wrong.append(f"an op {name} of {found} arguments instead of {count}")
     if not wrong:
         return None
     more = f" and {len(wrong) - 3} more such differences" if len(wrong) > 3 else ""

@@ -90,7 +90,9 @@ class BCEKLLoss(nn.Module):
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """nn.GroupNorm and nn.SiLU in one pass: ``GroupNormSiLU(num_groups, num_channels)`` in the place of
+    """nn.GroupNorm and nn.SiLU in one pass.
+
+    ``GroupNormSiLU(num_groups, num_channels)`` replaces
     ``nn.Sequential(nn.GroupNorm(num_groups, num_channels), nn.SiLU())``.
 
     Backward keeps the input and the groups' statistics; the two modules keep the normalised input as

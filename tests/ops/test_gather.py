@@ -149,7 +149,7 @@ def test_without_a_key_torchs_seed_decides(backend):
 @pytest.mark.parametrize("mode", ["bytes", "scale", "binarize"])
 def test_an_index_outside_the_data_is_named(backend, bad, mode):
     data = data_of(9, 784)
-    with pytest.raises(IndexError, match=rf"index {bad}, at place 2 of 4.*samples 0 to 8"):
+    with pytest.raises(IndexError, match=rf"index {bad}, at position 2 of 4.*samples 0 to 8"):
         gather_batch(data, torch.tensor([0, 8, bad, 99]), mode=mode)
 
 

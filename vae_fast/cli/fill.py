@@ -150,7 +150,7 @@ def denoise(arguments: list[str], program: str) -> int:
         "--noise",
         type=float,
         default=0.3,
-        help="deviation of the noise put in first, of standardized columns as a part of theirs; 0 for none",
+        help="deviation of the noise added first, relative to each column if they are standardized; 0: none",
     )
     parser.add_argument("--steps", type=int, default=1, help="reconstructions of reconstructions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")

@@ -36,7 +36,7 @@ def evaluate(arguments: list[str], program: str) -> int:
         "--labels_per_class",
         type=int,
         default=0,
-        help="adds the accuracy of a linear probe of the features, fitted to so many labels",
+        help="add the accuracy of a linear probe of the features, fitted to N labels of each class",
     )
     parser.add_argument(
         "--features",

@@ -19,7 +19,7 @@ class LabelRange:
     model: str
     classes: int
     least: int
-    trained: bool = False  # and so many classes it stays
+    trained: bool = False  # a trained model's number of classes is fixed
 
     def wrong(self, labels: torch.Tensor) -> torch.Tensor:
         """The positions of the labels (N,) that are out of this range."""

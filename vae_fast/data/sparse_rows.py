@@ -1,4 +1,4 @@
-"""Rows of a sparse matrix, made dense when they are gathered, where they lie."""
+"""Rows of a sparse matrix, made dense on the matrix's device when they are gathered."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SparseRows:
         return self.index_select(0, torch.arange(len(self), device=self.device))
 
     def split(self, rows: int) -> Iterator[Tensor]:
-        """All rows in dense blocks of so many."""
+        """All rows, in dense blocks of ``rows`` rows."""
         starts = range(0, len(self), rows)
         return (self[start : start + rows].to_dense() for start in starts)
 

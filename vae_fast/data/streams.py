@@ -87,7 +87,7 @@ class StreamData:
     def slice(self, start: int, stop: int) -> StreamData:
         raise ValueError(
             f"{self.name} is a stream, of which no part can be held out: give training and "
-            "validation data each by themselves, Trainer(config, train_data=..., val_data=...)"
+            "validation data separately, Trainer(config, train_data=..., val_data=...)"
         )
 
     def check_workers(self, num_workers: int) -> None:

@@ -103,8 +103,10 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: Tensor, made: Tensor, *, k: int = 3) -> PrecisionRecall:
-    """Kynkaanniemi et al. 2019, equation 2: a point lies among others if it is no farther from one of
-    them than that one's k-th neighbour is.
+    """Precision and recall of samples (Kynkaanniemi et al. 2019, equation 2).
+
+    A point lies among others if its distance to one of them is at most that one's distance to its
+    k-th neighbour.
 
     Args:
         real, made: features (N, F) and (M, F), more than k each.

@@ -77,7 +77,7 @@ def gather_batch(
             raise ValueError(
                 f"first_row is on {first_row.device}, data on {data.device}: move them to one device"
             )
-        _check_place(first_row)
+        _check_position(first_row)
     else:
         if not torch.compiler.is_compiling() and not hasattr(first_row, "__index__"):
             raise TypeError(
@@ -85,7 +85,7 @@ def gather_batch(
                 f"{type(first_row).__name__}"
             )
         if not 0 <= first_row < 2**63:
-            raise ValueError(f"first_row is a place in a sequence, from 0 on; got {first_row}")
+            raise ValueError(f"first_row is a position in a sequence, from 0 on; got {first_row}")
         if torch.compiler.is_compiling():  # otherwise the op would be compiled for each number
             first_row = torch.full((), first_row, dtype=torch.int64, device=data.device)
     if data.dtype == torch.bool and mode == "binarize":
@@ -114,16 +114,18 @@ def gather_batch(
     return reference.gather_batch(data, index, mode, noise_key, first_row)
 
 
-def _check_place(first_row: torch.Tensor) -> None:
-    """Check ``first_row`` if that neither waits for a device nor breaks a graph, by an op, which
-    tracers can record."""
+def _check_position(first_row: torch.Tensor) -> None:
+    """Check ``first_row``, if the check neither waits for a device nor breaks a graph.
+
+    The check is an op, so that tracers can record it.
+    """
     if first_row.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(first_row):
         return
     try:
         torch._assert_async((first_row >= 0).all(), "first_row is negative")
     except RuntimeError:
         raise ValueError(
-            f"first_row is a place in a sequence, from 0 on; got {first_row.item()}"
+            f"first_row is a position in a sequence, from 0 on; got {first_row.item()}"
         ) from None
 
 
@@ -131,8 +133,8 @@ def _check_index(index: torch.Tensor, samples: int) -> None:
     """Raise IndexError for the first index outside [0, samples)."""
     bad = ((index < 0) | (index >= samples)).nonzero()
     if len(bad):
-        place = int(bad[0])
+        position = int(bad[0])
         raise IndexError(
-            f"index {int(index[place])}, at place {place} of {len(index)}, is outside the data, "
+            f"index {int(index[position])}, at position {position} of {len(index)}, is outside the data, "
             f"which has samples 0 to {samples - 1}"
         )

@@ -430,7 +430,7 @@ Args:
     {", ".join(usual.params)}: each a tensor that broadcasts to the target, or a number; or all of
         them stacked in dim 1 of the first, with the others left out.
     target: (N, ...): {TARGETS[usual.target][1]}.
-    {(", ".join(extra) + ": in place of the parameter that it says in another way.") if extra else ""}
+    {(", ".join(extra) + ": another form of a parameter, in place of it.") if extra else ""}
     reduction: "sum", "batchmean" (sum over features, mean over samples) or "none" (N,).
 """
     return function

@@ -31,7 +31,7 @@ def check_order(
     if not isinstance(made, torch.Tensor) or not isinstance(data, torch.Tensor):
         return
     hint = (
-        f"the order is {call}, and these look like {data_name} in {made_name}'s place: swap "
+        f"the order is {call}, but {data_name} seems to stand in place of {made_name}: swap "
         f"{made_name} and {data_name}{elsewhere}"
     )
     if made.dtype in _BYTES and data.is_floating_point():

@@ -89,7 +89,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if isinstance(self.dataset, torch.utils.data.IterableDataset):
             return "an IterableDataset has no samples by number"
         if self.batch_sampler is None:
-            return "without a batch size, samples are asked for by themselves"
+            return "without a batch size, samples are asked for one by one"
         if self.collate_fn is not default_collate:
             return "it has a collate_fn"
         if self.worker_init_fn is not None and self.num_workers > 0:

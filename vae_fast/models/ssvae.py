@@ -130,7 +130,7 @@ class SSVAE(CVAE):
             if (y < 0).any():
                 raise ValueError(
                     f"{int((y < 0).sum())} of {len(y)} labels are -1, unknown: give the samples "
-                    "without labels by themselves, with y=None"
+                    "without labels in a call of their own, with y=None"
                 )
             options = {"num_samples": num_samples, "noise_key": noise_key, **options}
             return super().weighted_samples(x, y, **options)

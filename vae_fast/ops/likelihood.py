@@ -128,8 +128,8 @@ def _prepare(spec: Spec, params: Sequence[Tensor], target: Tensor) -> tuple[list
 def _shared(params: Sequence[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
     """Parameters (N or 1, C or 1, P or 1) and the target (N, C, P), for parameters that broadcast.
 
-    A split of the feature dimensions gives C and P, such that each parameter is full or of size 1
-    in either part. Parameters for which no split works are expanded.
+    The feature dimensions are split into two parts, of C and P elements, so that each parameter is
+    either full or of size 1 in each part. If no split works, parameters are expanded.
     """
     shape = tuple(target.shape) if target.dim() >= 2 else (1, *target.shape)
     params = [p.reshape(*[1] * (len(shape) - p.dim()), *p.shape) for p in params]

@@ -189,8 +189,8 @@ def _samples_first(
     dims: tuple[int, ...],
     original: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """A forward that has the K sets of samples in front: the data are then read K times where they
-    lie, and not repeated. The draws are those of (B, K, D).
+    """A forward with the K sets of samples in the first dimension: the data are read K times, and not
+    copied K times. The draws are those of (B, K, D).
 
     Args:
         bound: the loss of each sample, by its log-weights (B, K).
@@ -248,7 +248,7 @@ def _set_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}.get(config.optimizer_cls)
         if kind is None or given.keys() & {"fused", "foreach", "capturable", "differentiable"}:
             original(self)
-        else:  # on a CPU torch would take every parameter by itself, in some ten ops
+        else:  # on a CPU torch would update each parameter separately, in some ten ops
             self.optimizer = kind(
                 self.model.parameters(), lr=config.learning_rate, fused=True, **given
             )
@@ -263,9 +263,11 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def _column_weights(z: Tensor, dataset_size: int) -> tuple[Tensor, float]:
-    """pythae's stratified weights stand in columns, with M = B - 1: 1 / N in the first, but for the last
-    row but one, then (N - M) / (N M), and 1 / M in the rest. Here the logarithms of the first two
-    columns, (B, 2), and of the rest."""
+    """Logarithms of pythae's stratified weights: the first two columns (B, 2), and the other columns.
+
+    pythae puts the weights into columns, with M = B - 1: the first column has 1 / N, except in the
+    last row but one, the second (N - M) / (N M), and all others 1 / M.
+    """
     n, m = dataset_size, len(z) - 1
     stratified = math.log((n - m) / (n * m))
     weights = z.new_full((len(z), 2), stratified)

@@ -174,7 +174,7 @@ def _cloned(given: Any) -> Any:
 
 
 def _copies(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copies; of places in one small tensor, the places of one copy."""
+    """Copies of the outputs. If all are views into one tensor, views into a single copy of it."""
     whole = outputs[0]._base if outputs else None
     if whole is None or not all(output._base is whole for output in outputs):
         return tuple(output.clone() for output in outputs)

@@ -232,8 +232,11 @@ class NativeRunner:
 
 @contextmanager
 def by_one_thread() -> Iterator[None]:
-    """Torch's own ops run on the calling thread alone within. Several wait for one another after
-    each, and beside busy processes that made a comparison take half a second in place of 50 ms."""
+    """Within the block, torch's ops run on the calling thread alone.
+
+    Several threads would wait for each other after each op. On a busy machine a comparison took half
+    a second that way instead of 50 ms.
+    """
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -85,7 +85,7 @@ def _why_not(config: TrainConfig, train: Any) -> str:
         return f"{train.name} is {str(train.dtype).removeprefix('torch.')}, not real values"
     low, high = getattr(train, "range", (-math.inf, math.inf))
     if _takes_default(config) and 0 <= low and high <= 1:
-        return f"{train.name} lies in [0, 1], and the default likelihood, bernoulli, is of that"
+        return f"{train.name} lies in [0, 1], which the default likelihood, bernoulli, needs"
     return ""
 
 
@@ -93,7 +93,7 @@ def _target(likelihood: Any, options: dict[str, Any], shape: Any) -> str:
     try:
         return make_likelihood(likelihood, tuple(shape), **options).target
     except (TypeError, ValueError):
-        return "real"  # what is wrong with it is said where the model is built
+        return "real"  # building the model raises the error
 
 
 def fit_standardization(model: Model, data: Any) -> None:

@@ -48,8 +48,9 @@ class Normal:
 
 
 def make_sampler(name: str, model: Any, **options: Any) -> Sampler | None:
-    """A sampler of the model's codes, on its device, of which those of ``FITTED`` are not fitted yet;
-    None for "prior", the model's own.
+    """A sampler of the model's codes, on its device; None for "prior", the model's own.
+
+    Samplers in ``FITTED`` still have to be fitted.
 
     Args:
         name: "normal"; "gmm", a mixture of Gaussians (``components``=10); "flow" (``kind``: maf, iaf,

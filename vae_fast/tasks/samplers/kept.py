@@ -29,13 +29,13 @@ def kept_sampler(
     say: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> Sampler | None:
-    """The run's sampler ``name``: that of its folder, or else what ``fit()`` gives, which is kept there.
+    """The run's sampler ``name``: read from its folder, or else fitted by ``fit()`` and kept there.
 
     Args:
         model: the run's. options: as for ``make_sampler``.
         fitted_to: what the fit depends on besides the model's weights; plain values. A sampler that was
             fitted to something else is fitted again.
-        say: is given a line about which it was.
+        say: called with a line that says which of the two.
     """
     if name not in FITTED:
         return fit()
@@ -65,7 +65,7 @@ def kept_sampler(
 
 
 def _checksum(model: nn.Module) -> int:
-    """Of the model's weights, so that a sampler of others is told."""
+    """A checksum of the model's weights, to detect a sampler that was fitted with others."""
     found = 0
     for name, t in model.state_dict().items():
         data = t.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Draws from a Riemannian VAE's metric: where its volume says that data lie (Chadebec et al. 2020)."""
+"""Draws of z from the density that a Riemannian VAE's metric defines (Chadebec et al. 2020)."""
 
 from __future__ import annotations
 
