@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -279,3 +280,26 @@ def test_a_vq_vae_is_trained_evaluated_and_sampled(workplace, capsys):
     assert last["code_perplexity"] > 1
     assert run("sample", "out", "--n", 7, "--out", "s.npy") == 0
     assert np.load("s.npy").shape == (7, 1, 8, 8)
+
+
+def test_one_of_several_processes_ends_without_the_teardown(monkeypatch):
+    """torch's threads abort it there; exit functions, output and status are as ever."""
+    script = (
+        "import atexit, sys\n"
+        "from vae_fast.cli import script\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        "        print('torn down', flush=True)\n"
+        "late = Late()\n"
+        "atexit.register(print, 'exit function')\n"
+        "sys.argv = ['vae-fast', 'no-such-command']\n"
+        "raise SystemExit(script())\n"
+    )
+    for size, torn_down in ("1", True), ("2", False):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert "no-such-command" in result.stderr
+        assert "exit function" in result.stdout
+        assert ("torn down" in result.stdout) is torn_down

@@ -5,9 +5,11 @@ This module is imported first and imports little, because Ctrl-C may come at any
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vae_fast.cli import interrupts
 
@@ -20,7 +22,23 @@ def script() -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     with interrupts.quiet(lambda: _fail(f"{PROGRAM} {_command(sys.argv[1:])}", "interrupted", 130)):
-        return main()
+        status = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _end(status)
+    return status
+
+
+def _end(status: int) -> NoReturn:
+    """End the process without the interpreter's teardown.
+
+    Threads of torch.distributed outlive the process group while a device mesh refers to it. One
+    that releases a Python object during the teardown aborts the process, and torchrun then
+    reports a finished run as a failed one.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
