@@ -4,7 +4,9 @@
 The kernels' functions are compiled for sm_90, without branches, for one whole batch of elements and
 for two (benchmarks/gpu/*.cu). The difference is the cost of a batch; divided by the batch's elements,
 it is the cost of an element. The frame is the fixed cost of a task with a sum: the shortest path
-through the kernel from entry to exit that passes the block's sum. No GPU is needed.
+through the kernel from entry to exit that passes the block's sum. Kernels with a loop over whole
+accesses are counted as they are: the shortest path with two rounds of the loop minus the one with one
+round is the cost of a round, and the rest of the latter is the frame. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,23 +38,36 @@ class Op(NamedTuple):
     batches: str  # the functions of one and of two batches; {} is the number of batches
     elements: int  # of a batch
     kernel: str = ""  # the kernel whose frame is counted, if its blocks add up
+    branches: bool = False  # count the shortest path: few elements take the branches
 
 
-_BERNOULLI = r"batches_of_bernoulli<\S*::{}, \S*\){}, \S*\){}, {}, {}, {{}}>"
+class Loop(NamedTuple):
+    """A kernel counted as it is, by the opcodes that a round of its loop contains."""
+
+    source: str
+    kernel: str
+    elements: int  # of a round
+    round: dict[str, int]
+    ends: dict[str, int] | None = None  # of the rest of the path: a sum's shuffles or barriers
+    once: bool = False  # no loop: the whole path is counted
+
+
+_BATCHES = r"batches_of<\S*{}, \S*::{}, \S*\){}, \S*\){}, {}, {}, {{}}>"
+LAST = "channels_last"
 _KERNEL = r"likelihood_kernel<\S*Bernoulli, \S*::{}, {}, {}>"
 
 # The numbers are DType's: float32 0, bfloat16 2, uint8 4.
 OPS = {
     "bernoulli_nll/value/float32": Op(
-        "bernoulli",
-        _BERNOULLI.format("F32", 0, 0, "true", "false"),
+        "likelihoods",
+        _BATCHES.format("::Bernoulli", "F32", 0, 0, "true", "false"),
         16,
         _KERNEL.format("F32", "true", "false"),
     ),
     **{
         f"bernoulli_nll/both/{dtype}": Op(
-            "bernoulli",
-            _BERNOULLI.format(format_, number, target, "true", "true"),
+            "likelihoods",
+            _BATCHES.format("::Bernoulli", format_, number, target, "true", "true"),
             16,
             _KERNEL.format(format_, "true", "true"),
         )
@@ -60,6 +76,32 @@ OPS = {
             ("float32/uint8", "F32", 0, 4),
             ("bfloat16", "BF16", 2, 2),
             ("bfloat16/uint8", "BF16", 2, 4),
+        )
+    },
+    # Of counts: zeros.
+    **{
+        f"{name}_nll/both/float32": Op(
+            "likelihoods",
+            _BATCHES.format(f"::{likelihood}", "F32", 0, 0, "true", "true"),
+            elements,
+            branches=True,
+        )
+        for name, likelihood, elements in (
+            ("bernoulli_probs", "BernoulliProbs", 16),
+            ("continuous_bernoulli", "ContinuousBernoulli", 16),
+            ("gaussian", "GaussianBy<true>", 8),
+            ("gaussian_scale", "GaussianBy<false>", 8),
+            ("laplace", "LaplaceBy<true>", 8),
+            ("laplace_scale", "LaplaceBy<false>", 8),
+            ("student_t", "StudentTBy<true>", 4),
+            ("student_t_scale", "StudentTBy<false>", 4),
+            ("discretized_logistic", "DiscretizedLogistic", 8),
+            ("poisson", "PoissonBy<false>", 4),
+            ("poisson_log", "PoissonBy<true>", 4),
+            ("negative_binomial", "NegativeBinomialBy<false>", 4),
+            ("negative_binomial_log", "NegativeBinomialBy<true>", 4),
+            ("zero_inflated_negative_binomial", "ZeroInflatedNegativeBinomialBy<false>", 4),
+            ("zero_inflated_negative_binomial_log", "ZeroInflatedNegativeBinomialBy<true>", 4),
         )
     },
     **{
@@ -80,6 +122,47 @@ OPS = {
         )
         for number, mode in enumerate(("bytes", "scale", "binarize"))
     },
+    # The conversions and exponentials keep the path from skipping what follows the loads.
+    **{
+        f"group_norm_silu{name}/{layout}/{dtype}": Loop(
+            "group_norm",
+            rf"{kernel}<\S*{format_}, {of_16}, {last}{terms}[,>]",
+            several * of_16,
+            {
+                r"LDG\S*\.128": tensors * several,
+                r"STG\S*\.128": several if writes else 0,
+                r"F2F\.F64\.F32": 0 if writes else 2 * several * (of_16 if layout == LAST else 1),
+                r"MUFU\.EX2": several * of_16 if "Gradients" in terms else 0,
+            },
+            None if writes else ({"BAR": 4} if layout == LAST else {"SHFL": 20}),
+        )
+        for name, kernel, terms, tensors, writes in (
+            ("/sums", "channel_sums_kernel", r", .*Distances", 1, False),
+            ("/value", "normalize_kernel", "", 1, True),
+            ("_backward/sums", "channel_sums_kernel", r", .*Gradients", 2, False),
+            ("_backward/gradient", "gradient_kernel", "", 2, True),
+        )
+        for layout, last in (("contiguous", "false"), (LAST, "true"))
+        for dtype, format_, of_16, several in (
+            ("float32", "F32", 4, 4),
+            ("bfloat16", "BF16", 8, 2 if layout == LAST else 4),
+        )
+    },
+    # An element of these is one part of a map, 1,024 places or more.
+    "group_norm_silu/statistics": Loop(
+        "group_norm", r"statistics_kernel<\S*F32>", 1, {r"LDG\.E\.64": 2}, {"SHFL": 20}
+    ),
+    "group_norm_silu_backward/shares": Loop(
+        "group_norm", r"shares_kernel<\S*F32>", 1, {r"LDG\.E\.64": 2}, {"SHFL": 20}
+    ),
+    "step_sample/value": Loop("step", r"sample_kernel\(", 4, {"STG": 4}, once=True),
+    "step_sample/gradient": Loop("step", r"sample_backward_kernel\(", 4, {"STG": 8}, once=True),
+    # A round is a task, its sum included.
+    "step_decide/squares": Loop("step", r"decide_kernel\(", 16, {r"LDG\S*\.128": 4}),
+    "step_decide/columns": Loop("step", r"columns_kernel\(", 4, {"LDG": 4}, {"BAR": 2}),
+    "step_decide/kl": Loop("step", r"kl_kernel\(", 4, {"LDG": 8}, once=True),
+    "step_update/plain": Loop("step", r"update_kernel\(", 4, {r"STG\S*\.128": 3}, once=True),
+    "step_update/average": Loop("step", r"update_kernel\(", 4, {r"STG\S*\.128": 4}, once=True),
 }
 
 
@@ -177,19 +260,28 @@ def _next(code: list[Instruction], at: int) -> list[int]:
 
 def shortest(code: list[Instruction], needs: dict[str, int]) -> int:
     """Instructions on the shortest path from entry to exit with at least these opcode counts."""
+    # The search is over runs of instructions that no branch enters or leaves: far fewer states.
+    starts = {0, *(i.target for i in code if i.target is not None)}
+    starts |= {at + 1 for at, i in enumerate(code) if i.opcode.startswith(("BRA", "EXIT"))}
+    ends = dict(pairwise([*sorted(s for s in starts if s < len(code)), len(code)]))
     patterns, most = [re.compile(p) for p in needs], tuple(needs.values())
-    matched = [tuple(bool(p.match(i.opcode)) for p in patterns) for i in code]
-    queue, seen = [(1, 0, tuple(0 for _ in most))], set()
+    matched = {
+        start: tuple(sum(bool(p.match(i.opcode)) for i in code[start:end]) for p in patterns)
+        for start, end in ends.items()
+    }
+    queue, seen = [(0, 0, tuple(0 for _ in most))], set()
     while queue:
         length, at, have = heapq.heappop(queue)
         have = tuple(min(m, h + hit) for m, h, hit in zip(most, have, matched[at], strict=True))
         if (at, have) in seen:
             continue
         seen.add((at, have))
-        if code[at].opcode.startswith("EXIT") and have == most:
+        length, last = length + ends[at] - at, ends[at] - 1
+        if code[last].opcode.startswith("EXIT") and have == most:
             return length
-        for after in _next(code, at):
-            heapq.heappush(queue, (length + 1, after, have))
+        for after in _next(code, last):
+            if after in ends:
+                heapq.heappush(queue, (length, after, have))
     raise RuntimeError(f"no path through the kernel has {needs}")
 
 
@@ -199,7 +291,7 @@ def length(code: list[Instruction]) -> int:
     return exits[-1] + 1
 
 
-def counted(kernels: dict[str, list[Instruction]], op: Op) -> dict[str, float]:
+def counted(kernels: dict[str, list[Instruction]], op: Op | Loop) -> dict[str, float]:
     """Instructions per element, and per task's frame."""
 
     def find(pattern: str) -> list[Instruction]:
@@ -208,7 +300,17 @@ def counted(kernels: dict[str, list[Instruction]], op: Op) -> dict[str, float]:
             raise RuntimeError(f"{op.source} has {len(found)} kernels of {pattern}")
         return kernels[found[0]]
 
-    one, two = (length(find(op.batches.format(n))) for n in (1, 2))
+    if isinstance(op, Loop):
+        code = find(op.kernel)
+        one, two = (
+            shortest(code, {name: n * count for name, count in op.round.items()} | (op.ends or {}))
+            for n in (1, 2 - op.once)
+        )
+        if op.once:
+            return {"element": round(one / op.elements, 2)}
+        return {"element": round((two - one) / op.elements, 2), "frame": one - (two - one)}
+    codes = [find(op.batches.format(n)) for n in (1, 2)]
+    one, two = (shortest(code, {}) if op.branches else length(code) for code in codes)
     found = {"element": round((two - one) / op.elements, 2)}
     if op.kernel:  # a block's sum is two rounds of 5 shuffles of doubles
         found["frame"] = shortest(find(op.kernel), {"SHFL": 20, "BAR": 2})

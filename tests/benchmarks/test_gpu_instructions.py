@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import gpu_instructions as gpu
+from vae_fast.likelihoods import SPECS
 
 TOLERANCE = 0.03
 # Upper limits, in instructions per element.
@@ -28,6 +29,34 @@ def test_every_op_is_recorded_and_within_its_bar():
     assert {
         op: counts[op]["element"] for op, bar in BARS.items() if counts[op]["element"] > bar
     } == {}
+
+
+def test_every_source_of_kernels_and_every_likelihood_is_counted():
+    folder = gpu.ROOT / "csrc/cuda"
+    kernels = {  # philox_words serves tests alone; finish adds up what tasks gave
+        f.stem.partition("_part")[0]
+        for f in folder.glob("*.cu")
+        if "_kernel" in f.read_text() or "_part" in f.stem
+    } - {"philox_words", "finish"}
+    counted = {op.source for op in gpu.OPS.values()}
+    assert kernels == {source.removesuffix("s") for source in counted}
+    names = {op.split("_nll/")[0] for op in gpu.OPS if "_nll/" in op}
+    assert names == {spec.name for spec in SPECS.values() if not spec.planes}
+
+
+def test_a_loops_round_and_its_frame_are_told_apart():
+    code = [
+        gpu.Instruction("MOV", False, None),
+        gpu.Instruction("LDG.E.128", False, None),
+        gpu.Instruction("FADD", False, None),
+        gpu.Instruction("BRA", True, 1),  # round again
+        gpu.Instruction("SHFL", False, None),
+        gpu.Instruction("STG", False, None),
+        gpu.Instruction("EXIT", False, None),
+    ]
+    loop = gpu.Loop("x", "kernel", 4, {r"LDG\S*\.128": 1}, {"SHFL": 1})
+    assert gpu.counted({"a kernel": code}, loop) == {"element": 0.75, "frame": 4}
+    assert gpu.counted({"a kernel": code}, loop._replace(once=True)) == {"element": 1.75}
 
 
 def test_the_shortest_path_contains_the_needed_instructions():
