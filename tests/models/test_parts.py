@@ -1,5 +1,6 @@
 """Objectives that any VAE takes: the papers' formulas in float64, and pythae's numbers where they hold."""
 
+import copy
 import math
 
 import pytest
@@ -127,6 +128,37 @@ def test_bounds_of_many_samples_by_hand():
     w = ciwae.weighted_samples(x, num_samples=k, noise_key=key).log_weight
     wanted = -0.3 * w.mean(0) - 0.7 * importance.bound(w)
     torch.testing.assert_close(ciwae.loss(x, noise_key=key).loss, wanted.mean())
+
+
+@pytest.mark.parametrize("parts", [{"prior": "vamp"}, {"prior": "mixture"}, {"posterior": "iaf"}])
+def test_piwae_trains_each_part_by_its_bound(parts):
+    """Also where a group's weights are e^-200 of another's, which float32 has no digits for."""
+    x, key, k, m = images(), noise.new_key(), 2, 3
+    torch.manual_seed(0)
+    model = build(
+        "vae", SHAPE, objective="piwae", objective_options={"samples": k, "estimates": m},
+        network_options=NETWORK, latent_dim=D, **parts,
+    )  # fmt: skip
+    with torch.no_grad():
+        next(p for p in reversed(list(model.decoder.parameters())) if p.dim() == 2).mul_(1000)
+    wide = copy.deepcopy(model).double()
+    wide.objective = None
+    log_w = wide.weighted_samples(x, num_samples=k * m, noise_key=key).log_weight
+    groups = log_w.view(m, k, -1).logsumexp(1)
+    assert (groups.max(0).values - groups.min(0).values).max() > 200
+    mean, whole = -(groups - math.log(k)).mean(), -importance.bound(log_w).mean()
+    bounds = {"encoder": mean, "posterior": mean, "decoder": whole, "learned_prior": whole}
+    loss = model.loss(x.float(), noise_key=key).loss
+    torch.testing.assert_close(loss, whole.float(), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    for name, bound in bounds.items():
+        found = list(getattr(model, name).parameters()) if getattr(model, name) else []
+        if found:
+            right = list(getattr(wide, name).parameters())
+            right = torch.autograd.grad(bound, right, retain_graph=True)
+            for p, wanted in zip(found, right, strict=True):
+                most = 1e-4 * wanted.abs().max().item()
+                torch.testing.assert_close(p.grad.double(), wanted, rtol=0, atol=most, msg=name)
 
 
 @pytest.mark.parametrize("penalty", ["l2", "gp"])

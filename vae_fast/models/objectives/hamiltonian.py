@@ -52,8 +52,7 @@ class Hamiltonian(Objective):
         z = reparameterize(*q, noise_key=noise_key)
         gamma = momenta(z, noise_key)
         log_q = importance.log_density(z, *q)
-        moved, rho = self.moved(model, x, z, gamma, p, *condition)
-        recon = model.nll_at(x, moved, *condition)
+        moved, rho, recon = self.moved(model, x, z, gamma, p, *condition)
         kinetic = 0.5 * (rho.square() - gamma.square()).sum(1)
         kl = log_q - model.log_prior(moved, p) + kinetic
         return recon + beta * kl, recon, kl
@@ -61,13 +60,14 @@ class Hamiltonian(Objective):
     def moved(
         self, model: Model, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
     ) -> Any:
-        """z_K and rho_K, after K leapfrog steps, each followed by tempering."""
+        """z_K, rho_K and -log p(x | z_K), after K leapfrog steps, each followed by tempering."""
         rho, step = gamma / math.sqrt(self.temperature), torch.exp(self.log_step)
+        force, recon = slope(model, x, z, p, *condition)
         for cooling in coolings(self.temperature, self.leaps):
-            rho = rho - step / 2 * slope(model, x, z, p, *condition)
-            z = z + step * rho
-            rho = (rho - step / 2 * slope(model, x, z, p, *condition)) * cooling
-        return z, rho
+            z = z + step * (rho - step / 2 * force)
+            before, (force, recon) = force, slope(model, x, z, p, *condition)
+            rho = (rho - step / 2 * (before + force)) * cooling
+        return z, rho, recon
 
 
 def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
@@ -77,13 +77,18 @@ def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
     return reparameterize(zeros, zeros, noise_key=key)
 
 
-def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> Tensor:
-    """d (-log p(x, z)) / dz, (N, D); differentiable if gradients are enabled."""
+def slope(
+    model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d (-log p(x, z)) / dz, (N, D), and -log p(x | z), (N,); differentiable if gradients are
+    enabled."""
     needs = torch.is_grad_enabled()
     with torch.enable_grad():
         at = z if z.requires_grad else z.detach().requires_grad_()
-        energy = model.nll_at(x, at, *condition) - model.log_prior(at, p)
-        return torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
+        nll = model.nll_at(x, at, *condition)
+        energy = nll - model.log_prior(at, p)
+        force = torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
+    return force, nll if needs else nll.detach()
 
 
 def coolings(temperature: float, leaps: int) -> Iterator[float]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vae_fast.functional import reparameterize
 from vae_fast.models import importance
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
@@ -62,7 +64,10 @@ class MIWAE(Samples):
 class PIWAE(Samples):
     """One bound of M K samples trains the decoder and a learned prior; MIWAE trains the encoder.
 
-    The loss has the value of the former. Each part draws its own samples.
+    The loss has the value of the former. Both bounds have the same samples and so the same
+    log-weights. They differ in the weight of each sample's gradient, c for the one bound and e for
+    the mean. A sample's gradient passes through the decoder on its own, so it is multiplied by e / c
+    at z, on its way from the decoder to the encoder.
     """
 
     def terms(
@@ -73,16 +78,36 @@ class PIWAE(Samples):
         beta: float | Tensor,
         noise_key: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        encoder = {id(p) for part in encoders(model) for p in part.parameters()}
-        others = [p for p in model.parameters() if id(p) not in encoder]
-        given: dict[str, Any] = {"beta": beta, "noise_key": noise_key}
+        own = [p for part in encoders(model) for p in part.parameters()]
+        known = {id(p) for p in own}
+        others = [p for p in model.parameters() if id(p) not in known]
+        count = self.samples * self.estimates
         with constant(others):
-            mean = -self.mean_bound(self.weights(model, x, *condition, **given).log_weight)
-        with constant([p for part in encoders(model) for p in part.parameters()]):
-            found = self.weights(model, x, *condition, **given)
-        whole = -importance.bound(found.log_weight)
-        loss = whole + (mean - mean.detach())
-        return loss, found.nll.mean(0).detach(), found.kl.detach()
+            q, p = model.encode(x, *condition), model.prior(*condition)
+            if model.posterior is None:
+                z = reparameterize(*q, num_samples=count, noise_key=noise_key)
+                log_q = importance.log_density(z, *q)
+            else:
+                z, log_q = model.posterior.sample(q, num_samples=count, noise_key=noise_key)
+            log_p = model.log_prior(z, p)
+        with constant(own):
+            decoded = z.view_as(z)
+            nll = model.likelihood.nll_samples(model.decode(decoded, *condition), x)
+            log_p_of_prior = model.log_prior(z.detach(), model.prior(*condition))
+        log_w = (beta * (log_p - log_q) - nll).detach()
+        c = log_w.softmax(0)
+        e = log_w.unflatten(0, (self.estimates, self.samples)).softmax(1).flatten(0, 1)
+        e = e / self.estimates
+        # A group of far smaller weights than another has a c of 0, and its e / c no value. The floor
+        # changes the decoder's gradient by less than its rounding.
+        floored = torch.maximum(c, e * _precision(decoded) ** 2)
+        if decoded.requires_grad:
+            ratio = (e / floored.clamp_min(torch.finfo(e.dtype).tiny)).unsqueeze(-1)
+            decoded.register_hook(lambda gradient: gradient * ratio.to(gradient.dtype))
+        slope = floored * nll - beta * (e * (log_p - log_q) + c * log_p_of_prior)
+        slope = slope.sum(0)
+        loss = -importance.bound(log_w) + (slope - slope.detach())
+        return loss, nll.mean(0).detach(), (log_q - log_p).mean(0).detach()
 
 
 class CIWAE(Samples):
@@ -126,3 +151,10 @@ def constant(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for p in changed:
             p.requires_grad_(True)
+
+
+def _precision(t: Tensor) -> float:
+    """The relative rounding of what autocast, if it is on, makes of t."""
+    device = t.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.finfo(torch.get_autocast_dtype(device) if autocast else t.dtype).eps

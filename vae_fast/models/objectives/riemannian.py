@@ -146,11 +146,10 @@ class Riemannian(Objective):
             lower.transpose(1, 2), noise.unsqueeze(2), upper=True
         ).squeeze(2)
         start = importance.standard_log_density(noise) + _log_diagonal(lower)
-        moved, rho = self.moved(model, x, z, gamma, p, metric, *condition)
+        moved, rho, recon = self.moved(model, x, z, gamma, p, metric, *condition)
         lower = torch.linalg.cholesky(metric.inverse(moved))
         whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
         end = importance.standard_log_density(whitened) + _log_diagonal(lower)
-        recon = model.nll_at(x, moved, *condition)
         kl = log_q + start - end - model.log_prior(moved, p)
         return recon + beta * kl, recon, kl
 
@@ -163,15 +162,17 @@ class Riemannian(Objective):
         p: Any,
         metric: Metric,
         *condition: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """z_K and rho_K, by the generalised leapfrog with tempering (section 3.3.2)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z_K, rho_K and -log p(x | z_K), by the generalised leapfrog with tempering (section
+        3.3.2)."""
         rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
+        force, recon = slope(model, x, z, p, *condition)
         for cooling in coolings(self.temperature, self.leaps):
-            rho = self.first(rho, z, slope(model, x, z, p, *condition), metric, half)
+            rho = self.first(rho, z, force, metric, half)
             z = self.second(rho, z, metric, half)
-            force = slope(model, x, z, p, *condition)
+            force, recon = slope(model, x, z, p, *condition)
             rho = (rho - half * (force + metric.slope(z, rho, metric.inverse(z)))) * cooling
-        return z, rho
+        return z, rho, recon
 
     def first(self, rho: Tensor, z: Tensor, force: Tensor, metric: Metric, half: Tensor) -> Tensor:
         """rho' = rho - half dH/dz (z, rho'), by fixed-point iteration."""
