@@ -207,6 +207,10 @@ def test_ssim_is_the_papers():
     torch.testing.assert_close(ssim(a, b), torch.stack(maps).mean(0).mean(1))
     torch.testing.assert_close(ms_ssim(a, a), torch.ones(2).double())
     torch.testing.assert_close(ms_ssim(a, b), ms_ssim(b, a))
+    with torch.autocast("cpu", torch.bfloat16):  # as within a training step in bf16
+        torch.testing.assert_close(
+            ms_ssim(a.float(), b.float()).double(), ms_ssim(a, b), rtol=1e-4, atol=1e-5
+        )
     torch.testing.assert_close(psnr(a, a + 0.1), torch.full((2,), 20.0).double())
     with pytest.raises(ValueError, match="both alike"):
         ssim(a, b[:1])

@@ -77,9 +77,7 @@ def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
     return reparameterize(zeros, zeros, noise_key=key)
 
 
-def slope(
-    model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor
-) -> tuple[Tensor, Tensor]:
+def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> tuple[Tensor, Tensor]:
     """d (-log p(x, z)) / dz, (N, D), and -log p(x | z), (N,); differentiable if gradients are
     enabled."""
     needs = torch.is_grad_enabled()

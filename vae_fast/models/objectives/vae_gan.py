@@ -74,10 +74,12 @@ class VAEGAN(Objective):
         truth = model.network_input(x)
         drawn = model.draw(x, *condition, noise_key=noise_key)
         loss = recon = kl = torch.zeros_like(drawn.kl)
-        with torch.no_grad():
-            at, _ = self._judged(truth)
+        if phase != "discriminator":
+            with torch.no_grad():
+                at = self._features(truth)
         if "encoder" in wanted:
-            recon, kl = self._off(at, self._made(model, drawn.z, True, *condition)), drawn.kl
+            made = self._made(model, drawn.z, True, *condition)
+            recon, kl = self._off(at, self._features(made, fixed=True)), drawn.kl
             loss = loss + recon + beta * kl
         if "decoder" in wanted:
             z = drawn.z.detach()
@@ -85,7 +87,7 @@ class VAEGAN(Objective):
                 self._made(model, t, False, *condition) for t in (z, self._prior(z, noise_key))
             )
             features, logits = self._judged(made, fixed=True)
-            off = 0.5 * (at - features).square().flatten(1).sum(1)
+            off = self._off(at, features)
             fooled = F.softplus(-logits).flatten(1).mean(1)
             fooled = fooled + F.softplus(-self._judged(fresh, fixed=True)[1]).flatten(1).mean(1)
             loss = loss + self.gamma * off + fooled
@@ -100,18 +102,25 @@ class VAEGAN(Objective):
             loss = loss + real
         return loss, recon, kl
 
-    def _off(self, at: Tensor, made: Tensor) -> Tensor:
-        return 0.5 * (at - self._judged(made, fixed=True)[0]).square().flatten(1).sum(1)
+    @staticmethod
+    def _off(at: Tensor, features: Tensor) -> Tensor:
+        return 0.5 * (at - features).square().flatten(1).sum(1)
 
     def _made(self, model: Model, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
         """E[x | z], scaled like ``network_input``; ``still`` keeps gradients from the decoder."""
         with constant(list(model.decoder.parameters()) if still else []):
             return model.as_input(model.likelihood.mean(model.decode(z, *condition)), z.dtype)
 
+    def _features(self, x: Tensor, fixed: bool = False) -> Tensor:
+        """The features before the discriminator's last layer; ``fixed`` keeps gradients from it."""
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster for its convolutions
+        with constant(list(self.discriminator.parameters()) if fixed else []):
+            return self.discriminator[:-1](x)
+
     def _judged(self, x: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """The features before the discriminator's last layer, and its logits."""
+        features = self._features(x, fixed)
         with constant(list(self.discriminator.parameters()) if fixed else []):
-            features = self.discriminator[:-1](x)
             return features, self.discriminator[-1](features)
 
     @staticmethod
