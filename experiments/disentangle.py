@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.cells import gaps
 from experiments.results import Result, Verdict
 from experiments.statistics import clearly_better, error_of_difference, mean, shown
 from experiments.training import Clock, train
@@ -75,20 +76,25 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
         "latent_dim": settings["latent_dim"],
         "network_options": {"hidden": settings["hidden"]},
     }
-    values: dict[str, dict[str, list[float]]] = {}
-    for name, method in methods(settings, steps).items():
-        found = values.setdefault(name, {metric: [] for metric in METRICS})
-        for seed in settings["seeds"]:
+    chosen = methods(settings, steps)
+    values = {name: {metric: [] for metric in METRICS} for name in chosen}
+    # Seeds come first, so that an interrupted run has something of every row.
+    for seed in settings["seeds"]:
+        for name, method in chosen.items():
             config = {
                 **method,
                 "model_args": {**common, **method.get("model_args", {})},
                 "seed": seed,
                 **{key: settings[key] for key in ("epochs", "batch_size", "lr")},
             }
-            measured = judge(train(config, data, few), test, settings["votes"])
+
+            def scores(config=config) -> dict[str, float]:
+                return judge(train(config, data, few), test, settings["votes"])
+
+            measured = clock.once(f"{name}, seed {seed}", scores)
             clock.say(f"{name}, seed {seed}: {measured}")
-            for key, value in measured.items():
-                found[key].append(value)
+            for key, value in (measured or {}).items():
+                values[name][key].append(value)
     return report(values, len(data), steps, settings)
 
 
@@ -127,6 +133,8 @@ def judge(model: nn.Module, test: Sprites, votes: int) -> dict[str, float]:
 
 
 def report(values: dict[str, Any], count: int, steps: int, settings: dict[str, Any]) -> Result:
+    counts = {name: len(found["mig"]) for name, found in values.items()}
+    values = {name: found for name, found in values.items() if found["mig"]}
     plain, *others = values
     verdicts = []
     for name in others:
@@ -171,4 +179,5 @@ def report(values: dict[str, Any], count: int, steps: int, settings: dict[str, A
         ],
         values=values,
         verdicts=verdicts,
+        notes=gaps(counts, len(settings["seeds"])),
     )

@@ -7,11 +7,13 @@ import copy
 import io
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from experiments.cells import Cells
 from vae_fast.data import load
 from vae_fast.data.arrays import ArrayData
 from vae_fast.train import TrainConfig, Trainer
@@ -72,10 +74,15 @@ def parameters(model: nn.Module) -> int:
 
 
 class Clock:
-    """Prints what is being done, with the elapsed time."""
+    """Prints what is being done, with the elapsed time, and keeps what is measured in ``cells``."""
 
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
+    def __init__(self, cells: Cells | None = None) -> None:
+        self.cells = Cells() if cells is None else cells
+        self.began = time.perf_counter() - self.cells.seconds
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The value of ``key``, measured unless an earlier run has kept it."""
+        return self.cells.of(key, measure, self.seconds)
 
     def say(self, text: str) -> None:
         print(f"[{self.seconds():6.0f} s] {text}", flush=True)

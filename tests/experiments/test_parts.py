@@ -46,6 +46,41 @@ def test_results_load_and_name_failures(tmp_path):
     assert json.loads(paths[0].read_text())["values"]["x"] == [1.0]
 
 
+def test_an_interrupted_experiment_goes_on(tmp_path, monkeypatch, capsys):
+    from experiments import __main__, models
+
+    monkeypatch.setattr(models, "configs", lambda _: {"VAE": {}, "beta-VAE": {}})
+    monkeypatch.setattr(models, "train", lambda config, *_: config["seed"])
+    monkeypatch.setattr(models.pythae_models, "absence", lambda: "pythae is not installed")
+    monkeypatch.setattr(models, "QUICK", {**models.QUICK, "seeds": [0, 1]})
+    judged = []
+
+    def judge(model, *_):
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        judged.append(model)
+        return 100.0 + model
+
+    monkeypatch.setattr(models, "judge", judge)
+    with pytest.raises(KeyboardInterrupt):
+        __main__.run("models", True, tmp_path)
+    assert judged == [0, 0, 1] and not (tmp_path / "models.json").exists()
+    __main__.run("models", True, tmp_path, so_far=True)
+    found = results.load(tmp_path / "models.json")
+    assert found.values == {"VAE": {"vae_fast": [100, 101]}, "beta-VAE": {"vae_fast": [100]}}
+    assert "Fewer seeds than said above: beta-VAE (1)." in found.notes
+    monkeypatch.setattr(models, "judge", lambda model, *_: math.nan)
+    __main__.run("models", True, tmp_path)
+    found = results.load(tmp_path / "models.json")
+    assert found.values["beta-VAE"] == {"vae_fast": [100, None]} and len(found.notes) == 1
+    assert not (tmp_path / "models.partial").exists()
+    (tmp_path / "models.partial").write_text(
+        json.dumps({"settings": {}, "commit": None, "seconds": 0, "values": {}})
+    )
+    with pytest.raises(ValueError, match="was begun with settings"):
+        __main__.run("models", True, tmp_path)
+
+
 def test_data_match_their_names():
     grey, binary = training.fashion("val", limit=50), training.fashion("val", binary=True, limit=50)
     assert binary.images.dtype == torch.bool and len(binary) == 50
