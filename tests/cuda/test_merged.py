@@ -66,10 +66,13 @@ def step_of(**options) -> Step:
     return Step(model, config, CUDA, World(), 100)
 
 
-def test_sixty_steps_agree_with_eager_steps():
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_sixty_steps_agree_with_eager_steps(precision):
     """More steps than the guard needs to know the usual norm, so that it decides."""
     images = torch.randint(0, 256, (128, 1, 28, 28), dtype=torch.uint8, device="cuda")
     options = {"ema": 0.9, "optimizer": OptimizerConfig(clip_norm=50.0, skip_above=5.0)}
+    options["precision"] = precision
+    of_loss, of_norm = (1e-3, 1e-2) if precision == "fp32" else (1e-2, 5e-2)
     found = []
     for few in (True, False):
         step = step_of(**options)
@@ -80,9 +83,13 @@ def test_sixty_steps_agree_with_eager_steps():
             step(Share(images, None), number)
         assert not few or step.runner.is_captured
         found.append((step.meter.read()[0]["loss"], step.read_guards()))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
-    assert found[0][1]["skipped"] == found[1][1]["skipped"] == 0
-    assert found[0][1]["grad_norm"] == pytest.approx(found[1][1]["grad_norm"], rel=1e-2)
+    assert found[0][0] == pytest.approx(found[1][0], rel=of_loss)
+    skipped = [guards["skipped"] for _, guards in found]
+    if precision == "fp16":  # its scale may have to shrink at first
+        assert abs(skipped[0] - skipped[1]) <= 1 and max(skipped) < 10
+    else:
+        assert skipped == [0, 0]
+    assert found[0][1]["grad_norm"] == pytest.approx(found[1][1]["grad_norm"], rel=of_norm)
 
 
 def test_kernels_of_a_step_of_the_tutorials_vae():

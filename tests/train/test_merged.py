@@ -57,15 +57,18 @@ class Few:
         return self.take(share)
 
 
+NO_LAUNCHES = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.empty_like.default)
+
+
 class LaunchCounter(TorchDispatchMode):
-    """Notes the ops that are no views and read nothing back: on a GPU each is a launch of the graph."""
+    """Notes the ops that do work on a GPU: each is a launch of the graph."""
 
     def __init__(self):
         super().__init__()
         self.ops = []
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if not op.is_view and op is not torch.ops.aten._local_scalar_dense.default:
+        if not op.is_view and op not in NO_LAUNCHES:
             self.ops.append(str(op))
         return op(*args, **(kwargs or {}))
 
@@ -121,8 +124,60 @@ def test_native_steps_agree_with_eager_steps(name):
             assert torch.allclose(found[0]["average"][key], value, rtol=1e-3, atol=1e-5), key
 
 
-def test_replayed_it_has_its_own_bits():
-    once, captured = make(**of_case("busy")), make(**of_case("busy"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_steps_are_autocasts(precision):
+    """Loss and gradients of every case, from scales at which fp16's gradients overflow as well."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for name in CASES:
+        step = make(**of_case(name), precision=precision)
+        few, (share,) = merged(step), small.batches([32])
+        first = few._parts.layers[0].linear.weight
+        assert few._operands[id(first)].dtype == few._targets[id(first)].dtype == dtype
+        before = step.state_dict()["updates"][0].get("scale", {"value": torch.tensor(1.0)})
+        before = before["value"].clone()
+        assert few.differs(share) == "", name
+        scale = step.updates[0].scale
+        assert scale is None or scale.value == before == 2.0**16
+        few._half.zero_()
+        few._half.copy_ = lambda data: None  # the cast of the weights is left out
+        assert few.differs(share) != "", name
+
+
+def test_a_scale_at_which_gradients_overflow_halves_and_the_step_is_skipped():
+    found = []
+    for few in (False, True):
+        step = make(**of_case("busy"), precision="fp16")
+        step.runner = Few(step) if few else step.runner
+        step.updates[0].scale.value.fill_(2.0**24)
+        small.train(step, [8] * 12)
+        found.append((step.updates[0].scale.value.item(), step.updates[0].optimizer._steps.item()))
+        found[-1] += tuple(p.detach().clone() for p in step.model.parameters())
+    (scale, steps, *right), (own_scale, own_steps, *weights) = found
+    assert scale == own_scale < 2.0**24 and steps == own_steps < 12
+    for mine, other in zip(weights, right, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-2, atol=2e-3)
+
+
+def test_standardized_columns_are_merged():
+    options = {"likelihood": "gaussian", "likelihood_options": {"standardize": True}}
+    found = []
+    for few in (False, True):
+        step = make(model_args={"latent_dim": 3, "network_options": SMALL, **options})
+        step.model.likelihood.fit(torch.tensor(0.4), torch.tensor(0.3))
+        step.runner = Few(step) if few else step.runner
+        torch.manual_seed(1)
+        for number in range(4):
+            step(Share(torch.randn(8, 1, 6, 6), None), number)
+        found.append((step.meter.read()[0], step.model.state_dict()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert not any(value == 0 for value in found[0][0].values())
+    for key, value in found[0][1].items():
+        assert torch.allclose(found[1][1][key], value, rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_it_has_its_own_bits(precision):
+    once, captured = (make(**of_case("busy"), precision=precision) for _ in range(2))
     once.runner = Few(once)
     captured.runner = CapturedStep(captured.take, Tape(), captured.model, merged(captured))
     sizes = [8] * 7 + [5, 8]
@@ -174,7 +229,7 @@ def test_a_differing_native_step_is_given_up_with_a_warning():
     assert few.differs(small.batches([8])[0]).startswith("gradient's norm (")
     few._ranges = ranges
     wrong = few._parts.layers[0].linear.weight
-    few._gradients[id(wrong)] = torch.zeros_like(wrong)
+    few._targets[id(wrong)] = torch.zeros_like(wrong)
     before = {k: v.clone() for k, v in step.model.state_dict().items()}
     noise = torch.get_rng_state()
     assert few.differs(small.batches([8])[0]).startswith("gradient (by ")
@@ -210,7 +265,6 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     ("options", "says"),
     [
         ({"model": "iwae"}, "IWAE is not a VAE"),
-        ({"precision": "bf16"}, "the precision is bf16"),
         ({"objective": ObjectiveConfig(free_bits=0.1)}, "it knows no free bits"),
         ({"model_args": {"prior": "vamp"}}, "learned_prior"),
         ({"optimizer": OptimizerConfig(args={"amsgrad": True})}, "amsgrad"),
@@ -232,9 +286,12 @@ def test_a_step_of_the_tutorials_vae_has_twenty_launches():
         return counter.ops
 
     options = {"shape": (1, 28, 28), "model_args": {"latent_dim": 20}}
-    ops = launches(merged(make(**options, ema=0.9, optimizer=decided)).take)
-    assert len(ops) <= 20, ops
-    products = [op for op in ops if op.startswith(("aten.addmm", "aten._addmm", "aten.mm"))]
-    assert len(products) == 4 + 7  # forward; backward, less the first layer's input
+    for precision, most in (("fp32", 20), ("bf16", 30), ("fp16", 35)):
+        given = {**options, "ema": 0.9, "optimizer": decided, "precision": precision}
+        ops = launches(merged(make(**given)).take)
+        assert len(ops) <= most, ops
+        products = [op for op in ops if op.startswith(("aten.addmm", "aten._addmm", "aten.mm"))]
+        assert len(products) == 4 + 7  # forward; backward, less the first layer's input
+        assert len(launches(make(**given).take)) > 2.5 * most  # the count would see more
     op_by_op = launches(make(**options).take)
-    assert 40 < len(op_by_op) <= 45, op_by_op  # the count would see more
+    assert 40 < len(op_by_op) <= 45, op_by_op

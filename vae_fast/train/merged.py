@@ -5,6 +5,11 @@ epilogue, gradients are written where the optimizer looks, mu and logvar stay si
 gradient of the likelihood are one launch, all biases' gradients, the norm, the guard's decision and the
 metrics another, Adam with the moving average another. It draws the eager step's noise and rounds
 differently in the last places.
+
+In bf16 and fp16, products take and give that dtype, as under autocast: all weights are cast by one
+launch, and all their gradients come back by one. The sample, the sums and the optimizer are in float32;
+each operand that goes between the two is one more launch. In fp16 the gradients of products are
+multiplied by the loss's scale, and these launches divide it out.
 """
 
 from __future__ import annotations
@@ -34,6 +39,10 @@ RELU, SILU = 1, 2  # csrc/step/plan.h, Activation
 # How far loss and gradients may be from the eager step's, as a part of their size: a ReLU whose input is
 # 0 to rounding may be on in one and off in the other.
 OF_LOSS, OF_GRADIENT = 1e-4, 1e-2
+OF_LOSS_IN_HALF, OF_GRADIENT_IN_HALF = 1e-3, 5e-2
+# Scales of fp16's loss at which they are compared: gradients overflow at a run's first ones.
+COMPARED_SCALES = (2.0**12, 2.0**6, 1.0)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Ran(NamedTuple):
@@ -56,6 +65,18 @@ class MergedStep:
         flat = self._optimizer.flat
         self._gradients = dict(
             zip(map(id, flat.parameters), flat.views(flat.whole.grad), strict=True)
+        )
+        self._dtype = DTYPES.get(step.config.precision)  # of products; None is float32
+        if self._dtype is not None:  # all weights, and the products' gradients
+            self._half, self._half_grad = (flat.zeros().to(self._dtype) for _ in range(2))
+        # What the products take and where their gradients go, by the parameter.
+        self._operands, self._targets = (
+            dict(zip(map(id, flat.parameters), views, strict=True))
+            for views in (
+                (flat.parameters, self._gradients.values())
+                if self._dtype is None
+                else (flat.views(self._half), flat.views(self._half_grad))
+            )
         )
         linears = [layer.linear for layer in parts.layers]
         self._biases = [m.bias for m in linears if m.bias is not None]
@@ -86,6 +107,8 @@ class MergedStep:
             isinstance(optimizer.torch_optimizer, torch.optim.AdamW),
             group["maximize"],
         )
+        if self._update.scale is not None:
+            self._update.scale.update((outcome[0] * 0.0).ne(0))  # infinity and NaN become NaN
         return outcome[0], outcome[1]
 
     def differs(self, share: Share) -> str:
@@ -103,24 +126,38 @@ class MergedStep:
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-        wanted = step.differentiate(share.gathered(), step.phases[0], self._update).loss.item()
-        gradient = whole.grad.clone()
+        scale = None if self._update.scale is None else self._update.scale.value
+        of_run = None if scale is None else scale.clone()
+        for compared in (1.0,) if scale is None else COMPARED_SCALES:
+            if scale is not None:
+                scale.fill_(compared)
+            wanted = step.differentiate(share.gathered(), step.phases[0], self._update).loss.item()
+            gradient = whole.grad / compared
+            self._optimizer.zero_grad()
+            go_back()
+            if gradient.isfinite().all():
+                break
         whole.grad.zero_()  # or what is written elsewhere would be found here
-        self._optimizer.zero_grad()
-        go_back()
         sums = torch.zeros_like(step.meter._sums)
         with torch.no_grad():
             outcome = self._differentiate(
                 share, self._optimizer._steps.clone(), self._guard._usual.clone(), sums
             )
         go_back()
+        if scale is not None and of_run is not None:
+            scale.copy_(of_run)
+        of_loss, of_gradient = (
+            (OF_LOSS, OF_GRADIENT)
+            if self._dtype is None
+            else (OF_LOSS_IN_HALF, OF_GRADIENT_IN_HALF)
+        )
         found = sums[0].item() / len(share.images)
-        if not abs(found - wanted) <= OF_LOSS * abs(wanted):
+        if not abs(found - wanted) <= of_loss * abs(wanted):
             return f"loss ({found:.6g}, and {wanted:.6g})"
         distance, length = (whole.grad - gradient).norm().item(), gradient.norm().item()
-        if not distance <= OF_GRADIENT * length:
+        if not distance <= of_gradient * length:
             return f"gradient (by {distance:.2g} of {length:.2g})"
-        if not abs(outcome[0].item() - length) <= OF_GRADIENT * length:
+        if not abs(outcome[0].item() - length) <= of_gradient * length:
             return f"gradient's norm ({outcome[0].item():.6g}, and {length:.6g})"
         return ""
 
@@ -135,22 +172,33 @@ class MergedStep:
         x, target = self._input(share.images)
         weight = float(share.weight)
         condition = model.seen(share.labels) if any(a.condition for a in layers) else None
+        if self._dtype is not None:
+            self._half.copy_(self._optimizer._data)
+            x = x.to(self._dtype)
+            condition = None if condition is None else condition.to(self._dtype)
         key = new_key(x.device) if self._sampled else None
 
-        encoded = list(_forward(layers[:split], x, condition))
-        z = heads = encoded[-1].after
+        encoded = list(self._forward(layers[:split], x, condition))
+        z = encoded[-1].after
         if self._sampled:
+            heads = z if self._dtype is None else z.float()
             z = ops.step_sample(heads, key)
-        decoded = list(_forward(layers[split:], z, condition))
-        recon, grad = self._likelihood(decoded[-1].after, target, weight)
+            z = z if self._dtype is None else z.to(self._dtype)
+        decoded = list(self._forward(layers[split:], z, condition))
+        recon, grad, learned = self._likelihood(decoded[-1].after, target, weight)
 
         columns: list[Tensor] = []
         grad = self._backward(layers[split:], decoded, grad, columns, to_input=True)
         if self._sampled:
+            grad = self._wide(grad)
             grad = ops.step_sample_backward(grad, heads, key, beta, weight / len(x))
         self._backward(layers[:split], encoded, grad, columns, to_input=False)
         if not self._sampled and model.training:
             model._follow(z)
+        if self._dtype is not None:
+            self._wide(self._half_grad, out=self._optimizer.flat.whole.grad)
+        for place, own in learned:
+            place.copy_(own)
 
         config = self._guard.config
         numbers = [config.clip_norm, config.skip_above, config.patience, SETTLING, 1.0 - MOMENTUM]
@@ -170,6 +218,23 @@ class MergedStep:
             *self._optimizer.param_groups[0]["betas"],
         )
 
+    def _wide(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
+        """A product's gradient in float32, without the loss's scale."""
+        if self._dtype is None:
+            return grad
+        if self._update.scale is not None:  # with a dimension, so that it is divided in float32
+            return torch.div(grad, self._update.scale.value.view(1), out=out)
+        return grad.float() if out is None else out.copy_(grad)
+
+    def _narrow(self, grad: Tensor) -> Tensor:
+        """The inverse of ``_wide``."""
+        if self._dtype is None or grad.dtype == self._dtype:
+            return grad
+        if self._update.scale is None:
+            return grad.to(self._dtype)
+        out = torch.empty_like(grad, dtype=self._dtype)
+        return torch.mul(grad, self._update.scale.value, out=out)
+
     def _input(self, images: Tensor | Rows) -> tuple[Tensor, Tensor]:
         """The encoder's input, (N, features), and what the likelihood is of."""
         if isinstance(images, Tensor) and images.dtype in (torch.uint8, torch.bool):
@@ -177,6 +242,9 @@ class MergedStep:
             if count not in self._every:
                 self._every[count] = torch.arange(count, device=images.device)
             images = Rows(images.contiguous(), self._every[count])
+        if standardized(self._model.likelihood) is not None:
+            images = images.gathered() if isinstance(images, Rows) else images
+            return self._model.network_input(images).flatten(1), images
         target = self._model.likelihood.spec.target
         if isinstance(images, Rows) and target in ("unit", "real"):  # of x / 255
             x = images.gathered("scale")
@@ -187,26 +255,33 @@ class MergedStep:
             return x.flatten(1), batch
         return self._model.network_input(images).flatten(1), images
 
-    def _likelihood(self, params: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """-log p of the batch, the mean over its samples, and the gradient of ``params`` of
-        ``weight`` times that."""
+    def _likelihood(
+        self, params: Tensor, target: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """-log p of the batch, the mean over its samples, and the gradients of ``weight`` times
+        that: of ``params``, and of the likelihood's parameters, each with its place."""
         from vae_fast.ops.likelihood import BATCHMEAN, in_a_dtype_beside, ops_of
 
         p_x, learned = self._model.likelihood, self._parts.learned
+        # The kernels of data in [0, 1] read bfloat16. fp16's gradient has to be scaled before it is
+        # rounded.
+        if self._dtype is not None and not (
+            self._dtype == torch.bfloat16 and self._parts.likelihood.spec.target == "unit"
+        ):
+            params = params.float()
         if type(p_x) in AS_GIVEN and len(p_x.spec.params) == 1:
             target = in_a_dtype_beside(target, params.dtype)
             op = ops_of(p_x.spec.name).nll_with_grad
             value, (grad,) = op([params.view(target.shape)], target, BATCHMEAN, weight, 1)
-            return value, grad.flatten(1)
+            return value, grad.flatten(1), []
         channels, *rest = self._model.input_shape
         with torch.enable_grad():
             leaf = params.requires_grad_()
             stacked = leaf.view(len(leaf), channels * p_x.parameters_per_element, *rest)
             value = p_x.nll(stacked, target, reduction="batchmean")
-            grad, *of_learned = torch.autograd.grad(value * weight, [leaf, *learned])
-        for parameter, own in zip(learned, of_learned, strict=True):
-            self._gradients[id(parameter)].copy_(own)
-        return value.detach(), grad
+            grad, *own = torch.autograd.grad(value * weight, [leaf, *learned])
+        places = [self._gradients[id(parameter)] for parameter in learned]
+        return value.detach(), grad, list(zip(places, own, strict=True))
 
     def _backward(
         self,
@@ -219,6 +294,8 @@ class MergedStep:
     ) -> Tensor:
         """The weights' gradients; to ``columns``, what biases' are the sums of, the last layer's
         first. Returns the gradient of the first layer's input, if it is wanted."""
+        wide = grad if grad.dtype == torch.float32 else None
+        grad = self._narrow(grad)
         for i in reversed(range(len(layers))):
             layer, (x, before, after) = layers[i], ran[i]
             if layer.after == RELU:
@@ -226,12 +303,32 @@ class MergedStep:
             elif layer.after == SILU:
                 grad = _aten.silu_backward(grad, before)
             weight = layer.linear.weight
-            torch.mm(grad.t(), x, out=self._gradients[id(weight)])
+            torch.mm(grad.t(), x, out=self._targets[id(weight)])
             if layer.linear.bias is not None:
-                columns.append(grad)
+                columns.append(self._wide(grad) if wide is None else wide)
+            wide = None
             if i > 0 or to_input:
-                grad = torch.mm(grad, weight[:, : x.shape[1] - layer.condition])
+                operand = self._operands[id(weight)]
+                grad = torch.mm(grad, operand[:, : x.shape[1] - layer.condition])
         return grad
+
+    def _forward(self, layers: list[Any], x: Tensor, condition: Tensor | None) -> Iterator[_Ran]:
+        for layer in layers:
+            if layer.condition and condition is not None:
+                x = torch.cat([x, condition], dim=1)
+            weight = self._operands[id(layer.linear.weight)].t()
+            bias, before = layer.linear.bias, None
+            bias = None if bias is None else self._operands[id(bias)]
+            if bias is not None and layer.after == RELU:
+                after = torch._addmm_activation(bias, x, weight)
+            else:
+                after = torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+                if layer.after == SILU:
+                    before, after = after, _aten.silu(after)
+                elif layer.after == RELU:
+                    after = _aten.relu(after)
+            yield _Ran(x, before, after)
+            x = after
 
 
 def merged(step: Step) -> MergedStep | str:
@@ -241,16 +338,12 @@ def merged(step: Step) -> MergedStep | str:
         return reason
     if get_backend() == "reference":
         return "the backend is 'reference'"
-    if config.precision != "fp32":
-        return f"the precision is {config.precision}"
     if config.compile:
         return "the networks are to run under torch.compile"
     if config.objective.free_bits > 0:
         return "it knows no free bits"
     if changed := replaced_in(step.model):
         return f"{changed} is not its class's"
-    if standardized(step.model.likelihood) is not None:
-        return "its data are standardized"
     if update.flat is not None and update.flat.whole.dtype != torch.float32:
         return f"the weights are {update.flat.whole.dtype}"
     if step.average is not None and len(step.average._averages) != 1:
@@ -259,20 +352,3 @@ def merged(step: Step) -> MergedStep | str:
         return MergedStep(step, take_apart(step.model, update.optimizer))
     except Refusal as why_not:
         return str(why_not)
-
-
-def _forward(layers: list[Any], x: Tensor, condition: Tensor | None) -> Iterator[_Ran]:
-    for layer in layers:
-        if layer.condition and condition is not None:
-            x = torch.cat([x, condition], dim=1)
-        weight, bias, before = layer.linear.weight.t(), layer.linear.bias, None
-        if bias is not None and layer.after == RELU:
-            after = torch._addmm_activation(bias, x, weight)
-        else:
-            after = torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
-            if layer.after == SILU:
-                before, after = after, _aten.silu(after)
-            elif layer.after == RELU:
-                after = _aten.relu(after)
-        yield _Ran(x, before, after)
-        x = after
