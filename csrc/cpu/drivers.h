@@ -1,4 +1,4 @@
-// The CPU drivers of one level, as a table of functions, and the thread pool they are handed.
+// The CPU drivers of one level, as a table of functions, and the thread pool that they run on.
 #pragma once
 
 #include <cstdint>

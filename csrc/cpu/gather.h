@@ -10,8 +10,8 @@
 
 namespace vae_fast::cpu {
 
-// Writes the limits (ops/gather.h) of the key's words so that element `first`'s stands where the
-// returned pointer points; `out` has room for whole counters at both ends, 4 * width more.
+// Writes the limits (ops/gather.h) of the key's words, and returns a pointer to element `first`'s.
+// `out` has room for whole counters at both ends, 4 * width more.
 //
 // Word r of a counter is element r of it, so four vectors of limits, shifted into one another's
 // upper bytes, lie in memory as the elements do.

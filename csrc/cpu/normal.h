@@ -79,11 +79,11 @@ constexpr int64_t noise_capacity(int64_t count) {
   return count + 3 + 8 * M::width;
 }
 
-// Writes the key's normals so that element `first` stands where the returned pointer points.
+// Writes the key's normals, and returns a pointer to element `first`.
 //
 // Two loops, not one: the words of all counters first, then Box-Muller on them in place. A counter's
-// ten rounds depend on each other, and so do Box-Muller's steps; short loops let the processor
-// overlap one turn with the next, where a long one would fill its window with a single turn.
+// ten rounds depend on each other, and so do Box-Muller's steps. In short loops the processor
+// overlaps one turn with the next. In a long one, a single turn would fill its window.
 template <class M, class Float = typename M::Element>
 VF_FN const Float* normals(const Philox<M>& philox, int64_t first, int64_t count, Float* out) {
   using T = typename M::T;

@@ -288,8 +288,8 @@ __attribute__((noinline)) void density_rows(const Terms<M>& terms, int64_t i,
 }
 
 // Writes what density_rows found in the dimensions of row i, and into `state` the same in bits,
-// relative to the terms' top. A sum that underflowed, or nearly so, is made again relative to its
-// largest term.
+// relative to the terms' upper bound. A sum that underflowed, or nearly so, is computed again
+// relative to its largest term.
 template <class M>
 __attribute__((noinline)) void write_parts(const Terms<M>& terms, int64_t i,
                                            const typename M::Element* z, double* wide,
@@ -760,7 +760,7 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
       if (begin + i < end) read_any<M>(args.dtype, args.x, begin + i, dims, rows + i * width);
       for (int64_t d = 0; d < dims; ++d)
         norm[i] += double(rows[i * width + d]) * rows[i * width + d];
-      // Of a sum of dims + 1 terms, and of the double arithmetic beside it.
+      // The rounding error of a sum of dims + 1 terms, and of the double arithmetic.
       slack[i] = double(dims + 8) * std::numeric_limits<E>::epsilon() *
                      (std::sqrt(norm[i] * largest) + largest) +
                  1e-15 * double(dims + 8) * (norm[i] + largest);
@@ -787,7 +787,7 @@ void nearest_code_driver(const NearestCode& args, const Threads& threads) {
           }
         }
         for (int r = 0; r < R; ++r) {
-          // From infinity on: a NaN in the first vector would hide what lies behind it in the others.
+          // Start at infinity: a NaN in the first vector would hide the same lanes of the others.
           T least = M::splat(std::numeric_limits<E>::infinity());
           for (int v = 0; v < vectors; ++v) {
             least = M::select(score[r][v] < least, score[r][v], least);

@@ -1,6 +1,6 @@
 // A likelihood over planes on the CPU: a vector of positions at a time, all planes of each.
 //
-// Positions that follow one another in a sample are read where they lie, two vectors of them at once:
+// Positions that follow one another in a sample are read in place, two vectors of them at once:
 // their formulas are long (several.h). Where a vector crosses into the next sample, and in the tail, the
 // positions' planes are copied side by side first.
 #pragma once
@@ -36,7 +36,7 @@ template <class L, class M, bool VALUE, bool GRAD, class X>
 double plane_span_of(const Likelihood& args, int64_t begin, int64_t end, double factor) {
   using T = typename M::T;
   using E = typename M::Element;
-  // Vectors of positions that are taken side by side where they lie so.
+  // Vectors of positions that are taken side by side, if they are dense.
   using S = std::conditional_t<(M::width > 1), Several<M, 2>, M>;
   constexpr int kWidth = M::width;
   const int count = int(args.planes);

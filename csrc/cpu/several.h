@@ -1,8 +1,8 @@
 // A math policy of N vectors side by side: every operation is done on the one, then on the next.
 //
-// A long formula is a long chain, in which each operation waits for the one before, and what a
-// processor looks ahead in its instructions does not reach the next vector. Vectors side by side fill
-// the gaps.
+// A long formula is a long chain, in which each operation waits for the one before. A processor
+// does not look far enough ahead in its instructions to reach the next vector. Vectors side by side
+// fill the gaps.
 #pragma once
 
 #include "cpu/prelude.h"

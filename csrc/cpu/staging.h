@@ -1,5 +1,5 @@
-// Blocks of operands as arrays that a kernel reads: where they lie if they are dense there and in
-// the kernel's own type, else copied into a buffer, and gradients back out of one.
+// Blocks of operands as arrays that a kernel reads: in place if they are dense and in the kernel's
+// own type, else copied into a buffer. Gradients are copied back in the same way.
 #pragma once
 
 #include "cpu/driver.h"

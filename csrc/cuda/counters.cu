@@ -1,4 +1,4 @@
-// Bytes: 4 for each stream that ever made a sum, and for each captured sum.
+// Bytes: 4 for each stream that has added up a sum, and for each captured sum.
 #include "cuda/counters.cuh"
 
 #include <map>

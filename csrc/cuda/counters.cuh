@@ -5,9 +5,9 @@
 
 namespace vae_fast::cuda {
 
-// A counter that is 0 whenever no launch of its stream is using it: launches on a stream follow each
-// other, and every launch leaves its counter at 0 again. A launch that a graph captures has one of its
-// own, as replays may overlap with anything. Null where none is left.
+// The counter for a launch on a stream; null if none is left. It is 0 whenever no launch uses it:
+// launches on a stream follow each other, and each leaves its counter at 0. A launch that a graph
+// captures has a separate counter, because replays may overlap with any other launch.
 unsigned* take_counter(cudaStream_t stream);
 
 }  // namespace vae_fast::cuda

@@ -23,11 +23,11 @@ size_t gaussian_workspace(const GaussianForward& args);
 cudaError_t gaussian_forward(const GaussianForward& args, void* workspace, cudaStream_t stream);
 cudaError_t gaussian_backward(const GaussianBackward& args, cudaStream_t stream);
 
-// Why the kernels do not serve these arguments, as words to stand behind the likelihood's name; null
-// if they do.
+// Why the kernels do not serve these arguments, in words that follow the likelihood's name; null if
+// they do.
 const char* refusal(const Likelihood& args);
-// How many likelihoods have kernels and, where `names` is given, their names in the list's order and
-// whether each reads half precision.
+// How many likelihoods have kernels and, where `names` is given, their names in the list's order
+// and whether each reads half precision.
 int likelihoods_on_cuda(const char** names, bool* reads_half);
 
 size_t nll_workspace(const Likelihood& args);

@@ -1,8 +1,8 @@
 // The second stage of a sum: the tasks' partial sums to the losses, in a fixed order.
 //
 // Bytes: 8 read per task of stage one (two thousand at most for a whole sum), one value written per
-// sum. The block of stage one that comes last does it, in the same launch; where there are many sums
-// of several tasks each, or no counter is left, a launch of its own does.
+// sum. The last block of stage one does it, in the same launch. If there are many sums of several
+// tasks each, or no counter is left, a second launch does it.
 #pragma once
 
 #include "cuda/counters.cuh"
@@ -39,7 +39,8 @@ VF_DEVICE void write_sum(void* out, int64_t i, double x, bool wide) {
   }
 }
 
-// A thread's share of sum i. The partials may be this kernel's own: not through __ldg.
+// A thread's share of sum i. This kernel may have written the partials, so __ldg must not read
+// them.
 VF_DEVICE double share_of(const PartialSums& s, int64_t i, int lane, int lanes) {
   double x = 0.0;
   for (int64_t p = lane; p < s.parts; p += lanes) x += __ldcg(s.partials + i * s.parts + p);
@@ -72,8 +73,8 @@ VF_DEVICE void finish(const Finish& f, int64_t block, int64_t blocks) {
   }
 }
 
-// Whether this block is the last of the grid to come here: then it sees what all have written. The
-// counter is 0 before and after.
+// Whether this block is the last of the grid to arrive: then it sees what all blocks have written.
+// The counter is 0 before and after.
 static __device__ bool is_last_block(unsigned* counter) {
   __shared__ bool last;
   __syncthreads();
@@ -88,7 +89,7 @@ static __device__ bool is_last_block(unsigned* counter) {
 
 constexpr int64_t kMaxSumsOfABlock = 256;
 
-// The counter by which stage one finishes; null where a second launch is to.
+// The counter with which stage one finishes the sums; null if a second launch does.
 inline unsigned* counter_of(const Finish& f, const double* partials, cudaStream_t stream) {
   return partials == nullptr || f.sums > kMaxSumsOfABlock ? nullptr : take_counter(stream);
 }

@@ -1,7 +1,7 @@
 // Storage formats: how an element lies in memory, and how it becomes a number to compute with.
 //
-// A format has the compute type C, its size in bytes, the bits of its 1, and the two directions
-// between 32-bit words, as 16-byte accesses bring them, and numbers.
+// A format has the compute type C, its size in bytes, the bits of its 1, and conversions in both
+// directions between numbers and 32-bit words, as 16-byte accesses bring them.
 #pragma once
 
 #include <cuda_bf16.h>

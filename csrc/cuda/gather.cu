@@ -13,8 +13,8 @@ namespace {
 template <GatherMode MODE>
 using GatherBatch = Batch<MODE == GatherMode::scale ? 4 : 16, MODE == GatherMode::scale ? 4 : 2>;
 
-// 1 where a byte of `pixels` is above the limit of its element, 4 elements from a counter's word
-// `shift` on: their words lie in one counter, or in two.
+// 1 for each byte of `pixels` that is above its element's limit, for 4 elements that begin at word
+// `shift` of a counter: their words are in one counter, or in two.
 VF_DEVICE uint32_t above_limits(uint32_t pixels, const uint32_t (&words)[4],
                                 const uint32_t (&next)[4], int shift) {
   uint32_t set = 0;
@@ -30,7 +30,8 @@ VF_DEVICE uint32_t above_limits(uint32_t pixels, const uint32_t (&words)[4],
   return set;
 }
 
-// 4 WORDS pixels, of which the first is `element` of the noise. All their counters at once.
+// 4 WORDS pixels, with all their counters at once. The first pixel is element `element` of the
+// noise.
 template <int WORDS>
 VF_DEVICE void binarize(const Key& key, int64_t element, uint32_t* pixels) {
   const uint64_t counter = static_cast<uint64_t>(element) >> 2;

@@ -28,7 +28,7 @@ VF_DEVICE double forward_range(const GaussianForward& args, const Range& range, 
   double sum = 0.0;
   for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
-    // Where the range ends: all 0, whose KL is exactly 0.
+    // Beyond the range's end all is 0, whose KL is exactly 0.
     uint32_t mu_words[W], logvar_words[W], prior_mu_words[W], prior_logvar_words[W];
     request<F::bytes, Reuse::soon>(at<F::bytes>(args.mu, range.origin), batch, 0, mu_words);
     request<F::bytes, Reuse::soon>(at<F::bytes>(args.logvar, range.origin), batch, 0, logvar_words);
@@ -108,8 +108,8 @@ VF_DEVICE void backward_range(const GaussianBackward& args, const Range& range, 
   constexpr int W = kWords<B, F::bytes>;
   for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
-    // What is read is asked for before the noise is made; but a second sample's gradient and a prior
-    // are not, for which there are too few registers.
+    // Loads are requested before the noise is made, except a second sample's gradient and a prior,
+    // for which there are too few registers.
     uint32_t logvar_words[W], mu_words[W], grad_words[W];
     const auto ask = [&](const void* base, int64_t first, uint32_t* words) {
       const B own(group, lanes, range.begin, range.end, aligned && first % B::V == 0);

@@ -1,6 +1,6 @@
 // GroupNorm and SiLU in one pass, forward and backward, of contiguous and of channels-last maps.
 //
-// Three launches each: sums of every channel of a sample, what follows from them for a group, and the
+// Three launches each: sums of every channel of a sample, the statistics of each group, and the
 // elements. Bytes per element in float32: forward, 8 read and 4 written; backward, 16 read and 4
 // written. A problem is cut by its size alone, and sums are in double and in order.
 #include "cuda/drivers.h"
@@ -28,15 +28,16 @@ VF_DEVICE void store_one(void* base, int64_t i, typename F::C x) {
 constexpr int64_t kMostCuts = 64;  // of a map
 constexpr int kWarps = kThreads / kWarp;
 
-// A thread reads so many neighbours at once, 16 bytes: places of a map, or channels of a place. They are
-// single ones where rows of these are no whole number of 16 bytes.
+// A thread reads this many neighbours at once, 16 bytes: positions of a map, or channels of a
+// position. If a row of them is not a whole number of 16 bytes, it reads them one by one.
 template <class F>
 constexpr int kNeighbours = 16 / F::bytes;
 
-// How maps are cut, by the sizes alone: parts of `length` places, taken by a warp each where a map's
-// places are neighbours, else by a block for `lanes` times `neighbours` channels.
+// How maps are cut, by the sizes alone: into parts of `length` positions. If a map's positions are
+// neighbours in memory, a warp takes a part; else a block takes it, for `lanes` times `neighbours`
+// channels.
 struct Cuts {
-  int neighbours, lanes;  // lanes: of a place, the others having other places
+  int neighbours, lanes;  // lanes: threads of one position; the block's others have other ones
   int64_t parts, length, tasks, blocks;
 
   template <class Args>
@@ -72,14 +73,14 @@ VF_DEVICE typename F::C affine(const Args&, const void* p, int64_t channel, floa
                       : __ldg(static_cast<const typename F::C*>(p) + channel);
 }
 
-// The place of an element by sample, channel and place.
+// The index of an element by sample, channel and position.
 template <class Args>
 VF_DEVICE int64_t element_of(const Args& args, int64_t row, int64_t channel, int64_t place) {
   return args.channels_last ? (row * args.inner + place) * args.channels + channel
                             : (row * args.channels + channel) * args.inner + place;
 }
 
-// What distances in forward's sums are from: a group's first element, so that little cancels.
+// Forward's sums are of distances from this, a group's first element, so that little cancels.
 template <class F>
 VF_DEVICE double shift_of(const GroupNormSilu& args, int64_t row, int64_t group) {
   const int64_t first = group * (args.channels / args.groups);
@@ -88,7 +89,8 @@ VF_DEVICE double shift_of(const GroupNormSilu& args, int64_t row, int64_t group)
 
 // --- neighbours ----------------------------------------------------------------------------------
 
-// The bits of V neighbours from element i on. Alignment changes how they are read, and nothing else.
+// The bits of V neighbours from element i on. Alignment changes how they are read, and nothing
+// else.
 template <class F, int V>
 struct Some {
   uint32_t words[V == 1 ? 2 : 4];
@@ -128,11 +130,11 @@ VF_DEVICE void store_some(void* base, int64_t i, bool aligned, const typename F:
   }
 }
 
-// What a thread's neighbours take of their channels: N of them channels-last, one of a map's.
+// The constants of the channels of a thread's neighbours: N in channels-last, one for a map.
 template <bool LAST, int V>
 constexpr int kOwn = LAST ? V : 1;
 
-// What an element's gradient takes of its group and its channel.
+// The constants of an element's gradient: its group's and its channel's.
 template <class F>
 struct Channel {
   using C = typename F::C;
@@ -194,8 +196,9 @@ struct Gradients {
 VF_DEVICE const void* second_of(const GroupNormSilu&) { return nullptr; }
 VF_DEVICE const void* second_of(const GroupNormSiluBackward& args) { return args.grad_y; }
 
-// Calls body(i, x, g) for a thread's share, V neighbours from each of the elements at, at + step, ...
-// below end on; those of several are asked for before any is used. g is of `second`, if that is given.
+// Calls body(i, x, g) for a thread's share: V neighbours from each of the elements at, at + step,
+// ... below end. Several are requested before the first is used. g is read from `second`, if that
+// is given.
 template <class F, int V, bool LAST, class Body>
 VF_DEVICE void for_each_some(const void* x, const void* second, int64_t at, int64_t step,
                              int64_t end, bool aligned, const Body& body) {
@@ -217,9 +220,10 @@ VF_DEVICE void for_each_some(const void* x, const void* second, int64_t at, int6
 }
 
 // Gives the parts of maps to threads. body(row, channel, at, step, end) is a thread's share:
-// neighbours from the elements at, at + step, ... below end on, of `channel` or from it on; they are
-// none for lanes beyond the channels. after(row, part, first) follows it, for all threads of a block
-// (channels-last, whose channels begin with `first`) or of a warp alike, which may meet there.
+// neighbours from each of the elements at, at + step, ... below end. They belong to `channel`, or
+// in channels-last to the channels from it on; lanes beyond the channels have none. Then all
+// threads of a block (channels-last, whose channels begin with `first`) or of a warp call
+// after(row, part, first), in which they may synchronise.
 template <int V, bool LAST, class Args, class Body, class After>
 VF_DEVICE void for_each_part(const Args& args, const Cuts& cuts, const Body& body,
                              const After& after) {
@@ -256,8 +260,8 @@ VF_DEVICE void for_each_part(const Args& args, const Cuts& cuts, const Body& bod
 
 // --- sums ----------------------------------------------------------------------------------------
 
-// Two sums over each part of a sample's channel, to partials[2 * ((row * channels + channel) * parts
-// + part)] and the double behind it.
+// Two sums over each part of a sample's channel, to partials[2 * ((row * channels + channel) *
+// parts + part)] and the double after it.
 template <class F, int V, bool LAST, template <class, int> class Terms, class Args>
 __global__ void __launch_bounds__(kThreads, kResident)
     channel_sums_kernel(const Args args, const Cuts cuts, double* partials, const bool aligned) {
@@ -352,7 +356,7 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t units = args.rows * args.groups, deep = args.channels / args.groups;
   const int64_t step = int64_t{gridDim.x} * kWarps;
-  const int64_t divisor = parts > 0 ? parts : 1;  // of maps without places there are no parts
+  const int64_t divisor = parts > 0 ? parts : 1;  // maps without positions have no parts
   for (int64_t task = int64_t{blockIdx.x} * kWarps + warp; task < units + args.channels;
        task += step) {
     const bool is_group = task < units;

@@ -64,7 +64,7 @@ VF_DEVICE double standard_kl_range(const Elbo& args, const Range& range, int lan
   double sum = 0.0;
   for (int group = lane; group * B::V < range.end; group += lanes * B::U) {
     const B batch(group, lanes, range.begin, range.end, aligned);
-    // Where the range ends: mu = logvar = 0, whose terms are exactly 0.
+    // Beyond the range's end mu = logvar = 0, whose terms are exactly 0.
     C mu[B::size], logvar[B::size], terms[B::size];
     uint32_t mu_words[kWords<B, sizeof(C)>], logvar_words[kWords<B, sizeof(C)>];
     request_any<kReuse, B, C>(args.kl_dtype, mu_at, batch, mu_words);

@@ -1,4 +1,4 @@
-// Launching, and what every kernel here has in common.
+// Launching, and what all kernels here share.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -32,7 +32,7 @@ bool is_flat(const Operand& o, const Likelihood& args) {
 
 bool has_value(const Likelihood& args) { return args.nll != nullptr; }
 
-// A tensor without elements has a null pointer: ask all.
+// A tensor without elements has a null pointer, so all are looked at.
 bool has_grad(const Elbo& args) {
   bool any = args.grad_mu != nullptr;
   for (const Operand& grad : args.recon.grads) any = any || grad.data != nullptr;

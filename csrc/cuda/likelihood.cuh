@@ -1,8 +1,8 @@
 // One likelihood's kernel: -log p and its gradients over a range, and the KL's extent beside it.
 //
-// Bytes per element: each parameter and the target read (4 + 4 in float32, 2 + 1 for bfloat16 logits
-// and uint8 targets), and each gradient written in its parameter's dtype. Parameters and gradients
-// lie dense, row by row; vae_fast/ops/likelihood.py brings them into that form.
+// Bytes per element: each parameter and the target read (4 + 4 in float32, 2 + 1 for bfloat16
+// logits and uint8 targets), and each gradient written in its parameter's dtype. Parameters and
+// gradients are dense, row by row; vae_fast/ops/likelihood.py brings them into that form.
 #pragma once
 
 #include <type_traits>
@@ -18,7 +18,7 @@
 
 namespace vae_fast::cuda {
 
-// Data in [0, 1] are what half precision is trained on. Others' parameters are widened before.
+// Half precision is used with data in [0, 1]. Parameters of other likelihoods are widened before.
 template <class L>
 constexpr bool kReadsHalf = L::params == 1 && L::target == likelihoods::Target::unit;
 template <class L>
@@ -56,8 +56,8 @@ struct Plan {
   size_t partials() const { return direct ? 0 : static_cast<size_t>(recon.tasks() + kl.tasks()); }
 };
 
-// The target in any of its dtypes: the parameters' own, float32 beside half precision, or bytes. The
-// choice is the same for every thread, and made twice a batch.
+// The target in any of its dtypes: the parameters' own, float32 beside half precision, or bytes.
+// The choice is the same for every thread, and made twice a batch.
 template <class F>
 constexpr int kTargetBytes = F::bytes == 2 ? 4 : F::bytes;  // at most
 
@@ -215,7 +215,7 @@ inline bool kl_is_aligned(const Elbo& args) {
          is_aligned(args.grad_logvar, 16);
 }
 
-// Calls f with the format of the parameters, of those that L reads.
+// Calls f with the parameters' format, if L reads it.
 template <class L, class Body>
 cudaError_t with_format_of(DType dtype, Body&& f) {
   if constexpr (kReadsHalf<L>) {
@@ -227,7 +227,7 @@ cudaError_t with_format_of(DType dtype, Body&& f) {
   }
 }
 
-// What the driver asks of one likelihood.
+// What the driver needs of one likelihood.
 struct Kernels {
   // How many segments of `length` elements are cut.
   Split (*split)(DType dtype, int64_t segments, int64_t length, int threads);
@@ -246,8 +246,9 @@ Split split_of(DType dtype, int64_t segments, int64_t length, int threads) {
   return split;
 }
 
-// The logits' Bernoulli, which most training is, has a kernel for each of value, gradient and both;
-// of the others, one kernel makes value and gradient, whichever is wanted.
+// Most training uses the Bernoulli of logits, so it has a kernel for the value, one for the
+// gradient and one for both. Every other likelihood has one kernel, which makes both, whichever is
+// wanted.
 template <class L>
 cudaError_t launch_likelihood(const Elbo& args, bool value, bool grad, const Plan& plan,
                               const Finish& sums, double* partials, unsigned* counter,
@@ -268,8 +269,8 @@ cudaError_t launch_likelihood(const Elbo& args, bool value, bool grad, const Pla
   });
 }
 
-// The likelihoods are compiled in parts, side by side: likelihood_part_I.cu has those whose place in
-// the list is I, I + kParts, ...
+// The likelihoods are compiled in parts, in parallel: likelihood_part_I.cu has numbers I, I +
+// kParts, ... of the list.
 constexpr int kParts = 4;
 template <int PART>
 Kernels kernels_in_part(int id);

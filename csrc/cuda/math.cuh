@@ -1,4 +1,5 @@
-// The math policy of the GPU: math/scalar.h's, less what is slow there for no need of ours.
+// The math policy of the GPU: math/scalar.h's, with faster forms where we don't need the library's
+// range.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -6,7 +7,7 @@
 
 namespace vae_fast::cuda {
 
-// The hardware's own instructions, where a unit in the last place more is no matter.
+// The hardware's own instructions, where one more unit in the last place does not matter.
 VF_DEVICE float rough_reciprocal(float x) {
 #if defined(__CUDACC__)
   float r;
@@ -37,8 +38,8 @@ struct Math : Scalar<Float> {
       return __fma_rn(a, b, c);
     }
   }
-  // Of b in [1, 2]: a reciprocal, right to a unit, whose quotient's remainder puts it right to the
-  // last bit but one, and no branch for odd exponents.
+  // For b in [1, 2]: by a reciprocal that is right to one unit. The quotient's remainder corrects
+  // it, so that all but the last bit are right. Odd exponents need no branch.
   static VF_DEVICE T divide_unit(T a, T b) {
     if constexpr (sizeof(T) == 4) {
       const T r = rough_reciprocal(b);
@@ -54,7 +55,7 @@ struct Math : Scalar<Float> {
     else
       return Scalar<Float>::sqrt(x);
   }
-  // Of a positive, normal number: as cpu/simd.h has it, with its error of 3e-8; the library's serves
+  // For a positive, normal number: as in cpu/simd.h, with its error of 3e-8. The library's takes
   // any x.
   static VF_DEVICE T log_normal(T x) {
     if constexpr (sizeof(T) == 4) {
@@ -75,9 +76,9 @@ struct Math : Scalar<Float> {
       return Scalar<Float>::log(x);
     }
   }
-  // Of |x| <= pi / 4: cpu/simd.h's for floats, and for doubles the Taylor series, cut where the rest
-  // is below a tenth of an ulp. The library's serve any x, for which they hold a table walk in local
-  // memory.
+  // For |x| <= pi / 4: for floats as in cpu/simd.h, for doubles the Taylor series, cut where the
+  // rest is below a tenth of an ulp. The library's take any x, and need a table in local memory for
+  // that.
   static VF_DEVICE void sincos_quarter(T x, T& sine, T& cosine) {
     const T s = x * x;
     if constexpr (sizeof(T) == 4) {

@@ -2,25 +2,25 @@
 //
 // A task's elements are cut into groups of V consecutive ones (16 bytes or more of every floating
 // tensor of the op), and a batch is U groups, `stride` groups apart, so that neighbouring threads
-// touch neighbouring groups. Groups that the task cuts, or that lie badly in memory, are read and
-// written element by element, into the same words: the arithmetic and its order are the same whatever
-// the pointers. Reading is in two steps, request and decode, so that a thread asks for all it needs
-// before it waits for any.
+// touch neighbouring groups. Groups that the task cuts, or that are not aligned, are read and
+// written element by element, into the same words: the arithmetic and its order do not depend on
+// the pointers. Reading is in two steps, request and decode, so that a thread requests all its data
+// before it waits.
 #pragma once
 
 #include "cuda/format.cuh"
 
 namespace vae_fast::cuda {
 
-// Places count from the task's origin, a whole group's first element, and so fit 32 bits.
+// Positions count from the task's origin, a whole group's first element, so they fit 32 bits.
 template <int V_, int U_>
 struct Batch {
   static constexpr int V = V_, U = U_, size = V_ * U_;
   int group;       // the first
   int begin, end;  // the task's elements
   int stride;
-  bool aligned;  // every tensor's groups lie on their access's boundary
-  bool whole;    // all groups can be accessed as wholes
+  bool aligned;  // every tensor's groups are aligned for their access
+  bool whole;    // all groups can be accessed as a whole
 
   VF_DEVICE Batch(int group, int stride, int begin, int end, bool aligned)
       : group(group), begin(begin), end(end), stride(stride), aligned(aligned) {
@@ -77,7 +77,7 @@ VF_DEVICE uint64_t load_bits(const void* p) {
   }
 }
 
-// How many words a batch takes of elements of so many bytes.
+// How many words a batch of elements of BYTES bytes takes.
 template <class B, int BYTES>
 constexpr int kWords = B::size * BYTES / 4;
 
@@ -120,11 +120,11 @@ VF_DEVICE void decode(const uint32_t* words, C (&x)[B::size]) {
   }
 }
 
-// Results above this many bytes leave the L2 cache before their reader comes, whatever we do:
-// streaming stores then spare what else is in there.
+// Results of more bytes than this leave the L2 cache before they are read. Streaming stores then
+// keep the cache's other contents.
 constexpr int64_t kStreamedBytes = int64_t{1} << 25;
 
-// A store that the compiler may move; by a name, for the emulation to see it.
+// A store that the compiler may move. It has a name, so that the emulation can check it.
 template <class T>
 VF_DEVICE void put(T* p, T x) {
 #if defined(__CUDACC__)
@@ -200,7 +200,7 @@ VF_DEVICE T* at(T* base, int64_t origin) {
   return base == nullptr ? nullptr : static_cast<Bytes*>(base) + origin * BYTES;
 }
 
-// Whether groups of `bytes` bytes from p on lie on the boundary that their access needs.
+// Whether groups of `bytes` bytes from p on are aligned for their access.
 inline bool is_aligned(const void* p, int64_t bytes) {
   return p == nullptr || reinterpret_cast<uintptr_t>(p) % (bytes < 16 ? bytes : 16) == 0;
 }

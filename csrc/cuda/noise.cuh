@@ -12,7 +12,7 @@ struct Key {
   uint32_t k0, k1;  // Philox's key
   uint32_t s0, s1;  // the counter's upper half
 
-  // Read on the device, so that each replay of a CUDA graph sees what then lies there.
+  // Read on the device, so that each replay of a CUDA graph sees the current key.
   VF_DEVICE explicit Key(const int64_t* key) {
     const uint64_t first = static_cast<uint64_t>(__ldg(reinterpret_cast<const long long*>(key)));
     const uint64_t second =
@@ -22,8 +22,8 @@ struct Key {
   }
 };
 
-// The words of N counters. In 32 bits, where the CPU's source (math/philox.h) has 64 for its vectors;
-// a round's keys are made once for all counters.
+// The words of N counters, in 32-bit arithmetic (the CPU's source, math/philox.h, has 64 bits for
+// its vectors). A round's keys are made once for all counters.
 template <int N>
 VF_DEVICE void words_of(const Key& key, const uint64_t (&counters)[N], uint32_t (&c)[N][4]) {
 #pragma unroll
@@ -47,7 +47,7 @@ VF_DEVICE void words_of(const Key& key, const uint64_t (&counters)[N], uint32_t 
   }
 }
 
-// Of N counters in a row.
+// The words of N counters in a row.
 template <int N>
 VF_DEVICE void words_of(const Key& key, uint64_t counter, uint32_t (&words)[N][4]) {
   uint64_t counters[N];
@@ -69,8 +69,8 @@ VF_DEVICE void four_normals(const uint32_t (&words)[4], T* eps) {
   box_muller<Math<T>>(words[2], words[3], eps[2], eps[3]);
 }
 
-// The normals of V elements from the first on, which is `shift` elements behind a counter's first:
-// one more counter is needed.
+// The normals of V elements. The first is `shift` elements after a counter's first, so one more
+// counter is needed.
 template <int V, class T>
 VF_DEVICE void shifted_normals(const Key& key, uint64_t counter, int shift, T* eps) {
   uint32_t words[V / 4 + 1][4];
@@ -84,8 +84,8 @@ VF_DEVICE void shifted_normals(const Key& key, uint64_t counter, int shift, T* e
   }
 }
 
-// The normals of a batch. `first` is the place in the noise of the task's origin, which 4 divides but
-// for sample sets after the first, of a size that 4 does not divide.
+// The normals of a batch. `first` is the index in the noise of the task's origin. It is a multiple
+// of 4, except in later sample sets if 4 does not divide the size of a set.
 template <class B, class T>
 VF_DEVICE void noise_of(const Key& key, int64_t first, const B& batch, T (&eps)[B::size]) {
   static_assert(B::V % 4 == 0);

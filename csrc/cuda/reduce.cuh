@@ -44,8 +44,9 @@ VF_DEVICE T tree_sum(const T (&x)[N]) {
   return level[0];
 }
 
-// Sum of log(1 + e) over e in [0, 1], as the logarithm of a product: with 1 + q for the product so
-// far, q takes in e by (1 + e) (1 + q) - 1 = e (1 + q) + q, in which nothing cancels. Four chains.
+// Sum of log(1 + e) over e in [0, 1], as the logarithm of a product. 1 + q is the product so far;
+// the next e changes q to (1 + e) (1 + q) - 1 = e (1 + q) + q, in which nothing cancels. Four
+// chains.
 template <class M, int N, class T>
 VF_DEVICE T log1p_sum(const T (&e)[N]) {
   static_assert(N % 4 == 0 && N <= 16);  // at most 2^16

@@ -11,12 +11,12 @@
 
 namespace vae_fast::cuda {
 
-// Of the problem: what is added up at the end. Few enough for a block's own work, its sum above all,
-// to be small beside its elements', and enough to fill the largest GPU several times.
+// Partial sums of a problem. Few enough that a block's fixed cost, mostly its sum, is small
+// compared with its elements', and enough to fill the largest GPU several times.
 constexpr int64_t kMaxParts = 2048;
 constexpr int64_t kMaxBlocks = 1 << 20;  // of a grid; more tasks than that, and blocks take several
-// Below this many elements, 2 warps are a block: a small problem then has more of them than the
-// largest GPU has multiprocessors, or as many as it can.
+// Below this many elements a block is 2 warps, so that a small problem has more blocks than the
+// largest GPU has multiprocessors, or as many as possible.
 constexpr int64_t kSmall = int64_t{1} << 20;
 constexpr int kSmallThreads = 64;
 

@@ -1,9 +1,9 @@
-// What a training step of an MLP VAE has beside its matrix products, in four launches: the sample, its
-// gradient, all sums with what follows from them, and the optimizer.
+// The parts of a training step of an MLP VAE other than its matrix products, in four launches: the
+// sample, its gradient, all sums with the decision that follows from them, and the optimizer.
 //
-// Bytes in float32: a sample, 8 read and 4 written; its gradient, 12 and 8; sums, 4 read for a weight's
-// gradient and 4 for each row of a bias's; the optimizer, 16 read and 12 written for a weight, 20 and 16
-// with a moving average. Sums are cut by the sizes alone, and in double.
+// Bytes in float32: a sample, 8 read and 4 written; its gradient, 12 and 8; sums, 4 read for a
+// weight's gradient and 4 for each row of a bias's; the optimizer, 16 read and 12 written for a
+// weight, 20 and 16 with a moving average. Sums are cut by the sizes alone, and in double.
 #include "cuda/drivers.h"
 #include "cuda/finish.cuh"
 #include "cuda/noise.cuh"
@@ -19,8 +19,8 @@ constexpr int kWarps = kThreads / kWarp;
 
 // --- the sample ----------------------------------------------------------------------------------
 
-// body(k, i, h) for each of four elements i of (rows, latent) from `first` on, h being the place of its
-// mu in the heads, and of its logvar `latent` behind.
+// body(k, i, h) for each of four elements i of (rows, latent) from `first` on. h is the index of
+// its mu in the heads; its logvar is at h + latent.
 template <class Body>
 VF_DEVICE void for_four(int64_t rows, int64_t latent, int64_t first, const Body& body) {
   int64_t row = first / latent, column = first - row * latent;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) sample_backward_kernel(const StepSam
   });
 }
 
-// --- sums, and whether the step is taken -----------------------------------------------------------
+// --- sums, and whether the step is taken ---------------------------------------------------------
 
 constexpr int64_t kPlain = kThreads * 4 * kFour;  // gradients of a task
 constexpr int64_t kColumns = kWarp;               // sums over rows of a task
@@ -91,7 +91,8 @@ struct Tasks {
   }
 };
 
-// A thread's share of the sum of squares of `count` gradients. The kernel writes others among them.
+// A thread's share of the sum of squares of `count` gradients. The kernel writes other gradients of
+// the same buffer.
 VF_DEVICE double squares_of(const float* x, int64_t count, bool aligned) {
   float square[4 * kFour];
 #pragma unroll
@@ -112,7 +113,7 @@ VF_DEVICE double squares_of(const float* x, int64_t count, bool aligned) {
   return static_cast<double>(tree_sum(square));
 }
 
-// The sums over rows of 32 columns from `first` on, which become gradients; the first warp's lanes
+// Adds up 32 columns from `first` on over the rows. The sums are gradients; the first warp's lanes
 // return their squares.
 VF_DEVICE double add_up_columns(const StepDecide& args, const StepPart& part, int64_t first) {
   __shared__ double sums[kWarps][kWarp];

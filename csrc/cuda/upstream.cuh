@@ -6,7 +6,8 @@
 
 namespace vae_fast::cuda {
 
-// What reaches a part of sample `row`, as args.h defines it. Acc is the accumulator type.
+// The upstream gradient of a part of sample `row`, as args.h defines it. Acc is the accumulator
+// type.
 template <class Acc>
 VF_DEVICE Acc coefficient(const Upstream& up, int64_t row) {
   double weight = up.weight;

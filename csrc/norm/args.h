@@ -5,8 +5,8 @@
 
 namespace vae_fast {
 
-// y = silu(GroupNorm(x)), x being `rows` samples of `channels` maps of `inner` places each. With
-// channels_last a place's channels are neighbours in memory, else a map's places are.
+// y = silu(GroupNorm(x)) for `rows` samples of `channels` maps of `inner` positions each. With
+// channels_last the channels of a position are neighbours in memory, else the positions of a map.
 struct GroupNormSilu {
   DType dtype;  // of x and y
   bool channels_last;

@@ -1,12 +1,12 @@
 // GroupNorm and SiLU on the CPU, forward and backward, of contiguous and of channels-last maps.
 //
-// Bytes per element in float32: forward, 8 read (4 of them for the moments) and 4 written; backward,
-// 16 read and 8 written. What is read again is in the cache where a group, or a sample of
+// Bytes per element in float32: forward, 8 read (4 of them for the moments) and 4 written;
+// backward, 16 read and 8 written. The second read comes from the cache if a group, or a sample of
 // channels-last maps, fits it. Backward has the input and each group's mean and 1 / deviation.
 //
-// A problem is units, which have their own statistics: a group of a sample, or a sample where maps
-// are channels-last. A unit's first pass is cut into pieces by its size alone, and the pieces' sums
-// are added in order. Where there are fewer units than threads, pieces are done side by side.
+// A problem consists of units with separate statistics: a group of a sample, or a whole sample of
+// channels-last maps. A unit's first pass is cut into pieces by its size alone, and the pieces'
+// sums are added in order. If there are fewer units than threads, threads share a unit's pieces.
 #pragma once
 
 #include "cpu/driver.h"
@@ -22,7 +22,7 @@ using cpu::store_tail;
 using cpu::walk;
 
 constexpr int64_t kNormPiece = 1 << 15;  // elements of a piece
-constexpr int64_t kNormRows = 256;       // of a piece at most
+constexpr int64_t kNormRows = 256;       // the most rows of a piece
 
 VF_FN int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
@@ -48,7 +48,7 @@ void in_two_passes(const Workers& workers, int64_t units, int64_t firsts, int64_
                 [&](int64_t i) { second(i / seconds, i % seconds); });
 }
 
-// An array on the stack where it is short.
+// An array, on the stack if it is short.
 template <class T, int64_t INLINE>
 class Local {
  public:
@@ -96,8 +96,9 @@ VF_FN Moments moments(const S* x, int64_t n) {
     sum += sums.total();
     squares += squared.total();
   };
-  // Distances from about the mean lose nothing to cancellation. Of k elements' mean it is enough
-  // that k^2 is not far below n: an outlier among them then is not far above the deviation.
+  // Distances from roughly the mean lose nothing to cancellation. The mean of the first k elements
+  // is good enough if k^2 is not far below n: an outlier among them then shifts it by little more
+  // than the deviation.
   double sum = 0.0, squares = 0.0;
   const int64_t some = n < 64 ? n : 64;
   sum_of(0, some, M::splat(0.0f), sum, squares);
@@ -294,9 +295,9 @@ void group_norm_planes_backward(const GroupNormSiluBackward& args, const Workers
 
 // --- channels-last: a unit is a sample -----------------------------------------------------------
 
-// A sample is rows of `width` elements: as many whole positions as fill vectors, where that is not
-// far more than one. Element l of each row belongs to channel l % channels; what a channel needs is
-// laid out once for a row.
+// A sample is cut into rows of `width` elements: as many whole positions as fill vectors, if these
+// are not too many. Element l of each row belongs to channel l % channels. The channels' constants
+// are laid out once for a row.
 template <class M>
 struct Rows {
   int64_t channels, deep, width, padded, piece;  // piece: elements of a piece
@@ -314,8 +315,8 @@ struct Rows {
     piece = width * (rows < kNormRows ? rows : kNormRows);
   }
 
-  // step(i, l) for every whole vector of [begin, end), tail(i, l, count) for what is left of a row:
-  // i is the element's place in the sample, l in its row.
+  // step(i, l) for every whole vector of [begin, end), tail(i, l, count) for the rest of a row. i
+  // is the element's index in the sample, l in its row.
   template <class Step, class Tail>
   VF_FN void walk(int64_t begin, int64_t end, Step&& step, Tail&& tail) const {
     for (int64_t row = begin; row < end; row += width) {
@@ -326,7 +327,7 @@ struct Rows {
     }
   }
 
-  // body(first element, group, channel) for every run of a row that is one channel deep.
+  // body(index, group, channel) for each element of a row.
   template <class Body>
   VF_FN void each(Body&& body) const {
     for (int64_t base = 0; base < width; base += channels) {
@@ -337,11 +338,12 @@ struct Rows {
   }
 };
 
-// Rows whose sums are added up at once: sums of sums keep more digits than a long one.
+// The number of rows that are added up separately: sums of sums keep more digits than one long sum.
 template <class M>
 constexpr int64_t kFold = M::width == 1 ? 16 : 64;
 
-// body(begin, end) for each of those runs of [0, n), and then sums[i] to totals[i], i < count.
+// Calls body(begin, end) for each such run of [0, n), and then adds sums[i] to totals[i], i <
+// count.
 template <class M, class Body>
 VF_FN void in_folds(const Rows<M>& rows, int64_t n, typename M::Element* sums,
                     typename M::Element* totals, int64_t count, Body&& body) {
@@ -355,7 +357,7 @@ VF_FN void in_folds(const Rows<M>& rows, int64_t n, typename M::Element* sums,
   }
 }
 
-// How many of a piece's `n` elements stand at place l of a row.
+// How many of a piece's `n` elements are at position l of a row.
 VF_FN int64_t count_at(int64_t n, int64_t width, int64_t l) {
   return n / width + (l < n % width ? 1 : 0);
 }
@@ -370,7 +372,7 @@ VF_FN void group_moments(const Rows<M>& rows, const S* x, int64_t n, Moments* ou
   Acc *shift = scratch, *partial = shift + padded, *of_squares = partial + padded,
       *sum = of_squares + padded, *squares = sum + padded;
   std::memset(shift, 0, size_t(5 * padded) * sizeof(Acc));
-  // About the mean, as of contiguous runs: of 16 rows, for 256.
+  // Roughly the mean, as for contiguous runs: that of 16 rows, for 256 rows.
   const int64_t some = n < 16 * rows.width ? n : 16 * rows.width;
   rows.walk(
       0, some,
@@ -397,7 +399,7 @@ VF_FN void group_moments(const Rows<M>& rows, const S* x, int64_t n, Moments* ou
           add(M::first(count, load_tail<M>(x + i, count) - M::load(shift + l)), l);
         });
   });
-  // The places of a group, first their mean and then the distances from it.
+  // The positions of a group: first their mean, and then distances from it.
   for (int64_t g = 0; g < groups; ++g) out[g] = Moments();
   rows.each([&](int64_t l, int64_t g, int64_t) {
     const double count = double(count_at(n, rows.width, l));

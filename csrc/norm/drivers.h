@@ -1,5 +1,5 @@
-// The CPU drivers of GroupNorm and SiLU, a table for each SIMD level. They are compiled by themselves,
-// as the training step is: the levels' other drivers take minutes.
+// The CPU drivers of GroupNorm and SiLU, a table for each SIMD level. Like the training step, they
+// are compiled apart from the levels' other drivers, which take minutes.
 #pragma once
 
 #include "cpu/drivers.h"
@@ -8,7 +8,7 @@
 
 namespace vae_fast::norm {
 
-// The threads to work on, and how many there are: that changes who does what, and no bit.
+// The threads to work on, and their number. It changes which thread does what, and no bit.
 struct Workers {
   const cpu::Threads& threads;
   int count;
@@ -26,7 +26,7 @@ extern const Drivers kAvx2;
 extern const Drivers kAvx512;
 #endif
 
-// Of the level in use, and for float64.
+// The drivers of the level in use, and those for float64.
 VF_FN const Drivers& drivers(DType dtype) {
   if (dtype == DType::f64) return kFloat64;
 #if defined(__x86_64__)

@@ -1,7 +1,7 @@
 // GroupNorm and SiLU: the formulas of one element, and the moments of a group.
 //
-// With xhat = (x - mean) rstd and v = weight xhat + bias, y = v sigmoid(v). Wu & He 2018; Elfwing et
-// al. 2018. M is a math policy: see cpu/simd.h and math/scalar.h.
+// With xhat = (x - mean) rstd and v = weight xhat + bias, y = v sigmoid(v). Wu & He 2018; Elfwing
+// et al. 2018. M is a math policy: see cpu/simd.h and math/scalar.h.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,7 @@ VF_FN T silu_grad(T v) {
 struct Moments {
   double count = 0.0, mean = 0.0, m2 = 0.0;
 
-  // Of numbers whose distances from `shift` have this sum and this sum of squares.
+  // The moments of numbers whose distances from `shift` have this sum and this sum of squares.
   static VF_FN Moments shifted(double count, double shift, double sum, double squares) {
     Moments m;
     if (count == 0.0) return m;
@@ -48,7 +48,7 @@ struct Moments {
     if (m.m2 < 0.0) m.m2 = 0.0;
     return m;
   }
-  // Of both runs (Chan, Golub & LeVeque 1979).
+  // The moments of both runs together (Chan, Golub & LeVeque 1979).
   VF_FN void add(const Moments& other) {
     if (other.count == 0.0) return;
     const double total = count + other.count, distance = other.mean - mean;
@@ -66,7 +66,7 @@ struct Moments {
 struct GroupGradient {
   double plain = 0.0, slope = 0.0;
 
-  // Of the sums over the group's `count` elements of weight dv and weight dv xhat.
+  // From the sums over the group's `count` elements of weight dv and weight dv xhat.
   VF_FN GroupGradient(double sum, double by_xhat, double rstd, double count) {
     if (count == 0.0) return;
     plain = rstd * sum / count;

@@ -1,8 +1,8 @@
-// The plain arguments of every op: what the torch bindings hand to a driver, on either device.
+// The plain arguments of every op: what the torch bindings pass to a driver, on either device.
 //
 // No torch header and no CUDA header: the drivers in cpu/ and cuda/ are built from these alone.
-// "Rows" are samples and "cols" the features of one sample. Tensors are contiguous but for a
-// likelihood's parameters, which say where they lie.
+// "Rows" are samples and "cols" the features of one sample. Tensors are contiguous, except a
+// likelihood's parameters, which have strides.
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,7 @@ struct GaussianBackward {
 // data[row * row_stride + plane * plane_stride + i * step]. A stride of 0 means that the rows (or
 // the planes, or the elements) share one value.
 struct Operand {
-  void* data = nullptr;  // of a gradient: null where nobody asked for it
+  void* data = nullptr;  // null for a gradient that is not wanted
   int64_t row = 0, plane = 0, step = 0;
 };
 
@@ -90,7 +90,7 @@ constexpr int kMaxParams = 3;
 // A likelihood over planes has all planes of its one parameter at params[0] (`planes` of them), and
 // its target is (target_rows, its number of targets, inner).
 struct Likelihood {
-  int id;       // its place in csrc/likelihoods/list.h
+  int id;       // its number in csrc/likelihoods/list.h
   DType dtype;  // of the parameters and their gradients
   DType target_dtype;
   int64_t rows, planes, inner;

@@ -1,5 +1,5 @@
-// The plain arguments of the kernels that a training step on a GPU has beside its matrix products (see
-// ops/args.h): of an MLP with a Gaussian latent, in float32.
+// The plain arguments of the kernels that a training step on a GPU needs in addition to its matrix
+// products (see ops/args.h): for an MLP with a Gaussian latent, in float32.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct StepSample {
   float* z;  // (rows, latent), element i of it takes the key's normal i
 };
 
-// The gradient of the heads, of a loss through z and of scale * beta * the sum of the rows' KL.
+// The gradient of the heads: the loss's through z, and that of scale * beta * the rows' KL's sum.
 struct StepSampleBackward {
   int64_t rows, latent;
   const float* heads;
@@ -27,15 +27,15 @@ struct StepSampleBackward {
 
 constexpr int kMaxStepParts = 64;
 
-// Some of the gradients: `count` of them from `begin` on. They are there, or they are the sums over
-// the rows of `columns` (rows, count), a bias's, and are to be written there.
+// A range of the gradients: `count` of them from `begin` on. They exist already or, for a bias,
+// they are the sums over the rows of `columns` (rows, count), which this call writes there.
 struct StepPart {
   int64_t begin, count;
   const float* columns;
 };
 
-// Gradients of biases, the norm of all gradients, whether the step is taken, and what it counts in.
-// vae_fast/train/guard.py has the numbers by which steps are skipped.
+// Gradients of biases, the norm of all gradients, whether the step is taken, and the metrics' sums.
+// vae_fast/train/guard.py has the rules by which steps are skipped.
 struct StepDecide {
   int64_t rows, latent;
   int parts;
@@ -44,17 +44,17 @@ struct StepDecide {
   const float* recon;            // 1 element
   const float* heads = nullptr;  // null: there is no KL
   const float* beta;             // 1 element
-  double clip;                   // the norm that gradients are brought down to; 0 leaves them
-  double skip_above;             // times the usual norm, and the step is skipped; 0: never for that
-  double patience;               // such steps in a row, at most
+  double clip;                   // larger norms are scaled down to this one; 0: none are
+  double skip_above;             // norms above this times the usual one skip the step; 0: none does
+  double patience;               // the most steps in a row that are skipped for their norm
   double settling;               // steps taken before the usual norm is trusted
-  double followed;               // of the way, at least, that it goes to a new norm
+  double followed;               // the least part of the way that the usual norm moves to a new one
   double beta1, beta2;           // of Adam
   float* usual;                  // mean of norms, steps taken, steps skipped in a row; changed
   float* steps;                  // taken by Adam; changed
   double* sums;                  // loss, recon, kl, samples; added to
-  // Norm (NaN where the loss is not finite), 1 where skipped, what gradients are to be divided by, and
-  // Adam's 1 - beta1^steps and 1 - beta2^steps.
+  // Norm (NaN if the loss is not finite), 1 if skipped, the divisor of the gradients, and Adam's
+  // 1 - beta1^steps and 1 - beta2^steps.
   float* outcome;
 };
 

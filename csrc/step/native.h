@@ -16,13 +16,14 @@ const std::vector<std::string>& likelihood_names();
 
 class Native {
  public:
-  // `plan` without its buffers: layers' sizes, places and activations, and what x and z are.
+  // `plan` without its buffers: the layers' sizes, offsets and activations, and the kinds of x and
+  // z.
   explicit Native(const Plan& plan);
 
   Result take(const Call& call, cpu::RunRounds rounds);
-  // The weights were changed by somebody else: what is made of them has to be made again.
+  // Other code has changed the weights: everything derived from them is computed again.
   void weights_changed() { packed_for_ = nullptr; }
-  // z of the latest step, as it was handed to the decoder.
+  // z of the latest step, as the decoder got it.
   const Matrix& z() const { return plan_.layers[plan_.encoder_layers].input; }
   const Plan& plan() const { return plan_; }
 

@@ -1,9 +1,9 @@
 // The training step of an MLP around a Gaussian latent, as plain arguments: no torch, no vectors.
 //
-// Weights, moments and gradients are in torch's own layout, (out, in) in one flat buffer, and that
-// is where the truth is between two steps. Beside it each layer keeps its weights in panels,
-// [out / panel][in][panel], which forward reads without packing; Adam writes them with the weights.
-// Activations are rows of samples, `stride` floats apart.
+// Weights, moments and gradients are in torch's own layout, (out, in) in one flat buffer, which is
+// authoritative between two steps. Each layer also keeps a copy of its weights in panels,
+// [out / panel][in][panel], which forward reads without packing. Adam writes both. Activations are
+// rows of samples, `stride` floats apart.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct Matrix {
   int64_t stride = 0;
 };
 
-// A parameter of the likelihood: where it comes from, and what is made of it: with a factor, v itself,
-// exp(v), or least + softplus(v - least).
+// A parameter of the likelihood: the source of a value v, and its transform: a factor times v,
+// exp(v) or least + softplus(v - least).
 enum class Source : int { network, fixed, learned };
 enum class Transform : int { none, exp, floor };
 
@@ -36,18 +36,18 @@ struct Param {
   Source source = Source::fixed;
   Transform transform = Transform::none;
   float factor = 1.0f, least = 0.0f;
-  int64_t plane = 0;   // of what the network gives: planes of `columns` features
-  float value = 0.0f;  // fixed, made already
-  // Learned: `count` values in the flat buffers, each for columns / count features.
+  int64_t plane = 0;   // if from the network: which plane, of `columns` features, of its output
+  float value = 0.0f;  // if fixed: the transformed value
+  // If learned: `count` values in the flat buffers, each for columns / count features.
   int64_t place = 0, count = 0;
-  float *values = nullptr, *slopes = nullptr;  // of each feature: made, and their derivatives
-  Matrix grad;                                 // of the loss by each sample's
+  float *values = nullptr, *slopes = nullptr;  // for each feature: transformed, and its derivative
+  Matrix grad;                                 // the loss's gradient, for each sample
 };
 
 struct Layer {
   int64_t in, out;
-  int64_t condition = 0;  // of the inputs, the last ones, which no layer has made
-  int64_t weight, bias;   // places in the flat buffers; bias -1: none
+  int64_t condition = 0;  // how many of the last inputs are the condition, not a layer's output
+  int64_t weight, bias;   // offsets in the flat buffers; bias -1: none
   Activation after = Activation::none;
   float* panels = nullptr;
   float* rows =
@@ -55,8 +55,8 @@ struct Layer {
   int64_t row_stride = 0;
   float* padded_bias = nullptr;
   Matrix input, output;  // output: after the activation
-  Matrix before;         // the output before it, where its derivative needs that
-  Matrix grad;           // of the loss by the output before the activation
+  Matrix before;         // the output before the activation, if its derivative needs it
+  Matrix grad;           // the loss's gradient with respect to the output before the activation
 };
 
 struct Plan {
@@ -64,26 +64,26 @@ struct Plan {
   Layer layers[kMostLayers];
   int64_t latent = 0;                       // features of z
   bool sampled = true;                      // the encoder gives mu and logvar; false: z itself
-  int64_t columns = 0;                      // of a sample x
-  int64_t condition = 0;                    // features
-  int likelihood = 0;                       // a place in VF_LIKELIHOODS
-  int param_count = 0, network_params = 0;  // of the likelihood, and of those the network's
+  int64_t columns = 0;                      // features of x
+  int64_t condition = 0;                    // features of the condition
+  int likelihood = 0;                       // its number in VF_LIKELIHOODS
+  int param_count = 0, network_params = 0;  // the likelihood's parameters; those from the network
   Param params[kMostParams];
   bool counts = false;  // x are counts: the encoder takes log(1 + x)
-  // Operands of products are rounded to bfloat16, as autocast has them; sums are not.
+  // Operands of products are rounded to bfloat16, as under autocast; sums are not.
   bool bf16 = false;
-  Matrix target;         // x, where the first layer's input is not the same; else without data
-  int64_t capacity = 0;  // samples that there is room for, a multiple of kTileRows
+  Matrix target;         // x, if it differs from the first layer's input; else without data
+  int64_t capacity = 0;  // the most samples that fit, a multiple of kTileRows
   Matrix slope;          // dz / dlogvar
   Matrix grad_z;
   // Partial sums: of the likelihood, of the KL, of squares of the gradient.
   double *recon = nullptr, *kl = nullptr, *squares = nullptr;
 };
 
-// One call: what differs from step to step.
+// The arguments of one call, which differ from step to step.
 struct Call {
   int64_t samples;
-  // x: rows `index` of data, or rows 0, 1, ... where index is null.
+  // x: rows `index` of data, or rows 0, 1, ... if index is null.
   const void* data;
   DType dtype;  // f32, u8 (x / 255) or boolean; counts may be of any
   const int64_t* index = nullptr;
@@ -116,7 +116,7 @@ struct Result {
 struct Kernels {
   int64_t panel;  // features of a panel
   void (*take)(Plan&, const Call&, Result&, cpu::RunRounds);
-  // Makes what is made of the weights, after something else has changed them.
+  // Computes everything that is derived from the weights, after other code has changed them.
   void (*pack)(Plan&, const Call&, cpu::RunRounds);
 };
 extern const Kernels kGeneric;

@@ -21,14 +21,15 @@ constexpr int kVectors = M::width == 4 ? 2 : 3;
 template <class M>
 constexpr int kPanel = kVectors<M> * M::width;
 
-constexpr int64_t kInner = 160;  // of k at once: as much of B as the first-level cache has room for
+constexpr int64_t kInner = 160;  // values of k at once: so much of B fits the first-level cache
 
 template <class M, int N>
 struct Accumulators {
   typename M::T v[kTile<M>][N];
 };
 
-// c += the sum over `count` of k, which is added up by itself: sums of sums lose fewer digits.
+// c += the sum over `count` values of k. It is added up separately first: sums of sums lose fewer
+// digits.
 template <class M, int N>
 VF_FN void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step,
                     int64_t count, Accumulators<M, N>& c) {
@@ -60,7 +61,7 @@ VF_FN void multiply(const float* a, int64_t a_row, int64_t a_step, const float* 
   }
 }
 
-// `tiles` tiles below one another, each of which `finish(tile, accumulators)` is handed.
+// `tiles` tiles below one another; each is passed to `finish(tile, accumulators)`.
 template <class M, int N, class Finish>
 VF_FN void multiply_tiles(int64_t tiles, const float* a, int64_t a_row, int64_t a_step,
                           const float* b, int64_t b_step, int64_t count, const Finish& finish) {

@@ -4,8 +4,8 @@
 //   gradients of weights         by panels and rows
 //   Adam                         by panels, which it writes for the next step
 //
-// A round's pieces are cut by sizes alone and are independent. Each partial sum has its own place, and
-// the sums are added in order. So threads and load change no bit.
+// A round's pieces are cut by the sizes alone and are independent. Each partial sum is kept
+// separately, and they are added in order. So threads and load change no bit.
 #pragma once
 
 #include "cpu/float_mode.h"
@@ -61,7 +61,7 @@ class Step {
   const Call& call_;
   int64_t blocks_;
   Result* result_ = nullptr;
-  float multiplier_ = 1.0f;                       // of gradients: what clipping leaves of them
+  float multiplier_ = 1.0f;                       // of gradients, by clipping
   int learned_[kMostParams], learned_count_ = 0;  // of the likelihood's parameters
   // Pieces of the layers before each: panels of weights, and parts of their gradients.
   int64_t panel_starts_[kMostLayers + 1] = {}, grad_starts_[kMostLayers + 1] = {};
@@ -81,13 +81,13 @@ class Step {
 
   // --- rounds ------------------------------------------------------------------------------------
 
-  // The kinds of work: on a block of samples, and on parts of weights.
+  // The kinds of work: on a block of samples, or on parts of weights.
   enum class Kind { input, forward, sample, loss, backward, latent, gradients, update, pack };
   struct Work {
     Kind kind;
     int layer;
   };
-  // Works [begin, end), one after another: those of blocks of samples, or a single one.
+  // Works [begin, end), one after another: several works of blocks of samples, or a single work.
   struct Round {
     int begin, end;
   };
@@ -104,7 +104,7 @@ class Step {
     ++work_count_;
   }
 
-  // Works of blocks of samples that follow one another are one round.
+  // Consecutive works of blocks of samples are one round.
   void add(Kind kind, int l = 0) {
     if ((kind == Kind::forward || kind == Kind::backward) && !small(layer(l))) {
       const int64_t across = kind == Kind::forward ? panels(layer(l)) : parts(made_inputs(l), P);
@@ -195,7 +195,7 @@ class Step {
     }
   }
 
-  // One panel's groups of samples follow one another: its weights are in the cache by then.
+  // Consecutive pieces are groups of samples of one panel, whose weights are then in the cache.
   void large_piece(const Work& work, int64_t piece) {
     const int64_t groups = parts(call_.samples, kTileRows);
     const int64_t panel = piece / groups, from = piece % groups * kTileRows;
@@ -207,7 +207,7 @@ class Step {
     }
   }
 
-  // The inputs of a layer that another layer, or the sampling, has made.
+  // How many inputs of a layer come from another layer or from the sampling.
   VF_FN int64_t made_inputs(int i) { return layer(i).in - layer(i).condition; }
 
   VF_FN T rounded(T x) const {
@@ -286,7 +286,7 @@ class Step {
                            });
     });
     if (last && loss_with_layer()) {
-      // While the logits are in the cache; their gradient takes their place.
+      // While the logits are in the cache. Their gradient overwrites them.
       for (int64_t block = from; block < to; block += kRowBlock) {
         loss(block, least(block + kRowBlock, to), column, column + columns,
              block / kRowBlock * panels(l) + panel);
@@ -311,7 +311,7 @@ class Step {
     store_some<M>(v, to.data + row * to.stride + at, left);
   }
 
-  // Gradient of the layer's inputs, and from it that before the activation that made them.
+  // The gradient of the layer's inputs, and from it the gradient before their activation.
   void backward(int i, int64_t panel, int64_t from, int64_t to) {
     const Layer& l = layer(i);
     const int64_t column = panel * P, columns = least(P, made_inputs(i) - column);
@@ -353,7 +353,7 @@ class Step {
 
   // --- likelihood --------------------------------------------------------------------------------
 
-  // The likelihood of columns [begin, end) of x; the parameters' gradients take their place.
+  // The likelihood of columns [begin, end) of x. The parameters' gradients overwrite them.
   void loss(int64_t from, int64_t to, int64_t begin, int64_t end, int64_t part) {
     using Span = void (Step::*)(int64_t, int64_t, int64_t, int64_t, int64_t);
 #define VF_ONE(name, L) &Step::template loss_of<likelihoods::L>,
@@ -424,7 +424,8 @@ class Step {
     return (255.0f * x + shift) - shift;
   }
 
-  // Parameter j of elements i, ... of sample r, and its derivative by what it is made of.
+  // Parameter j of elements i, ... of sample r, and its derivative in the value it is computed
+  // from.
   VF_FN T param(int j, int64_t r, int64_t i, int64_t left, T& slope) {
     const Param& of = plan_.params[j];
     slope = M::splat(1.0f);
@@ -448,7 +449,7 @@ class Step {
     return of.factor * (of.least + (M::at_least(above, 0.0f) + M::log1p_unit(e)));
   }
 
-  // The loss's gradient by what parameter j is made of.
+  // Keeps the loss's gradient in the value that parameter j is computed from.
   VF_FN void keep(int j, int64_t r, int64_t i, int64_t left, T grad) {
     const Param& of = plan_.params[j];
     if (of.source == Source::network) {
@@ -630,9 +631,10 @@ class Step {
   void update_piece(int64_t piece) {
     const bool skipped = result_->skipped;
     if (skipped && call_.average == nullptr) return;
-    // A ReLU that is off for all samples has a gradient of zero. Its first moment shrinks by a tenth
-    // with every step, and is subnormal after some 800. Arithmetic on subnormal numbers takes a hundred
-    // times as long, and made a step half as long again. They are negligible beside a usual eps.
+    // A ReLU that is off for all samples has a gradient of zero. Its first moment shrinks by a
+    // tenth with every step, and is subnormal after some 800. Arithmetic on subnormal numbers takes
+    // a hundred times as long, and made a step half as long again. They are negligible beside a
+    // usual eps.
     const cpu::FlushSubnormals flushed(!without_eps());
     const int64_t beyond = piece - panel_starts_[plan_.layer_count];
     if (beyond >= 0) {
@@ -658,7 +660,7 @@ class Step {
     pack_panel(layer(i), piece - panel_starts_[i]);
   }
 
-  // No eps that estimates, and zeros for subnormal numbers, would vanish beside.
+  // Whether eps is too small to hide the errors of estimates, and of zeros for subnormal numbers.
   VF_FN bool without_eps() const { return !(call_.eps >= 1e-15); }
 
   // Kingma & Ba 2015; decoupled: Loshchilov & Hutter 2019.
@@ -691,8 +693,8 @@ class Step {
     if (i < count) at(i, count - i);
   }
 
-  // m / (sqrt(v) root + eps), by estimates and Newton steps where the level has good ones: square
-  // root and division would take as long as all else together.
+  // m / (sqrt(v) root + eps). Levels with good estimates use them with Newton steps: square root
+  // and division would take as long as everything else together.
   static VF_FN T quotient(T m, T v, float root, float eps) {
     if constexpr (M::width == 16) {
       const float most = std::numeric_limits<float>::max();
@@ -740,7 +742,7 @@ class Step {
     }
   }
 
-  // Each stage interleaves the two halves; after log2(W) of them rows are columns.
+  // Each stage interleaves the two halves; after log2(W) stages rows are columns.
   static VF_FN void transpose(T (&block)[W]) {
 #pragma GCC unroll 4
     for (int64_t stage = 1; stage < W; stage *= 2) {

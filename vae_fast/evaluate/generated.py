@@ -23,9 +23,9 @@ def feature_network(name: str, device: str = "auto") -> nn.Module:
     """The network that ``name`` stands for, in evaluation mode.
 
     Args:
-        name: ``package.module:Class``, a torch.nn.Module that is built without arguments and takes
-            images (N, C, H, W) in [0, 1], or samples as the model's encoder takes them; or the folder
-            of a run, whose model's codes are the features.
+        name: ``package.module:Class`` or the folder of a run. The class is a torch.nn.Module that is
+            built without arguments. It takes what the evaluated model's encoder takes, such as
+            images (N, C, H, W) in [0, 1]. The features of a run are its model's codes.
 
     Raises:
         ValueError: it is neither.
@@ -39,7 +39,7 @@ def feature_network(name: str, device: str = "auto") -> nn.Module:
     if not (Path(name) / "config.yaml").is_file():
         raise ValueError(
             f"features come from a network by its import path (package.module:Class) or from a run's "
-            f"folder, and {name!r} is neither"
+            f"folder, but {name!r} is neither"
         )
     return _Codes(load_model(name, device=device).model)
 

@@ -82,9 +82,9 @@ def linear_bernoulli_nll(
 ) -> torch.Tensor:
     """``bernoulli_nll(linear(hidden, weight, bias), target)`` without the logits in memory.
 
-    The last layer of a Bernoulli decoder and its loss in one op: chunks of samples that fit the
-    cache go through the matrix product, the loss and the gradients' products, so that logits and
-    their gradient are never whole.
+    The last layer of a Bernoulli decoder and its loss in one op. Chunks of samples that fit the
+    cache pass through the matrix product, the loss, and the products for the gradients. So logits
+    and their gradient never exist as a whole.
 
     Args:
         hidden: (B, H), the last layer's input.

@@ -25,9 +25,9 @@ def gather_batch(
     """A batch of a data set of bytes: the rows of ``data`` at ``index``.
 
     ``"binarize"`` draws each pixel from Bernoulli(x / 255) (dynamic binarisation, Salakhutdinov &
-    Murray 2008). The draws are a function of the noise key and of a pixel's place: pixel c of the
-    batch's row r takes word (first_row + r) * columns + c of the key's noise, the same bits for
-    every backend, instruction set, number of threads and device.
+    Murray 2008). The draws depend only on the noise key and a pixel's position: pixel c of the
+    batch's row r takes word (first_row + r) * columns + c of the key's noise. Every backend,
+    instruction set, number of threads and device gives the same bits.
 
     Args:
         data: (N, ...) uint8 (0..255 stands for x / 255) or bool, resident on the device.

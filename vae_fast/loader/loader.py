@@ -148,10 +148,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step, at most 64 MiB.
 
-    It gives the heap's end back to the system once some hundred KiB of it are free, and every step
-    then pays for its gradients and the optimizer's temporaries in page faults, a tenth of the
-    tutorial's step. When a mapped block is freed, both thresholds rise to its size (mallopt(3),
-    M_MMAP_THRESHOLD), to 32 MiB at most. Nothing writes to this one.
+    glibc returns the end of the heap to the system once some hundred KiB of it are free. Gradients
+    and the optimizer's temporaries then cost page faults in every step: a tenth of the tutorial's
+    step. Freeing a mapped block raises both of glibc's thresholds to the block's size, at most to
+    32 MiB (mallopt(3), M_MMAP_THRESHOLD). So this frees one such block, which nothing writes to.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 

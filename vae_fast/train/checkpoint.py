@@ -5,10 +5,10 @@ no pickle.
 
     checkpoints/00000790/model.safetensors      the model's state_dict
     checkpoints/00000790/training.safetensors   every other tensor that the next step depends on
-    checkpoints/00000790/shards/                of both, what ranks hold in parts, a file of each rank
+    checkpoints/00000790/shards/                sharded tensors of both, one file for each rank
     checkpoints/00000790/state.json             everything else, sizes and checksums (``manifest``)
     checkpoints/last, checkpoints/best          pointers: files with the name of a folder
-    checkpoints/set-aside-00000800              what could not be used, and is never removed
+    checkpoints/set-aside-00000800              an unusable checkpoint, which is never removed
 
 A folder named by a step is whole: it gets this name after its files are on the disk. ``keeping``
 has the rules for removing old checkpoints.

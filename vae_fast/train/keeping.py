@@ -1,9 +1,8 @@
-"""Which checkpoints are kept. A checkpoint is removed only if a newer one has proved to supersede
-it.
+"""Which checkpoints are kept. One is removed only after a whole checkpoint of the same or a later step
+was found.
 
-Only folders that this program wrote are removed, judged by their state.json and not by their name,
-and only once a whole checkpoint of the same or a later step exists. Anything else that is in the
-way is renamed to ``set-aside-...``.
+Only folders that this program wrote are removed, recognised by their state.json and not by their name.
+Anything else that has the name of a new checkpoint is renamed to ``set-aside-...``.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """A step of few launches on a GPU, written out: for the models that the native step takes on a CPU.
 
-Autograd's step of the tutorial's VAE is 43 launches. Here it is 20: bias and ReLU are in a product's
-epilogue, gradients are written where the optimizer looks, mu and logvar stay side by side, value and
-gradient of the likelihood are one launch, all biases' gradients, the norm, the guard's decision and the
-metrics another, Adam with the moving average another. It draws the eager step's noise and rounds
-differently in the last places.
+Autograd's step of the tutorial's VAE is 43 launches. This one is 20. Bias and ReLU are in a product's
+epilogue. Gradients are written directly to the optimizer's buffer, and mu and logvar stay in one tensor.
+One launch has value and gradient of the likelihood, one has all biases' gradients, the norm, the guard's
+decision and the metrics, and one has Adam and the moving average. The step draws the eager step's noise,
+and rounds differently.
 
-In bf16 and fp16, products take and give that dtype, as under autocast: all weights are cast by one
-launch, and all their gradients come back by one. The sample, the sums and the optimizer are in float32;
-each operand that goes between the two is one more launch. In fp16 the gradients of products are
-multiplied by the loss's scale, and these launches divide it out.
+In bf16 and fp16, products take and give that dtype, as under autocast. One launch casts all weights, and
+one brings back all their gradients. The sample, the sums and the optimizer are in float32; each operand
+that passes between the two takes one more launch. In fp16 the gradients of products are multiplied by the
+loss's scale, and these launches divide by it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 _aten = torch.ops.aten
 RELU, SILU = 1, 2  # csrc/step/plan.h, Activation
-# How far loss and gradients may be from the eager step's, as a part of their size: a ReLU whose input is
-# 0 to rounding may be on in one and off in the other.
+# The largest relative difference between loss and gradients and the eager step's. A ReLU whose input is 0
+# up to rounding may be on in one step and off in the other.
 OF_LOSS, OF_GRADIENT = 1e-4, 1e-2
 OF_LOSS_IN_HALF, OF_GRADIENT_IN_HALF = 1e-3, 5e-2
-# Scales of fp16's loss at which they are compared: gradients overflow at a run's first ones.
+# Scales of the fp16 loss for the comparison: at a run's first scales gradients overflow.
 COMPARED_SCALES = (2.0**12, 2.0**6, 1.0)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,8 +6,8 @@
     data.json             names of classes, and which samples are held out (``run_data``)
     environment.json      versions, device, seed, git state, command line; a list, one per start
     metrics.jsonl         a row per log interval
-    checkpoints/          folders named by step, beside best and last
-    set-aside-*           what a resumed run had no use for, kept as it was
+    checkpoints/          folders named by step, and the pointers best and last
+    set-aside-*           files that a resumed run could not use, kept unchanged
     reconstructions.png   originals above reconstructions
     samples.png           decoded draws from the prior
     curves.png            the metrics against the steps
