@@ -96,6 +96,7 @@ lint: $(DONE)/lint $(DONE)/test ## style, types, and that the kernels stay free 
 	$(BIN)/ruff format --check .
 	git ls-files -z 'csrc/*' | xargs -0 $(BIN)/clang-format --dry-run -Werror
 	scripts/check_includes.sh
+	PYTHON="$(BIN)/python" scripts/check_tidy.sh
 	$(BIN)/mypy
 
 # From the sdist, so that a wheel proves that nothing is missing from it.
@@ -145,7 +146,7 @@ $(DONE)/venv:
 # Pinned: a new version brings new rules, and those are taken on purpose. mypy reads the types of what
 # the tests need, torch's above all.
 $(DONE)/lint: $(DONE)/venv pyproject.toml
-	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5" types-PyYAML types-tqdm
+	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5" "clang-tidy==23.1.4" types-PyYAML types-tqdm
 	touch $@
 
 $(DONE)/dist: $(DONE)/venv

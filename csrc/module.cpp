@@ -99,7 +99,7 @@ void run_rounds(const std::vector<int64_t>& pieces, int threads, const py::funct
                              const py::gil_scoped_acquire held;
                              (*static_cast<const py::function**>(context)[1])(round);
                            },
-                           calls};
+                           static_cast<void*>(calls)};
   const py::gil_scoped_release released;
   cpu::run_rounds(rounds, threads);
 }

@@ -280,7 +280,7 @@ void make_helpers(int wanted) {
       thread.detach();
       helpers.store(made + 1, std::memory_order_release);
     }
-  } catch (const std::exception&) {
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
     // The system has no more threads: those that exist do the work.
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);

@@ -21,7 +21,7 @@ constexpr double kHalfLog2Pi = 0.91893853320467274178;
 template <class M, bool SLOPE>
 VF_CALL double stirling_in_double(double a) {
   double sum = 0.0;
-  for (; a < 12.0; a += 1.0) {
+  for (; a < 12.0; a += 1.0) {  // NOLINT(*-float-loop-counter): exact
     const double s = 1.0 / (2.0 * a + 1.0), s2 = s * s;
     double f = 0.0;
     for (int k = 18; k >= 1; --k) f = (f + (SLOPE ? k : 1.0) / (2 * k + 1)) * s2;

@@ -7,8 +7,9 @@ namespace vae_fast {
 
 template <class Device>
 struct GatherOps {
-  static Tensor gather_batch(Tensor data, Tensor index, int64_t mode, MaybeTensor key,
-                             int64_t first_row, MaybeTensor first_row_tensor) {
+  static Tensor gather_batch(const Tensor& data, const Tensor& index, int64_t mode,
+                             const MaybeTensor& key, int64_t first_row,
+                             const MaybeTensor& first_row_tensor) {
     Gather args{};
     args.dtype = dtype_of(data);
     STD_TORCH_CHECK(mode >= 0 && mode <= 2, "vae_fast: unknown mode of gathering ", mode);

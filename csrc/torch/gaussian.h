@@ -43,7 +43,7 @@ struct GaussianOps {
     return args;
   }
 
-  static Tensor reparameterize(Tensor mu, Tensor logvar, Tensor key,
+  static Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const Tensor& key,
                                std::optional<int64_t> num_samples) {
     GaussianForward args = gaussian_args(mu, logvar, std::nullopt, std::nullopt);
     check_key(key, mu);
@@ -58,8 +58,8 @@ struct GaussianOps {
     return z;
   }
 
-  static std::tuple<Tensor, Tensor> reparameterize_backward(Tensor grad_z, Tensor logvar,
-                                                            Tensor key,
+  static std::tuple<Tensor, Tensor> reparameterize_backward(const Tensor& grad_z,
+                                                            const Tensor& logvar, const Tensor& key,
                                                             std::optional<int64_t> num_samples) {
     check_dense(logvar, "logvar");
     check_key(key, logvar);
@@ -91,8 +91,8 @@ struct GaussianOps {
     return {grad_mu, grad_logvar};
   }
 
-  static Tensor gaussian_kl(Tensor mu, Tensor logvar, MaybeTensor prior_mu,
-                            MaybeTensor prior_logvar, int64_t reduction) {
+  static Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                            const MaybeTensor& prior_logvar, int64_t reduction) {
     GaussianForward args = gaussian_args(mu, logvar, prior_mu, prior_logvar);
     args.reduction = reduction_of(reduction);
     Tensor kl = empty_sum(mu, args.reduction);
@@ -101,9 +101,10 @@ struct GaussianOps {
     return kl;
   }
 
-  static std::tuple<Tensor, Tensor> sample_and_kl(Tensor mu, Tensor logvar, MaybeTensor prior_mu,
-                                                  MaybeTensor prior_logvar, Tensor key,
-                                                  int64_t reduction) {
+  static std::tuple<Tensor, Tensor> sample_and_kl(const Tensor& mu, const Tensor& logvar,
+                                                  const MaybeTensor& prior_mu,
+                                                  const MaybeTensor& prior_logvar,
+                                                  const Tensor& key, int64_t reduction) {
     GaussianForward args = gaussian_args(mu, logvar, prior_mu, prior_logvar);
     check_key(key, mu);
     args.reduction = reduction_of(reduction);
@@ -116,7 +117,8 @@ struct GaussianOps {
   }
 
   // The same two, keeping dz/dlogvar for backward.
-  static std::tuple<Tensor, Tensor> reparameterize_keeping(Tensor mu, Tensor logvar, Tensor key) {
+  static std::tuple<Tensor, Tensor> reparameterize_keeping(const Tensor& mu, const Tensor& logvar,
+                                                           const Tensor& key) {
     GaussianForward args = gaussian_args(mu, logvar, std::nullopt, std::nullopt);
     check_key(key, mu);
     Tensor z = alike(mu), slope = alike(mu);
@@ -127,10 +129,9 @@ struct GaussianOps {
     return {z, slope};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> sample_and_kl_keeping(Tensor mu, Tensor logvar,
-                                                                  MaybeTensor prior_mu,
-                                                                  MaybeTensor prior_logvar,
-                                                                  Tensor key, int64_t reduction) {
+  static std::tuple<Tensor, Tensor, Tensor> sample_and_kl_keeping(
+      const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+      const MaybeTensor& prior_logvar, const Tensor& key, int64_t reduction) {
     GaussianForward args = gaussian_args(mu, logvar, prior_mu, prior_logvar);
     check_key(key, mu);
     args.reduction = reduction_of(reduction);
@@ -175,9 +176,10 @@ struct GaussianOps {
     return args;
   }
 
-  static std::tuple<Tensor, Tensor> gaussian_backward(MaybeTensor grad_z, MaybeTensor grad_kl,
-                                                      Tensor mu, Tensor logvar, MaybeTensor key,
-                                                      MaybeTensor slope, int64_t reduction) {
+  static std::tuple<Tensor, Tensor> gaussian_backward(const MaybeTensor& grad_z,
+                                                      const MaybeTensor& grad_kl, const Tensor& mu,
+                                                      const Tensor& logvar, const MaybeTensor& key,
+                                                      const MaybeTensor& slope, int64_t reduction) {
     GaussianBackward args =
         gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, slope, reduction);
     Tensor grad_mu = alike(mu), grad_logvar = alike(mu);
@@ -188,8 +190,9 @@ struct GaussianOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_prior_backward(
-      MaybeTensor grad_z, MaybeTensor grad_kl, Tensor mu, Tensor logvar, Tensor prior_mu,
-      Tensor prior_logvar, MaybeTensor key, MaybeTensor slope, int64_t reduction) {
+      const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& mu, const Tensor& logvar,
+      const Tensor& prior_mu, const Tensor& prior_logvar, const MaybeTensor& key,
+      const MaybeTensor& slope, int64_t reduction) {
     GaussianBackward args =
         gaussian_backward_args(grad_z, grad_kl, mu, logvar, key, slope, reduction);
     gaussian_args(mu, logvar, prior_mu, prior_logvar);  // for its checks

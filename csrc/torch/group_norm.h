@@ -55,8 +55,9 @@ struct GroupNormOps {
            t.scalar_type() == accumulator(x) && on_device_of(t, x);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu(Tensor x, MaybeTensor weight,
-                                                            MaybeTensor bias, int64_t groups,
+  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x,
+                                                            const MaybeTensor& weight,
+                                                            const MaybeTensor& bias, int64_t groups,
                                                             double eps) {
     auto args = arguments<GroupNormSilu>(x, weight, bias, groups);
     const int64_t sizes[] = {args.rows, groups}, strides[] = {groups, 1};
@@ -71,10 +72,9 @@ struct GroupNormOps {
     return {y, mean, rstd};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward(Tensor grad_y, Tensor x,
-                                                                     MaybeTensor weight,
-                                                                     MaybeTensor bias, Tensor mean,
-                                                                     Tensor rstd) {
+  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward(
+      const Tensor& grad_y, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+      const Tensor& mean, const Tensor& rstd) {
     for (const Tensor* t : {&mean, &rstd}) {
       STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == mean.size(1) &&
                           t->is_contiguous() && t->scalar_type() == accumulator(x) &&

@@ -49,12 +49,14 @@ inline Likelihood plane_args(Likelihood args, const LikelihoodInfo& info, const 
   args.planes = planes.size(1);
   args.inner = 1;
   for (int64_t d = 2; d < planes.dim(); ++d) args.inner *= planes.size(d);
-  STD_TORCH_CHECK(
-      target.numel() == args.target_rows * info.targets * args.inner &&
-          (args.target_rows == 0 ? args.rows == 0 : args.rows % args.target_rows == 0) &&
-          args.planes <= INT32_MAX,
-      "vae_fast: ", info.name, " has ", info.targets,
-      " values of the target at each position of the planes");
+  STD_TORCH_CHECK(target.numel() == args.target_rows * info.targets * args.inner &&
+                      (args.target_rows == 0 ? args.rows == 0 : args.rows % args.target_rows == 0),
+                  "vae_fast: ", info.name, " has ", info.targets,
+                  " values of the target at each position of the planes");
+  // The drivers count the numbers of a vector of each plane by ints.
+  constexpr int64_t most = INT32_MAX / 64;
+  STD_TORCH_CHECK(args.planes <= most, "vae_fast: ", info.name, " takes at most ", most,
+                  " planes, not ", args.planes);
   args.params[0] = {const_cast<void*>(planes.const_data_ptr()), args.planes * args.inner,
                     args.inner, 1};
   return args;
@@ -215,7 +217,7 @@ struct LikelihoodOps {
   // --- -log p ------------------------------------------------------------------------------------
 
   template <int ID>
-  static Tensor nll(Tensors params, Tensor target, int64_t reduction) {
+  static Tensor nll(const Tensors& params, const Tensor& target, int64_t reduction) {
     Likelihood args = likelihood_args(ID, params, target, reduction);
     Tensor value = empty_loss(args, target, params[0]);
     args.nll = value.mutable_data_ptr();
@@ -224,8 +226,8 @@ struct LikelihoodOps {
   }
 
   template <int ID>
-  static Tensors nll_backward(Tensor grad_nll, Tensors params, Tensor target, int64_t reduction,
-                              int64_t wanted) {
+  static Tensors nll_backward(Tensor grad_nll, const Tensors& params, const Tensor& target,
+                              int64_t reduction, int64_t wanted) {
     Likelihood args = likelihood_args(ID, params, target, reduction);
     args.grad_nll = given(args, std::nullopt, grad_nll, params[0]);
     Tensors grads = make_grads(args, params, wanted);
@@ -235,8 +237,9 @@ struct LikelihoodOps {
 
   // Value and gradients in one pass; the loss's own gradient is taken to be grad_scale.
   template <int ID>
-  static std::tuple<Tensor, Tensors> nll_with_grad(Tensors params, Tensor target, int64_t reduction,
-                                                   double grad_scale, int64_t wanted) {
+  static std::tuple<Tensor, Tensors> nll_with_grad(const Tensors& params, const Tensor& target,
+                                                   int64_t reduction, double grad_scale,
+                                                   int64_t wanted) {
     Likelihood args = likelihood_args(ID, params, target, reduction);
     Tensor value = empty_loss(args, target, params[0]);
     args.nll = value.mutable_data_ptr();
@@ -249,7 +252,7 @@ struct LikelihoodOps {
   // The same into the caller's buffers, which may be the parameters themselves: no fresh memory, and
   // none of its page faults, where the caller keeps a workspace.
   template <int ID>
-  static Tensor nll_with_grad_out(Tensors params, Tensor target, int64_t reduction,
+  static Tensor nll_with_grad_out(const Tensors& params, const Tensor& target, int64_t reduction,
                                   double grad_scale, Tensors grads) {
     Likelihood args = likelihood_args(ID, params, target, reduction);
     Tensor value = empty_loss(args, target, params[0]);
@@ -312,9 +315,10 @@ struct LikelihoodOps {
   };
 
   template <int ID>
-  static std::tuple<Tensor, Tensor, Tensor> elbo(Tensors params, Tensor target, Tensor mu,
-                                                 Tensor logvar, double beta,
-                                                 MaybeTensor beta_tensor, int64_t reduction) {
+  static std::tuple<Tensor, Tensor, Tensor> elbo(const Tensors& params, const Tensor& target,
+                                                 const Tensor& mu, const Tensor& logvar,
+                                                 double beta, const MaybeTensor& beta_tensor,
+                                                 int64_t reduction) {
     Elbo args = elbo_args(ID, params, target, mu, logvar, beta, beta_tensor, reduction);
     Losses out(args, target, params[0]);
     Device::elbo(args, target);
@@ -322,12 +326,10 @@ struct LikelihoodOps {
   }
 
   template <int ID>
-  static std::tuple<Tensors, Tensor, Tensor> elbo_backward(MaybeTensor grad_loss,
-                                                           MaybeTensor grad_recon,
-                                                           MaybeTensor grad_kl, Tensors params,
-                                                           Tensor target, Tensor mu, Tensor logvar,
-                                                           double beta, MaybeTensor beta_tensor,
-                                                           int64_t reduction, int64_t wanted) {
+  static std::tuple<Tensors, Tensor, Tensor> elbo_backward(
+      const MaybeTensor& grad_loss, const MaybeTensor& grad_recon, const MaybeTensor& grad_kl,
+      const Tensors& params, const Tensor& target, const Tensor& mu, const Tensor& logvar,
+      double beta, const MaybeTensor& beta_tensor, int64_t reduction, int64_t wanted) {
     Elbo args = elbo_args(ID, params, target, mu, logvar, beta, beta_tensor, reduction);
     STD_TORCH_CHECK(grad_loss || grad_recon || grad_kl, "vae_fast: no gradient was given");
     const Tensor& like = params[0];
@@ -344,8 +346,9 @@ struct LikelihoodOps {
   // Values and gradients in one pass; the loss's own gradient is taken to be grad_scale.
   template <int ID>
   static std::tuple<Tensor, Tensor, Tensor, Tensors, Tensor, Tensor> elbo_with_grad(
-      Tensors params, Tensor target, Tensor mu, Tensor logvar, double beta, MaybeTensor beta_tensor,
-      int64_t reduction, double grad_scale, int64_t wanted) {
+      const Tensors& params, const Tensor& target, const Tensor& mu, const Tensor& logvar,
+      double beta, const MaybeTensor& beta_tensor, int64_t reduction, double grad_scale,
+      int64_t wanted) {
     Elbo args = elbo_args(ID, params, target, mu, logvar, beta, beta_tensor, reduction);
     args.recon.grad_nll = known(args.recon, grad_scale);
     args.grad_kl = known(args.recon, beta * grad_scale, beta_tensor);

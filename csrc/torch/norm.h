@@ -7,7 +7,7 @@ namespace vae_fast {
 
 template <class Device>
 struct NormOps {
-  static Tensor euclidean_norm(Tensor x) {
+  static Tensor euclidean_norm(const Tensor& x) {
     STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.dim() == 1 && x.is_contiguous(),
                     "vae_fast: the norm's argument must be contiguous float32, (N,)");
     Tensor out = Device::empty(0, nullptr, nullptr, ScalarType::Float, x);

@@ -81,8 +81,9 @@ struct PairwiseOps {
     return args;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> pair_density(Tensor z, Tensor mu, Tensor logvar,
-                                                         MaybeTensor logits, double own,
+  static std::tuple<Tensor, Tensor, Tensor> pair_density(const Tensor& z, const Tensor& mu,
+                                                         const Tensor& logvar,
+                                                         const MaybeTensor& logits, double own,
                                                          double next, double offset,
                                                          bool want_parts) {
     PairDensity args = density_args(z, mu, logvar, logits, own, next, offset);
@@ -97,8 +98,9 @@ struct PairwiseOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> pair_density_backward(
-      MaybeTensor grad_whole, MaybeTensor grad_parts, Tensor z, Tensor mu, Tensor logvar,
-      MaybeTensor logits, Tensor state, double own, double next, double offset) {
+      MaybeTensor grad_whole, MaybeTensor grad_parts, const Tensor& z, const Tensor& mu,
+      const Tensor& logvar, const MaybeTensor& logits, const Tensor& state, double own, double next,
+      double offset) {
     PairDensityBackward args{};
     args.of = density_args(z, mu, logvar, logits, own, next, offset);
     STD_TORCH_CHECK(state.scalar_type() == ScalarType::Double && state.is_contiguous() &&
@@ -148,7 +150,8 @@ struct PairwiseOps {
     return args;
   }
 
-  static Tensor mmd(Tensor x, Tensor y, Tensor bandwidths, int64_t kernel, bool unbiased) {
+  static Tensor mmd(const Tensor& x, const Tensor& y, const Tensor& bandwidths, int64_t kernel,
+                    bool unbiased) {
     Mmd args = mmd_args(x, y, bandwidths, kernel, unbiased);
     Tensor value = empty(0, nullptr, nullptr, accumulator(x), x);
     args.value = value.mutable_data_ptr();
@@ -156,7 +159,8 @@ struct PairwiseOps {
     return value;
   }
 
-  static std::tuple<Tensor, Tensor> mmd_backward(Tensor grad, Tensor x, Tensor y, Tensor bandwidths,
+  static std::tuple<Tensor, Tensor> mmd_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& y, const Tensor& bandwidths,
                                                  int64_t kernel, bool unbiased) {
     Mmd args = mmd_args(x, y, bandwidths, kernel, unbiased);
     check_sums(grad, x, 1, "grad");
@@ -169,7 +173,7 @@ struct PairwiseOps {
     return {grad_x, grad_y};
   }
 
-  static Tensor nearest_code(Tensor x, Tensor codes) {
+  static Tensor nearest_code(const Tensor& x, const Tensor& codes) {
     STD_TORCH_CHECK(x.dim() == 2, "vae_fast: x must be (N, D)");
     check_matrix(x, x, "x", 0);
     check_matrix(codes, x, "codes", 1);

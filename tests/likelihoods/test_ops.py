@@ -470,3 +470,9 @@ def test_every_parameter_may_be_shared_by_the_samples(native, rows):
             results.append((value.detach(), *torch.autograd.grad(value.sum(), leaves)))
         for ours, plain in zip(*results, strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9, msg=spec.name)
+
+
+def test_more_planes_than_the_drivers_count_are_refused():
+    logits = torch.zeros(1, 2**25, dtype=torch.float16)  # pages that nothing touches
+    with pytest.raises(RuntimeError, match="takes at most 33554431 planes, not 33554432"):
+        torch.ops.vae_fast.categorical_nll([logits], torch.zeros(1, dtype=torch.int64), 0)
