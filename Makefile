@@ -26,7 +26,7 @@ DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Says every second that something silent still runs.
 TOLD := scripts/told.sh
-# One stamp per wish, so that another TORCH is another stamp: "torch==2.13.0" is torch--2.13.0.
+# One stamp for each value of TORCH: "torch==2.13.0" is torch--2.13.0.
 TORCH_DONE := $(DONE)/$(subst :,-,$(subst /,-,$(subst >,-,$(subst <,-,$(subst =,-,$(subst $() $(),_,$(TORCH)))))))
 NATIVE_SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu \
 	csrc/*/*.cuh csrc/*/*.inc)
@@ -42,7 +42,7 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What is skipped where another library is not installed.
+# Tests that are skipped if another library is not installed.
 CLIENT_TESTS = tests/patches tests/loops tests/hub tests/test_distributions.py
 
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
@@ -154,7 +154,8 @@ $(DONE)/dist: $(DONE)/venv
 	$(PIP) install -q "build==1.6.1"
 	touch $@
 
-# Pinned, as what checks links and reads docstrings: scripts/requirements-docs.txt. No torch is needed.
+# Pinned in scripts/requirements-docs.txt, with the tools that check links and read docstrings. No torch
+# is needed.
 $(DONE)/docs: $(DONE)/venv scripts/requirements-docs.txt
 	$(PIP) install -q -r scripts/requirements-docs.txt
 	touch $@
@@ -176,7 +177,7 @@ $(DONE)/test: $(TORCH_DONE) pyproject.toml
 	$(INSTALL) "$(TORCH)" $(TORCHVISION) -e ".[test]"
 	touch $@
 
-# What pip finds for these leaves the torch that is there.
+# TORCH is named again, so that pip keeps the torch that is installed.
 $(DONE)/clients: $(DONE)/test pyproject.toml
 	$(INSTALL) "$(TORCH)" -e ".[clients]"
 	touch $@

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# nvcc is there and no GPU is: _C_cuda is built for every architecture of the default list, loads,
-# and has registered a CUDA kernel for each op.
+# With nvcc and without a GPU, _C_cuda builds for every architecture of the default list, loads, and
+# registers a CUDA kernel for each op.
 source "$(dirname "$0")/common.sh"
 
 have_nvcc || skip "there is no nvcc here"
 
-# Hidden, should there be one: a build must not need it.
+# If there is a GPU, hide it: a build must not need it.
 export CUDA_VISIBLE_DEVICES=""
 env="$(environment new "$NEW_TORCH")"
 wheel="$(build_wheel)"
@@ -20,8 +20,8 @@ has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vae_fast::")]
 ops = [name for name in ops if has_kernel(name, "CPU")]
 assert ops, "no op has a CPU kernel, so there is nothing to compare with"
-# A GPU makes its noise again in backward: it has no use for what the first two keep. Sums over pairs
-# run in plain PyTorch there.
+# The first two keep values for backward; a GPU makes its noise again instead. Sums over pairs run in
+# plain PyTorch on a GPU.
 cpu_only = ("reparameterize_keeping", "sample_and_kl_keeping", "euclidean_norm", "pair_density",
             "pair_density_backward", "mmd", "mmd_backward", "nearest_code")
 cpu_only = {f"vae_fast::{op}" for op in cpu_only}

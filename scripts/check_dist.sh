@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A wheel, installed into an empty environment with what it asks for and the tests' needs, passes the
-# quick tests there: all of them, or what TESTS names.
+# A wheel passes the quick tests in an empty environment that has only its dependencies and the tests'.
+# TESTS names some of the tests; by default all quick ones run.
 #
 #   scripts/check_dist.sh dist/vae_fast-*.whl
 source "$(dirname "$0")/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The docs build as a site in an environment of their own, without torch: no link, anchor or page of the
-# navigation leads nowhere, and every name of the reference is found.
+# The docs build as a site in a separate environment, without torch. Every link, anchor and page of the
+# navigation exists, and every name of the reference is found.
 source "$(dirname "$0")/common.sh"
 
 env="$VERIFY_DIR/docs"

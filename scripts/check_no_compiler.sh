@@ -6,7 +6,7 @@ source "$(dirname "$0")/common.sh"
 env="$(environment old "$OLD_TORCH")"
 sources "$VERIFY_DIR/no-compiler-src"
 
-# A PATH with the commands of everyday life and without a single compiler.
+# A PATH with common commands and no compiler.
 bin="$VERIFY_DIR/no-compiler-bin"
 rm -rf "$bin" && mkdir -p "$bin"
 for tool in sh bash env git uname ls cat mkdir rm cp mv ln dirname basename sed grep tar id; do
@@ -46,7 +46,7 @@ else:
     raise AssertionError("backend native did not raise without kernels")
 print("warned once:", ours[0])
 '
-# Measuring and building are not what falls back.
+# Benchmarks and builds have no fallback.
 test_installed "$env" tests --ignore=tests/benchmarks --ignore=tests/experiments \
     --ignore=tests/packaging --ignore=tests/cuda_emulation
 pass "without a compiler it installs, warns once and passes the tests on the reference backend"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The oldest torch that pyproject.toml allows has all that our sources ask of its headers: those that
-# register the ops are compiled against them (no more than that: it is not installed).
+# The headers of the oldest torch that pyproject.toml allows are enough for our sources: those that
+# register the ops compile against them. (That torch is not installed and not run.)
 source "$(dirname "$0")/common.sh"
 
 oldest="$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)".*/\1/p' "$ROOT/pyproject.toml")"
@@ -20,7 +20,7 @@ with zipfile.ZipFile(wheel) as files:
     touch "$folder/.made"
 fi
 
-# As setup.py does it: the target hides what came later, of newer headers.
+# As in setup.py: the target version hides what newer headers have added.
 target="$(printf '0x%02x%02x000000000000' ${oldest//./ })"
 grep -q "^OLDEST_TORCH = (${oldest/./, })" "$ROOT/setup.py" ||
     fail "setup.py and pyproject.toml ($oldest) name different torches as the oldest"

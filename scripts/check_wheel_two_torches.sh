@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The wheel that pip builds in isolation, against the newest torch, gives native kernels and passes the
 # tests under OLD_TORCH (CPU-only) and under NEW_TORCH (the newest, with CUDA).
-# Under the old one all that meets torch is tested: the ops, their registration, autograd and
-# torch.compile, the modules, every model. Under the newest `make test` has run it, with a library
-# compiled in place; what is the wheel's own is left.
+# Under the old torch, everything that depends on torch is tested: the ops, their registration, autograd
+# and torch.compile, the modules, every model. Under the newest torch, `make test` has done this with a
+# library compiled in place, so only the tests of the wheel itself run.
 source "$(dirname "$0")/common.sh"
 
 new="$(environment new "$NEW_TORCH")"

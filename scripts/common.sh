@@ -5,8 +5,8 @@
 #   PYTHON       makes the virtual environments           default: python3
 #   OLD_TORCH    a CPU-only torch, older than the newest  default: torch==2.13.0+cpu
 #   NEW_TORCH    the newest torch, a CUDA build           default: torch
-#   NEW_FROM     an environment that has NEW_TORCH already: it is taken over, not downloaded again
-#   TESTS        what of the tests to run, for a quick look   default: what each check says
+#   NEW_FROM     an environment that has NEW_TORCH already: it is copied, not downloaded again
+#   TESTS        the tests to run, for a quick look       default: those that each check needs
 #
 # Where pip knows no "+cpu" builds, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.
 
@@ -66,9 +66,9 @@ sources() {
 
 have_nvcc() { command -v nvcc || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; } >/dev/null
 
-# build_wheel: prints the path of the wheel that pip makes of the sources by itself, as `pip install .`
-# does: build isolation on, so against the newest torch, with CUDA kernels for every architecture of the
-# default list where there is an nvcc. It is built once for as long as the sources stay the same.
+# build_wheel: prints the path of the wheel that pip makes of the sources, as `pip install .` does: with
+# build isolation, so against the newest torch, and with CUDA kernels for every architecture of the
+# default list if there is an nvcc. It is built again only if the sources have changed.
 build_wheel() {
     local folder="$VERIFY_DIR/wheel" source="$VERIFY_DIR/wheel-src" log="$VERIFY_DIR/wheel.log" state
     sources "$source"

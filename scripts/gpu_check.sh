@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go, with the machine's own python3 and nothing downloaded: builds the
-# kernels in place for the GPU at hand, runs the tests marked cuda, compute-sanitizer over every op, and
-# what the benchmarks must show. 5 minutes at most for building, tests and sanitizer, and 2 for the
-# benchmarks: two runs fit a GPU that is lent for 15 minutes, and the second compiles nothing again.
-# To the folder given go summary.json, log.txt, tests.xml, benchmarks.json and benchmarks.txt.
+# Everything that needs a GPU, in one run, with the machine's own python3 and without downloads. It
+# builds the kernels in place for the machine's GPU, runs the tests marked cuda and compute-sanitizer
+# over every op, and measures what the benchmarks must show. Building, tests and sanitizer take at most 5
+# minutes, the benchmarks 2. So two runs fit a GPU that is lent for 15 minutes; the second compiles
+# nothing again. OUT gets summary.json, log.txt, tests.xml, benchmarks.json and benchmarks.txt.
 #
 #   scripts/gpu_check.sh [OUT]
 #
@@ -37,14 +37,14 @@ mkdir -p "$OUT" || { echo "gpu-check: can't write to $OUT; choose another OUT." 
 OUT="$(cd "$OUT" && pwd)"
 rm -f "$OUT"/log.txt "$OUT"/tests.xml "$OUT"/benchmarks.{json,txt} "$OUT"/summary.json
 echo "gpu-check on $gpu, writing to $OUT"
-# The tree before anything that is installed: the kernels are built in place.
+# This tree comes before any installed package: the kernels are built in place.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 words="$(mktemp)"
 trap 'rm -f "$words"' EXIT
 steps=""
 status=0
 
-# step NAME SECONDS COMMAND...: runs it for so long at most, keeps its words in log.txt, and notes
+# step NAME SECONDS COMMAND...: runs it for at most SECONDS, keeps its output in log.txt, and notes
 # how it went. 77 is a skip. The command is a function, which puts "${bound[@]}" before what it runs.
 step() {
     local name="$1" seconds="$2" started=$SECONDS outcome left
@@ -73,7 +73,7 @@ step() {
     summary
 }
 
-# summary: what is known so far, in summary.json.
+# summary: writes the results so far to summary.json.
 summary() {
     STEPS="{$steps}" OUT="$OUT" "$PYTHON" -c '
 import json, os, subprocess
@@ -121,8 +121,8 @@ sanitize() {
     return "$result"
 }
 
-# Compiles unless the same sources were compiled here for the same torch and GPU. Their contents are
-# compared: a tree that was copied here anew has new times, by which all would be compiled again.
+# Compiles, unless the same sources were compiled here for the same torch and GPU. Contents are compared,
+# not times: a new copy of the tree has new times.
 build() {
     local stamp=build/gpu-check.stamp now
     now="$({
@@ -131,14 +131,14 @@ build() {
             torch.cuda.get_device_capability())"
     } | sha256sum)"
     if [[ "$(cat "$stamp" 2>/dev/null)" == "$now" ]] && compgen -G "vae_fast/_C_cuda*" >/dev/null; then
-        echo "the kernels here are of these sources"
+        echo "the kernels here were compiled from these sources"
         return 0
     fi
     plain env VAE_FAST_BUILD=cuda "$PYTHON" setup.py build_ext --inplace || return
     mkdir -p build && echo "$now" >"$stamp"
 }
 
-# The benchmarks' tables are worth a file of their own.
+# The benchmarks' tables go to a separate file.
 benchmarks() {
     "${bound[@]}" "$PYTHON" -m benchmarks "${BENCH[@]}" --json "$OUT/benchmarks.json" |
         tee "$OUT/benchmarks.txt"

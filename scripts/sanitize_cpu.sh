@@ -33,12 +33,12 @@ for name in "$@"; do
     cp "$folder"/vae_fast/_C*.so "$tree/vae_fast"
 
     export PYTHONPATH="$tree" VAE_FAST_BACKEND=native
-    # torch and Python are not instrumented: what they leak or do among themselves is theirs.
+    # torch and Python are not instrumented: their own leaks and races are ignored.
     export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1
     export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
     options="ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66:die_after_fork=0"
     export TSAN_OPTIONS="suppressions=$root/scripts/tsan.supp:$options"
-    # The C++ library too: Python has none, and AddressSanitizer looks for what throws as it starts.
+    # The C++ library too: Python does not load it, and AddressSanitizer needs it from the start.
     standard="$(${CXX:-c++} -print-file-name=libstdc++.so.6)"
     under=(env LD_PRELOAD="$runtime $standard")
     # ThreadSanitizer needs its part of the address space free.

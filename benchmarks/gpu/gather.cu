@@ -1,4 +1,4 @@
-// As bernoulli.cu beside this, for rows of bytes.
+// Like likelihoods.cu, for rows of bytes.
 #include "cuda/gather.cu"
 
 namespace vae_fast::cuda {

@@ -1,4 +1,4 @@
-// As bernoulli.cu beside this, for sampling with the KL and for its gradients.
+// Like likelihoods.cu, for sampling with the KL and for its gradients.
 #include "cuda/gaussian.cu"
 
 namespace vae_fast::cuda {

@@ -1,5 +1,5 @@
-// A thread's work on one whole batch and on two, without what a task decides at run time: their
-// difference is what a batch costs (benchmarks/gpu_instructions.py). And kernels, for their frames.
+// A thread's work on one whole batch and on two, without decisions at run time. The difference is the
+// cost of a batch (benchmarks/gpu_instructions.py). Also whole kernels, whose frames are counted.
 #include "cuda/likelihood.cuh"
 
 namespace vae_fast::cuda {

@@ -1,4 +1,4 @@
-// A training step's own kernels, and by themselves two of the sums that one of them takes.
+// A training step's own kernels, and separately two of the sums that one of them computes.
 #include "cuda/step.cu"
 
 namespace vae_fast::cuda {

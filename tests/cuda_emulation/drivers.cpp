@@ -31,7 +31,7 @@ SPELLING(bool, "?")
 VF_ARGS(SPELLED_STRUCT, NOTHING, NOTHING)
 
 // The structs of args.h as text: a line "struct NAME SIZE" and, for each field, "NAME OFFSET TYPE
-// COUNT", COUNT being 0 of what is no array.
+// COUNT". COUNT is 0 if the field is not an array.
 EXPORT const char* emulated_layout() {
   static std::string text;
   text.clear();

@@ -98,7 +98,7 @@ struct Release {
   uint64_t fence;
 };
 std::vector<Release> releases;
-// The thread of the block that runs which has seen the counter and then passed a fence.
+// The thread of the running block that has seen the counter and then passed a fence.
 bool acquired;
 unsigned acquirer, acquired_after;
 
@@ -159,8 +159,8 @@ bool release_barrier(unsigned threads) {
   return true;
 }
 
-// Each warp runs as far as it can before the next one does: what a missing barrier leaves open
-// goes wrong in one order of the warps or another.
+// Each warp runs as far as it can before the next one does: a missing barrier gives a wrong result in
+// one order of the warps or another.
 bool run_block(unsigned threads, std::vector<unsigned>& warps, std::vector<unsigned>& lanes,
                std::mt19937& random) {
   std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);

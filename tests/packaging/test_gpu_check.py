@@ -99,7 +99,7 @@ def test_kernels_are_compiled_again_only_for_changed_sources(tmp_path):
         steps, calls, out = run(tmp_path, tree / "scripts/gpu_check.sh", SKIP="memcheck racecheck")
         assert steps["build"]["outcome"] == "passed"
         builds.append(sum("build_ext" in call for call in calls))
-        said = "the kernels here are of these sources" in (out / "log.txt").read_text()
+        said = "the kernels here were compiled from these sources" in (out / "log.txt").read_text()
         assert said == (len(builds) == 2)
     assert builds == [1, 1, 2]
     (tree / "vae_fast/_C_cuda.so").unlink()

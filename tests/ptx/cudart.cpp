@@ -71,8 +71,8 @@ double gross_reciprocal(double x) {  // of the upper 32 bits, in the upper 32 bi
   return high(r);
 }
 
-// A byte that another thread wrote is read, and one that another thread read or wrote is written, with
-// a barrier between.
+// Reading a byte that another thread wrote needs a barrier between, and so does writing a byte that
+// another thread read or wrote.
 void shared_access(uint64_t at, unsigned bytes, bool write, unsigned limit) {
   give_way();
   if (at % bytes != 0) complain("misaligned access to shared memory");

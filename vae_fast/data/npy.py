@@ -56,7 +56,7 @@ def read_header(file: IO[bytes]) -> Header:
     python/cpython#106905). This reads headers in NumPy's own form without that parser.
 
     Raises:
-        ValueError: it isn't one, or is one of Python objects.
+        ValueError: the file has no such header, or the array holds Python objects.
     """
     start = file.read(8)
     if start[:6] != np.lib.format.MAGIC_PREFIX:

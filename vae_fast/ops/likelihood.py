@@ -373,7 +373,7 @@ def _elbo_grads(
     needs: Sequence[bool],
     grads: Sequence[Tensor] | None = None,
 ) -> Sequence[Maybe]:
-    """The gradients of the target, mu, logvar and the parameters, which are ``saved``.
+    """The gradients of the ``saved`` inputs: the target, mu, logvar and the parameters.
 
     ``upstream``: the gradients of loss, recon and kl. ``grads``: the gradients of all but the
     target for a loss gradient of 1, if forward computed them.

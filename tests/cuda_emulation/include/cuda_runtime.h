@@ -55,7 +55,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return emulation::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, values); });
 }
 
-// Symbols of the device are the host's own variables; those that kernels are handed are counters.
+// Symbols of the device are the host's own variables. Those that are passed to kernels are counters.
 cudaError_t emulated_symbol(void** address, void* symbol, size_t bytes);
 template <class T>
 cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
