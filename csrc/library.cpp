@@ -46,7 +46,7 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
       "gather_batch(Tensor data, Tensor index, int mode, Tensor? key, int first_row, "
       "Tensor? first_row_tensor) -> Tensor");
   // silu(GroupNorm(x)) of (N, C, ...) that is contiguous or channels-last; weight and bias, (C), are
-  // float32 (float64 beside float64), as mean and rstd are, (N, groups).
+  // float32 (float64 if x is float64), as mean and rstd are, (N, groups).
   m.def(
       "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps) -> "
       "(Tensor y, Tensor mean, Tensor rstd)");
@@ -86,7 +86,7 @@ struct Cpu {
 
   static Tensor empty(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
                       const Tensor& like) {
-    // Outputs have their input's dtype, but for bytes that become floats.
+    // Outputs have their input's dtype, except bytes that become floats.
     size_t bytes = dtype == ScalarType::Float ? sizeof(float) : like.element_size();
     for (int64_t d = 0; d < dim; ++d) bytes *= static_cast<size_t>(sizes[d]);
     if (bytes < cpu::kPooledBytes) return vae_fast::empty(dim, sizes, strides, dtype, like);

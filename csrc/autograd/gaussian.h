@@ -133,7 +133,7 @@ struct Gaussian : torch::autograd::Function<Gaussian> {
           ops.reparameterize_backward(grad_z.contiguous(), of.logvar, of.key, std::nullopt);
     } else {
       const Maybe z = contiguous(grad_z), kl = contiguous(grad_kl);
-      // One of key and slope tells the noise.
+      // The noise comes from the key or from the slope.
       const Maybe slope = of.slope.defined() ? Maybe(of.slope) : Maybe();
       const Maybe key = of.key.defined() && !slope ? Maybe(of.key) : Maybe();
       if (options.prior && kl) {
@@ -167,8 +167,8 @@ struct Gaussian : torch::autograd::Function<Gaussian> {
 
 // --- what Python calls ---------------------------------------------------------------------------
 
-// The tensors of a call, or none of them where anything is unusual. `key` is a null pointer where
-// there are no samples.
+// The tensors of a call, or none of them if anything is unusual. `key` is a null pointer if there
+// are no samples.
 inline variable_list usual_gaussian(PyObject* mu_object, PyObject* logvar_object,
                                     PyObject* const* prior, PyObject* key_object,
                                     Gaussian::Options& options) {

@@ -41,7 +41,7 @@ inline std::vector<Likelihood> likelihoods;
 // (name, latent, beta, reduction, saved, upstream, needs) -> gradients; ops/likelihood.py has it.
 inline PyObject* loss_again = nullptr;
 
-// What a node knows beside its tensors, in one number: a saved value costs an entry of a hash map.
+// A node's data besides its tensors, in one number: each saved value costs an entry of a hash map.
 struct Options {
   int64_t likelihood, reduction, wanted;  // wanted: bit j, whether parameter j has a gradient
   bool latent;                            // whether the KL is in
@@ -197,7 +197,7 @@ struct Loss : torch::autograd::Function<Loss> {
     }
     if (!any) return result;
 
-    // They are given away, once: whoever gets them may write to them.
+    // They are handed out once: the receiver may write to them.
     std::vector<Tensor> grads;
     const auto kept = ctx->saved_data.find("grads");
     if (kept != ctx->saved_data.end()) {
@@ -216,7 +216,7 @@ struct Loss : torch::autograd::Function<Loss> {
     auto grad = grads.begin();
     auto place = result.begin() + kNumbers + 1;
     if (options.latent) {
-      // What was not asked about has no gradient, as in plain PyTorch.
+      // An unused output sends no gradient, as in plain PyTorch.
       const bool has_kl = upstream[0].defined() || upstream[2].defined();
       if (has_kl) std::move(grad, grad + 2, place);
       grad += 2, place += 2;
@@ -269,7 +269,7 @@ inline bool fits_planes(const Likelihood& of, const Tensor& planes, const Tensor
   return fits;
 }
 
-// The tensors of a call, or none of them where anything is unusual.
+// The tensors of a call, or none of them if anything is unusual.
 inline variable_list usual_tensors(Options& options, PyObject* params, PyObject* target_object,
                                    PyObject* const* latent) {
   const Likelihood& of = likelihoods.at(options.likelihood);
@@ -371,7 +371,7 @@ inline PyObject* elbo(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Options options{PyLong_AsLong(args[0]), PyLong_AsLong(args[6]), 0, true};
   if (!PyFloat_CheckExact(args[5]) && !PyLong_CheckExact(args[5])) Py_RETURN_NONE;
   const double beta = PyFloat_AsDouble(args[5]);
-  if (PyErr_Occurred()) {  // beyond a float's range, which Python says in a sentence
+  if (PyErr_Occurred()) {  // beyond a float's range: the node in Python raises a clear error
     PyErr_Clear();
     Py_RETURN_NONE;
   }

@@ -1,12 +1,12 @@
 // vae_fast._C_autograd: the autograd nodes of usual calls, in C++.
 //
-// At a thousand elements a node in Python costs several times as much as the kernel. These do the
-// same where nothing is unusual: contiguous tensors on the CPU, of one dtype; no tensor subclass, no
-// mode, no transform. All else is left to Python: a call returns None, and what backward can't hand
-// out it asks a function of Python's for.
+// At a thousand elements a node in Python costs several times as much as the kernel. These nodes do
+// the same for usual calls: contiguous tensors on the CPU, of one dtype; no tensor subclass, no mode,
+// no transform. Any other call returns None and goes on in Python. Gradients that backward can't
+// compute come from a Python function.
 //
-// Nodes are outside LibTorch's stable ABI, so this library serves the very torch it was built with,
-// and nothing needs it. Which likelihoods there are, and which dtypes their targets have, Python says.
+// Nodes are outside LibTorch's stable ABI, so this library serves only the torch that it was built
+// with, and is optional. Python passes the list of likelihoods and their targets' dtypes.
 #include "autograd/gaussian.h"
 #include "autograd/loss.h"
 

@@ -48,7 +48,7 @@ constexpr uint64_t kFloating =
 
 inline c10::DispatchKeySet plain_keys;  // of a tensor with nothing special about it
 
-// No mode and no transform: nobody but autograd is between a call and its kernel. Autocast has
+// No mode and no transform: nothing but autograd is between a call and its kernel. Autocast has
 // nothing to say about our ops.
 inline bool is_usual_here() {
   const auto local = c10::impl::tls_local_dispatch_key_set();
@@ -59,15 +59,15 @@ inline bool is_usual_here() {
 
 inline bool is_usual(const Tensor& t) { return t.defined() && t.key_set() == plain_keys; }
 
-// The tensor of a Python object that a kernel reads as it lies; null for any other.
+// The tensor of a Python object if a kernel can read it directly; else null.
 inline const Tensor* usual(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
   return is_usual(t) && t.is_contiguous() && !t._fw_grad(0).defined() ? &t : nullptr;
 }
 
-// Whether a backward may call kernels: nothing is to be differentiated again, and the gradients that
-// came, of those that may be absent, are plain tensors.
+// Whether a backward may call kernels: nothing will be differentiated again, and upstream gradients,
+// some of which may be absent, are plain tensors.
 inline bool is_usual_backward(const variable_list& upstream) {
   if (at::GradMode::is_enabled() || !is_usual_here()) return false;
   for (const Tensor& grad : upstream) {
@@ -84,7 +84,7 @@ inline bool asks_gradients(const variable_list& tensors) {
   return asked && at::GradMode::is_enabled();
 }
 
-// As a tuple; None for what is undefined.
+// The tensors as a tuple, with None for undefined ones.
 inline py::tuple wrapped(const variable_list& tensors) {
   py::tuple result(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -95,7 +95,7 @@ inline py::tuple wrapped(const variable_list& tensors) {
   return result;
 }
 
-// Gradients from a Python function, called with `arguments`, which a new reference is taken of.
+// Gradients from a Python function, called with the tuple that `arguments()` returns.
 template <class Arguments>
 variable_list from_python(PyObject* function, size_t count, const Arguments& arguments) {
   const py::gil_scoped_acquire held;

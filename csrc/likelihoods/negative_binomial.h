@@ -46,13 +46,13 @@ struct Common {
 //   - x / (t (t + x)),
 // in which every term is as small as the sum at large t.
 //
-// By the logarithm of the rate, x log(m) has no e: u - 1 then is e / m more, and no rate is too small
-// for its gradient.
+// With LOG_RATE, m stands in place of m + e in u's denominator, and e / m is added to u - 1. So no
+// rate is too small for its gradient.
 template <class M, bool LOG_RATE, bool VALUE, bool GRAD, class T = typename M::T>
 struct Counted {
   T value, by_rate, by_dispersion;  // by the logarithm of the rate if LOG_RATE
 
-  // `rate` is the mean and, if LOG_RATE, `beyond` what its logarithm has been held by.
+  // `rate` is the mean. If LOG_RATE, `beyond` is how far its logarithm has been raised.
   VF_FN Counted(T rate, T beyond, T dispersion, T x) {
     const T one = M::splat(1.0f);
     const T floored = LOG_RATE ? rate : rate + M::constant(kCountEps);
@@ -91,7 +91,7 @@ struct Counted {
   }
 };
 
-// The rate for Counted: as it is or, by its logarithm, held where it is an ordinary number.
+// The rate for Counted: as it is or, from its logarithm, raised to an ordinary number.
 template <class M, bool LOG_RATE, class T = typename M::T>
 VF_FN T counted_rate(T p, T& beyond) {
   if constexpr (!LOG_RATE) return p;

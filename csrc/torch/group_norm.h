@@ -8,7 +8,7 @@ namespace vae_fast {
 
 template <class Device>
 struct GroupNormOps {
-  // Whether the channels of a place are neighbours in memory, and nothing lies between places.
+  // Whether the channels of a position are neighbours in memory, with no gaps between positions.
   static bool is_channels_last(const Tensor& x) {
     int64_t expected = 1;
     const auto fits = [&](int64_t d) {

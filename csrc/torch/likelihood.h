@@ -249,8 +249,8 @@ struct LikelihoodOps {
     return {value, grads};
   }
 
-  // The same into the caller's buffers, which may be the parameters themselves: no fresh memory, and
-  // none of its page faults, where the caller keeps a workspace.
+  // The same into the caller's buffers, which may be the parameters themselves: a caller that keeps a
+  // workspace needs no fresh memory, which would cost page faults.
   template <int ID>
   static Tensor nll_with_grad_out(const Tensors& params, const Tensor& target, int64_t reduction,
                                   double grad_scale, Tensors grads) {

@@ -2,7 +2,7 @@
 //
 // A family's ops are a template over `Device`, which runs the drivers: Cpu in library.cpp, Cuda in
 // library_cuda.cpp. The Python side has checked shapes and dtypes, with errors for people. The checks
-// here keep a kernel from reading out of bounds, whoever calls it. Only LibTorch's
+// here keep a kernel from reading out of bounds, for any caller. Only LibTorch's
 // stable ABI is used.
 #pragma once
 
