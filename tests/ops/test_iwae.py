@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vae_fast
+from vae_fast.functional.importance import log_mean_exp
 
 
 def problem(dtype=torch.float64, k=5, b=4, d=3, features=7):
@@ -81,6 +82,18 @@ def test_doubly_reparameterised_gradients():
     # The decoder's gradient is the IWAE's own.
     (decoder_grad,) = torch.autograd.grad((w * log_weight).sum(), weights)
     torch.testing.assert_close(grads[2], decoder_grad)
+
+
+def test_a_negligible_weight_makes_no_subnormal_gradient():
+    log_weight = torch.tensor([[0.0, -80.0], [-30.0, -90.0], [-90.0, 0.0]], requires_grad=True)
+    found = log_mean_exp(log_weight, 0)
+    torch.testing.assert_close(found, log_weight.logsumexp(0) - math.log(3))
+    (gradient,) = torch.autograd.grad(found.sum(), log_weight)
+    # e^-30 has digits in float32 next to 1's rounding squared; e^-80 and less have none.
+    assert gradient[1, 0] == pytest.approx(math.exp(-30), rel=1e-5)
+    assert gradient.flatten()[[1, 3, 4]].tolist() == [0.0, 0.0, 0.0]
+    infinite = torch.tensor([[-math.inf, math.nan], [-math.inf, 0.0]])
+    assert log_mean_exp(infinite, 0)[0] == -math.inf and log_mean_exp(infinite, 0)[1].isnan()
 
 
 def test_one_sample_is_an_elbo():

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_fast.functional.importance import log_mean_exp
+
 
 class WeightedSamples(NamedTuple):
     """K samples of z for each x, with their importance weights.
@@ -31,7 +33,7 @@ def bound(log_weight: Tensor) -> Tensor:
     Burda et al. 2015, equation 8. The gradient of logsumexp weights each sample's gradient by its
     normalised weight, as in equation 14.
     """
-    return torch.logsumexp(log_weight, 0) - math.log(log_weight.shape[0])
+    return log_mean_exp(log_weight, 0)
 
 
 def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

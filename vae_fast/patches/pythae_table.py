@@ -24,6 +24,7 @@ from vae_fast.functional import (
     gaussian_kl,
     reparameterize,
 )
+from vae_fast.functional.importance import negligible
 from vae_fast.functional.pairwise import _ops_for
 from vae_fast.ops.autograd import beyond_native, differentiable_again
 from vae_fast.patches.core import Noise, Table, Target
@@ -75,7 +76,8 @@ def _kl_of_samples(mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
 
 def _weighed(log_w: Tensor) -> Tensor:
     """Minus the sum of log-weights, each times its normalised weight, over dim 1."""
-    return -(torch.softmax(log_w, 1).detach() * log_w).sum(1)
+    weight = torch.softmax(log_w, 1).detach().masked_fill(negligible(log_w, 1), 0.0)
+    return -(weight * log_w).sum(1)
 
 
 def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
+from vae_fast.functional.importance import negligible
 from vae_fast.models import importance
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective
@@ -95,12 +96,13 @@ class PIWAE(Samples):
             nll = model.likelihood.nll_samples(model.decode(decoded, *condition), x)
             log_p_of_prior = model.log_prior(z.detach(), model.prior(*condition))
         log_w = (beta * (log_p - log_q) - nll).detach()
-        c = log_w.softmax(0)
-        e = log_w.unflatten(0, (self.estimates, self.samples)).softmax(1).flatten(0, 1)
+        c = log_w.softmax(0).masked_fill(negligible(log_w, 0), 0.0)
+        groups = log_w.unflatten(0, (self.estimates, self.samples))
+        e = groups.softmax(1).masked_fill(negligible(groups, 1), 0.0).flatten(0, 1)
         e = e / self.estimates
         # A group of far smaller weights than another has a c of 0, and its e / c no value. The floor
         # changes the decoder's gradient by less than its rounding.
-        floored = torch.maximum(c, e * _precision(decoded) ** 2)
+        floored = torch.maximum(c, e * _precision(decoded) ** 1.5)
         if decoded.requires_grad:
             ratio = (e / floored.clamp_min(torch.finfo(e.dtype).tiny)).unsqueeze(-1)
             decoded.register_hook(lambda gradient: gradient * ratio.to(gradient.dtype))
