@@ -28,8 +28,9 @@ from benchmarks.case import OURS, Absence, Absent, Case, Contender, Outputs
 from benchmarks.check import close
 from benchmarks.peers import CUDA_GRAPHS
 from benchmarks.scratch import scratch
-from vae_fast.data import Batch, DataUnavailableError, load
+from vae_fast.data import Batches, DataUnavailableError, load
 from vae_fast.train import TrainConfig, Trainer
+from vae_fast.train.distributed import Share
 
 DROP_IN = "ours (drop-in)"
 GRAPHS = next(iter(CUDA_GRAPHS))
@@ -140,7 +141,7 @@ class Engine:
         self.trainer = Trainer(config, train_data=data, val_data=data[:batch])
         self.trainer.model.train()
 
-    def shares(self, batches: Iterable[Batch]) -> Iterable[Any]:
+    def shares(self, batches: Batches) -> Iterable[Share]:
         """Batches as the engine's step takes them."""
         return self.trainer.world.shares(batches)
 
@@ -199,8 +200,7 @@ def setup_step(
         ours = Engine(images(10_000), batch, dtype, device)
 
         def own(inputs: Sequence[Tensor]) -> Any:
-            (share,) = ours.shares([Batch(inputs[0].to(device).reshape(-1, 1, 28, 28), None)])
-            return share
+            return Share(inputs[0].to(device).reshape(-1, 1, 28, 28), None)
 
         def outputs(share: Any) -> Outputs:
             first = ours.loss()

@@ -50,11 +50,15 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
 def test_weights_are_those_of_the_place_resumed_at(monkeypatch):
     world = world_of(monkeypatch, 2, 0)
     data = torch.rand(11, 2)  # batches of 4, 4 and 3: the last is shared as 1 and 2
-    whole = [share.weight for share in world.shares(world.batches(data, 4, shuffle=False))]
-    assert whole == [1.0, 1.0, pytest.approx(1 * 2 / 3)]
+    whole = [share[2:] for share in world.shares(world.batches(data, 4, shuffle=False))]
+    assert whole == [(1.0, 1.0), (1.0, 1.0), (pytest.approx(1 * 2 / 3), 3 / 4)]
     batches = world.batches(data, 4, shuffle=False)
     batches.load_state_dict(batches.state_dict() | {"batch": 2})
-    assert [share.weight for share in world.shares(batches)] == whole[2:]
+    assert [share[2:] for share in world.shares(batches)] == whole[2:]
+    alone = world_of(monkeypatch, 1, 0)
+    for size, parts in ((4, [1.0, 1.0, 0.75]), (11, [1.0]), (100, [1.0])):
+        shares = list(alone.shares(alone.batches(data, size, shuffle=False)))
+        assert [share[2:] for share in shares] == [(1.0, part) for part in parts]
 
 
 PROGRAM = """

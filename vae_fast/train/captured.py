@@ -99,9 +99,9 @@ class CapturedStep:
             self._settle_merged(share)
         if not self.takes_rows:
             share = share.gathered()
-        if self._batch is None:
+        if self._batch is None and share.part == 1.0:
             self._batch = Share(_cloned(share.images), _cloned(share.labels))
-        if not self._fits(share):
+        if self._batch is None or not self._fits(share):
             self._say(share)
             return self._take(share)
         if self._warmed < WARM_UP:
@@ -149,7 +149,7 @@ class CapturedStep:
 
     def _fits(self, share: Share) -> bool:
         batch: Any = self._batch
-        return share.weight == 1.0 and all(
+        return share.weight == share.part == 1.0 and all(
             type(mine) is type(other)
             and (mine is None or (mine.shape, mine.dtype) == (other.shape, other.dtype))
             and (not isinstance(mine, Rows) or mine.data is other.data)
@@ -161,7 +161,7 @@ class CapturedStep:
             self._said = True
             warnings.warn(
                 f"a batch of shape {tuple(share.images.shape)} is taken eagerly: the "
-                f"captured step is for {self._batch and tuple(self._batch.images.shape)}",
+                f"captured step is for {'whole ones' if self._batch is None else tuple(self._batch.images.shape)}",
                 stacklevel=4,
             )
 

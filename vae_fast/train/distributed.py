@@ -31,11 +31,19 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 class Share(NamedTuple):
-    """A rank's part of a batch. Multiply its loss by ``weight`` before backward."""
+    """A rank's share of a batch. Multiply its loss by ``weight`` before backward.
+
+    An epoch's last batch may be smaller than the others. ``part`` is its size divided by theirs. After
+    clipping, the gradient is multiplied by it, and so is the learning rate, unless the optimizer is SGD:
+    the step is as much shorter as the batch is smaller. A whole step by a gradient with the noise of a few
+    samples sets a run back, and so does a whole step with Adam's momentum that such a gradient hardly
+    corrects. Loss and gradient norm stay those of the batch's mean.
+    """
 
     images: Any  # a tensor, or Rows where a reader was asked for them
     labels: Tensor | None
     weight: float = 1.0
+    part: float = 1.0
 
     def gathered(self) -> Share:
         """The same with the images themselves."""
@@ -127,14 +135,16 @@ class World:
         return Batches(data, size, rank=self.rank, world_size=self.size, **options)
 
     def shares(self, batches: Batches) -> Iterator[Share]:
-        """A pass over ``batches``, with the weight of this rank's part of each batch."""
+        """A pass over ``batches``, with the weights of this rank's share of each batch."""
+        start, stop = batches.cuts.global_bounds(0)
+        whole = stop - start
         for images, labels in batches:
-            weight = 1.0
+            weight, samples = 1.0, images.shape[0]
             if self.is_distributed:
                 number = batches.state_dict()["batch"] - 1
                 start, stop = batches.cuts.global_bounds(number)
-                weight = len(images) * self.size / (stop - start)
-            yield Share(images, labels, weight)
+                weight, samples = samples * self.size / (stop - start), stop - start
+            yield Share(images, labels, weight, samples / whole)
 
     def joint_batch(self, share: Share) -> AbstractContextManager[Any]:
         """Within the block, means over a batch that a model takes are means over all ranks'

@@ -62,6 +62,7 @@ class Guard:
         parameters: Sequence[Tensor],
         loss: Tensor | None,
         loss_scale: Tensor | None = None,
+        part: float = 1.0,
     ) -> tuple[Tensor, Tensor] | tuple[float, bool]:
         """Take the optimizer's step, or skip it, without recording the outcome for ``read``.
 
@@ -69,6 +70,7 @@ class Guard:
             parameters: their gradients are examined.
             loss: examined too; None examines the gradients alone.
             loss_scale: the loss's factor before backward.
+            part: the factor of the gradients after clipping, which the norm does not show.
 
         Returns:
             (norm, skipped): the gradient's norm, NaN if the loss was not finite, and whether the
@@ -77,13 +79,14 @@ class Guard:
         norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
         if loss_scale is not None:
             norm = norm / loss_scale
+        divisor = self._divisor(norm, loss_scale, part)
         if not self.decides_on_device:
-            return self._take_on_host(optimizer, norm, loss, loss_scale)
-        return self._take_on_device(optimizer, norm, loss, loss_scale)
+            return self._take_on_host(optimizer, norm, loss, divisor)
+        return self._take_on_device(optimizer, norm, loss, divisor)
 
     @torch.no_grad()
     def _take_on_device(
-        self, optimizer: Any, norm: Tensor, loss: Tensor | None, loss_scale: Tensor | None
+        self, optimizer: Any, norm: Tensor, loss: Tensor | None, divisor: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if loss is not None:
             # 0 * loss is NaN if the loss is not finite, and NaN is below no limit.
@@ -92,11 +95,11 @@ class Guard:
         skipped = (norm <= limit).logical_not_()
         if self.config.skip_above > 0:
             self._learn(norm, skipped)
-        _step(optimizer, skipped, self._scale(norm, loss_scale), on_device=True)
+        _step(optimizer, skipped, divisor, on_device=True)
         return norm, skipped
 
     def _take_on_host(
-        self, optimizer: Any, norm: Tensor, loss: Tensor | None, loss_scale: Tensor | None
+        self, optimizer: Any, norm: Tensor, loss: Tensor | None, divisor: Tensor | None
     ) -> tuple[float, bool]:
         value = norm.item()
         if loss is not None and not math.isfinite(loss.item()):
@@ -104,7 +107,7 @@ class Guard:
         skipped = not value <= self.limit()
         self.learn(norm, skipped)
         if not skipped:
-            _step(optimizer, None, self._scale(norm, loss_scale), on_device=False)
+            _step(optimizer, None, divisor, on_device=False)
         return value, skipped
 
     def limit(self) -> float:
@@ -116,13 +119,16 @@ class Guard:
         if self.config.skip_above > 0:
             self._learn(torch.as_tensor(norm, dtype=torch.float32), torch.tensor(skipped))
 
-    def _scale(self, norm: Tensor, loss_scale: Tensor | None) -> Tensor | None:
+    @torch.no_grad()
+    def _divisor(self, norm: Tensor, loss_scale: Tensor | None, part: float) -> Tensor | None:
         """The divisor of the gradients, or None."""
-        clip = self.config.clip_norm
-        scale = (norm / clip).clamp_min_(1.0) if clip > 0 else None
-        if loss_scale is None:
-            return scale
-        return loss_scale if scale is None else scale * loss_scale
+        divisor = loss_scale
+        if (clip := self.config.clip_norm) > 0:
+            of_clip = (norm / clip).clamp_min_(1.0)
+            divisor = of_clip if divisor is None else of_clip * divisor
+        if part != 1.0:
+            divisor = (torch.ones_like(norm) if divisor is None else divisor) / part
+        return divisor
 
     def record(self, norm: Tensor | float, skipped: Tensor | bool) -> None:
         """Record what ``take`` returned, until ``read``."""

@@ -86,8 +86,13 @@ class MergedStep:
 
     @torch.no_grad()
     def take(self, share: Share) -> tuple[Tensor, Tensor]:
-        """A whole step, on tensors of the device alone; the norm, and 1 where it was skipped."""
+        """A whole step, on tensors of the device alone; the norm, and 1 where it was skipped. An
+        epoch's small last batch, whose gradient has a factor, takes the step that is not merged."""
         step, optimizer = self._step, self._optimizer
+        if share.part != 1.0:
+            with torch.enable_grad():
+                norm, skipped = step.take(share.gathered())
+            return norm, skipped
         outcome = self._differentiate(share, optimizer._steps, self._guard._usual, step.meter._sums)
         group = optimizer.param_groups[0]
         average = None if step.average is None else step.average._averages[-1]

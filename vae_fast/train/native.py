@@ -194,6 +194,7 @@ class NativeStep:
         limit: float = LARGEST,
         average_weight: float = 0.0,
         weight: float = 1.0,
+        part: float = 1.0,
         update: bool = True,
     ) -> StepTerms:
         """Take one step. The noise is what the eager step would draw here.
@@ -209,7 +210,9 @@ class NativeStep:
             limit: a step whose gradient has a larger norm is skipped.
             average_weight: the weight of the new weights in the moving average.
             weight: the loss's factor before backward.
-            update: False computes the gradients into ``flat``'s buffer and changes nothing else.
+            part: as in ``Share.part``; the given ``lr`` is shortened already.
+            update: False computes the gradients, times ``part``, into ``flat``'s buffer and changes
+                nothing else.
         """
         samples = len(images) if index is None else len(index)
         self._check(images, index, binary_key, samples)
@@ -237,7 +240,7 @@ class NativeStep:
                 "condition": None if condition is None else condition.data_ptr(),
                 "key": tuple(noise_key.tolist()) if sampled and noise_key is not None else (0, 0),
                 "beta": float(beta),
-                "scale": weight / samples,
+                "scale": weight * part / samples,
                 "weights": optimizer._data.data_ptr(),
                 "gradients": flat.whole.grad.data_ptr(),
                 "first": buffers["exp_avg"].data_ptr(),
@@ -253,8 +256,8 @@ class NativeStep:
                 "bias2": 1.0 - beta2**number,
                 "decoupled": isinstance(optimizer.torch_optimizer, torch.optim.AdamW),
                 "maximize": bool(group["maximize"]),
-                "clip": float(self.clip_norm),
-                "limit": float(limit),
+                "clip": float(self.clip_norm) * part,
+                "limit": float(limit) * part,
                 "update": update,
             }
         )
@@ -265,7 +268,7 @@ class NativeStep:
             cast(AE, self.model)._follow(self._z(samples))
         if self.columns is not None:  # the density of x, not of its standardized value
             terms = terms._replace(recon=terms.recon + float(self.columns.log_volume(images)))
-        return terms._replace(loss=terms.recon + beta * terms.kl)
+        return terms._replace(loss=terms.recon + beta * terms.kl, norm=terms.norm / part)
 
     def _standardized(self, images: Tensor, index: Tensor | None) -> Tensor:
         rows = images if index is None else images.index_select(0, index)

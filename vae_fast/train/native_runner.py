@@ -119,11 +119,12 @@ class NativeRunner:
         return self._native.step(
             share.images,
             share.labels,
-            lr=float(values.lr),
+            lr=float(values.lr) * share.part,
             beta=float(values.beta),
             limit=guard.limit(),
             average_weight=float(values.average_weight),
             weight=share.weight,
+            part=share.part,
             update=update,
         )
 
@@ -143,10 +144,10 @@ class NativeRunner:
         before = Memory(self._memory())
         terms = self._take(share)
         with by_one_thread():
-            after, gradient = Memory(self._memory()), self._gradient.clone()
+            after, gradient = Memory(self._memory()), self._gradient / share.part
             before.restore()
             differs, loss = self._gradients_differ(share, terms, gradient)
-            differs = differs or self._update_differs(before, after, gradient, loss)
+            differs = differs or self._update_differs(before, after, gradient, loss, share.part)
             (before if differs else after).restore()
             self._native.weights_changed()
         if not differs:
@@ -188,12 +189,14 @@ class NativeRunner:
                 return f"gradient of {names[id(p)]}", loss
         return "", loss
 
-    def _update_differs(self, before: Memory, after: Memory, gradient: Tensor, loss: Tensor) -> str:
+    def _update_differs(
+        self, before: Memory, after: Memory, gradient: Tensor, loss: Tensor, part: float
+    ) -> str:
         """What differs in weights, moments and moving average ("" if nothing) from those ``after`` the
         native step. Torch's optimizer takes its step with the native step's ``gradient``."""
         step = self._step
         self._gradient.copy_(gradient)
-        step.updates[0].follow(loss)
+        step.updates[0].follow(loss, part)
         if step.average is not None:
             step.average.update(step.schedule_values.average_weight)
         for name, buffer in self._buffers().items():

@@ -126,7 +126,7 @@ class Step:
         outcomes: list[Any] = []
         for phase, update in self.each():
             of_phase = differentiate(share, phase, update)
-            norm, skip = update.follow(of_phase.loss)
+            norm, skip = update.follow(of_phase.loss, share.part)
             terms = of_phase if terms is None else _sum(terms, of_phase)
             skipped = skip if skipped is None else skipped | skip
             outcomes += [norm, skip]

@@ -69,22 +69,23 @@ class Update:
         prepared."""
         return using(None if self.flat is None else self.flat.prepare())
 
-    def __call__(self, loss: Tensor, weight: float = 1.0) -> Tensor | bool:
+    def __call__(self, loss: Tensor, weight: float = 1.0, part: float = 1.0) -> Tensor | bool:
         """Returns whether the step was skipped, on a GPU as a 0-d tensor.
 
         Args:
             loss: this process's loss, 0-d, with the graph of the parameters.
             weight: what the loss is multiplied by before backward.
+            part: as in ``Share.part``.
         """
-        norm, skipped = self.take(loss, weight)
+        norm, skipped = self.take(loss, weight, part)
         self.guard.record(norm, skipped)
         return skipped
 
-    def take(self, loss: Tensor, weight: float = 1.0) -> tuple[Any, Any]:
+    def take(self, loss: Tensor, weight: float = 1.0, part: float = 1.0) -> tuple[Any, Any]:
         """The same without recording the outcome; returns the gradient's norm and whether the step
         was skipped."""
         self.backward(loss, weight)
-        return self.follow(loss)
+        return self.follow(loss, part)
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """The first half of ``take``: backward, with the gradients left for the second half."""
@@ -93,12 +94,29 @@ class Update:
         if self.flat is not None and not self.flat.collect():
             self._take_apart()
 
-    def follow(self, loss: Tensor) -> tuple[Any, Any]:
-        """The second half of ``take``: guard and optimizer, with the present gradients."""
+    def follow(self, loss: Tensor, part: float = 1.0) -> tuple[Any, Any]:
+        """The second half of ``take``: guard and optimizer, with the present gradients.
+
+        Args:
+            part: as in ``Share.part``.
+        """
+        groups = self.optimizer.param_groups
+        lrs = [group["lr"] for group in groups]
+        # SGD's step is as long as the gradient already. Others' is not.
+        if part != 1.0 and not isinstance(self.optimizer, torch.optim.SGD):
+            for group in groups:
+                group["lr"] = group["lr"] * part
+        try:
+            return self._follow(loss, part)
+        finally:
+            for group, lr in zip(groups, lrs, strict=True):
+                group["lr"] = lr
+
+    def _follow(self, loss: Tensor, part: float) -> tuple[Any, Any]:
         scale = None if self.scale is None else self.scale.value
         seen = None if self.is_distributed else loss
         parameters = self.parameters if self.flat is None else [self.flat.whole]
-        norm, skipped = self.guard.take(self.optimizer, parameters, seen, scale)
+        norm, skipped = self.guard.take(self.optimizer, parameters, seen, scale, part)
         if self.scale is not None:
             self.scale.update(torch.as_tensor(norm).isfinite().logical_not_())
         self.optimizer.zero_grad()
