@@ -131,11 +131,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         _count(yaml.compose(text, Loader=yaml.SafeLoader), {}, path)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {_in_a_line(error)}") from None
+        raise ValueError(f"{path} is not YAML: {_in_a_line(error)}") from None
     except (ValueError, TypeError, OverflowError) as error:  # an impossible date or number
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path} is no YAML: {_in_a_line(error)}") from None
+        raise ValueError(f"{path} is not YAML: {_in_a_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

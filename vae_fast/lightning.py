@@ -43,7 +43,8 @@ class VAEModule(lightning.LightningModule):  # type: ignore[misc]  # found at ru
             Lightning's own: ``Trainer(gradient_clip_val=...)``, or ``configure_optimizers`` of a subclass.
 
     Raises:
-        ValueError: what the configuration asks for can't be, or is Lightning's.
+        ValueError: the configuration asks for something impossible, or for something that Lightning
+            itself does.
     """
 
     def __init__(

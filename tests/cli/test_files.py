@@ -60,13 +60,13 @@ CONFIGS = {
     "deep": ("model_args: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep|nesting depth"),
     "deep mappings": ("model_args: " + "{a: " * 5000 + "1" + "}" * 5000, "nested more than 50"),
     "large": ("# " + "x" * (1 << 20) + "\nepochs: 1", "at most 65,536 are read"),
-    "no yaml": ("epochs: [1", "is no YAML"),
-    "a tag": ("model: !!python/object/apply:os.system [touch ran]", "is no YAML"),
+    "no yaml": ("epochs: [1", "is not YAML"),
+    "a tag": ("model: !!python/object/apply:os.system [touch ran]", "is not YAML"),
     "a list": ("- epochs", "must hold names with values"),
     "text": ("train", "must hold names with values"),
     "bytes": (b"epochs: \xff\xfe", "is not UTF-8 text"),
-    "control": (b"epochs: \x00", "is no YAML"),
-    "date": ("seed: 2026-13-45", "is no YAML|seed must be a whole number"),
+    "control": (b"epochs: \x00", "is not YAML"),
+    "date": ("seed: 2026-13-45", "is not YAML|seed must be a whole number"),
     "unknown": ("epoch: 3", "key epoch does not exist; did you mean epochs"),
     "unknown number": ("3: 4", "key 3 does not exist"),
     "unknown nested": ("objective: {bta: 1}", "key objective.bta does not exist; did you mean obj"),
@@ -182,11 +182,11 @@ def test_bad_samples(run, capsys):
 
 
 METRICS = {
-    "no json": ("{'epoch': 1}", "line 2, is no JSON"),
-    "a list": ("[1, 2]", "line 2, is no row"),
+    "no json": ("{'epoch': 1}", "line 2, is not JSON"),
+    "a list": ("[1, 2]", "line 2, is not a row"),
     "no split": ('{"epoch": 1}', "line 2, has split None; it must be train or val"),
     "no loss": ('{"split": "val", "epoch": 1, "step": 2}', "line 2, lacks loss"),
-    "deep": ("[" * 100_000, "line 2, is no JSON"),
+    "deep": ("[" * 100_000, "line 2, is not JSON"),
     "a word": (
         '{"split": "val", "epoch": 1, "step": 2, "loss": "low"}',
         "line 2, has loss 'low'; it must be a number",
@@ -244,7 +244,7 @@ def test_bad_compressed_files(run, capsys, monkeypatch):
     refused("symbols must be integers", symbols=symbols[0])
     refused("symbols must be integers", symbols=symbols[:0])
     refused("compressed with another model", symbols=symbols[:, :1])
-    refused("symbols is no array of numbers", symbols=symbols.astype(object))
+    refused("symbols is not an array of numbers", symbols=symbols.astype(object))
     for step in (0.0, -1.0, np.nan, np.inf, np.ones(2), "0.25"):
         refused("step must be one number above 0", step=np.array(step))
     refused("labels must be integers of shape", labels=np.zeros(n + 1, int))
@@ -256,8 +256,8 @@ def test_bad_compressed_files(run, capsys, monkeypatch):
         assert re.search(words, said(capsys, "decompress", "run", "bad.npz", "--out", "x.npy"))
 
     whole = (run / "compressed.npz").read_bytes()
-    damaged(b"", "no .npz file, or a damaged one")
-    damaged(whole[: len(whole) // 2], "no .npz file")
+    damaged(b"", "not an .npz file, or it is damaged")
+    damaged(whole[: len(whole) // 2], "not an .npz file")
     middle = len(whole) // 4
     damaged(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :], "bad.npz")
     monkeypatch.setattr("vae_fast.cli.compressed_file.MOST_BYTES", 100_000)
@@ -266,7 +266,7 @@ def test_bad_compressed_files(run, capsys, monkeypatch):
         b"{'descr': '<i2', 'fortran_order': False, 'shape': (4611686018427387904, 2), }"
     ).ljust(117) + b"\n"  # fmt: skip
     for data, words in (
-        (header, "no array of numbers .*shape"),
+        (header, "not an array of numbers .*shape"),
         (b"\0" * 100_001, "claims"),
     ):
         with zipfile.ZipFile("bad.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

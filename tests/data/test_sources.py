@@ -79,7 +79,7 @@ def test_a_missing_source_lists_what_was_tried_and_the_remedies(tmp_path, no_tor
         load("fashion-mnist", root=tmp_path)
     message = str(caught.value)
     for word in [
-        "'fashion-mnist' could not be had",
+        "'fashion-mnist' was not found",
         f"IDX files in {tmp_path}: no train-images-idx3-ubyte there",
         f"IDX files in {tmp_path / 'FashionMNIST' / 'raw'}: no such folder",
         'torchvision is not installed: pip install "vae_fast[data]"',

@@ -326,7 +326,7 @@ def test_impossible_sizes_and_non_files_are_refused_at_once(tmp_path):
             checkpoint.load(folder)
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(CheckpointError, match=f"{name} is no file"):
+        with pytest.raises(CheckpointError, match=f"{name} is not a file"):
             checkpoint.load(folder)
         (folder / name).unlink()
         (folder / name).write_bytes(kept)

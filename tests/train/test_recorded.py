@@ -422,7 +422,7 @@ def test_a_hidden_draw_is_found_by_the_trial():
     recorded = RecordedStep()
     assert_same(*again(work, 12, recorded))
     assert recorded.played == 0
-    assert "not all of it" in recorded.why_not
+    assert "do not repeat it" in recorded.why_not
 
 
 def test_a_tape_that_fails_is_not_played(monkeypatch):
@@ -434,7 +434,7 @@ def test_a_tape_that_fails_is_not_played(monkeypatch):
     recorded = RecordedStep()
     assert_same(*again(lambda x, memory: (memory.add_(x) + torch.rand(3),), 12, recorded))
     assert recorded.played == 0
-    assert "not all of it" in recorded.why_not
+    assert "do not repeat it" in recorded.why_not
 
 
 def test_a_later_change_is_found_by_the_check():

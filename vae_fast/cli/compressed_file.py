@@ -32,7 +32,9 @@ def read_compressed(path: Path, latent_dim: int) -> CompressedFile:
         with zipfile.ZipFile(path) as archive:
             found = {name: _array(archive, name) for name in FIELDS if _has(archive, name)}
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is no .npz file, or a damaged one ({error}): {again}") from None
+        raise ValueError(
+            f"{path} is not an .npz file, or it is damaged ({error}): {again}"
+        ) from None
     except _WrongField as error:
         raise ValueError(f"{path}: {error}; {again}") from None
     if lacks := [name for name in ("symbols", "step") if name not in found]:
@@ -89,7 +91,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Any:
         array = _parsed(data, np)
     except (ValueError, TypeError, OverflowError, SyntaxError, MemoryError) as error:
         raise _WrongField(
-            f"{name} is no array of numbers ({' '.join(str(error).split())})"
+            f"{name} is not an array of numbers ({' '.join(str(error).split())})"
         ) from None
     return array.astype(array.dtype.newbyteorder("="))
 

@@ -110,7 +110,7 @@ def _part(what: str) -> float | None:
 
 
 def translate(arguments: list[str], program: str) -> int:
-    """draw from what a model derives from samples: half an image, or its edges"""
+    """draw images with the same half, or the same edges, as given samples"""
     parser = run_parser(program, translate.__doc__, OUT)
     add_samples(parser, 10)
     parser.add_argument("--draws", type=int, default=3, help="of each")
@@ -143,7 +143,7 @@ def translate(arguments: list[str], program: str) -> int:
 
 
 def denoise(arguments: list[str], program: str) -> int:
-    """take noise out of samples, by what the model can draw"""
+    """remove noise from samples by reconstructing them"""
     parser = run_parser(program, denoise.__doc__, OUT)
     add_samples(parser, 10)
     parser.add_argument(

@@ -17,7 +17,7 @@ from vae_fast.data.ranges import UNIT, LabelRange, Range, check_not_binary, chec
 
 @dataclass(frozen=True)
 class DatasetData:
-    """A torch Dataset, read item by item, on request by worker processes.
+    """A torch Dataset, read item by item, by worker processes if asked for.
 
     Items are images, tuples of which the first is the image and the second the label, or mappings
     with the keys image and, perhaps, label (as those of HF datasets). An image is a torch tensor

@@ -22,7 +22,7 @@ class DataUnavailableError(RuntimeError):
         self.tried = list(tried)
         self.remedies = list(remedies)
         super().__init__(
-            f"the data set {name!r} could not be had.\nTried:\n"
+            f"the data set {name!r} was not found.\nTried:\n"
             + "".join(f"  - {line}\n" for line in self.tried)
             + "To get it, do one of:\n"
             + "".join(f"  - {line}\n" for line in self.remedies).rstrip("\n")

@@ -30,7 +30,7 @@ class Header(NamedTuple):
         grey: whether it has no colour.
         transparent: whether it may have transparent pixels.
         bits: of a channel, 8 or 16.
-        pages: 2 where there are more than one.
+        pages: 1, or 2 if there are several.
     """
 
     size: tuple[int, int]

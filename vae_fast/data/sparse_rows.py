@@ -13,9 +13,9 @@ from torch import Tensor
 class SparseRows:
     """A matrix (N, D) in compressed sparse rows (CSR), which stands where images would.
 
-    Row i has the ``values`` at ``starts[i]`` to ``ends[i]``, in the columns ``columns`` says. So a
-    choice of rows, a split, shares values with the matrix. Nothing here makes more rows dense than
-    are asked for.
+    Row i has the ``values`` from ``starts[i]`` to ``ends[i]``, in the ``columns`` of the same range.
+    So a choice of rows, such as a split, shares values with the matrix. Only rows that are asked for
+    become dense.
 
     Attributes:
         starts, ends: (N,) int64. columns: (nnz,) int32 or int64. values: (nnz,) float32.
@@ -50,7 +50,7 @@ class SparseRows:
         return True
 
     def range(self) -> tuple[float, float]:
-        """The least and the largest value, those that are not stored, 0, included."""
+        """The least and the largest value, including the 0 of values that are not stored."""
         if not len(self.values):
             return 0.0, 0.0
         low, high = (float(v) for v in torch.aminmax(self.values))
@@ -81,7 +81,7 @@ class SparseRows:
         return (self[start : start + rows].to_dense() for start in starts)
 
     def to(self, device: torch.device) -> SparseRows:
-        """On a device; of a part of a matrix, its values alone go there."""
+        """The rows on a device. A part of a matrix sends only its own values."""
         if device == self.device or device.type == self.device.type == "cpu":
             return self
         own = self._compact()

@@ -199,7 +199,7 @@ def from_stream(
             samples = None
         if splits:  # its length, if it has one, is probably one rank's
             raise ValueError(
-                f"{name} splits itself among ranks, so none knows the length of an epoch: say it, "
+                f"{name} splits itself among ranks, so none knows the length of an epoch: give it, "
                 "as_data(dataset, splits=True, samples=...), over all ranks"
             )
     if samples is not None and samples < 1:

@@ -40,7 +40,7 @@ def read_table(path: Path, *, bounded: bool = True, labels: bool = True) -> Arra
             fit (`from_array`).
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{shown(path)} does not exist, or is no file")
+        raise FileNotFoundError(f"{shown(path)} does not exist, or is not a file")
     if path.suffix.lower() == ".h5ad":
         return _read_cells(path, bounded=bounded, labels=labels)
     values, found, columns = _read_columns(path)

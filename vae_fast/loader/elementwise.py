@@ -60,7 +60,7 @@ def mark_of(transform: Any) -> Mark | str:
         return "its transform is none of torchvision's"
     parts = _parts(transform, vision)
     if not parts or _name(parts[0]) not in ("ToTensor", "PILToTensor", "ToImage"):
-        return "its transform does not begin by ToTensor, PILToTensor or ToImage"
+        return "its transform does not begin with ToTensor, PILToTensor or ToImage"
     marks: list[Any] = [torch.get_default_dtype()]
     for part in parts:
         found = _mark_of_part(part)
@@ -110,9 +110,9 @@ def _mark_of_function(function: Any) -> Mark | str:
         return (function,)
     name = getattr(function, "__qualname__", type(function).__name__)
     if type(function) is not types.FunctionType:
-        return f"its Lambda's {name} is no function that can be looked into"
+        return f"its Lambda's {name} is not a function that can be inspected"
     code = function.__code__
-    strange = f"its Lambda's {name} may do something else than calculate and reshape, by its "
+    strange = f"its Lambda's {name} may do more than calculate and reshape, by its "
     if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         return strange + "yield or await"
     values: list[Any] = [code, *(function.__defaults__ or ())]

@@ -114,9 +114,9 @@ def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed
     """Upsample maps of side n to exactly ``size``, each side of which is 2 n - 1 or 2 n.
 
     Args:
-        kind: ``transposed``, a transposed convolution, whose outputs use one, two or four weights
-            of the kernel in turn, which can produce checkerboard artefacts; or ``resize``,
-            nearest-neighbour upsampling and a convolution, without them (Odena et al. 2016).
+        kind: ``transposed`` is a transposed convolution. Neighbouring outputs use one, two or four
+            weights of the kernel, which can produce checkerboard artefacts. ``resize`` is
+            nearest-neighbour upsampling and a convolution, without these (Odena et al. 2016).
     """
     _check_upsampling(kind)
     if kind == "resize":

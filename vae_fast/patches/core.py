@@ -30,9 +30,9 @@ class Target:
     """The hashes (``source_hash``) of the sources that the replacement was written for; or one
     dotted name, of an object that the attribute has to be."""
     replace: Callable[[Any], Any]
-    """Makes the replacement, given the original, which it may call where it can't serve."""
+    """Makes the replacement from the original, which the replacement may call in other cases."""
     uses: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """What else the original calls and the replacement stands for: paths, each with its hashes."""
+    """Other functions that the original calls and the replacement covers: paths with their hashes."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Table:
     """The replacements in one library."""
 
     package: str
-    """The name that pip knows."""
+    """The library's name for pip."""
     versions: tuple[str, str]
-    """From the first on, and before the second."""
+    """Supported versions: from the first on, and before the second."""
     targets: Callable[[Noise], Sequence[Target]]
 
 

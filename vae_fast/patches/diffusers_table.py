@@ -70,7 +70,7 @@ def _watched(module: nn.Module) -> bool:
 
 
 def _pair(norm: nn.Module, activation: nn.Module, h: Tensor) -> Tensor:
-    """activation(norm(h)); SiLU of GroupNorm in one pass if neither is watched by a hook."""
+    """activation(norm(h)); SiLU of GroupNorm in one pass if neither module has a hook."""
     known = type(norm) is nn.GroupNorm and type(activation) is nn.SiLU
     known = known and not _watched(norm) and not _watched(activation)
     if not known or torch.is_autocast_enabled(h.device.type):
@@ -83,7 +83,7 @@ def _block(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
         self: Any, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        # An autoencoder's blocks: no embedding of a time, and the same size as before.
+        # Only an autoencoder's blocks: without a time embedding, and of unchanged size.
         plain = temb is None and self.time_emb_proj is None and not args and not kwargs
         plain = plain and self.time_embedding_norm != "scale_shift"
         plain = plain and self.upsample is None and self.downsample is None
@@ -123,11 +123,11 @@ def _decoder(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spread(weight: Tensor) -> Tensor:
-    """The kernel (I, O, 4, 4) of the transposed convolution, of stride 2 and padding 1, that does to x
-    what a 3x3 convolution by ``weight`` (O, I, 3, 3) does to x with every pixel doubled.
+    """The kernel (I, O, 4, 4) of a transposed convolution with stride 2 and padding 1. It equals
+    doubling every pixel, followed by a 3x3 convolution with ``weight`` (O, I, 3, 3).
 
-    A doubled pixel meets two neighbouring taps, so each of the four is a sum of at most two of the
-    three, in both directions; 4/9 of the multiplications are left.
+    Two neighbouring taps see the same doubled pixel, so each of the four is a sum of at most two of
+    the three, in both directions. 4/9 of the multiplications are left.
     """
     taps = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
     taps = taps[:, :, 1:] + taps[:, :, :-1]

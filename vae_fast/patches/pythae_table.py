@@ -176,8 +176,8 @@ def _piwae(self: Any, recon_x: Any, x: Tensor, mu: Tensor, log_var: Any, z: Tens
 
 
 def _any_order(decoder: nn.Module) -> bool:
-    """Whether the decoder gives a row the same wherever it stands: its parts are torch's or pythae's,
-    and draw nothing."""
+    """Whether a row's output does not depend on its position in the batch: the decoder's parts are
+    torch's or pythae's, and draw no random numbers."""
     parts = list(decoder.modules())
     plain = all(type(m).__module__.startswith(("torch.nn.", "pythae.")) for m in parts)
     draws = nn.modules.dropout._DropoutNd, nn.RReLU
@@ -309,8 +309,8 @@ def _tc(
 
 
 class _StratifiedTC(torch.autograd.Function):
-    """``_tc`` with use_mss, natively and in float32 or float64, as one node: most of its time is that of
-    small ops' nodes."""
+    """``_tc`` with use_mss, in native kernels and in float32 or float64, as one autograd node. With
+    small ops, their nodes would take most of the time."""
 
     @staticmethod
     def forward(
@@ -332,7 +332,7 @@ class _StratifiedTC(torch.autograd.Function):
         of_columns += weights.unsqueeze(2)
         log_q = torch.logsumexp(torch.cat([whole.unsqueeze(1), sums], 1), 1)
         log_parts = torch.logsumexp(torch.cat([parts.unsqueeze(1), of_columns], 1), 1)
-        # What each piece's gradient is, by its share of the sums.
+        # Each piece's gradient, from its share of the sums.
         shares = [(whole - log_q).exp_(), (sums - log_q.unsqueeze(1)).exp_()]
         of_columns -= log_parts.unsqueeze(1)
         shares += [(parts - log_parts).exp_(), of_columns.exp_()]
@@ -389,7 +389,7 @@ def _beta_tc(original: Callable[..., Any]) -> Callable[..., Any]:
         known = original.__globals__["BetaTCVAE"]
         for method in ("_log_importance_weight_matrix", "_compute_log_gauss_density"):
             usual = usual and getattr(type(self), method) is getattr(known, method)
-        # With fewer rows the weights are something else; with no data beyond the batch, log 0.
+        # With fewer rows the weights differ; without data beyond the batch, they have log 0.
         if not usual or len(z) < 3 or (self.use_mss and dataset_size < len(z)):
             return original(self, recon_x, x, mu, log_var, z, dataset_size)
         made, data = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)

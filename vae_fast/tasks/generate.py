@@ -79,6 +79,6 @@ def denoise(
         raise ValueError(f"steps must be at least 1, got {steps}")
     made = reconstruct(model, x, y, batch_size=batch_size)
     for _ in range(steps - 1):
-        classes = not made.is_floating_point()  # of pixels, which stand for what x's do
+        classes = not made.is_floating_point()  # classes of pixels, in x's units
         made = reconstruct(model, made.to(x.dtype) if classes else made, y, batch_size=batch_size)
     return made

@@ -14,10 +14,11 @@ from vae_fast.models.networks import device_and_dtype
 
 
 class Imputed(NamedTuple):
-    """``mean`` has the known values as they are and of missing ones the chains' average E[x | z];
-    ``std`` is the standard deviation of what chains end with, 0 where known. Both
-    (N, *input_shape), on the scale of what the model makes: images in [0, 1], columns and counts in
-    their own units.
+    """``mean``: known values unchanged, and the chains' average E[x | z] for missing ones. ``std``:
+    the standard deviation over the chains' last values, 0 for known ones.
+
+    Both are (N, *input_shape), on the scale of the model's outputs: images in [0, 1], columns and
+    counts in their own units.
     """
 
     mean: Tensor

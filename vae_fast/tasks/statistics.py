@@ -14,7 +14,7 @@ from vae_fast.models.interface import Model, latent_shape
 class LatentStatistics(NamedTuple):
     """Posteriors of N samples, for training on draws from them, with statistics of the draws.
 
-    mean, std: q(z | x) of each sample, (N, latent_dim), or (N, C, h, w) where z is maps.
+    mean, std: q(z | x) of each sample, (N, latent_dim), or (N, C, h, w) if z is a map.
     scaling_factor: 1 / the standard deviation of z ~ q(z | x) over samples, dimensions and draws:
         z times this has variance 1, as latent diffusion needs it (Rombach et al. 2022, appendix G).
     channel_mean, channel_std: mean and standard deviation of z, for each latent dimension or

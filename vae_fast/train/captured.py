@@ -167,7 +167,7 @@ class CapturedStep:
 
 
 def _cloned(given: Any) -> Any:
-    """Memory of the step's own, which holds the same; the data that rows are of is not copied."""
+    """A copy in memory that the step owns. The data that ``Rows`` refer to are not copied."""
     if isinstance(given, Rows):
         return replace(given, index=given.index.clone())
     return None if given is None else given.clone()

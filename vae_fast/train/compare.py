@@ -187,7 +187,7 @@ class Plain(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         layers = plain_layers(model)
-        assert layers is not None  # the comparison has looked
+        assert layers is not None  # the caller has checked this
         self.encoder, self.decoder = (nn.Sequential(*copy.deepcopy(part)) for part in layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +210,7 @@ def _plain(
         return recon - 0.5 * beta * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
     loss_of = torch.compile(objective) if compiled else objective
-    if compiled:  # now, when it may fail
+    if compiled:  # here, where a failure is handled
         loss_of(next(iter(batches()))).backward()
 
     def run() -> float:

@@ -76,9 +76,9 @@ class OptimizerConfig:
     Args:
         name: adam, adamw, or an import path, package.module:Class.
         args: further arguments of the optimizer, such as weight_decay.
-        groups: arguments of some parameters alone, [{parameters: "encoder.*", lr: 0.1}, ...]: a pattern
-            of names, as a shell's, and arguments; lr is a multiple of the run's. A parameter uses
-            the first that fits it.
+        groups: arguments for some parameters only, [{parameters: "encoder.*", lr: 0.1}, ...]: a pattern
+            of names, as in a shell, and arguments; lr is a multiple of the run's. A parameter uses
+            the first entry that fits it.
         phases: arguments of one phase's optimizer, {discriminator: {lr: 2, betas: [0.5, 0.9]}}, for
             models that train several losses in turn; lr is a multiple of what the phase has.
         warmup_steps: steps in which the learning rate rises to lr.
@@ -223,8 +223,8 @@ class TrainConfig:
         early_stop: the number of consecutive validations without a new lowest loss after which the
             run ends; 0 for never.
         batch_size: samples per step.
-        accumulate: the number of parts in which a batch goes through the model, whose gradients are
-            added: for batches that do not fit into memory. Steps are then eager.
+        accumulate: the number of parts in which a batch goes through the model. Their gradients are
+            added. This is for batches that do not fit into memory. Steps are then eager.
         lr: learning rate, at its peak.
         precision: fp32, or bf16 or fp16 (autocast; the weights stay float32); fp16, with its loss
             scaled, on GPUs only.

@@ -25,8 +25,8 @@ from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
 
-# On GPUs, gloo beside NCCL: what ranks agree on between steps goes from host to host, and waits for
-# no device.
+# On GPUs, gloo in addition to NCCL: messages between steps go from host to host, and wait for no
+# device.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 

@@ -71,7 +71,7 @@ def collapse_warning(statistics: dict[str, Any]) -> str | None:
         return None
     active, units = statistics["active_units"], len(statistics["kl_per_dimension"])
     if not all(map(math.isfinite, statistics["kl_per_dimension"])):
-        return None  # that is something else
+        return None  # not a collapse, but a loss that is not finite
     if active >= max(1, units // 10):
         return None
     return (

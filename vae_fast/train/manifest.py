@@ -80,7 +80,7 @@ def read_bytes(path: Path, *, at_most: int, exactly: int | None = None) -> bytes
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise CheckpointError(f"{path} is no file")
+            raise CheckpointError(f"{path} is not a file")
         if about.st_size > at_most or exactly not in (None, about.st_size):
             raise CheckpointError(
                 f"{path} is truncated or damaged: it has {about.st_size} bytes, and "

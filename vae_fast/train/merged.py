@@ -46,7 +46,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Ran(NamedTuple):
-    """What backward needs of a layer: its input, what the activation got, and what it gave."""
+    """What backward needs of a layer: its input, and the activation's input and output."""
 
     x: Tensor
     before: Tensor | None
@@ -69,7 +69,7 @@ class MergedStep:
         self._dtype = DTYPES.get(step.config.precision)  # of products; None is float32
         if self._dtype is not None:  # all weights, and the products' gradients
             self._half, self._half_grad = (flat.zeros().to(self._dtype) for _ in range(2))
-        # What the products take and where their gradients go, by the parameter.
+        # For each parameter: the tensor that products read, and the one that gets the gradient.
         self._operands, self._targets = (
             dict(zip(map(id, flat.parameters), views, strict=True))
             for views in (
@@ -117,9 +117,9 @@ class MergedStep:
         return outcome[0], outcome[1]
 
     def differs(self, share: Share) -> str:
-        """What of this batch's loss and gradients is not as the eager step has it, or "".
+        """What differs between this batch's loss and gradients and the eager step's; "" if nothing.
 
-        Leaves everything as it was. It waits for the device.
+        All state is as before afterwards. This waits for the device.
         """
         step, device = self._step, self._step.device
         whole = self._optimizer.flat.whole
@@ -142,7 +142,7 @@ class MergedStep:
             go_back()
             if gradient.isfinite().all():
                 break
-        whole.grad.zero_()  # or what is written elsewhere would be found here
+        whole.grad.zero_()  # else the eager step's gradients would hide missing ones
         sums = torch.zeros_like(step.meter._sums)
         with torch.no_grad():
             outcome = self._differentiate(
@@ -171,7 +171,7 @@ class MergedStep:
         return self._update.guard
 
     def _differentiate(self, share: Share, steps: Tensor, usual: Tensor, sums: Tensor) -> Tensor:
-        """All up to the optimizer: gradients in its buffer; returns what ``step_decide`` does."""
+        """Everything before the optimizer: fills its gradients; returns ``step_decide``'s outcome."""
         model, layers, ops = self._model, self._parts.layers, torch.ops.vae_fast
         split, beta = self._parts.encoder_layers, self._step.schedule_values.beta
         x, target = self._input(share.images)
@@ -241,7 +241,7 @@ class MergedStep:
         return torch.mul(grad, self._update.scale.value, out=out)
 
     def _input(self, images: Tensor | Rows) -> tuple[Tensor, Tensor]:
-        """The encoder's input, (N, features), and what the likelihood is of."""
+        """The encoder's input, (N, features), and the likelihood's target."""
         if isinstance(images, Tensor) and images.dtype in (torch.uint8, torch.bool):
             count = len(images)
             if count not in self._every:
@@ -263,8 +263,8 @@ class MergedStep:
     def _likelihood(
         self, params: Tensor, target: Tensor, weight: float
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """-log p of the batch, the mean over its samples, and the gradients of ``weight`` times
-        that: of ``params``, and of the likelihood's parameters, each with its place."""
+        """-log p, the mean over the batch, and the gradients of ``weight`` times that: for ``params``,
+        and for each of the likelihood's own parameters, with its buffer."""
         from vae_fast.ops.likelihood import BATCHMEAN, in_a_dtype_beside, ops_of
 
         p_x, learned = self._model.likelihood, self._parts.learned
@@ -297,8 +297,8 @@ class MergedStep:
         *,
         to_input: bool,
     ) -> Tensor:
-        """The weights' gradients; to ``columns``, what biases' are the sums of, the last layer's
-        first. Returns the gradient of the first layer's input, if it is wanted."""
+        """Computes the weights' gradients, and appends to ``columns`` the terms of each bias's
+        gradient, last layer first. Returns the gradient of the first layer's input, if wanted."""
         wide = grad if grad.dtype == torch.float32 else None
         grad = self._narrow(grad)
         for i in reversed(range(len(layers))):

@@ -89,7 +89,7 @@ class Parts(NamedTuple):
     Attributes:
         encoder_layers: how many of the layers belong to the encoder.
         likelihood: the model's, or the one behind its standardization.
-        params: what each parameter of the likelihood is made of.
+        params: the source and the transformation of each parameter of the likelihood.
         learned: the model parameters among those.
         places: where each model parameter begins in the flat buffers, by id.
     """
@@ -341,7 +341,7 @@ class NativeStep:
 
 
 def take_apart(model: Model, optimizer: Any) -> Parts:
-    """The parts of ``model``; raises if its step is more than what can be made of them."""
+    """The parts of ``model``; raises if its step needs more than these."""
     _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
     _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
     _need(not has_hooks(model), "its forward pass has hooks, which a native step cannot call")
@@ -485,7 +485,7 @@ def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.
     return params, learned
 
 
-# Whose parameters are what the decoder gives.
+# Likelihoods whose parameters are the decoder's outputs, unchanged.
 AS_GIVEN = (
     likelihoods.Bernoulli,
     likelihoods.ContinuousBernoulli,

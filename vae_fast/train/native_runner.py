@@ -249,8 +249,8 @@ def by_one_thread() -> Iterator[None]:
 
 
 def _updated_alike(found: Tensor, wanted: Tensor, old: Tensor) -> bool:
-    """Whether one step has made ``found`` and ``wanted`` of ``old``. What is not finite in one must be
-    the same in the other."""
+    """Whether ``found`` and ``wanted`` agree as results of one step from ``old``. Values that are not
+    finite must be the same in both."""
     between = wanted - old
     moved, length = between.norm().item(), wanted.norm().item()
     distance = torch.sub(found, wanted, out=between).norm().item()

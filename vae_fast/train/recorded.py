@@ -74,7 +74,7 @@ class RecordedStep:
         if state.trusted and not check:
             self.played += 1
             with torch.inference_mode():
-                assert state.tape is not None  # what is trusted
+                assert state.tape is not None  # a trusted kind has a tape
                 return state.tape.play(*inputs)
         state.done += 1
         if state.done <= WARM_UP:
@@ -103,10 +103,10 @@ class RecordedStep:
             if state.attempts > ATTEMPTS:
                 return self._leave(outputs, "its calls differ from one time to the next")
         elif not state.trusted:
-            assert before is not None  # as there was a tape
+            assert before is not None  # set whenever there was a tape
             state.trusted = _replays_exactly(state.tape, inputs, before, outputs)
             if not state.trusted:
-                return self._leave(outputs, "its calls alone are not all of it")
+                return self._leave(outputs, "its calls alone do not repeat it")
         return outputs
 
     def _leave(self, outputs: Sequence[Tensor], why_not: str) -> Sequence[Tensor]:
@@ -150,7 +150,7 @@ class Memory:
         torch.set_rng_state(self._noise)
 
     def was(self, tensor: Tensor) -> Tensor:
-        """What ``tensor``, one of those, held."""
+        """The saved content of ``tensor``, which must be one of the copied ones."""
         storage = tensor.untyped_storage()._cdata
         (content,) = (c for m, c in self._memory if m.untyped_storage()._cdata == storage)
         place = tensor.storage_offset(), tensor.shape, tensor.stride()

@@ -275,9 +275,9 @@ def _problem_of(line: str) -> str | None:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        return "is no JSON"
+        return "is not JSON"
     if not isinstance(row, dict):
-        return "is no row, {name: value, ...}"
+        return "is not a row, {name: value, ...}"
     if row.get("split") not in ("train", "val"):
         return f"has split {row.get('split')!r}; it must be train or val"
     numbers = (int, float, type(None))

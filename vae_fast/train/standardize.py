@@ -16,14 +16,14 @@ from vae_fast.train.config import TrainConfig
 
 
 def settle(config: TrainConfig, train: Any, *, begins: bool) -> str:
-    """Decide ``config.standardize`` where it is "auto", and write into ``model_args`` what follows.
+    """Decide ``config.standardize`` if it is "auto", and set ``model_args`` accordingly.
 
-    Tables whose columns are real values are standardized. Where no likelihood was asked for and
-    Bernoulli's can't be of them, it becomes a Gaussian.
+    Tables whose columns are real values are standardized. If no likelihood was asked for and the
+    values do not fit Bernoulli's, it becomes a Gaussian.
 
     Args:
         train: the training data.
-        begins: False for a run that goes on: what its config.yaml says stays.
+        begins: False for a resumed run, which keeps the choice in its config.yaml.
 
     Returns:
         What was decided, in a sentence for the user; "" if nothing was.
@@ -61,7 +61,7 @@ def settle(config: TrainConfig, train: Any, *, begins: bool) -> str:
     config.standardize = "on"
     return (
         f"{train.name}: columns are standardized{said}; the model keeps their means and deviations, "
-        "and what it makes is in the data's units (--standardize off leaves them as they are)"
+        "and its outputs are in the data's units (--standardize off leaves them as they are)"
     )
 
 

@@ -100,8 +100,8 @@ class PIWAE(Samples):
         groups = log_w.unflatten(0, (self.estimates, self.samples))
         e = groups.softmax(1).masked_fill(negligible(groups, 1), 0.0).flatten(0, 1)
         e = e / self.estimates
-        # A group of far smaller weights than another has a c of 0, and its e / c no value. The floor
-        # changes the decoder's gradient by less than its rounding.
+        # If a group's weights are far smaller than another's, its c is 0 and e / c has no value. The
+        # floor changes the decoder's gradient by less than its rounding.
         floored = torch.maximum(c, e * _precision(decoded) ** 1.5)
         if decoded.requires_grad:
             ratio = (e / floored.clamp_min(torch.finfo(e.dtype).tiny)).unsqueeze(-1)
@@ -156,7 +156,7 @@ def constant(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _precision(t: Tensor) -> float:
-    """The relative rounding of what autocast, if it is on, makes of t."""
+    """The relative rounding of t's dtype, or of autocast's if autocast is on."""
     device = t.device.type
     autocast = torch.is_autocast_enabled(device)
     return torch.finfo(torch.get_autocast_dtype(device) if autocast else t.dtype).eps

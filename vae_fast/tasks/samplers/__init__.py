@@ -26,7 +26,7 @@ _OF_VECTORS: dict[str, Callable[..., Any]] = {
     "second-stage": SecondStage,
 }
 SAMPLERS = ("prior", "normal", *_OF_VECTORS, "pixelcnn", "metric")
-# What is fitted to codes, and so worth keeping.
+# The samplers that are fitted to codes. A run's folder keeps them.
 FITTED = (*_OF_VECTORS, "pixelcnn")
 
 
@@ -100,8 +100,9 @@ def fit_sampler(
     """``make_sampler``, fitted to the codes of x.
 
     Args:
-        x: (N, *input_shape), training data; None where nothing is fitted. y: what a conditional model wants.
-        seed: of posterior draws and training, to fit the same again.
+        x: (N, *input_shape), training data; None if nothing is fitted. y: the conditions of x, for a
+            conditional model.
+        seed: the seed of posterior draws and training; the same seed fits the same sampler.
     """
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:

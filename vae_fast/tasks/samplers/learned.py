@@ -31,7 +31,7 @@ class Trained(nn.Module):
         return codes
 
     def fit(self, codes: Tensor) -> Trained:
-        """Train on codes (N, ...), of which ``losses`` keeps the loss of each step."""
+        """Train on codes (N, ...). ``losses`` keeps the loss of each step."""
         data = self.prepare(codes)
         self.train()
         optimizer = torch.optim.Adam(self.parameters(), self.lr)
@@ -51,7 +51,7 @@ class Trained(nn.Module):
 
 
 class OfVectors(Trained):
-    """Of codes (N, D), which it sees at mean 0 and deviation 1."""
+    """A sampler of codes (N, D), which it standardizes to mean 0 and deviation 1."""
 
     def __init__(self, dim: int, steps: int, batch: int, lr: float) -> None:
         super().__init__(steps, batch, lr)
