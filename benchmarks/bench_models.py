@@ -68,9 +68,7 @@ class Engine:
 
     def outputs(self, _: Any) -> Outputs:
         loss = self.trainer.step.meter.read()[0]["loss"]
-        (first,) = self.trainer.world.shares(
-            [Batch(binary()[: self.trainer.config.batch_size], None)]
-        )
+        first = self.own([binary()[: self.trainer.config.batch_size]])
         for _ in range(UNTIMED):
             self.step(first)
         return Outputs((torch.tensor(loss),), ())
