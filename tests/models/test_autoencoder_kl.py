@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vae_fast import evaluate, noise, reference, tasks
 from vae_fast.models import BetaVAE, blocks, build
-from vae_fast.models.blocks import Double, Residual, SelfAttention
+from vae_fast.networks.blocks import Double, Residual, SelfAttention
 
 SHAPE = (2, 8, 12)
 TINY = {

@@ -10,7 +10,7 @@ from tests.models.gradients import check_gradients
 from vae_fast import noise
 from vae_fast.models import MODELS, build
 from vae_fast.models.phases import phases_of
-from vae_fast.models.scripting import NotScriptable
+from vae_fast.networks.scripting import NotScriptable
 
 SHAPE = (1, 8, 6)
 SMALL = {"network_options": {"hidden": [16]}, "latent_dim": 3}

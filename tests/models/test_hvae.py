@@ -6,7 +6,7 @@ import torch
 from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.models import build, hvae
-from vae_fast.models.base import streams_of
+from vae_fast.models.call import streams_of
 
 SHAPE = (1, 5, 4)
 

@@ -7,7 +7,7 @@ import torch
 
 from vae_fast import models, noise, reference
 from vae_fast.models import BetaVAE, Gaussian, Laplace, build
-from vae_fast.models.networks import upsample
+from vae_fast.networks import upsample
 
 
 @pytest.fixture(autouse=True)

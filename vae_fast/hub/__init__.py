@@ -2,5 +2,6 @@
 
 from vae_fast.hub.export import FORMATS, export
 from vae_fast.hub.pretrained import pretrained, pretrained_class
+from vae_fast.hub.stable_diffusion import load_stable_diffusion
 
-__all__ = ["FORMATS", "export", "pretrained", "pretrained_class"]
+__all__ = ["FORMATS", "export", "load_stable_diffusion", "pretrained", "pretrained_class"]

@@ -24,7 +24,7 @@ from vae_fast.backend import set_backend
 from vae_fast.extras import need
 from vae_fast.models.base import LatentModel
 from vae_fast.models.interface import Model
-from vae_fast.models.networks import device_and_dtype
+from vae_fast.networks import device_and_dtype
 
 FORMATS = ("torch", "onnx")
 PARTS = ("encoder", "decoder", "sampler")

@@ -18,7 +18,6 @@ from vae_fast.models.priors import MixturePrior, VampPrior
 from vae_fast.models.quantize import QUANTIZERS, make_quantizer
 from vae_fast.models.registry import MODELS, OBJECTIVES, build
 from vae_fast.models.ssvae import SSVAE
-from vae_fast.models.stable_diffusion import load_stable_diffusion
 from vae_fast.models.tcvae import BetaTCVAE
 from vae_fast.models.vae import BetaVAE
 from vae_fast.models.vqvae import VQVAE
@@ -53,7 +52,6 @@ __all__ = [
     "Posterior",
     "VampPrior",
     "build",
-    "load_stable_diffusion",
     "make_quantizer",
 ]
 
@@ -61,4 +59,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "VAE":  # the name until version 0.2
         return _vae.VAE
+    if name == "load_stable_diffusion":  # so until version 0.2
+        raise AttributeError("load_stable_diffusion is in vae_fast.hub now")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

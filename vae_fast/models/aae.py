@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
-from vae_fast.models.base import LatentModel, Posterior
-from vae_fast.models.phases import Phase
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.call import Call, phases_wanted
+from vae_fast.models.phases import Phase, fixed
+from vae_fast.types import LossOutput
 
 
 class AAE(LatentModel):
@@ -60,19 +60,9 @@ class AAE(LatentModel):
         ]
 
     def encode(self, x: Tensor) -> Posterior:
-        z = self.encoder(self.network_input(x))
-        return Posterior(z, torch.full_like(z, -torch.inf))
+        return point_mass(self.encoder(self.network_input(x)))
 
-    def loss(
-        self,
-        x: Tensor,
-        *,
-        phase: str | None = None,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call, phase: str | None = None) -> LossOutput:
         """The loss of one phase, or the sum of all three, in nats.
 
         recon = -log p(x | z). kl = -log D(z) takes the place of the KL; it is log 2 where the
@@ -81,24 +71,20 @@ class AAE(LatentModel):
         parameters only, so one optimizer over all parameters may minimise the sum. An unknown phase
         and free_bits > 0 raise ValueError.
         """
-        if free_bits > 0:
-            raise ValueError("free_bits bounds a KL, and an adversarial autoencoder has none")
-        names = [known.name for known in self.phases()]
-        if phase is not None and phase not in names:
-            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(map(str, names))}")
-        wanted = names if phase is None else [phase]
-        z = self.features(x)
-        recon = kl = of_discriminator = zero = z.new_zeros(z.shape[0], 1)
+        call.refuse(free_bits="bounds a KL, and an adversarial autoencoder has none")
+        wanted = phases_wanted(phase, ("reconstruction", "discriminator", "generator"))
+        z = self.features(call.x, *call.condition)
+        recon = kl = of_discriminator = zero = z.new_zeros(z.shape[0])
         if "reconstruction" in wanted:
-            recon = self.likelihood.nll(self.decode(z), x, reduction="none").unsqueeze(1)
+            recon = call.nll_at(z)
         if "discriminator" in wanted:
-            prior = reparameterize(zero.expand_as(z), zero.expand_as(z), noise_key=noise_key)
+            prior = zero.unsqueeze(1).expand_as(z)
+            prior = reparameterize(prior, prior, noise_key=call.noise_key)
             real, fake = self.discriminator(prior), self.discriminator(z.detach())
-            of_discriminator = F.softplus(-real) + F.softplus(fake)
+            of_discriminator = (F.softplus(-real) + F.softplus(fake)).squeeze(1)
         if "generator" in wanted:
-            kl = F.softplus(-self._judge_fixed(z))
-        total = recon + beta * kl + of_discriminator
-        return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
+            kl = F.softplus(-fixed(self.discriminator, z)).squeeze(1)
+        return call.output(recon + call.beta * kl + of_discriminator, recon, kl)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The discriminator's accuracy over codes and draws from the prior, (N,); 1/2 is chance."""
@@ -106,8 +92,3 @@ class AAE(LatentModel):
         found_out = (self.discriminator(z) < 0).squeeze(1).float()
         believed = (self.discriminator(torch.randn_like(z)) > 0).squeeze(1).float()
         return {"discriminator_accuracy": (found_out + believed) / 2}
-
-    def _judge_fixed(self, z: Tensor) -> Tensor:
-        """The discriminator's logits, (N, 1), with gradients for z but not for its parameters."""
-        constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        return torch.func.functional_call(self.discriminator, constants, (z,))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.backend import is_transforming
-from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.call import Call
 from vae_fast.models.joined import WideBuffers, joined_mean
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
 class AE(WideBuffers, LatentModel):
@@ -40,29 +41,17 @@ class AE(WideBuffers, LatentModel):
         self.register_buffer("batches_seen", torch.zeros(()))
 
     def encode(self, x: Tensor) -> Posterior:
-        z = self.encoder(self.network_input(x))
-        return Posterior(z, torch.full_like(z, -torch.inf))
+        return point_mass(self.encoder(self.network_input(x)))
 
-    def loss(
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
-        """-log p(x | z) in nats, with kl = 0, or the loss of the ``objective``."""
-        if self.objective is not None:
-            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
-            return self.objective(self, x, noise_key=noise_key, **given)
-        z = self.followed(x)
-        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
+    def own_loss(self, call: Call) -> LossOutput:
+        """-log p(x | z) in nats, with kl = 0."""
+        z = self.followed(call.x, *call.condition)
+        recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
         return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
 
-    def followed(self, x: Tensor) -> Tensor:
+    def followed(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The codes of x, (N, latent_dim). In training they update the running statistics."""
-        z = self.features(x)
+        z = self.features(x, *condition)
         if self.training:
             if is_transforming():
                 raise RuntimeError(

@@ -14,7 +14,6 @@ scales x on the device; the loss reads uint8 directly. All terms are in nats.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,16 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import gather_batch, gaussian_kl, reparameterize
-from vae_fast.models.importance import log_density
+from vae_fast.functional import reparameterize
+from vae_fast.models.call import Call
 from vae_fast.models.interface import Model
-from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.likelihoods.standardized import standardized
-from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.priors import MixturePrior
-from vae_fast.models.scripting import NotScriptable
-from vae_fast.reference import as_probability
+from vae_fast.models.scaling import scaled
+from vae_fast.networks import device_and_dtype
+from vae_fast.networks.scripting import NotScriptable
 from vae_fast.types import LossOutput, Reduction
 
 
@@ -125,12 +123,34 @@ class LatentModel(NotScriptable, Model):
     def loss(
         self,
         x: Tensor,
-        *,
+        *condition: Any,
         beta: float | Tensor = 1.0,
         free_bits: float = 0.0,
         reduction: Reduction = "batchmean",
+        noise_key: Tensor | None = None,
+        **options: Any,
     ) -> LossOutput:
-        """LossOutput(loss, recon, kl) in nats: 0-d, or (N,) for reduction="none"."""
+        """LossOutput(loss, recon, kl) in nats: 0-d, or (N,) for reduction="none".
+
+        It is the ``objective``'s loss, or without one ``own_loss``, which says what the terms are.
+
+        Args:
+            condition: what the model is conditioned on, usually labels; most models take none.
+            beta: the weight of kl.
+            free_bits: nats of each latent dimension's KL (of each level's, for a hierarchy) that
+                cost nothing. Losses without such a KL raise ValueError above 0.
+            reduction: "batchmean", "sum" or "none"; losses defined on a batch refuse "none".
+            noise_key: makes the noise repeatable (``vae_fast.noise``).
+            options: the loss's own, such as ``phase`` of a model with several losses.
+        """
+        call = Call(self, x, condition, beta, free_bits, reduction, noise_key)
+        if self.objective is not None:
+            made: LossOutput = self.objective(call, **options)
+            return made
+        return self.own_loss(call, **options)
+
+    def own_loss(self, call: Call, *arguments: Any, **options: Any) -> LossOutput:
+        """The loss of a model without an ``objective``."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(x)")
 
     def network_input(self, x: Tensor) -> Tensor:
@@ -238,26 +258,9 @@ class LatentModel(NotScriptable, Model):
         return self.loss(x, *condition, **options)
 
 
-def scaled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``as_probability(x, dtype)``: x in ``dtype``, with uint8 divided by 255. A kernel does it in
-    one pass for uint8 to float32 on a CPU."""
-    if not (
-        x.dtype == torch.uint8
-        and dtype == torch.float32
-        and type(x) is Tensor
-        and x.is_cpu
-        and x.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-    ):
-        return as_probability(x, dtype)
-    return gather_batch(x, _rows(len(x)), mode="scale")
-
-
-@functools.lru_cache(maxsize=8)
-def _rows(count: int) -> Tensor:
-    return torch.arange(count, device="cpu")  # not torch's default device
+def point_mass(z: Tensor) -> Posterior:
+    """The posterior of a deterministic encoder: z, with logvar = -inf."""
+    return Posterior(z, torch.full_like(z, -torch.inf))
 
 
 def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
@@ -273,66 +276,3 @@ def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
     found = Contextual(*q)
     found.context = more
     return found
-
-
-def kl_by_dimension(q: Posterior, p: Posterior | None = None) -> Tensor:
-    """KL(q || p) of each latent dimension, summed over the batch, (D,), in nats; p=None: N(0, 1).
-
-    The transpose makes each latent dimension a sample of the op, and the batch its features.
-    """
-    prior = () if p is None else (p.mu.t(), p.logvar.t())
-    return gaussian_kl(q.mu.t(), q.logvar.t(), *prior, reduction="none")
-
-
-def sampled_kl(model: LatentModel, q: Posterior, z: Tensor, free_bits: float = 0.0) -> Tensor:
-    """log q(z | x) - log p(z) for z ~ q and the model's learned prior, (N,), in nats."""
-    if free_bits > 0:
-        raise ValueError(
-            "free_bits bounds the KL of each dimension, and a learned prior's does not divide so: "
-            "leave it 0"
-        )
-    assert model.learned_prior is not None
-    return log_density(z, *q) - model.learned_prior.log_density(z, model.encode)
-
-
-def sampled_kl_by_dimension(model: LatentModel, q: Posterior) -> Tensor:
-    """KL(q(z_d | x) || p(z_d)) for each marginal of the learned prior, (D,), in nats: the batch's
-    mean, estimated from one z of each sample.
-    """
-    z = reparameterize(*q)
-    scaled_z = (z - q.mu) * torch.exp(-0.5 * q.logvar)
-    log_q = -0.5 * (scaled_z * scaled_z + q.logvar + math.log(2.0 * math.pi))
-    assert model.learned_prior is not None
-    return (log_q - model.learned_prior.log_marginals(z, model.encode)).mean(0)
-
-
-def free_bits_kl(
-    q: Posterior, p: Posterior | None, free_bits: float, *, reduction: Reduction = "batchmean"
-) -> Tensor:
-    """sum_j max(free_bits, KL_j), where KL_j is the batch's mean KL of latent dimension j, in nats.
-
-    Below ``free_bits`` (nats per dimension) the KL has no gradient, so the loss does not push that
-    dimension to collapse (Kingma et al. 2016, IAF, equation 15). reduction="none" raises
-    ValueError: the sum is defined on the batch.
-    """
-    n = q.mu.shape[0]
-    return floored_kl(kl_by_dimension(q, p) / n, n, free_bits, reduction=reduction)
-
-
-def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reduction) -> Tensor:
-    """sum_j max(free_bits, mean_kl_j), times n for reduction="sum"."""
-    if reduction == "none":
-        raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
-    joined = joined_mean(mean_kl.detach())
-    if joined is None:
-        kl = torch.clamp_min(mean_kl, free_bits).sum()
-    else:
-        # The floor applies to the mean over all processes; each process has its part's gradient.
-        own = torch.where(joined >= free_bits, mean_kl, mean_kl.detach())
-        kl = (own + (joined.clamp_min(free_bits) - own.detach())).sum()
-    return kl if reduction == "batchmean" else kl * n
-
-
-def streams_of(noise_key: Tensor, i: int) -> Tensor:
-    """The i-th of many keys made from one: the same Philox key, the i-th stream after its own."""
-    return torch.stack([noise_key[0], noise_key[1] + i])  # no copy from the host

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.models.interface import MakesCondition, Model, is_probabilistic, uses_labels
-from vae_fast.models.networks import device_and_dtype
+from vae_fast.networks import device_and_dtype
 
 
 @contextmanager

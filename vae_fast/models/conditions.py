@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.networks import make_encoder
-from vae_fast.models.scripting import NotScriptable
+from vae_fast.networks import make_encoder
+from vae_fast.networks.scripting import NotScriptable
 from vae_fast.ops.autograd import is_batched
 from vae_fast.reference import as_probability
 
@@ -95,7 +95,7 @@ class Images(Condition):
     """Images (N, *shape), mapped by a network to (N, features).
 
     Args:
-        network: a module, such as an encoder of ``vae_fast.models.networks``.
+        network: a module, such as an encoder of ``vae_fast.networks``.
         shape: the shape of one image.
         features: the network's number of outputs.
         derive: computes the image from x if none is given: ``left_half``, ``edges`` or your own.

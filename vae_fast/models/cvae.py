@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vae_fast.models.base import Posterior, split_gaussian
 from vae_fast.models.conditions import Condition
 from vae_fast.models.iwae import ImportanceWeighted
-from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.vae import BetaVAE
+from vae_fast.networks import device_and_dtype
 from vae_fast.types import LossOutput
 
 
@@ -75,10 +75,7 @@ class CVAE(BetaVAE):
         )
 
     def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
-        """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4).
-
-        The options are those of ``BetaVAE.loss``.
-        """
+        """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4)."""
         if y is None:
             (y,) = self.condition_from(x, y)
         return super().loss(x, y, **options)
@@ -109,5 +106,5 @@ class CVAE(BetaVAE):
         return self.likelihood.mean(self.decode(z, y))
 
 
-class ConditionalIWAE(ImportanceWeighted, CVAE):  # type: ignore[misc]  # the mixin goes first
+class ConditionalIWAE(ImportanceWeighted, CVAE):
     """A CVAE trained on the K-sample bound."""

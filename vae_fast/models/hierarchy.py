@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.models.base import Posterior
-from vae_fast.models.networks import image_shape, pyramid, upsample
-from vae_fast.models.scripting import NotScriptable
+from vae_fast.networks import image_shape, pyramid, upsample
+from vae_fast.networks.scripting import NotScriptable
 
 Stage = tuple[tuple[int, int], int]  # ((height, width), number of levels)
 

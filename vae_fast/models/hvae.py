@@ -11,19 +11,14 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize, sample_and_kl
 from vae_fast.models import importance
-from vae_fast.models.base import (
-    LatentModel,
-    Posterior,
-    floored_kl,
-    kl_by_dimension,
-    streams_of,
-)
+from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.call import Call, streams_of
+from vae_fast.models.divergence import floored_kl, kl_by_dimension
 from vae_fast.models.hierarchy import BottomUp, Level, Stage
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.iwae import ImportanceWeighted
-from vae_fast.models.likelihoods import Likelihood
 from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 # draw(level's number, p(z_l | z_<l), h) -> z_l, called by ``HVAE.walk`` at each level.
 Draw = Callable[[int, Posterior, Tensor], Tensor]
@@ -53,60 +48,51 @@ class HVAE(LatentModel):
         *,
         width: int,
         z_channels: int,
-        input_shape: Sequence[int],
-        likelihood: Likelihood | None = None,
+        **options: Any,
     ) -> None:
         depth = sum(count for _, count in stages)
         sizes = [size for size, count in stages for _ in range(count)]
-        super().__init__(
-            BottomUp(stem, stages, width),
-            output,
-            input_shape=input_shape,
-            latent_dim=sum(z_channels * h * w for h, w in sizes),
-            likelihood=likelihood,
-        )
+        latent_dim = sum(z_channels * h * w for h, w in sizes)
+        bottom_up = BottomUp(stem, stages, width)
+        super().__init__(bottom_up, output, latent_dim=latent_dim, **options)
         self.levels = nn.ModuleList(Level(width, z_channels, size, depth) for size in sizes)
         self.stage_of = [i for i, (_, count) in enumerate(stages) for _ in range(count)]
         self.top = nn.Parameter(torch.zeros(1, width, *sizes[0]))
 
-    def walk(self, n: int, draw: Draw) -> Tensor:
-        """The likelihood's parameters, from a top-down pass that calls ``draw`` for each z_l."""
-        h = self.top.expand(n, *self.top.shape[1:])
+    def walk(self, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The likelihood's parameters and z, (n, latent_dim), from a top-down pass that calls
+        ``draw`` for each z_l."""
+        h, drawn = self.top.expand(n, *self.top.shape[1:]), []
         for number, level in enumerate(self.levels):
             h = level.resize(h)
             p, below = level.prior(h)
-            h = level.merge(below, draw(number, p, h))
-        return self.decoder(h)
+            z = draw(number, p, h)
+            drawn.append(z.flatten(1))
+            h = level.merge(below, z)
+        return self.decoder(h), torch.cat(drawn, 1)
 
-    def loss(
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """-log p(x | z) + beta * sum_l KL(q(z_l | z_<l, x) || p(z_l | z_<l)), in nats.
 
         ``free_bits`` is in nats per level, on the batch's mean (Kingma et al. 2016).
         """
-        posterior, kls = self._posterior(x), []
+        x, reduction = call.x, call.reduction
+        posterior, kls = self._posterior(x, *call.condition), []
 
         def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
-            key = None if noise_key is None else streams_of(noise_key, number)
-            z, kl = sample_and_kl(*posterior(number, h), *p, noise_key=key, reduction="none")
+            q, key = posterior(number, h), call.stream(number)
+            z, kl = sample_and_kl(*q, *p, noise_key=key, reduction="none")
             kls.append(kl)
             return z
 
-        params = self.walk(x.shape[0], draw)
+        params = self.walk(x.shape[0], draw)[0]
         recon = self.likelihood.nll(params, x, reduction=reduction)
         by_level = torch.stack(kls, 1)
-        if free_bits > 0:
-            kl = floored_kl(by_level.mean(0), x.shape[0], free_bits, reduction=reduction)
+        if call.free_bits > 0:
+            kl = floored_kl(by_level.mean(0), x.shape[0], call.free_bits, reduction=reduction)
         else:
             kl = reduce(by_level, reduction)
-        return LossOutput(recon + beta * kl, recon, kl)
+        return LossOutput(recon + call.beta * kl, recon, kl)
 
     def encode(self, x: Tensor) -> Posterior:
         """q(z_l | z_<l, x) of all levels, concatenated, with each z_<l at its mean."""
@@ -121,23 +107,13 @@ class HVAE(LatentModel):
 
     def sample_posterior(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no condition
         """z_l ~ q(z_l | z_<l, x) from the top down, (N, latent_dim)."""
-        posterior, drawn = self._posterior(x), []
-
-        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
-            drawn.append(reparameterize(*posterior(number, h)))
-            return drawn[-1]
-
-        self.walk(x.shape[0], draw)
-        return torch.cat([z.flatten(1) for z in drawn], dim=1)
+        posterior = self._posterior(x)
+        return self.walk(x.shape[0], lambda number, p, h: reparameterize(*posterior(number, h)))[1]
 
     def decode(self, z: Tensor) -> Tensor:
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
-        levels = flat.split([math.prod(level.z_shape) for level in self.levels], dim=1)
-
-        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
-            return levels[number].unflatten(1, self.levels[number].z_shape)
-
-        params = self.walk(flat.shape[0], draw)
+        levels = self._by_level(flat)
+        params = self.walk(flat.shape[0], lambda number, p, h: levels[number])[0]
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
     def sample_prior(
@@ -145,17 +121,14 @@ class HVAE(LatentModel):
     ) -> Tensor:
         """z_l ~ p(z_l | z_<l) from the top down, (n, latent_dim); temperature multiplies the
         standard deviations."""
-        eps = super().sample_prior(n, temperature, generator)
-        eps = eps.split([math.prod(level.z_shape) for level in self.levels], dim=1)
-        drawn = []
+        eps = self._by_level(super().sample_prior(n, temperature, generator))
+        return self.walk(n, lambda number, p, h: p.mu + torch.exp(0.5 * p.logvar) * eps[number])[1]
 
-        def draw(number: int, p: Posterior, h: Tensor) -> Tensor:
-            z = p.mu + torch.exp(0.5 * p.logvar) * eps[number].view_as(p.mu)
-            drawn.append(z)
-            return z
-
-        self.walk(n, draw)
-        return torch.cat([z.flatten(1) for z in drawn], dim=1)
+    def _by_level(self, z: Tensor) -> list[Tensor]:
+        """z (N, latent_dim) as the maps z_l of each level."""
+        shapes = [level.z_shape for level in self.levels]
+        parts = z.split([math.prod(shape) for shape in shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def weighted_samples(
         self,
@@ -190,7 +163,8 @@ class HVAE(LatentModel):
                 log_ratio = log_ratio + log_p - log_q
                 return z
 
-            nlls.append(self.likelihood.nll(self.walk(x.shape[0], draw), x, reduction="none"))
+            params = self.walk(x.shape[0], draw)[0]
+            nlls.append(self.likelihood.nll(params, x, reduction="none"))
             log_weights.append(beta * log_ratio - nlls[-1])
             kls.append(kl)
         kl = torch.stack(kls).mean(0)

@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vae_fast.functional import gaussian_kl, mmd, reparameterize
 from vae_fast.functional.pairwise import Kernel
-from vae_fast.models.base import LatentModel, Posterior, streams_of
+from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.call import Call
 from vae_fast.models.vae import BetaVAE
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 # s in the inverse multiquadratic kernel's C = 2 D s = 2 h^2, with bandwidth h (Tolstikhin et al.
 # 2018, section 4, and their code).
@@ -43,12 +42,17 @@ class PriorMMD:
             bandwidths = [math.sqrt(s * self.latent_dim) for s in SCALES]
         self.kernel, self.bandwidths = kernel, tuple(bandwidths)
 
-    def prior_mmd(self, z: Tensor, noise_key: Tensor | None) -> Tensor:
-        """The squared MMD of z (N, D) and N draws from N(0, 1), 0-d; unbiased for N > 1."""
-        zeros = torch.zeros_like(z)
-        key = None if noise_key is None else streams_of(noise_key, 1)
-        draws = reparameterize(zeros, zeros, noise_key=key)
-        return mmd(z, draws, unbiased=len(z) > 1, kernel=self.kernel, bandwidths=self.bandwidths)
+    def prior_mmd(self, z: Tensor, call: Call) -> Tensor:
+        """The squared MMD of z (N, D) and N draws from N(0, 1), 0-d, times N for reduction="sum";
+        unbiased for N > 1."""
+        found = mmd(
+            z,
+            call.normals(z),
+            unbiased=len(z) > 1,
+            kernel=self.kernel,
+            bandwidths=self.bandwidths,
+        )
+        return found * len(z) if call.reduction == "sum" else found
 
 
 class InfoVAE(PriorMMD, BetaVAE):
@@ -76,25 +80,16 @@ class InfoVAE(PriorMMD, BetaVAE):
             )
         self.alpha, self.mmd_weight = alpha, mmd_weight
 
-    def loss(  # type: ignore[override]  # no K samples
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """In nats. kl is KL(q(z | x) || N(0, 1)), without gradient. free_bits > 0 and
         reduction="none" raise ValueError."""
-        _of_batches("InfoVAE", free_bits, reduction)
-        q = self.encode(x)
-        z = reparameterize(*q, noise_key=noise_key)
-        recon = self.likelihood.nll(self.decode(z), x, reduction=reduction)
-        kl = gaussian_kl(*q, reduction=reduction)
-        count = len(z) if reduction == "sum" else 1
-        far = (self.alpha + self.mmd_weight - 1) * count * self.prior_mmd(z, noise_key)
-        return LossOutput(recon + beta * ((1 - self.alpha) * kl + far), recon, kl.detach())
+        call.refuse(free_bits="bounds a KL alone", none="the MMD")
+        q = self.encode(call.x, *call.condition)
+        z = reparameterize(*q, noise_key=call.noise_key)
+        recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
+        kl = gaussian_kl(*q, reduction=call.reduction)
+        far = (self.alpha + self.mmd_weight - 1) * self.prior_mmd(z, call)
+        return LossOutput(recon + call.beta * ((1 - self.alpha) * kl + far), recon, kl.detach())
 
 
 class WAE(PriorMMD, LatentModel):
@@ -106,30 +101,13 @@ class WAE(PriorMMD, LatentModel):
     is_probabilistic = False
 
     def encode(self, x: Tensor) -> Posterior:
-        z = self.encoder(self.network_input(x))
-        return Posterior(z, torch.full_like(z, -torch.inf))
+        return point_mass(self.encoder(self.network_input(x)))
 
-    def loss(
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """recon is in nats; kl is the MMD, which has no unit. free_bits > 0 and reduction="none"
         raise ValueError."""
-        _of_batches("WAE", free_bits, reduction)
-        z = self.features(x)
-        recon = self.likelihood.nll(self.decode(z), x, reduction="none")
-        recon = reduce(recon.unsqueeze(1), reduction)
-        far = self.prior_mmd(z, noise_key) * (len(z) if reduction == "sum" else 1)
-        return LossOutput(recon + beta * far, recon, far)
-
-
-def _of_batches(name: str, free_bits: float, reduction: Reduction) -> None:
-    if free_bits > 0:
-        raise ValueError(f"free_bits bounds a KL alone; leave it 0 for {name}")
-    if reduction == "none":
-        raise ValueError("the MMD is defined on a batch: use batchmean or sum")
+        call.refuse(free_bits="bounds a KL alone", none="the MMD")
+        z = self.features(call.x, *call.condition)
+        recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
+        far = self.prior_mmd(z, call)
+        return LossOutput(recon + call.beta * far, recon, far)

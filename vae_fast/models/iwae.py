@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from vae_fast.models import importance
+from vae_fast.models.call import Call
 from vae_fast.models.vae import BetaVAE
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
 class ImportanceWeighted:
@@ -39,31 +37,21 @@ class ImportanceWeighted:
         self.num_samples = num_samples
         self.dreg = dreg
 
-    def loss(
-        self,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-        **options: Any,
-    ) -> LossOutput:
+    def own_loss(self, call: Call, **options: Any) -> LossOutput:
         """loss = -log (1/K) sum_k w_k, in nats (equation 8); recon and kl are those of the ELBO.
 
         For beta = 1, loss <= recon + kl in expectation; the gap measures how much K samples tighten
         the bound. ``options`` go to ``weighted_samples``, such as a sequence model's ``lengths``.
         free_bits > 0 raises ValueError.
         """
-        if free_bits > 0:
-            raise ValueError("free_bits bounds the ELBO's KL; the IWAE's bound has no such term")
+        call.refuse(free_bits="bounds the ELBO's KL; the IWAE's bound has no such term")
         samples = self.weighted_samples(
-            x,
-            *condition,
+            call.x,
+            *call.condition,
             num_samples=self.num_samples,
-            beta=beta,
+            beta=call.beta,
             constant_posterior=self.dreg,
-            noise_key=noise_key,
+            noise_key=call.noise_key,
             **options,
         )
         loss = -importance.bound(samples.log_weight)
@@ -73,11 +61,9 @@ class ImportanceWeighted:
             # score term is beta times as large, and the same derivation gives
             # v (1 - beta (1 - v)) instead of v^2.
             weight = samples.log_weight.detach().softmax(0).unsqueeze(-1)
-            factor = (1.0 - beta * (1.0 - weight)).to(samples.z.dtype)
+            factor = (1.0 - call.beta * (1.0 - weight)).to(samples.z.dtype)
             samples.z.register_hook(lambda gradient: gradient * factor)
-        # (N, 1): reduce would read (N,) as one sample with N features.
-        terms = (loss, samples.nll.mean(0).detach(), samples.kl.detach())
-        return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
+        return call.output(loss, samples.nll.mean(0).detach(), samples.kl.detach())
 
 
 class IWAE(ImportanceWeighted, BetaVAE):

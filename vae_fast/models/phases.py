@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vae_fast.models.interface import HasPhases, Model, part_of
 
@@ -30,3 +31,9 @@ def phases_of(model: Model) -> list[Phase]:
     if hasattr(objective, "phases"):
         return objective.phases(model)
     return [Phase(None, list(model.parameters()))]
+
+
+def fixed(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, constants, inputs)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
-from vae_fast.models.base import Posterior, split_gaussian, streams_of
+from vae_fast.models.base import Posterior, split_gaussian
+from vae_fast.models.call import Call, streams_of
 from vae_fast.models.conditions import Labels
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
 class SSVAE(CVAE):
@@ -79,28 +80,21 @@ class SSVAE(CVAE):
             return {}
         return {"accuracy": (self.predict(x).argmax(1) == y)[y >= 0].float()}
 
-    def loss(  # type: ignore[override]  # y comes after x
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
+        unknown = torch.full(x.shape[:1], -1, device=x.device)
+        return super().loss(x, unknown if y is None else y, **options)
+
+    def own_loss(self, call: Call) -> LossOutput:
         """Labelled: L(x, y) + alpha * cross-entropy; unlabelled: E_q(y|x)[L(x, y)] - H(q(y | x)).
 
         In nats (equations 6 to 9), with L(x, y) = -log p(x | z, y) - log p(y) + KL(q(z) || p(z)).
         recon is the first term of L; kl is the rest, and -H.
         loss = recon + beta * kl + alpha * cross-entropy. free_bits > 0 raises ValueError.
         """
-        if free_bits > 0:
-            raise ValueError("free_bits is not defined for a mixture over classes; use beta")
-        if y is None:
-            y = torch.full(x.shape[:1], -1, device=x.device)
+        call.refuse(free_bits="is not defined for a mixture over classes; use beta")
+        x, (y,) = call.x, call.condition
         h = self.encoder(self.network_input(x))
-        nll, kl, _ = self._under_every_class(x, h, noise_key=noise_key)
+        nll, kl, _ = self._under_every_class(x, h, noise_key=call.noise_key)
         log_q = self.classifier(h).log_softmax(-1)
         labelled = (y >= 0).unsqueeze(1)
         one_hot = self.condition.one_hot(y, log_q.dtype)
@@ -109,8 +103,8 @@ class SSVAE(CVAE):
         recon = weight * nll.t()
         kl = weight * (kl.t() + math.log(self.num_classes)) + negative_entropy
         cross_entropy = -(labelled * one_hot * log_q)
-        total = recon + beta * kl + self.alpha * cross_entropy
-        return LossOutput(*(reduce(t, reduction) for t in (total, recon, kl)))
+        total = recon + call.beta * kl + self.alpha * cross_entropy
+        return LossOutput(*(reduce(t, call.reduction) for t in (total, recon, kl)))
 
     def weighted_samples(  # type: ignore[override]  # y comes after x
         self,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
 from vae_fast.functional.pairwise import Sampling
 from vae_fast.models import importance
+from vae_fast.models.call import Call
 from vae_fast.models.vae import BetaVAE
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
 class BetaTCVAE(BetaVAE):
     """-log p(x | z) + alpha * mutual information + beta * total correlation + gamma * dimension KL.
 
-    Chen et al. 2018, equation 4; ``loss`` takes beta. Each of several processes estimates the
+    Chen et al. 2018, equation 4; beta is the loss's. Each of several processes estimates the
     terms from its own part of the batch.
 
     Args:
@@ -43,39 +43,23 @@ class BetaTCVAE(BetaVAE):
         self.dataset_size = dataset_size
         self.alpha, self.gamma, self.sampling = alpha, gamma, sampling
 
-    def loss(  # type: ignore[override]  # no K samples
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """In nats. kl is the exact KL(q(z | x) || N(0, 1)), without gradient; the three parts
         estimate it. free_bits > 0 and a missing dataset_size raise ValueError."""
-        if free_bits > 0:
-            raise ValueError("free_bits bounds a KL, and here it comes in three parts")
+        call.refuse(free_bits="bounds a KL, and here it comes in three parts")
         if self.dataset_size is None:
             raise ValueError(
                 "total correlation needs dataset_size, how many samples batches are drawn from: "
                 "set model.dataset_size"
             )
-        q = self.encode(x)
-        z = reparameterize(*q, noise_key=noise_key)
-        recon = self.likelihood.nll(self.decode(z), x, reduction="none")
+        q = self.encode(call.x, *call.condition)
+        z = reparameterize(*q, noise_key=call.noise_key)
+        recon = call.nll_at(z)
         # A validation batch may be larger than the training set.
         size = max(self.dataset_size, len(z))
         whole, parts = aggregate_log_densities(z, *q, size, sampling=self.sampling)
         marginals = parts.sum(1)
         information = importance.log_density(z, *q) - whole
         by_dimension = marginals - importance.standard_log_density(z)
-        loss = (
-            recon
-            + self.alpha * information
-            + beta * (whole - marginals)
-            + self.gamma * by_dimension
-        )
-        kl = gaussian_kl(*q, reduction="none").detach()
-        # (N, 1): reduce would read (N,) as one sample with N features.
-        return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in (loss, recon, kl)))
+        kl = self.alpha * information + call.beta * (whole - marginals) + self.gamma * by_dimension
+        return call.output(recon + kl, recon, gaussian_kl(*q, reduction="none").detach())

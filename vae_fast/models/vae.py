@@ -5,6 +5,7 @@ The beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the loss.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -13,19 +14,11 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
-from vae_fast.models.base import (
-    Draw,
-    LatentModel,
-    Posterior,
-    free_bits_kl,
-    kl_by_dimension,
-    sampled_kl,
-    sampled_kl_by_dimension,
-    split_gaussian,
-)
+from vae_fast.models.base import Draw, LatentModel, Posterior, split_gaussian
+from vae_fast.models.call import Call
+from vae_fast.models.divergence import free_bits_kl, kl_by_dimension
 from vae_fast.models.importance import WeightedSamples
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
 class BetaVAE(LatentModel):
@@ -75,14 +68,22 @@ class BetaVAE(LatentModel):
     def draw(self, x: Tensor, *condition: Tensor, noise_key: Tensor | None = None) -> Draw:
         """q(z | x), one z and its KL for each sample."""
         q, p = self.encode(x, *condition), self.prior(*condition)
+        if self.posterior is None and self.learned_prior is None:
+            z = reparameterize(*q, noise_key=noise_key)
+            return Draw(q, z, gaussian_kl(*q, *(p or ()), reduction="none"))
+        z, log_q = self.drawn(q, noise_key=noise_key)
+        kl = None if self.posterior is None else self.posterior.kl(q)
+        return Draw(q, z, log_q - self.log_prior(z, p) if kl is None else kl)
+
+    def drawn(self, q: Posterior, *, constant: bool = False, **noise: Any) -> tuple[Tensor, Tensor]:
+        """z ~ q(z | x), (N, D) or (K, N, D), and log q(z | x), constant in q's own parameters if
+        ``constant``. ``noise``: num_samples and noise_key."""
         if self.posterior is not None:
-            z, log_q = self.posterior.sample(q, noise_key=noise_key)
-            kl = self.posterior.kl(q)
-            return Draw(q, z, log_q - self.log_prior(z, p) if kl is None else kl)
-        z = reparameterize(*q, noise_key=noise_key)
-        if self.learned_prior is not None:
-            return Draw(q, z, sampled_kl(self, q, z))
-        return Draw(q, z, gaussian_kl(*q, *(p or ()), reduction="none"))
+            drawn: tuple[Tensor, Tensor] = self.posterior.sample(q, constant=constant, **noise)
+            return drawn
+        z = reparameterize(*q, **noise)
+        density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant else q
+        return z, importance.log_density(z, *density_of)
 
     def sample_prior(
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
@@ -104,41 +105,21 @@ class BetaVAE(LatentModel):
         ``learned_prior``."""
         return None
 
-    def loss(
-        self,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-        **options: Any,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """E_q[-log p(x | z)] + beta * KL(q(z | x) || p(z)), in nats, from one z per sample.
 
-        For beta = 1 it is the negative ELBO (equation 10). With a learned prior, log q(z | x)
-        - log p(z) at that z estimates the KL. An ``objective`` replaces this loss.
+        For beta = 1 it is the negative ELBO (equation 10). With a learned prior or a posterior
+        without a closed form, log q(z | x) - log p(z) at that z estimates the KL.
         """
-        given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
-        if self.objective is not None:
-            return self.objective(self, x, *condition, noise_key=noise_key, **given, **options)
-        if options:
-            raise TypeError(f"the loss takes no {', '.join(options)}")
-        if self.posterior is not None:
-            if free_bits > 0:
-                raise ValueError(f"free_bits bounds a Gaussian's KL, not a {self.posterior.name}'s")
-            drawn = self.draw(x, *condition, noise_key=noise_key)
-            recon = self.nll_at(x, drawn.z, *condition)
-            terms = (recon + beta * drawn.kl, recon, drawn.kl)
-            return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
+        x, condition, beta, free_bits, reduction, noise_key = call[1:]
+        if self.posterior is not None or self.learned_prior is not None:
+            self._refuse_free_bits(call)
+            _, z, kl = call.draw()
+            recon = call.nll_at(z)
+            return call.output(recon + beta * kl, recon, kl)
         q, p = self.encode(x, *condition), self.prior(*condition)
         z = reparameterize(*q, noise_key=noise_key)
         params = self.decode(z, *condition)
-        if self.learned_prior is not None:
-            recon = self.likelihood.nll(params, x, reduction=reduction)
-            kl = sampled_kl(self, q, z, free_bits)
-            kl = reduce(kl.unsqueeze(1), reduction)
-            return LossOutput(recon + beta * kl, recon, kl)
         if p is None and free_bits == 0:
             return self.likelihood.loss(params, x, *q, beta=beta, reduction=reduction)
         recon = self.likelihood.nll(params, x, reduction=reduction)
@@ -148,6 +129,14 @@ class BetaVAE(LatentModel):
             kl = gaussian_kl(*q, *(p or ()), reduction=reduction)
         return LossOutput(recon + beta * kl, recon, kl)
 
+    def _refuse_free_bits(self, call: Call) -> None:
+        if self.posterior is not None:
+            call.refuse(free_bits=f"bounds a Gaussian's KL, not a {self.posterior.name}'s")
+        if self.learned_prior is not None:
+            call.refuse(
+                free_bits="bounds the KL of each dimension, and a learned prior's does not divide so"
+            )
+
     def weighted_samples(
         self,
         x: Tensor,
@@ -156,33 +145,28 @@ class BetaVAE(LatentModel):
         beta: float | Tensor = 1.0,
         constant_posterior: bool = False,
         noise_key: Tensor | None = None,
+        **options: Any,
     ) -> WeightedSamples:
         """K samples of z ~ q(z | x) with log w = log p(x | z) + beta * (log p(z) - log q(z | x)).
 
         With ``constant_posterior``, gradients reach q's parameters through z but not through log q,
-        as doubly reparameterised gradients require.
+        as doubly reparameterised gradients require. ``options`` go to ``encode``.
         """
-        q, p = self.encode(x, *condition), self.prior(*condition)
-        if self.posterior is not None:
-            z, log_q = self.posterior.sample(
-                q, num_samples=num_samples, noise_key=noise_key, constant=constant_posterior
-            )
-            nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
-            log_p = self.log_prior(z, p)
-            return WeightedSamples(beta * (log_p - log_q) - nll, nll, (log_q - log_p).mean(0), z)
-        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
-        nll = self.likelihood.nll_samples(self.decode(z, *condition), x)
-        density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
-        log_q = importance.log_density(z, *density_of)
-        if self.learned_prior is not None:
-            log_p = self.learned_prior.log_density(z, self.encode)
-            kl = (importance.log_density(z, *q) - log_p).mean(0)
-        else:
-            log_p = importance.standard_log_density(z)
-            if p is not None:
-                log_p = importance.log_density(z, *p)
+        q, p = self.encode(x, *condition, **options), self.prior(*condition)
+        z, log_q = self.drawn(
+            q, num_samples=num_samples, noise_key=noise_key, constant=constant_posterior
+        )
+        nll = self.nll_of_draws(x, z, *condition, **options)
+        log_p = self.log_prior(z, p)
+        if self.posterior is None and self.learned_prior is None:
             kl = gaussian_kl(*q, *(p or ()), reduction="none")
+        else:
+            kl = (log_q - log_p).mean(0)
         return WeightedSamples(beta * (log_p - log_q) - nll, nll, kl, z)
+
+    def nll_of_draws(self, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
+        """-log p(x | z_k), (K, N), in nats, for z (K, N, D)."""
+        return self.likelihood.nll_samples(self.decode(z, *condition), x)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The objective's diagnostics of z, if it has any."""
@@ -196,9 +180,12 @@ class BetaVAE(LatentModel):
         With a learned prior: the KL to that dimension's marginal, from one z of each sample.
         """
         q, p = self.encode(x, *condition), self.prior(*condition)
-        if self.learned_prior is not None:
-            return sampled_kl_by_dimension(self, q)
-        return kl_by_dimension(q, p) / x.shape[0]
+        if self.learned_prior is None:
+            return kl_by_dimension(q, p) / x.shape[0]
+        z = reparameterize(*q)
+        scaled = (z - q.mu) * torch.exp(-0.5 * q.logvar)
+        log_q = -0.5 * (scaled * scaled + q.logvar + math.log(2.0 * math.pi))
+        return (log_q - self.learned_prior.log_marginals(z, self.encode)).mean(0)
 
 
 def __getattr__(name: str) -> type[BetaVAE]:

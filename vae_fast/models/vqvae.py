@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.base import Draw, LatentModel, Posterior
+from vae_fast.models.base import Draw, LatentModel, Posterior, point_mass
+from vae_fast.models.call import Call
 from vae_fast.models.joined import WideBuffers, joined_mean
-from vae_fast.models.likelihoods import Likelihood
-from vae_fast.models.networks import device_and_dtype
 from vae_fast.models.quantize import Quantized, Quantizer, perplexity
 from vae_fast.models.quantize.common import count
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.networks import device_and_dtype
+from vae_fast.types import LossOutput
 
 MOST_COUNTED = 1 << 20  # the largest table of frequencies, (positions, values of a code)
 
@@ -48,23 +47,14 @@ class VQVAE(WideBuffers, LatentModel):
         decoder: nn.Module,
         quantizer: Quantizer,
         *,
-        input_shape: Sequence[int],
         latent_shape: Sequence[int],
-        likelihood: Likelihood | None = None,
         momentum: float = 0.01,
-        objective: nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            input_shape=input_shape,
-            latent_dim=math.prod(latent_shape),
-            likelihood=likelihood,
-            objective=objective,
-        )
-        if objective is not None and objective.deterministic is not None:
+        super().__init__(encoder, decoder, latent_dim=math.prod(latent_shape), **options)
+        if self.objective is not None and self.objective.deterministic is not None:
             raise ValueError(
-                f"a VQVAE takes latent-diffusion as an objective, not {objective.name}"
+                f"a VQVAE takes latent-diffusion as an objective, not {self.objective.name}"
             )
         self.quantizer, self.latent_shape, self.momentum = quantizer, tuple(latent_shape), momentum
         self.places = math.prod(self.latent_shape[1:])
@@ -98,34 +88,17 @@ class VQVAE(WideBuffers, LatentModel):
         return self._as_latent(vectors.to(device_and_dtype(self)[1]), codes.shape[0])
 
     def encode(self, x: Tensor) -> Posterior:
-        z = self._as_latent(self.quantized(x).z, x.shape[0])
-        return Posterior(z, torch.full_like(z, -torch.inf))
+        return point_mass(self._as_latent(self.quantized(x).z, x.shape[0]))
 
-    def loss(
-        self,
-        x: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        **options: Any,
-    ) -> LossOutput:
+    def own_loss(self, call: Call) -> LossOutput:
         """-log p(x | z) + beta * the quantiser's loss, summed over positions (equation 3).
 
-        recon is in nats, and kl is the quantiser's loss. An ``objective`` replaces this loss.
-        free_bits > 0 raises ValueError.
+        recon is in nats, and kl is the quantiser's loss. free_bits > 0 raises ValueError.
         """
-        if self.objective is not None:
-            given = {"beta": beta, "free_bits": free_bits, "reduction": reduction}
-            return self.objective(self, x, **given, **options)
-        if options:
-            raise TypeError(f"the loss takes no {', '.join(options)}")
-        if free_bits > 0:
-            raise ValueError("free_bits bounds a KL, and codes have none: leave it 0")
-        drawn = self.draw(x)
-        recon = self.nll_at(x, drawn.z)
-        terms = (recon + beta * drawn.kl, recon, drawn.kl)
-        return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
+        call.refuse(free_bits="bounds a KL, and codes have none")
+        _, z, kl = call.draw()
+        recon = call.nll_at(z)
+        return call.output(recon + call.beta * kl, recon, kl)
 
     def draw(self, x: Tensor, *, noise_key: Tensor | None = None) -> Draw:
         """z, with the quantiser's loss of each sample as ``kl``. Training updates the codes'
@@ -134,8 +107,7 @@ class VQVAE(WideBuffers, LatentModel):
         if self.training and torch.is_grad_enabled():
             self._follow(found.codes)
         z = self._as_latent(found.z, x.shape[0])
-        q = Posterior(z, torch.full_like(z, -torch.inf))
-        return Draw(q, z, found.loss.view(x.shape[0], self.places).sum(1))
+        return Draw(point_mass(z), z, found.loss.view(x.shape[0], self.places).sum(1))
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """The perplexity of the batch's codes, averaged over C: the effective number in use."""

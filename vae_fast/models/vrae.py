@@ -6,36 +6,28 @@ the previous step and ignoring z.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import gaussian_kl, reparameterize, sample_and_kl
+from vae_fast.functional import sample_and_kl
 from vae_fast.models import importance
-from vae_fast.models.base import (
-    LatentModel,
-    Posterior,
-    free_bits_kl,
-    kl_by_dimension,
-    sampled_kl,
-    sampled_kl_by_dimension,
-    scaled,
-    split_gaussian,
-)
+from vae_fast.models.base import Posterior, split_gaussian
+from vae_fast.models.call import Call
 from vae_fast.models.conditions import Condition
-from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.divergence import free_bits_kl
 from vae_fast.models.iwae import ImportanceWeighted
-from vae_fast.models.likelihoods import Likelihood
-from vae_fast.models.networks import device_and_dtype
-from vae_fast.models.priors import MixturePrior
-from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, Sequences
+from vae_fast.models.scaling import scaled
+from vae_fast.models.sequences import Sequences
+from vae_fast.models.vae import BetaVAE
+from vae_fast.networks import device_and_dtype
+from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.types import LossOutput
 
 
-class VRAE(Sequences, LatentModel):
+class VRAE(Sequences, BetaVAE):
     """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
 
     x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row.
@@ -55,28 +47,20 @@ class VRAE(Sequences, LatentModel):
 
     decoder: Any  # RecurrentDecoder
 
+    takes_objective = takes_posterior = False
+
     def __init__(
         self,
         encoder: RecurrentEncoder,
         decoder: RecurrentDecoder,
         head: nn.Module,
         *,
-        input_shape: Sequence[int],
-        latent_dim: int,
-        likelihood: Likelihood | None = None,
         condition: Condition | None = None,
         word_dropout: float = 0.3,
         padding: float | None = None,
-        learned_prior: MixturePrior | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            input_shape=input_shape,
-            latent_dim=latent_dim,
-            likelihood=likelihood,
-            learned_prior=learned_prior,
-        )
+        super().__init__(encoder, decoder, **options)
         if not 0.0 <= word_dropout <= 1.0:
             raise ValueError(f"word_dropout is a probability, got {word_dropout}")
         self.head = head
@@ -100,52 +84,29 @@ class VRAE(Sequences, LatentModel):
         params = self.from_steps(self._write(self._with(flat, *condition), length)[0])
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
-    def loss(
-        self,
-        x: Tensor,
-        *condition: Tensor,
-        lengths: Tensor | None = None,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-    ) -> LossOutput:
+    def own_loss(self, call: Call, lengths: Tensor | None = None) -> LossOutput:
         """-sum_t log p(x_t | x_<t, z) + beta * KL(q(z | x) || p(z)), in nats, without padding."""
-        steps, lengths = self.to_steps(x, lengths)
-        q = self._posterior(steps, lengths, *condition)
-        z, kl = sample_and_kl(*q, noise_key=noise_key, reduction="none")
-        recon = reduce(self._nll(steps, lengths, z, *condition).unsqueeze(1), reduction)
+        steps, lengths = self.to_steps(call.x, lengths)
+        q = self._posterior(steps, lengths, *call.condition)
+        z, kl = sample_and_kl(*q, noise_key=call.noise_key, reduction="none")
+        recon = self._nll(steps, lengths, z, *call.condition)
         if self.learned_prior is not None:
-            kl = reduce(sampled_kl(self, q, z, free_bits).unsqueeze(1), reduction)
-        elif free_bits > 0:
-            kl = free_bits_kl(q, None, free_bits, reduction=reduction)
-        else:
-            kl = reduce(kl.unsqueeze(1), reduction)
-        return LossOutput(recon + beta * kl, recon, kl)
+            self._refuse_free_bits(call)
+            kl = importance.log_density(z, *q) - self.log_prior(z)
+        elif call.free_bits > 0:
+            recon = reduce(recon.unsqueeze(1), call.reduction)
+            kl = free_bits_kl(q, None, call.free_bits, reduction=call.reduction)
+            return LossOutput(recon + call.beta * kl, recon, kl)
+        return call.output(recon + call.beta * kl, recon, kl)
 
-    def weighted_samples(
-        self,
-        x: Tensor,
-        *condition: Tensor,
-        num_samples: int,
-        lengths: Tensor | None = None,
-        beta: float | Tensor = 1.0,
-        constant_posterior: bool = False,
-        noise_key: Tensor | None = None,
-    ) -> WeightedSamples:
-        """As ``BetaVAE.weighted_samples``."""
-        steps, lengths = self.to_steps(x, lengths)
-        q = self._posterior(steps, lengths, *condition)
-        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
-        nll = torch.stack([self._nll(steps, lengths, z_k, *condition) for z_k in z])
-        density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant_posterior else q
-        if self.learned_prior is None:
-            log_p, kl = importance.standard_log_density(z), gaussian_kl(*q, reduction="none")
-        else:
-            log_p = self.learned_prior.log_density(z, self.encode)
-            kl = (importance.log_density(z, *q) - log_p).mean(0)
-        log_ratio = log_p - importance.log_density(z, *density_of)
-        return WeightedSamples(beta * log_ratio - nll, nll, kl, z)
+    def prior(self, *condition: Tensor) -> None:
+        """None: the prior does not depend on the condition."""
+
+    def nll_of_draws(
+        self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        steps = self.to_steps(x, lengths)
+        return torch.stack([self._nll(*steps, z_k, *condition) for z_k in z])
 
     def nll_at(
         self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
@@ -166,13 +127,6 @@ class VRAE(Sequences, LatentModel):
         """The mean number of values in a sample of x, without padding."""
         steps, lengths = self.to_steps(x)
         return float(lengths.double().mean()) * steps.shape[2]
-
-    def kl_per_dimension(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """The batch's mean KL of each latent dimension, (latent_dim,), in nats."""
-        q = self.encode(x, *condition)
-        if self.learned_prior is not None:
-            return sampled_kl_by_dimension(self, q)
-        return kl_by_dimension(q) / x.shape[0]
 
     def reconstruct(self, x: Tensor, *condition: Tensor) -> Tensor:
         """E[x | z] at the posterior's mean, with as many steps as x has."""
@@ -262,5 +216,5 @@ class VRAE(Sequences, LatentModel):
         return torch.stack(all_params, 1), torch.stack(all_values, 1)
 
 
-class RecurrentIWAE(ImportanceWeighted, VRAE):
+class RecurrentIWAE(ImportanceWeighted, VRAE):  # type: ignore[misc]  # the mixin goes first
     """A VRAE trained on the K-sample bound."""

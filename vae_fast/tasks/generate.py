@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae_fast.models.batched import evaluating, in_batches
 from vae_fast.models.interface import Model
-from vae_fast.models.networks import device_and_dtype
+from vae_fast.networks import device_and_dtype
 from vae_fast.tasks.samplers import Sampler, draw_from
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from vae_fast.models.autoencoder_kl import AutoencoderKL, networks_of_maps
+from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.builders.vectors import Choices
 from vae_fast.models.quantize import make_quantizer
 from vae_fast.models.vqvae import VQVAE
+from vae_fast.networks.maps import networks_of_maps
 
 # Default options of ``networks_of_maps``.
 SIZES: dict[str, Any] = {

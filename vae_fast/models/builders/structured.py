@@ -15,10 +15,10 @@ from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
-from vae_fast.models.networks import image_shape, mlp, pyramid
 from vae_fast.models.priors import make_prior
-from vae_fast.models.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
+from vae_fast.networks import image_shape, mlp, pyramid
+from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 
 
 def recurrent(

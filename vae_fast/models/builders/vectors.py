@@ -13,12 +13,12 @@ from vae_fast.models.base import LatentModel
 from vae_fast.models.conditions import Condition, Labels, make_condition
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.likelihoods import Likelihood, make_likelihood
-from vae_fast.models.networks import make_decoder, make_encoder, mlp
 from vae_fast.models.objectives import make_objective
 from vae_fast.models.posteriors import make_posterior
 from vae_fast.models.posteriors.common import PosteriorPart
 from vae_fast.models.priors import PRIORS, make_prior
 from vae_fast.models.ssvae import SSVAE
+from vae_fast.networks import make_decoder, make_encoder, mlp
 
 Options = dict[str, Any] | None
 

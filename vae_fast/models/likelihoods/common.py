@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +57,13 @@ class Likelihood(nn.Module):
         self,
         params: Tensor,
         x: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        *,
+        *q: Tensor,
         beta: float | Tensor = 1.0,
         reduction: Reduction = "batchmean",
     ) -> LossOutput:
-        """-log p(x | z) + beta * KL(N(mu, exp(logvar)) || N(0, 1)), in nats."""
+        """-log p(x | z) + beta * KL(N(mu, exp(logvar)) || N(0, 1)), in nats. ``q``: mu, logvar."""
         recon = self.nll(params, x, reduction=reduction)
-        kl = gaussian_kl(mu, logvar, reduction=reduction)
+        kl = gaussian_kl(*q, reduction=reduction)
         return LossOutput(recon + beta * kl, recon, kl)
 
     def _split(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -108,19 +107,10 @@ class OfSpec(Likelihood):
         x = self.data(x, params)  # first, since it may set parameters from the first batch
         return nll(self.spec, self.given(params), x, reduction=reduction)
 
-    def loss(
-        self,
-        params: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        *,
-        beta: float | Tensor = 1.0,
-        reduction: Reduction = "batchmean",
-    ) -> LossOutput:
+    def loss(self, params: Tensor, x: Tensor, *q: Tensor, **how: Any) -> LossOutput:
         self._check(params, x)
         x, given = self.data(x, params), self.given(params)
-        return elbo(self.spec, given, x, mu, logvar, beta=beta, reduction=reduction)
+        return elbo(self.spec, given, x, *q, **how)
 
     def mean(self, params: Tensor) -> Tensor:
         return self.spec.mean(*self._each(params))

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.models.call import Call
 from vae_fast.models.interface import Model
 from vae_fast.models.joined import WideBuffers
-from vae_fast.reference import reduce
-from vae_fast.types import LossOutput, Reduction
+from vae_fast.models.phases import Phase
+from vae_fast.types import LossOutput
+
+Terms = tuple[Tensor, Tensor, Tensor]  # loss, recon and kl of each sample, (N,)
 
 
 class Objective(WideBuffers):
-    """``forward(model, x, *condition, ...)`` is the model's loss. Terms are in nats per sample.
+    """``forward(call)`` is the loss of a model's call. Terms are in nats per sample.
 
     ``of_batches``: the loss is defined on a batch only. ``deterministic``: whether it is for models
     whose z has no density; None: for both kinds.
@@ -23,34 +26,16 @@ class Objective(WideBuffers):
     of_batches = False
     deterministic: bool | None = False
 
-    def forward(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor = 1.0,
-        free_bits: float = 0.0,
-        reduction: Reduction = "batchmean",
-        noise_key: Tensor | None = None,
-        **options: Any,
-    ) -> LossOutput:
-        if free_bits > 0:
-            raise ValueError(f"free_bits bounds the ELBO's KL: leave it 0 for {self.name}")
-        if self.of_batches and reduction == "none":
-            raise ValueError(f"{self.name} is defined on a batch: use batchmean or sum")
-        terms = self.terms(model, x, *condition, beta=beta, noise_key=noise_key, **options)
-        # (N, 1): reduce would read (N,) as one sample with N features.
-        return LossOutput(*(reduce(t.unsqueeze(1), reduction) for t in terms))
+    def forward(self, call: Call, **options: Any) -> LossOutput:
+        call.refuse(
+            free_bits=f"bounds the ELBO's KL, and {self.name} is another loss",
+            none=self.name if self.of_batches else None,
+        )
+        return call.output(*self.terms(call, **options))
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Any,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """loss, recon and kl of each sample, (N,). ``options``: beta, noise_key and the loss's."""
-        raise NotImplementedError(f"{type(self).__name__} must implement terms(model, x)")
+    def terms(self, call: Call, *arguments: Any, **options: Any) -> Terms:
+        """loss, recon and kl of each sample, (N,). ``options`` are the loss's own."""
+        raise NotImplementedError(f"{type(self).__name__} must implement terms(call)")
 
     @property
     def name(self) -> str:
@@ -75,7 +60,12 @@ class Steps(Objective):
         return now
 
 
-def fixed(module: nn.Module, *inputs: Tensor) -> Tensor:
-    """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
-    constants = {name: p.detach() for name, p in module.named_parameters()}
-    return torch.func.functional_call(module, constants, inputs)
+def against(model: Model, judge: nn.Module | None, name: str, lr: float) -> list[Phase]:
+    """The phases ``name``, of all the model's trained parameters but the judge's, and
+    "discriminator", of the judge's at ``lr`` times the run's rate. Without a judge: one phase."""
+    own = [] if judge is None else list(judge.parameters())
+    known = {id(p) for p in own}
+    others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
+    if not own:
+        return [Phase(None, others)]
+    return [Phase(name, others), Phase("discriminator", own, lr)]

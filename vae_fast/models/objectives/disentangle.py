@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_fast.models.base import streams_of
+from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.networks import mlp
-from vae_fast.models.objectives.common import Objective, fixed
-from vae_fast.models.phases import Phase
+from vae_fast.models.objectives.common import Objective, Terms, against
+from vae_fast.models.phases import Phase, fixed
+from vae_fast.networks import mlp
 
 
 class Factor(Objective):
@@ -40,34 +38,20 @@ class Factor(Objective):
         self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")
 
     def phases(self, model: Model) -> list[Phase]:
-        own = {id(p) for p in self.parameters()}
-        others = [p for p in model.parameters() if id(p) not in own]
-        return [
-            Phase("model", others),
-            Phase("discriminator", list(self.parameters()), self.discriminator_lr),
-        ]
+        return against(model, self.discriminator, "model", self.discriminator_lr)
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: Any,
-        noise_key: Any,
-        phase: str | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if phase not in (None, "model", "discriminator"):
-            raise ValueError(f"unknown phase {phase!r}; known: model, discriminator")
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        zero = torch.zeros_like(drawn.kl)
-        loss = recon = kl = zero
-        if phase != "discriminator":
-            logits = fixed(self.discriminator, drawn.z)
-            recon, kl = model.nll_at(x, drawn.z, *condition), drawn.kl
-            loss = recon + beta * kl + self.gamma * (logits[:, 0] - logits[:, 1])
-        if phase != "model":
-            key = None if noise_key is None else streams_of(noise_key, 1)
-            loss = loss + self.of_discriminator(drawn.z.detach(), key)
+    def terms(self, call: Call, phase: str | None = None) -> Terms:
+        wanted = phases_wanted(phase, ("model", "discriminator"))
+        _, z, kl = call.draw()
+        loss = recon = torch.zeros_like(kl)
+        if "model" in wanted:
+            logits = fixed(self.discriminator, z)
+            recon = call.nll_at(z)
+            loss = recon + call.beta * kl + self.gamma * (logits[:, 0] - logits[:, 1])
+        else:
+            kl = torch.zeros_like(kl)
+        if "discriminator" in wanted:
+            loss = loss + self.of_discriminator(z.detach(), call.stream(1))
         return loss, recon, kl
 
     def of_discriminator(self, z: Tensor, noise_key: Tensor | None = None) -> Tensor:
@@ -109,23 +93,16 @@ class DIP(Objective):
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        recon = model.nll_at(x, drawn.z, *condition)
-        mu = drawn.q.mu.to(recon.dtype)
+    def terms(self, call: Call) -> Terms:
+        q, z, kl = call.draw()
+        recon = call.nll_at(z)
+        mu = q.mu.to(recon.dtype)
         centred = mu - mu.mean(0)
         with torch.autocast(mu.device.type, enabled=False):
             covariance = centred.t() @ centred / max(mu.shape[0], 1)
         diagonal = covariance.diagonal()
         outside = covariance.square().sum() - diagonal.square().sum()
         if self.kind == 2:
-            diagonal = diagonal + torch.exp(drawn.q.logvar.to(recon.dtype)).mean(0)
+            diagonal = diagonal + torch.exp(q.logvar.to(recon.dtype)).mean(0)
         penalty = self.off * outside + self.own * (diagonal - 1).square().sum()
-        return recon + beta * drawn.kl + penalty, recon, drawn.kl
+        return recon + call.beta * kl + penalty, recon, kl

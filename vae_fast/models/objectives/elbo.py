@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from vae_fast.functional.images import ms_ssim
-from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective, Steps
+from vae_fast.models.call import Call
+from vae_fast.models.objectives.common import Objective, Steps, Terms
 
 
 class Capacity(Steps):
@@ -29,18 +28,11 @@ class Capacity(Steps):
             )
         self.capacity, self.gamma, self.rise = capacity, gamma, rise
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, call: Call) -> Terms:
         c = self.capacity * (self.part(self.rise) if self.rise > 0 else 1.0)
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        recon = model.nll_at(x, drawn.z, *condition)
-        return recon + beta * self.gamma * (drawn.kl - c).abs(), recon, drawn.kl
+        _, z, kl = call.draw()
+        recon = call.nll_at(z)
+        return recon + call.beta * self.gamma * (kl - c).abs(), recon, kl
 
 
 class MSSSIM(Objective):
@@ -53,16 +45,10 @@ class MSSSIM(Objective):
         super().__init__()
         self.weight = weight
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        made = model.as_input(model.likelihood.mean(model.decode(drawn.z, *condition)), x.dtype)
+    def terms(self, call: Call) -> Terms:
+        _, z, kl = call.draw()
+        made = call.made_at(z)
         wide = torch.promote_types(made.dtype, torch.float32)
-        recon = self.weight * (1 - ms_ssim(made.to(wide), model.network_input(x).to(wide)))
-        return recon + beta * drawn.kl, recon, drawn.kl
+        truth = call.model.network_input(call.x).to(wide)
+        recon = self.weight * (1 - ms_ssim(made.to(wide), truth))
+        return recon + call.beta * kl, recon, kl

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.models import importance
-from vae_fast.models.base import streams_of
-from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective
+from vae_fast.models.call import Call
+from vae_fast.models.objectives.common import Objective, Terms
 
 
 class Hamiltonian(Objective):
@@ -40,51 +39,35 @@ class Hamiltonian(Objective):
         self.leaps, self.temperature = leaps, temperature
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, call: Call) -> Terms:
+        model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
-        z = reparameterize(*q, noise_key=noise_key)
-        gamma = momenta(z, noise_key)
-        log_q = importance.log_density(z, *q)
-        moved, rho, recon = self.moved(model, x, z, gamma, p, *condition)
+        z = reparameterize(*q, noise_key=call.noise_key)
+        gamma, log_q = call.normals(z), importance.log_density(z, *q)
+        moved, rho, recon = self.moved(call, z, gamma, p)
         kinetic = 0.5 * (rho.square() - gamma.square()).sum(1)
         kl = log_q - model.log_prior(moved, p) + kinetic
-        return recon + beta * kl, recon, kl
+        return recon + call.beta * kl, recon, kl
 
-    def moved(
-        self, model: Model, x: Tensor, z: Tensor, gamma: Tensor, p: Any, *condition: Tensor
-    ) -> Any:
+    def moved(self, call: Call, z: Tensor, gamma: Tensor, p: Any) -> tuple[Tensor, Tensor, Tensor]:
         """z_K, rho_K and -log p(x | z_K), after K leapfrog steps, each followed by tempering."""
         rho, step = gamma / math.sqrt(self.temperature), torch.exp(self.log_step)
-        force, recon = slope(model, x, z, p, *condition)
+        force, recon = slope(call, z, p)
         for cooling in coolings(self.temperature, self.leaps):
             z = z + step * (rho - step / 2 * force)
-            before, (force, recon) = force, slope(model, x, z, p, *condition)
+            before, (force, recon) = force, slope(call, z, p)
             rho = (rho - step / 2 * (before + force)) * cooling
         return z, rho, recon
 
 
-def momenta(z: Tensor, noise_key: Tensor | None) -> Tensor:
-    """Draws from N(0, 1) in z's shape, from the noise stream after z's own."""
-    zeros = torch.zeros_like(z)
-    key = None if noise_key is None else streams_of(noise_key, 1)
-    return reparameterize(zeros, zeros, noise_key=key)
-
-
-def slope(model: Any, x: Tensor, z: Tensor, p: Any, *condition: Tensor) -> tuple[Tensor, Tensor]:
+def slope(call: Call, z: Tensor, p: Any) -> tuple[Tensor, Tensor]:
     """d (-log p(x, z)) / dz, (N, D), and -log p(x | z), (N,); differentiable if gradients are
-    enabled."""
+    enabled. p is the result of the model's ``prior``."""
     needs = torch.is_grad_enabled()
     with torch.enable_grad():
         at = z if z.requires_grad else z.detach().requires_grad_()
-        nll = model.nll_at(x, at, *condition)
-        energy = nll - model.log_prior(at, p)
+        nll = call.nll_at(at)
+        energy = nll - call.model.log_prior(at, p)
         force = torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
     return force, nll if needs else nll.detach()
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import reparameterize
 from vae_fast.functional.importance import negligible
 from vae_fast.models import importance
+from vae_fast.models.call import Call
+from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective
+from vae_fast.models.objectives.common import Objective, Terms
 
 
 class Samples(Objective):
@@ -27,18 +27,15 @@ class Samples(Objective):
             )
         self.samples, self.estimates = samples, estimates
 
-    def weights(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> Any:
-        given: dict[str, Any] = {"beta": beta, "noise_key": noise_key}
-        return model.weighted_samples(
-            x, *condition, num_samples=self.samples * self.estimates, **given
+    def weights(self, call: Call) -> WeightedSamples:
+        found: WeightedSamples = call.model.weighted_samples(
+            call.x,
+            *call.condition,
+            num_samples=self.samples * self.estimates,
+            beta=call.beta,
+            noise_key=call.noise_key,
         )
+        return found
 
     def mean_bound(self, log_weight: Tensor) -> Tensor:
         """The mean of M K-sample bounds, (N,), from log weights (M K, N) (equation 10)."""
@@ -50,15 +47,8 @@ class MIWAE(Samples):
     """-(1/M) sum_m log (1/K) sum_k w_mk, in nats. The encoder's gradient has less noise than with
     one bound of M K samples, and the bound is tighter than the ELBO."""
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
+    def terms(self, call: Call) -> Terms:
+        found = self.weights(call)
         return -self.mean_bound(found.log_weight), found.nll.mean(0).detach(), found.kl.detach()
 
 
@@ -71,31 +61,20 @@ class PIWAE(Samples):
     at z, on its way from the decoder to the encoder.
     """
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, call: Call) -> Terms:
+        model, x, condition = call[:3]
         own = [p for part in encoders(model) for p in part.parameters()]
         known = {id(p) for p in own}
-        others = [p for p in model.parameters() if id(p) not in known]
         count = self.samples * self.estimates
-        with constant(others):
+        with constant([p for p in model.parameters() if id(p) not in known]):
             q, p = model.encode(x, *condition), model.prior(*condition)
-            if model.posterior is None:
-                z = reparameterize(*q, num_samples=count, noise_key=noise_key)
-                log_q = importance.log_density(z, *q)
-            else:
-                z, log_q = model.posterior.sample(q, num_samples=count, noise_key=noise_key)
+            z, log_q = model.drawn(q, num_samples=count, noise_key=call.noise_key)
             log_p = model.log_prior(z, p)
         with constant(own):
             decoded = z.view_as(z)
-            nll = model.likelihood.nll_samples(model.decode(decoded, *condition), x)
+            nll = model.nll_of_draws(x, decoded, *condition)
             log_p_of_prior = model.log_prior(z.detach(), model.prior(*condition))
-        log_w = (beta * (log_p - log_q) - nll).detach()
+        log_w = (call.beta * (log_p - log_q) - nll).detach()
         c = log_w.softmax(0).masked_fill(negligible(log_w, 0), 0.0)
         groups = log_w.unflatten(0, (self.estimates, self.samples))
         e = groups.softmax(1).masked_fill(negligible(groups, 1), 0.0).flatten(0, 1)
@@ -106,7 +85,7 @@ class PIWAE(Samples):
         if decoded.requires_grad:
             ratio = (e / floored.clamp_min(torch.finfo(e.dtype).tiny)).unsqueeze(-1)
             decoded.register_hook(lambda gradient: gradient * ratio.to(gradient.dtype))
-        slope = floored * nll - beta * (e * (log_p - log_q) + c * log_p_of_prior)
+        slope = floored * nll - call.beta * (e * (log_p - log_q) + c * log_p_of_prior)
         slope = slope.sum(0)
         loss = -importance.bound(log_w) + (slope - slope.detach())
         return loss, nll.mean(0).detach(), (log_q - log_p).mean(0).detach()
@@ -121,15 +100,8 @@ class CIWAE(Samples):
             raise ValueError(f"mix is a part from 0 to 1, got {mix}")
         self.mix = mix
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.weights(model, x, *condition, beta=beta, noise_key=noise_key)
+    def terms(self, call: Call) -> Terms:
+        found = self.weights(call)
         log_w = found.log_weight
         loss = -self.mix * log_w.mean(0) - (1 - self.mix) * importance.bound(log_w)
         return loss, found.nll.mean(0).detach(), found.kl.detach()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.joined import joined_mean
-from vae_fast.models.networks import image_shape
-from vae_fast.models.objectives.common import Steps, fixed
+from vae_fast.models.objectives.common import Steps, Terms, against
 from vae_fast.models.objectives.perceptual import make_perceptual
-from vae_fast.models.phases import Phase
+from vae_fast.models.phases import Phase, fixed
+from vae_fast.networks import image_shape
 
 HIGHEST = 1e4  # the bound of the adaptive weight
 
@@ -79,48 +79,30 @@ class LatentDiffusion(Steps):
             self.discriminator = patches(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
-        judge = [] if self.discriminator is None else list(self.discriminator.parameters())
-        own = {id(p) for p in judge}
-        others = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
-        if not judge:
-            return [Phase(None, others)]
-        return [
-            Phase("autoencoder", others),
-            Phase("discriminator", judge, self.discriminator_lr),
-        ]
+        return against(model, self.discriminator, "autoencoder", self.discriminator_lr)
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: Any,
-        noise_key: Any,
-        phase: str | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if phase not in (None, "autoencoder", "discriminator"):
-            raise ValueError(f"unknown phase {phase!r}; known: autoencoder, discriminator")
-        truth = model.network_input(x)
+    def terms(self, call: Call, phase: str | None = None) -> Terms:
+        phases_wanted(phase, ("autoencoder", "discriminator"))
+        truth = call.model.network_input(call.x)
         begun = torch.ge(self.steps, self.start).to(self.steps.dtype)
         if phase == "discriminator":
             with torch.no_grad():
-                drawn = model.draw(x, *condition, noise_key=noise_key)
-                made = _made(model, x, drawn.z, *condition)
-            zero = self.log_scale.new_zeros(x.shape[0])
+                made = call.made_at(call.draw().z)
+            zero = self.log_scale.new_zeros(len(truth))
             return begun * self.of_discriminator(truth, made), zero, zero
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        made = _made(model, x, drawn.z, *condition)
+        _, z, kl = call.draw()
+        made = call.made_at(z)
         nll = self.nll(truth, made)
-        loss = nll + beta * drawn.kl
+        loss = nll + call.beta * kl
         if self.discriminator is not None and torch.is_grad_enabled():
             fooled = -fixed(self.discriminator, made).flatten(1).mean(1)
-            weight = begun * self.adversarial * self._weight(model, nll, fooled)
+            weight = begun * self.adversarial * self._weight(call.model, nll, fooled)
             loss = loss + weight * fooled
             if phase is None:
                 loss = loss + begun * self.of_discriminator(truth, made.detach())
         if self.training and torch.is_grad_enabled():
             self.part(1)  # counts the step
-        return loss, nll, drawn.kl
+        return loss, nll, kl
 
     def nll(self, x: Tensor, made: Tensor) -> Tensor:
         """The reconstruction loss of each sample, (N,). For "l1" without P it is the NLL in nats of
@@ -178,8 +160,3 @@ def patches(input_shape: Sequence[int], channels: int, layers: int) -> nn.Sequen
 def _norm(channels: int) -> nn.GroupNorm:
     groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
-
-
-def _made(model: Model, x: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
-    """E[x | z], scaled like ``network_input``."""
-    return model.as_input(model.likelihood.mean(model.decode(z, *condition)), x.dtype)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective
+from vae_fast.functional import reparameterize
+from vae_fast.models.call import Call
+from vae_fast.models.objectives.common import Objective, Terms
 
 
 class RAE(Objective):
@@ -29,15 +29,9 @@ class RAE(Objective):
         self.penalty, self.embedding = penalty, embedding
         self.decoder = {"l2": 1e-4, "gp": 1e-4}[penalty] if decoder is None else decoder
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: float | Tensor,
-        noise_key: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        z = model.followed(x)
+    def terms(self, call: Call) -> Terms:
+        model, x = call.model, call.x
+        z = model.followed(x, *call.condition)
         if self.penalty == "gp" and not z.requires_grad:
             z = z.detach().requires_grad_(torch.is_grad_enabled())
         params = model.decode(z)
@@ -48,15 +42,10 @@ class RAE(Objective):
             smooth = smooth + torch.stack(squares).sum()
         elif torch.is_grad_enabled():
             made = model.as_input(model.likelihood.mean(params), x.dtype)
-            sign = _signs(made, noise_key)
+            zeros = torch.zeros_like(made)
+            noise = reparameterize(zeros, zeros, noise_key=call.noise_key)
+            sign = torch.where(noise > 0, 1, -1).to(made.dtype)
             slope = torch.autograd.grad(made, z, sign, create_graph=True)[0]
             smooth = slope.flatten(1).to(recon.dtype).square().sum(1)
         off = 0.5 * self.embedding * z.to(recon.dtype).square().sum(1) + self.decoder * smooth
-        return recon + beta * off, recon, off
-
-
-def _signs(like: Tensor, noise_key: Tensor | None) -> Tensor:
-    from vae_fast.functional import reparameterize
-
-    zeros = torch.zeros_like(like)
-    return torch.where(reparameterize(zeros, zeros, noise_key=noise_key) > 0, 1, -1).to(like.dtype)
+        return recon + call.beta * off, recon, off

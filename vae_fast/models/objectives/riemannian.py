@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.models import importance
+from vae_fast.models.call import Call
 from vae_fast.models.joined import of_first
-from vae_fast.models.networks import mlp
-from vae_fast.models.objectives.common import Objective
-from vae_fast.models.objectives.hamiltonian import coolings, momenta, slope
+from vae_fast.models.objectives.common import Objective, Terms
+from vae_fast.models.objectives.hamiltonian import coolings, slope
+from vae_fast.networks import mlp
 
 
 class Metric(NamedTuple):
@@ -127,11 +128,10 @@ class Riemannian(Objective):
         centers, matrices, kept = (t.to(z.dtype) for t in (self.centers, self.matrices, self.kept))
         return Metric(centers, matrices, kept, self.scale, self.floor)
 
-    def terms(
-        self, model: Any, x: Tensor, *condition: Tensor, beta: Any, noise_key: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, call: Call) -> Terms:
+        model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
-        z = reparameterize(*q, noise_key=noise_key)
+        z = reparameterize(*q, noise_key=call.noise_key)
         metric = self.metric(z)
         if self.training and torch.is_grad_enabled():
             lower = self.factors(model.network_input(x)).to(z.dtype)
@@ -140,37 +140,30 @@ class Riemannian(Objective):
                 centers=q.mu, matrices=matrices, weights=torch.ones_like(q.mu[:, 0])
             )
             self._keep(q.mu.detach(), matrices.detach())
-        noise, log_q = momenta(z, noise_key), importance.log_density(z, *q)
+        noise, log_q = call.normals(z), importance.log_density(z, *q)
         lower = torch.linalg.cholesky(metric.inverse(z))  # so that G = lower^-T lower^-1
         gamma = torch.linalg.solve_triangular(
             lower.transpose(1, 2), noise.unsqueeze(2), upper=True
         ).squeeze(2)
         start = importance.standard_log_density(noise) + _log_diagonal(lower)
-        moved, rho, recon = self.moved(model, x, z, gamma, p, metric, *condition)
+        moved, rho, recon = self.moved(call, z, gamma, p, metric)
         lower = torch.linalg.cholesky(metric.inverse(moved))
         whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
         end = importance.standard_log_density(whitened) + _log_diagonal(lower)
         kl = log_q + start - end - model.log_prior(moved, p)
-        return recon + beta * kl, recon, kl
+        return recon + call.beta * kl, recon, kl
 
     def moved(
-        self,
-        model: Any,
-        x: Tensor,
-        z: Tensor,
-        gamma: Tensor,
-        p: Any,
-        metric: Metric,
-        *condition: Tensor,
+        self, call: Call, z: Tensor, gamma: Tensor, p: Any, metric: Metric
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z_K, rho_K and -log p(x | z_K), by the generalised leapfrog with tempering (section
         3.3.2)."""
         rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
-        force, recon = slope(model, x, z, p, *condition)
+        force, recon = slope(call, z, p)
         for cooling in coolings(self.temperature, self.leaps):
             rho = self.first(rho, z, force, metric, half)
             z = self.second(rho, z, metric, half)
-            force, recon = slope(model, x, z, p, *condition)
+            force, recon = slope(call, z, p)
             rho = (rho - half * (force + metric.slope(z, rho, metric.inverse(z)))) * cooling
         return z, rho, recon
 

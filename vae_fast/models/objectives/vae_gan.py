@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_fast.functional import reparameterize
-from vae_fast.models.base import streams_of
+from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective
+from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.models.objectives.importance import constant, encoders
 from vae_fast.models.objectives.latent_diffusion import patches
 from vae_fast.models.phases import Phase
@@ -58,58 +56,38 @@ class VAEGAN(Objective):
             Phase("discriminator", judge, self.discriminator_lr),
         ]
 
-    def terms(
-        self,
-        model: Model,
-        x: Tensor,
-        *condition: Tensor,
-        beta: Any,
-        noise_key: Any,
-        phase: str | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        names = ("encoder", "decoder", "discriminator")
-        if phase not in (None, *names):
-            raise ValueError(f"unknown phase {phase!r}; known: {', '.join(names)}")
-        wanted = names if phase is None else (phase,)
-        truth = model.network_input(x)
-        drawn = model.draw(x, *condition, noise_key=noise_key)
-        loss = recon = kl = torch.zeros_like(drawn.kl)
+    def terms(self, call: Call, phase: str | None = None) -> Terms:
+        wanted = phases_wanted(phase, ("encoder", "decoder", "discriminator"))
+        truth = call.model.network_input(call.x)
+        _, z, kl = call.draw()
+        loss = recon = torch.zeros_like(kl)
         if phase != "discriminator":
             with torch.no_grad():
                 at = self._features(truth)
         if "encoder" in wanted:
-            made = self._made(model, drawn.z, True, *condition)
-            recon, kl = self._off(at, self._features(made, fixed=True)), drawn.kl
-            loss = loss + recon + beta * kl
+            with constant(list(call.model.decoder.parameters())):
+                made = call.made_at(z)
+            recon = self._off(at, self._features(made, fixed=True))
+            loss = loss + recon + call.beta * kl
+        else:
+            kl = torch.zeros_like(kl)
+        z = z.detach()
         if "decoder" in wanted:
-            z = drawn.z.detach()
-            made, fresh = (
-                self._made(model, t, False, *condition) for t in (z, self._prior(z, noise_key))
-            )
+            made, fresh = call.made_at(z), call.made_at(call.normals(z))
             features, logits = self._judged(made, fixed=True)
-            off = self._off(at, features)
-            fooled = F.softplus(-logits).flatten(1).mean(1)
-            fooled = fooled + F.softplus(-self._judged(fresh, fixed=True)[1]).flatten(1).mean(1)
-            loss = loss + self.gamma * off + fooled
+            fooled = _mean(F.softplus(-logits))
+            fooled = fooled + _mean(F.softplus(-self._judged(fresh, fixed=True)[1]))
+            loss = loss + self.gamma * self._off(at, features) + fooled
         if "discriminator" in wanted:
             with torch.no_grad():
-                z = drawn.z.detach()
-                both = (z, self._prior(z, noise_key))
-                made, fresh = (self._made(model, t, False, *condition) for t in both)
-            real = F.softplus(-self._judged(truth)[1]).flatten(1).mean(1)
-            for t in (made, fresh):
-                real = real + F.softplus(self._judged(t)[1]).flatten(1).mean(1)
-            loss = loss + real
+                made, fresh = call.made_at(z), call.made_at(call.normals(z))
+            real, *fakes = (self._judged(t)[1] for t in (truth, made, fresh))
+            loss = loss + _mean(F.softplus(-real)) + sum(_mean(F.softplus(t)) for t in fakes)
         return loss, recon, kl
 
     @staticmethod
     def _off(at: Tensor, features: Tensor) -> Tensor:
         return 0.5 * (at - features).square().flatten(1).sum(1)
-
-    def _made(self, model: Model, z: Tensor, still: bool, *condition: Tensor) -> Tensor:
-        """E[x | z], scaled like ``network_input``; ``still`` keeps gradients from the decoder."""
-        with constant(list(model.decoder.parameters()) if still else []):
-            return model.as_input(model.likelihood.mean(model.decode(z, *condition)), z.dtype)
 
     def _features(self, x: Tensor, fixed: bool = False) -> Tensor:
         """The features before the discriminator's last layer; ``fixed`` keeps gradients from it."""
@@ -123,8 +101,6 @@ class VAEGAN(Objective):
         with constant(list(self.discriminator.parameters()) if fixed else []):
             return features, self.discriminator[-1](features)
 
-    @staticmethod
-    def _prior(z: Tensor, noise_key: Tensor | None) -> Tensor:
-        zeros = torch.zeros_like(z)
-        key = None if noise_key is None else streams_of(noise_key, 1)
-        return reparameterize(zeros, zeros, noise_key=key)
+
+def _mean(patches: Tensor) -> Tensor:
+    return patches.flatten(1).mean(1)

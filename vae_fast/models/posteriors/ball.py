@@ -32,17 +32,9 @@ class PoincareNormal(PosteriorPart):
             raise ValueError(f"curvature must be above 0, got {curvature}")
         self.dim, self.root = latent_dim, math.sqrt(curvature)
 
-    def sample(
-        self,
-        q: Any,
-        *,
-        num_samples: int | None = None,
-        noise_key: Any = None,
-        constant: Any = False,
-    ) -> Any:
-        self.refuse(constant)
+    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         mu, logvar = self._expmap0(wide(q[0])), wide(q[1])
-        v = torch.exp(0.5 * logvar) * normals((self.dim,), mu, num_samples, noise_key)
+        v = torch.exp(0.5 * logvar) * normals((self.dim,), mu, **noise)
         z = self._expmap(mu, v)
         log_q = log_density(v, torch.zeros_like(mu), logvar) - self._log_volume(_norm(v))
         return z.to(q[0].dtype), log_q

@@ -24,15 +24,22 @@ class PosteriorPart(nn.Module):
     context = 0
 
     def sample(
-        self,
-        q: tuple[Tensor, Tensor],
-        *,
-        num_samples: int | None = None,
-        noise_key: Tensor | None = None,
-        constant: bool = False,
+        self, q: tuple[Tensor, Tensor], *, constant: bool = False, **noise: Any
     ) -> tuple[Tensor, Tensor]:
-        """z (N, D) and log q(z | x) (N,) in nats; (K, N, D) and (K, N) with ``num_samples``, K."""
-        raise NotImplementedError(f"{type(self).__name__} must implement sample(q)")
+        """z (N, D) and log q(z | x) (N,) in nats; (K, N, D) and (K, N) with num_samples=K.
+
+        ``noise``: num_samples and noise_key of ``reparameterize``. ``constant``, which doubly
+        reparameterised gradients need, raises ValueError.
+        """
+        if constant:
+            raise ValueError(
+                f"dreg is for Gaussian posteriors, not for {self.name}: leave it false"
+            )
+        return self.draw(q, **noise)
+
+    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+        """``sample`` of this posterior."""
+        raise NotImplementedError(f"{type(self).__name__} must implement draw(q)")
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
         """The deterministic code of x, (N, D)."""
@@ -45,13 +52,6 @@ class PosteriorPart(nn.Module):
     def kl(self, q: tuple[Tensor, Tensor]) -> Tensor | None:
         """KL(q || p), (N,), in nats, for the space's prior p; None without a closed form."""
         return None
-
-    def refuse(self, constant: bool) -> None:
-        """Raise ValueError for ``constant``, which doubly reparameterised gradients need."""
-        if constant:
-            raise ValueError(
-                f"dreg is for Gaussian posteriors, not for {self.name}: leave it false"
-            )
 
 
 class FlowPosterior(PosteriorPart):
@@ -73,16 +73,8 @@ class FlowPosterior(PosteriorPart):
         self.name, self.context = name, context
         self.flow = make_flow(name, latent_dim, context=context, **options)
 
-    def sample(
-        self,
-        q: Any,
-        *,
-        num_samples: int | None = None,
-        noise_key: Any = None,
-        constant: Any = False,
-    ) -> Any:
-        self.refuse(constant)
-        z = reparameterize(*q, num_samples=num_samples, noise_key=noise_key)
+    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+        z = reparameterize(*q, **noise)
         log_q = log_density(z, *q)
         moved, log_det = self.flow(z, *self._given(q))
         return moved, log_q - log_det
@@ -94,12 +86,10 @@ class FlowPosterior(PosteriorPart):
         return (q.context,) if self.context > 0 else ()
 
 
-def normals(
-    shape: tuple[int, ...], like: Tensor, num_samples: int | None, noise_key: Tensor | None
-) -> Tensor:
+def normals(shape: tuple[int, ...], like: Tensor, **noise: Any) -> Tensor:
     """Draws from N(0, 1), (N, *shape) or (K, N, *shape), from the noise of ``reparameterize``."""
     zeros = like.new_zeros((like.shape[0], *shape))
-    return reparameterize(zeros, zeros, num_samples=num_samples, noise_key=noise_key)
+    return reparameterize(zeros, zeros, **noise)
 
 
 def wide(t: Tensor) -> Tensor:

@@ -43,19 +43,11 @@ class VonMisesFisher(PosteriorPart):
         mu, raw = wide(q[0]), wide(q[1])
         return F.normalize(mu, dim=-1), 1 + F.softplus(raw.mean(-1))
 
-    def sample(
-        self,
-        q: Any,
-        *,
-        num_samples: int | None = None,
-        noise_key: Any = None,
-        constant: Any = False,
-    ) -> Any:
-        self.refuse(constant)
+    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         mu, kappa = self.parameters_of(q)
         d = self.dim
-        noise = normals((TRIES * (d + 1) + d,), mu, num_samples, noise_key)
-        proposals, away = noise[..., :-d].unflatten(-1, (TRIES, d + 1)), noise[..., -d:]
+        drawn = normals((TRIES * (d + 1) + d,), mu, **noise)
+        proposals, away = drawn[..., :-d].unflatten(-1, (TRIES, d + 1)), drawn[..., -d:]
         w = self._cosine(kappa, proposals)
         away = away - (away * mu).sum(-1, keepdim=True) * mu
         z = w.unsqueeze(-1) * mu + (1 - w * w).clamp_min(1e-12).sqrt().unsqueeze(-1) * F.normalize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vae_fast.backend import Backend, get_backend, is_transforming, set_backend
-from vae_fast.models.scripting import NotScriptable
+from vae_fast.networks.scripting import NotScriptable
 from vae_fast.nn import GroupNormSiLU
 
 CHECKPOINTING = ("none", "norms", "blocks")

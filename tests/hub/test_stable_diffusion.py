@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_fast.models import load_stable_diffusion
+from vae_fast.hub import load_stable_diffusion
 from vae_fast.models.tiles import in_tiles
 
 

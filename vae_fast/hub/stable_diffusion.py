@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.autoencoder_kl import AutoencoderKL, Decoder, Encoder
-from vae_fast.models.blocks import Double, NormConv, Residual, SelfAttention
+from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.likelihoods import Gaussian
+from vae_fast.networks.blocks import Double, NormConv, Residual, SelfAttention
+from vae_fast.networks.maps import Decoder, Encoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Attention layers' names in older files.

@@ -94,6 +94,6 @@ def test_nothing_is_recomputed_without_gradients(level, monkeypatch):
         raise AssertionError("checkpoint was called")
 
     model = made(level)
-    monkeypatch.setattr("vae_fast.models.blocks.checkpoint", refuse)
+    monkeypatch.setattr("vae_fast.networks.blocks.checkpoint", refuse)
     with torch.no_grad():
         assert model.loss(batch()).loss.isfinite()

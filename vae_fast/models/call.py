@@ -1,0 +1,75 @@
+"""A call of a model's loss: its arguments as one value, and what losses make of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fast.functional import reparameterize
+from vae_fast.reference import reduce
+from vae_fast.types import LossOutput, Reduction
+
+if TYPE_CHECKING:
+    from vae_fast.models.base import Draw
+    from vae_fast.models.interface import Model
+
+
+class Call(NamedTuple):
+    """The arguments of ``model.loss``; ``condition`` is what follows x."""
+
+    model: Model
+    x: Tensor
+    condition: tuple[Any, ...]
+    beta: float | Tensor
+    free_bits: float
+    reduction: Reduction
+    noise_key: Tensor | None
+
+    def draw(self) -> Draw:
+        """The model's ``draw`` for x."""
+        drawn: Draw = self.model.draw(self.x, *self.condition, noise_key=self.noise_key)
+        return drawn
+
+    def nll_at(self, z: Tensor) -> Tensor:
+        """-log p(x | z) of each sample, (N,), in nats."""
+        return self.model.nll_at(self.x, z, *self.condition)
+
+    def made_at(self, z: Tensor) -> Tensor:
+        """E[x | z], scaled like ``network_input``."""
+        params = self.model.decode(z, *self.condition)
+        return self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)
+
+    def normals(self, like: Tensor) -> Tensor:
+        """Draws from N(0, 1) in the shape of ``like``, from the noise stream after z's own."""
+        zeros = torch.zeros_like(like)
+        return reparameterize(zeros, zeros, noise_key=self.stream(1))
+
+    def stream(self, i: int) -> Tensor | None:
+        """The i-th noise key of this call; None draws new noise."""
+        return None if self.noise_key is None else streams_of(self.noise_key, i)
+
+    def output(self, loss: Tensor, recon: Tensor, kl: Tensor) -> LossOutput:
+        """The reduced terms, from those of each sample, (N,)."""
+        # (N, 1): reduce would read (N,) as one sample with N features.
+        return LossOutput(*(reduce(t.unsqueeze(1), self.reduction) for t in (loss, recon, kl)))
+
+    def refuse(self, free_bits: str | None = None, none: str | None = None) -> None:
+        """Raise ValueError for free bits or for reduction="none", with the reason given."""
+        if free_bits is not None and self.free_bits > 0:
+            raise ValueError(f"free_bits {free_bits}: leave it 0")
+        if none is not None and self.reduction == "none":
+            raise ValueError(f"{none} is defined on a batch: use batchmean or sum")
+
+
+def phases_wanted(phase: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The phases whose losses ``loss(x, phase=phase)`` adds up; ValueError for an unknown one."""
+    if phase is not None and phase not in known:
+        raise ValueError(f"unknown phase {phase!r}; known: {', '.join(known)}")
+    return known if phase is None else (phase,)
+
+
+def streams_of(noise_key: Tensor, i: int) -> Tensor:
+    """The i-th of many keys made from one: the same Philox key, the i-th stream after its own."""
+    return torch.stack([noise_key[0], noise_key[1] + i])  # no copy from the host
