@@ -132,7 +132,7 @@ def test_poincares_wrapped_normal(curvature):
     # exp_mu(v / lambda_mu) is at the distance |v| from mu.
     mu, logvar, key = vectors(500, 2, 0.5), vectors(500, 2, 0.3) - 1, noise.new_key()
     z, _ = part.sample((mu, logvar), noise_key=key)
-    v = torch.exp(0.5 * logvar) * normals((2,), mu, None, key)
+    v = torch.exp(0.5 * logvar) * normals((2,), mu, noise_key=key)
     centre = part.center((mu, logvar))
     off = (z - centre).square().sum(1)
     sides = (1 - curvature * z.square().sum(1)) * (1 - curvature * centre.square().sum(1))
@@ -209,7 +209,7 @@ def test_a_flow_may_depend_on_x(name):
     q = model.encode(x, *condition)
     assert q.context.shape == (5, 3) and len(q) == 2
     drawn = model.draw(x, *condition, noise_key=key)
-    start = q.mu + torch.exp(0.5 * q.logvar) * normals((2,), q.mu, None, key)
+    start = q.mu + torch.exp(0.5 * q.logvar) * normals((2,), q.mu, noise_key=key)
     z, log_det = zip(
         *(model.posterior.flow(start[i : i + 1], q.context[i : i + 1]) for i in range(5)),
         strict=True,

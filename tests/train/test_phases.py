@@ -1,6 +1,7 @@
 """Models with several losses: each has its own parameters, optimizer and guard in the engine."""
 
 import copy
+import json
 import math
 import os
 import socket
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.train import ranks
 from vae_fast.data import Batches
 from vae_fast.models import build
 from vae_fast.models.phases import Phase
@@ -171,3 +173,18 @@ def test_two_ranks_take_the_steps_of_one(tmp_path):
     alone, shared = (run_ranks(size, tmp_path / f"{size}.pt") for size in (1, 2))
     for one, two in zip(alone, shared, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_phases_shared_out_by_fsdp_are_those_of_ddp(tmp_path):
+    """On two ranks: the same weights and losses, no gradient outside its phase, the same bits from
+    a checkpoint."""
+    out = tmp_path / "phases.json"
+    processes = ranks.start(2, "-m", "tests.train.phases_ranks", out)
+    assert [p.wait() for p in processes] == [0, 0]
+    results = json.loads(out.read_text())
+    assert len(results) == 5
+    for name, found in results.items():
+        assert found["off"] < 1e-4 and found["leaked"] == [] and found["resumed"], (name, found)
+        assert found["loss"][1] == pytest.approx(found["loss"][0], rel=1e-5), name
+        assert found["moved"] > 0.7 * found["of"], (name, found)

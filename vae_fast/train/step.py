@@ -44,11 +44,6 @@ class Step:
     ) -> None:
         self.model = model
         alone = len(phases_of(model)) == 1
-        if not alone and world.is_distributed and config.distributed == "fsdp":
-            raise ValueError(
-                f"{config.model} trains several losses in turn, which needs the whole model on every "
-                "rank: use --distributed ddp"
-            )
         if config.accumulate > 1 and world.is_distributed:
             raise ValueError(
                 f"accumulate {config.accumulate} needs a single process, and {world.size} share each "

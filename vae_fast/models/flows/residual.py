@@ -37,7 +37,7 @@ class Planar(Bend):
     """z + u tanh(w^T z + b), with w^T u >= -1 so that it is invertible (appendix A.1)."""
 
     def __init__(self, dim: int, context: int = 0) -> None:
-        start = {"u": 0.01 * torch.randn(dim), "w": 0.1 * torch.randn(dim), "b": torch.zeros(())}
+        start = {"u": 0.01 * torch.randn(dim), "w": 0.1 * torch.randn(dim), "b": torch.zeros(1)}
         super().__init__(context, **start)
 
     def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +56,8 @@ class Radial(Bend):
     def __init__(self, dim: int, context: int = 0) -> None:
         start = {
             "centre": 0.1 * torch.randn(dim),
-            "log_alpha": torch.zeros(()),
-            "raw_beta": torch.full((), 0.5413),  # its softplus is 1: the identity
+            "log_alpha": torch.zeros(1),
+            "raw_beta": torch.full((1,), 0.5413),  # its softplus is 1: the identity
         }
         super().__init__(context, **start)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +106,17 @@ class OfSpec(Likelihood):
         x = self.data(x, params)  # first, since it may set parameters from the first batch
         return nll(self.spec, self.given(params), x, reduction=reduction)
 
-    def loss(self, params: Tensor, x: Tensor, *q: Tensor, **how: Any) -> LossOutput:
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        *q: Tensor,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
         self._check(params, x)
         x, given = self.data(x, params), self.given(params)
-        return elbo(self.spec, given, x, *q, **how)
+        return elbo(self.spec, given, x, *q, beta=beta, reduction=reduction)
 
     def mean(self, params: Tensor) -> Tensor:
         return self.spec.mean(*self._each(params))

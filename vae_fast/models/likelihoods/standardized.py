@@ -96,9 +96,18 @@ class Standardized(Likelihood):
         value = self.inner.nll(params, self.standardized(x), reduction=reduction)
         return value + self._log_volume(x, reduction).to(value.dtype)
 
-    def loss(self, params: Tensor, x: Tensor, *q: Tensor, **how: Any) -> LossOutput:
-        loss, recon, kl = self.inner.loss(params, self.standardized(x), *q, **how)
-        more = self._log_volume(x, how.get("reduction", "batchmean")).to(loss.dtype)
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        *q: Tensor,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        loss, recon, kl = self.inner.loss(
+            params, self.standardized(x), *q, beta=beta, reduction=reduction
+        )
+        more = self._log_volume(x, reduction).to(loss.dtype)
         return LossOutput(loss + more, recon + more, kl)
 
     def mean(self, params: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from vae_fast.likelihoods import SPECS
 from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods.common import OfSpec
 from vae_fast.reference import as_probability, compute_dtype
-from vae_fast.types import LossOutput
+from vae_fast.types import LossOutput, Reduction
 
 
 class Bernoulli(OfSpec):
@@ -33,8 +33,15 @@ class Bernoulli(OfSpec):
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
         return bernoulli_nll_samples(params, x)  # without K copies of x
 
-    def loss(self, params: Tensor, x: Tensor, *q: Tensor, **how: Any) -> LossOutput:
-        return bce_kl_loss(params, x, *q, **how)
+    def loss(
+        self,
+        params: Tensor,
+        x: Tensor,
+        *q: Tensor,
+        beta: float | Tensor = 1.0,
+        reduction: Reduction = "batchmean",
+    ) -> LossOutput:
+        return bce_kl_loss(params, x, *q, beta=beta, reduction=reduction)
 
 
 class ContinuousBernoulli(OfSpec):

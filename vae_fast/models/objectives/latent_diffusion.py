@@ -72,7 +72,7 @@ class LatentDiffusion(Steps):
             raise ValueError(f"adversarial and start can't be negative, got {adversarial}, {start}")
         self.distance, self.adversarial, self.loss, self.start = distance, adversarial, loss, start
         self.perceptual_weight, self.discriminator_lr = perceptual_weight, discriminator_lr
-        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+        self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]))
         self.perceptual = make_perceptual(perceptual)
         self.discriminator: nn.Module | None = None
         if adversarial > 0:

@@ -102,7 +102,7 @@ class Riemannian(Objective):
             )
         self.leaps, self.temperature, self.scale, self.floor = leaps, temperature, scale, floor
         self.iterations = iterations
-        self.log_step = nn.Parameter(torch.tensor(math.log(step)))
+        self.log_step = nn.Parameter(torch.tensor([math.log(step)]))
         entries = latent_dim * (latent_dim + 1) // 2
         self.network = mlp([math.prod(input_shape), *hidden, entries], activation="relu")
         row, column = torch.tril_indices(latent_dim, latent_dim)
