@@ -21,7 +21,7 @@ ROOMS = {
     "backend": "built backend noise",
     "ops": "ops system",
     "functional": "functional distributions",
-    "modules": "nn layers networks loader compat patches",
+    "modules": "nn layers upsampling networks loader compat patches",
     "public": "public __init__",
     "models": "models",
     "data": "data",

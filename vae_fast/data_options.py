@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODES = ("L", "RGB")
+DAMAGED = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class DataOptions:
             cropped. Without it images are not resized, and must have one size.
         mode: for image files: L (grey) or RGB; by default RGB if any of them has colour.
         background: the colour behind transparent pixels: a name or #rrggbb.
+        damaged: for image files whose pixels can't be decoded: error, when such a file is read, or
+            skip: every file is decoded once at the start, and those are left out, with a warning.
         held_out: the fraction of custom data that is held out for validation, the same for every
             class.
         split_seed: the seed that chooses the held-out samples.
@@ -24,6 +27,7 @@ class DataOptions:
     size: int | None = None
     mode: str | None = None
     background: str = "white"
+    damaged: str = "error"
     held_out: float = 0.1
     split_seed: int = 0
 
@@ -31,6 +35,8 @@ class DataOptions:
         """Raise ValueError or TypeError for the first value that can't be."""
         if self.mode is not None and self.mode not in MODES:
             raise ValueError(f"mode must be L, RGB or None, and is {self.mode!r}")
+        if self.damaged not in DAMAGED:
+            raise ValueError(f"damaged must be error or skip, and is {self.damaged!r}")
         for name, least in (("size", 1), ("split_seed", 0)):
             value = getattr(self, name)
             if value is None and name == "size":

@@ -262,9 +262,21 @@ def test_evaluate_takes_labels_if_there_are_some(workplace, capsys):
     assert "need labels, and these data have none" in capsys.readouterr().err
 
 
+def test_a_warning_is_one_line_without_code():
+    done = python(
+        "import sys, warnings\n"
+        "from vae_fast.cli import commands, script\n"
+        "commands.COMMANDS['info'] = lambda *_: warnings.warn('photos: 1 image used') or 0\n"
+        "sys.argv = ['vae-fast', 'info']\n"
+        "sys.exit(script())\n"
+    )
+    assert done.returncode == 0
+    assert done.stderr == "vae-fast: warning: photos: 1 image used\n"
+
+
 def test_pack_writes_shards_that_train_takes(workplace, capsys):
     assert run("pack", "small.npy", "shards", "--workers", 0, "--shard-bytes", 5000) == 0
-    assert "300 samples in shards" in capsys.readouterr().out
+    assert "300 samples of 1x8x8 in shards, 0 MB" in capsys.readouterr().out
     assert run("train", "--data", "shards", *SMALL[2:], "--out", "out") == 0
     assert config_of(workplace / "out")["data"] == "shards"
 

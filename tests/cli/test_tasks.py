@@ -248,3 +248,6 @@ def test_every_command_has_help(capsys):
         assert leaving.value.code == 0 and "_" not in "".join(
             word for word in shown.split() if word.startswith("--")
         )
+        lines = shown.splitlines()
+        assert max(map(len, lines)) <= 100 and len(lines) <= 40, name
+        assert "type: " not in shown and "null" not in shown and "SUPPRESS" not in shown, name

@@ -57,6 +57,15 @@ def test_size_resizes_all_images(tmp_path):
     assert data[1][0].shape == (3, 8, 8)
 
 
+def test_long_reading_is_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vae_fast.data.waiting.FIRST", 0.0)
+    for i in range(3):
+        write(tmp_path / "photos" / f"{i}.png", PIXELS[i])
+    with caplog.at_level("INFO", logger="vae_fast.data"):
+        ImageFolder(tmp_path / "photos")
+    assert "photos: 1 of 3 image headers read" in caplog.text and "3 of 3" not in caplog.text
+
+
 def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         ImageFolder(tmp_path / "none")
@@ -70,8 +79,13 @@ def test_unreadable_files_are_named(tmp_path):
         UserWarning, match=r"2 images used; not used: 1 damaged file \(3.png: its cont"
     ):
         data = as_data(tmp_path)
-    with pytest.raises(ValueError, match=r"2\.png can't be decoded: .*; get it again"):
+    with pytest.raises(ValueError, match=r"2\.png can't be decoded: .*; .*--data.damaged skip"):
         data[1]
+    with pytest.warns(UserWarning, match=r"1 image used; not used: 2 damaged files \(2.png: image"):
+        data = as_data(tmp_path, options=DataOptions(damaged="skip"))
+    assert data.files == ["1.png"]
+    with pytest.raises(ValueError, match="damaged must be error or skip, and is 'drop'"):
+        ImageFolder(tmp_path, damaged="drop")
     with pytest.raises(ValueError, match="mode must be L, RGB or None, and is 'CMYK'"):
         ImageFolder(tmp_path, mode="CMYK")
     with pytest.raises(ValueError, match="size must be at least 1"):

@@ -1,9 +1,12 @@
 """The VAE: its loss against the ELBO written by hand in float64, gradients, inputs and errors."""
 
+import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vae_fast import models, noise, reference
 from vae_fast.models import BetaVAE, Gaussian, Laplace, build
@@ -112,6 +115,32 @@ def test_a_resize_decoder_has_no_checkerboard(network, shape):
         assert (torch.nn.ConvTranspose2d in kinds) == (kind == "transposed")
     assert unequal["resize"] < 1e-6
     assert unequal["transposed"] > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_resize_is_one_convolution_and_equals_two():
+    torch.manual_seed(0)
+    for sides, size, calls in (((4, 7), (8, 14), 0), ((4, 4), (7, 8), 1)):
+        folded = upsample(3, 5, size, "resize").double()
+        plain = torch.nn.Sequential(*folded)
+        x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
+        seen = []
+        hooked = copy.deepcopy(folded)
+        hooked[1].register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        with mock.patch.object(F, "interpolate", wraps=F.interpolate) as doubled:
+            y = folded(x)
+        assert doubled.call_count == calls  # sides that do not double go the long way
+        assert torch.equal(hooked(x), plain(x)) and len(seen) == 1
+        scripted = torch.jit.script(folded)
+        for other in (plain(x), scripted(x)):
+            torch.testing.assert_close(y, other, rtol=0, atol=1e-13)
+        weight = torch.randn_like(y)
+        for mine, other in zip(
+            torch.autograd.grad((y * weight).sum(), [x, *folded.parameters()]),
+            torch.autograd.grad((plain(x) * weight).sum(), [x, *folded.parameters()]),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
 def test_reconstruct_uses_the_posterior_mean():

@@ -28,6 +28,7 @@ def test_max_steps_ends_within_an_epoch_and_may_be_moved(config, clothes, tmp_pa
     """10 steps per epoch; the continued run equals an uninterrupted one, except its rows."""
     short = run(config, clothes, max_steps=13)
     assert short.progress.step == 13 and short.progress.epoch == 1 and rows(short) == [10, 13]
+    assert [r["epoch"] for r in short.folder.metrics() if r["split"] == "val"] == [1, 2]
     assert checkpoint.load(short.folder.checkpoints / "last").path.name.endswith("13")
     again = Trainer.resume(short.folder.path, train_data=clothes[0], val_data=clothes[1])
     again.fit()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ def script() -> int:
     for stream in (sys.stdout, sys.stderr):  # an ASCII locale cannot print every file name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _warning  # without the code's file, line and text
     with interrupts.quiet(lambda: _fail(f"{PROGRAM} {_command(sys.argv[1:])}", "interrupted", 130)):
         status = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -59,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vae_fast.cli.sentences import sentence, status
 
         return _fail(program, sentence(error), status(error))
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"{PROGRAM}: warning: {message}\n"
 
 
 def _command(argv: Sequence[str]) -> str:

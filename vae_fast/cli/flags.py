@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,13 @@ def make_parser(program: str, description: str | None) -> Any:
         """A parser that shows flags with dashes."""
 
         check: Callable[[Any], None] | None = None  # called with the parsed values
-        common: dict[str, str] | None = None  # the common flags that --help shows, a line for each
+        common: dict[str, str] | None = None  # all that --help shows of many flags, and its words
+        every_flag = False  # --help-all
 
         def format_help(self) -> str:
-            if self.common:
-                return _short_help(self)
-            return _dashed(super().format_help())
+            if self.every_flag:
+                return _dashed(super().format_help())
+            return _short_help(self)
 
     return Parser(
         prog=program,
@@ -40,22 +42,34 @@ def make_parser(program: str, description: str | None) -> Any:
 
 
 def _short_help(parser: Any) -> str:
-    """The common flags, a line for each, with their defaults."""
-    width = max(map(len, parser.common)) + 2
+    """A line for each argument: the common ones where there are many, else all."""
     defaults = parser.get_defaults()
-    positional = any(not action.option_strings for action in parser._actions)
-    lines = [
-        f"usage: {parser.prog}{' RUN' * positional} [--FLAG VALUE ...]",
-        "",
-        parser.description,
-        "",
-    ]
-    for flag, words in parser.common.items():
+    actions = [a for a in parser._actions if a.dest != "help" and a.help != argparse.SUPPRESS]
+    named = {a.dest.upper(): str(a.help) for a in actions if not a.option_strings}
+    rows = dict(named)
+    if parser.common is None:
+        rows |= {_flag_of(a): str(a.help) for a in actions if a.option_strings}
+    else:
+        rows |= parser.common
+    width = min(max(map(len, rows)) + 2, 32)
+    lines = [f"usage: {' '.join([parser.prog, *named])} [--FLAG VALUE ...]", ""]
+    lines += [parser.description, ""]
+    for flag, words in rows.items():
         default = defaults.get(flag.split()[0][2:].replace("-", "_"))
-        shown = "" if default is None or default is False else f" [{default}]"
-        lines.append(f"  {flag:{width}}{words}{shown}")
-    lines += ["", f"{parser.prog} --help-all has every flag, its meaning and its default."]
-    return "\n".join(lines) + "\n"
+        shown = "" if default is None or default is False or default == [] else f" [{default}]"
+        text = textwrap.wrap(words + shown, 98 - width, break_on_hyphens=False)
+        lines += [f"  {flag:{width}}{text[0]}", *(" " * (width + 2) + more for more in text[1:])]
+    lines += ["", f"{parser.prog} --help-all has every flag, its type and its default.", ""]
+    return "\n".join(lines)
+
+
+def _flag_of(action: Any) -> str:
+    """A flag and what kind of value it takes, such as --shard-bytes N."""
+    flag = _dashed(action.option_strings[-1])
+    kind = getattr(action, "_typehint", None) or action.type
+    words = {"int": " N", "float": " X", "str": " TEXT"}
+    value = "" if action.nargs == 0 else words.get(getattr(kind, "__name__", ""), " VALUE")
+    return flag + value + " ..." * (action.nargs in ("+", "*"))
 
 
 def parse(
@@ -68,7 +82,7 @@ def parse(
         load: import the package with its kernels once the flags are valid.
     """
     if "--help-all" in arguments:
-        parser.common, arguments = None, ["--help"]
+        parser.every_flag, arguments = True, ["--help"]
     try:
         values = parser.parse_args([_underscored(argument) for argument in arguments])
     except argparse.ArgumentError as error:
@@ -134,11 +148,12 @@ def _dashed_flag(flag: re.Match[str]) -> str:
 
 
 def add_data_options(parser: Any, default: str = "") -> None:
-    """--data.size, --data.mode and --data.background, of image files."""
+    """--data.size, --data.mode, --data.background and --data.damaged, of image files."""
     for name, kind, words in (
         ("size", int, "of image files: resize the shorter side to it, and cut out the square"),
         ("mode", str, "of image files: L (grey) or RGB"),
         ("background", str, "of image files: the colour behind transparent pixels"),
+        ("damaged", str, "of image files: error, or skip to leave out those that can't be decoded"),
     ):
         help_ = words + (f"; {default}" if default else "")
         parser.add_argument(f"--data_options.{name}", type=kind, default=None, help=help_)

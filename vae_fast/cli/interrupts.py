@@ -6,6 +6,7 @@ during an import could be swallowed, or shown as a traceback.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -54,6 +55,22 @@ def quiet(say: Callable[[], int]) -> Iterator[None]:
 
 
 def begin_work() -> None:
-    """From here on Ctrl-C raises an exception, so that half-written files can be removed."""
+    """From here on Ctrl-C raises an exception, so that half-written files can be removed, and long
+    reading says how far it is."""
+    if os.environ.get("RANK", "0") == "0":
+        _show_progress()
     if _leave is not None and signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _OnStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _show_progress() -> None:
+    """Show what the data's readers log, unless the process has set up a logger of its own."""
+    logger = logging.getLogger("vae_fast.data")
+    if not logger.hasHandlers():
+        logger.addHandler(_OnStderr())
+        logger.setLevel(logging.INFO)

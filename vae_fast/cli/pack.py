@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from math import prod
 
 from vae_fast.cli.flags import add_data_options, data_options, make_parser, parse
 from vae_fast.cli.interrupts import begin_work
@@ -33,7 +34,7 @@ def pack(arguments: list[str], program: str) -> int:
         source = datasets.load(source, split=values.split, options=options)
         options = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the workers too
-    with ProgressBar(" samples") as counter:
+    with ProgressBar(values.out, "samples") as counter:
         packed = datasets.pack(
             source,
             values.out,
@@ -43,5 +44,9 @@ def pack(arguments: list[str], program: str) -> int:
             progress=counter.show,
             options=options,
         )
-    print(f"{len(packed):,} samples in {values.out}")
+    bytes_ = len(packed) * prod(packed.shape) * packed.dtype.itemsize
+    print(
+        f"{len(packed):,} samples of {'x'.join(map(str, packed.shape))} in {values.out}, "
+        f"{bytes_ / 1e6:,.0f} MB; vae-fast train --data {values.out} trains on them"
+    )
     return 0

@@ -24,6 +24,7 @@ from vae_fast.data.images import (
     read_header,
 )
 from vae_fast.data.message_words import counted, shown
+from vae_fast.data.waiting import Waiting
 from vae_fast.data_options import DataOptions
 
 # Folders that programs leave behind. Names that begin with a dot are skipped as well.
@@ -50,7 +51,7 @@ class ImageFolder(Dataset[Any]):
     are skipped. One warning line counts other files that are not used.
 
     All headers are read at the start, so sizes, colours and files that are not images are known
-    early. Pillow decodes pixels on access: turned upright, the first page only, transparent pixels
+    early; if that takes long, the logger vae_fast.data says how far it is. Pillow decodes pixels on access: turned upright, the first page only, transparent pixels
     over `background`. Grey pixels of 16 bits are shifted to 8 bits, by as much as the largest value
     in the folder needs. Formats: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP, by suffix and by content.
 
@@ -66,6 +67,8 @@ class ImageFolder(Dataset[Any]):
             side to it and crops the square in the middle.
         mode: Pillow's "L" for grey or "RGB" for colour; None is RGB if any image has colour.
         background: the colour behind transparent pixels, a name or #rrggbb.
+        damaged: "skip" decodes every file once at the start and leaves out those that fail; with
+            "error" such a file is an error when it is read.
 
     Raises:
         FileNotFoundError: no such folder, or no image files in it.
@@ -79,15 +82,16 @@ class ImageFolder(Dataset[Any]):
         size: int | None = None,
         mode: str | None = None,
         background: str = "white",
+        damaged: str = "error",
     ):
-        DataOptions(size=size, mode=mode, background=background).check()
+        DataOptions(size=size, mode=mode, background=background, damaged=damaged).check()
         self.root = Path(root)
         self.size, self.background = size, background
         found, skipped = _find(self.root)
-        headers, damaged = _headers(self.root, found)
+        headers, unusable = _headers(self.root, found, pixels=damaged == "skip")
         self._found = [parts for parts in found if parts in headers]
         if not self._found:
-            first, reason = next(iter(damaged.items()))
+            first, reason = next(iter(unusable.items()))
             raise ValueError(f"{shown(_path(self.root, first))} can't be decoded: {reason}")
         self.mode = mode or _mode(headers.values(), background)
         self._shift = _shift(self.root, headers)
@@ -97,7 +101,7 @@ class ImageFolder(Dataset[Any]):
         self.splits = _split_folders(self.root, self._found)
         if self.splits:
             self._found = [parts for parts in self._found if len(parts) > 1]
-        self._warn(skipped, damaged, loose, sum(h.pages > 1 for h in headers.values()))
+        self._warn(skipped, unusable, loose, sum(h.pages > 1 for h in headers.values()))
         kinds = list(self.splits)
         self._choose(kinds[:1])
 
@@ -120,7 +124,8 @@ class ImageFolder(Dataset[Any]):
             image = decoded(path, self.mode, self.background, self._shift)
         except ValueError as error:
             raise ValueError(
-                f"{shown(path)} can't be decoded: {error}; get it again or remove it"
+                f"{shown(path)} can't be decoded: {error}; get it again, remove it, or leave "
+                'out all such files: --data.damaged skip (in Python damaged="skip")'
             ) from error
         if self.size is not None:
             from PIL import Image, ImageOps
@@ -240,13 +245,15 @@ def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[Parts, int | None
                     yield (*parts, entry.name), None
 
 
-def _headers(root: Path, found: list[Parts]) -> tuple[dict[Parts, Header], dict[Parts, str]]:
-    """The files' headers, and for unreadable files the reason."""
+def _headers(
+    root: Path, found: list[Parts], pixels: bool
+) -> tuple[dict[Parts, Header], dict[Parts, str]]:
+    """The files' headers, and for unreadable files the reason; ``pixels``: decode them as well."""
     pillow()
 
     def look(parts: Parts) -> Header | str:
         try:
-            return read_header(_path(root, parts))
+            return read_header(_path(root, parts), pixels)
         except (ValueError, OSError) as error:
             return str(error)
 
@@ -254,7 +261,11 @@ def _headers(root: Path, found: list[Parts]) -> tuple[dict[Parts, Header], dict[
         warnings.simplefilter("ignore")  # Pillow warns of unusual metadata and sizes
         # threads, because network drives answer late
         with ThreadPoolExecutor(8, "vae_fast-headers") as pool:
-            looked = list(pool.map(look, found))
+            what = "images checked" if pixels else "image headers read"
+            waiting, looked = Waiting(shown(root), len(found), what), []
+            for header in pool.map(look, found):
+                looked.append(header)
+                waiting.show(len(looked))
     good = {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, Header)}
     return good, {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, str)}
 

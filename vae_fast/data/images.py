@@ -49,14 +49,18 @@ def pillow() -> Any:
     return Image
 
 
-def read_header(path: Path) -> Header:
-    """Raises ValueError if the file is not one of FORMATS or its header is damaged."""
+def read_header(path: Path, pixels: bool = False) -> Header:
+    """Raises ValueError if the file is not one of FORMATS or its header is damaged, or with
+    ``pixels`` its pixels, which are then decoded and dropped."""
     with opened(path) as image:
         # A phone's JPEG may have a depth map as its second page, which is not wanted.
         pages = 2 if image.format != "MPO" and getattr(image, "is_animated", False) else 1
         width, height = image.size
         size = (height, width) if _orientation(image) in _TURNED else (width, height)
-        return Header(size, is_grey(image), is_transparent(image), bits_of(image), pages)
+        header = Header(size, is_grey(image), is_transparent(image), bits_of(image), pages)
+        if pixels:
+            image.load()
+        return header
 
 
 @contextmanager

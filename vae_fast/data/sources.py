@@ -273,7 +273,13 @@ def holds_images(source: str | os.PathLike[str]) -> bool:
 
 
 def _images(path: Path, bounded: bool, labels: bool, options: DataOptions) -> DatasetData:
-    folder = ImageFolder(path, size=options.size, mode=options.mode, background=options.background)
+    folder = ImageFolder(
+        path,
+        size=options.size,
+        mode=options.mode,
+        background=options.background,
+        damaged=options.damaged,
+    )
     return _image_data(folder, bounded=bounded, labels=labels)
 
 

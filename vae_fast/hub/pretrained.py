@@ -18,6 +18,7 @@ from torch import nn
 from vae_fast import models
 from vae_fast.extras import need
 from vae_fast.import_paths import Trust, named_by, plain
+from vae_fast.models import earlier
 from vae_fast.tasks import load_model
 
 CARD = """---
@@ -93,15 +94,18 @@ def pretrained_class() -> type[nn.Module]:
             run: dict[str, Any] | None = None,
         ) -> None:
             super().__init__()
+            model_args = earlier.written_out(model, model_args or {})
+            saved = self.__dict__["_hub_mixin_config"]  # config.json, which the mixin has made
+            self.__dict__["_hub_mixin_config"] = {**saved, "model_args": plain(model_args)}
             self.described = plain(
                 {
                     "model": model,
                     "input_shape": list(input_shape),
-                    "model_args": model_args or {},
+                    "model_args": model_args,
                     "run": run or {},
                 }
             )
-            self.model = models.build(model, tuple(input_shape), **(model_args or {}))
+            self.model = models.build(model, tuple(input_shape), **model_args)
 
         def forward(self, *args: Any, **options: Any) -> Any:
             return self.model(*args, **options)
@@ -121,6 +125,7 @@ def pretrained_class() -> type[nn.Module]:
         def _from_pretrained(cls, *, trust: Trust = False, model: str = "", **options: Any) -> Any:
             """config.json names classes; other packages' classes are accepted only with
             ``trust``."""
+            options["model_args"] = earlier.of_saved(model, options.get("model_args") or {})
             return super()._from_pretrained(model=named_by(model, trust), **options)
 
         @classmethod

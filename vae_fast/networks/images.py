@@ -9,12 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.layers import MLP
 from vae_fast.networks.vectors import activation_of, mlp, norm_of
+from vae_fast.upsampling import spread
 
 UPSAMPLINGS = ("transposed", "resize")
 
@@ -52,6 +55,37 @@ def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
 
 
+class Resize(nn.Sequential):
+    """Nearest-neighbour upsampling, then a 3x3 convolution.
+
+    Where the size doubles, both are one transposed convolution (``spread``), which gives the same
+    result up to rounding and holds no upsampled input.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            for layer in self:
+                x = layer(x)
+        elif _doubles(self[0], x) and _is_unchanged(self[1]):
+            conv = cast(nn.Conv2d, self[1])
+            x = F.conv_transpose2d(x, spread(conv.weight), conv.bias, stride=2, padding=1)
+        else:
+            x = super().forward(x)  # type: ignore[no-untyped-call]
+        return x
+
+
+def _doubles(upsampling: nn.Module, x: Tensor) -> bool:
+    height, width = x.shape[-2:]
+    return isinstance(upsampling, nn.Upsample) and upsampling.size == (2 * height, 2 * width)
+
+
+def _is_unchanged(conv: nn.Module) -> bool:
+    """Whether no tool has replaced, wrapped, or hooked the convolution."""
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks,
+             conv._backward_pre_hooks)  # fmt: skip
+    return type(conv) is nn.Conv2d and "forward" not in vars(conv) and not any(hooks)
+
+
 def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed") -> nn.Module:
     """Upsample maps of side n to exactly ``size``, each side of which is 2 n - 1 or 2 n.
 
@@ -62,7 +96,7 @@ def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed
     """
     _check_upsampling(kind)
     if kind == "resize":
-        return nn.Sequential(nn.Upsample(size=tuple(size)), nn.Conv2d(n_in, n_out, 3, padding=1))
+        return Resize(nn.Upsample(size=tuple(size)), nn.Conv2d(n_in, n_out, 3, padding=1))
     height, width = size
     padding = (1 - height % 2, 1 - width % 2)
     return nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding)
@@ -82,7 +116,7 @@ def conv_encoder(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
-    upsampling: str = "transposed",
+    upsampling: str = "resize",
 ) -> nn.Sequential:
     """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer.
     Only the decoder uses ``upsampling``."""
@@ -106,7 +140,7 @@ def conv_decoder(
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
-    upsampling: str = "transposed",
+    upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``. ``upsampling`` is the ``kind`` of ``upsample``."""
     small, *larger = reversed(ladder(output_shape, channels))
@@ -159,7 +193,7 @@ def resnet_encoder(
     activation: str = "silu",
     norm: str = "none",
     dropout: float = 0.0,
-    upsampling: str = "transposed",
+    upsampling: str = "resize",
 ) -> nn.Sequential:
     """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer.
     Only the decoder uses ``upsampling``."""
@@ -182,7 +216,7 @@ def resnet_decoder(
     activation: str = "silu",
     norm: str = "none",
     dropout: float = 0.0,
-    upsampling: str = "transposed",
+    upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
     small, *larger = reversed(ladder(output_shape, channels))

@@ -14,6 +14,7 @@ from vae_fast.functional import gaussian_kl, group_norm_silu, nll
 from vae_fast.functional.gaussian import reparameterize
 from vae_fast.noise import new_key
 from vae_fast.patches.core import Noise, Table, Target
+from vae_fast.upsampling import spread
 
 
 def _fits(self: Any) -> bool:
@@ -120,19 +121,6 @@ def _decoder(original: Callable[..., Any]) -> Callable[..., Any]:
         return self.conv_out(_pair(self.conv_norm_out, self.conv_act, h))
 
     return forward
-
-
-def spread(weight: Tensor) -> Tensor:
-    """The kernel (I, O, 4, 4) of a transposed convolution with stride 2 and padding 1. It equals
-    doubling every pixel, followed by a 3x3 convolution with ``weight`` (O, I, 3, 3).
-
-    Two neighbouring taps see the same doubled pixel, so each of the four is a sum of at most two of
-    the three, in both directions. 4/9 of the multiplications are left.
-    """
-    taps = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
-    taps = taps[:, :, 1:] + taps[:, :, :-1]
-    taps = taps[..., 1:] + taps[..., :-1]
-    return taps.transpose(0, 1)
 
 
 def _upsample(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, final
 
+from vae_fast.data.waiting import Waiting
 from vae_fast.extras import need
 
 
@@ -67,21 +68,29 @@ class MetricsDisplay:
 
 @final
 class ProgressBar:
-    """A bar on a terminal, nothing elsewhere: ``show(done, total)`` moves it."""
+    """A bar on a terminal, elsewhere a logged line every ten seconds: ``show(done, total)`` moves
+    it.
+    """
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._bar = None
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
+        self._bar: Any = None
+        self._lines: Waiting | None = None
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def show(self, done: int, total: int) -> None:
-        if self._bar is None and sys.stderr.isatty():
+        if not sys.stderr.isatty():
+            self._lines = self._lines or Waiting(self._what, total, self._unit)
+            self._lines.show(done)
+            return
+        if self._bar is None:
             tqdm = need("tqdm", "the progress bar").tqdm
-            self._bar = tqdm(total=total, unit=self._unit, dynamic_ncols=True, leave=False)
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
+            self._bar = tqdm(
+                total=total, desc=self._what, unit=f" {self._unit}", dynamic_ncols=True, leave=False
+            )
+        self._bar.update(done - self._bar.n)
 
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:

@@ -31,6 +31,7 @@ import torch
 from vae_fast.extras import need
 from vae_fast.files import Say, atomic_write, read_text, read_yaml, set_aside, warn
 from vae_fast.import_paths import Trust
+from vae_fast.models import earlier
 from vae_fast.system import info
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 
@@ -133,6 +134,7 @@ class RunFolder:
                 f"{self.path / 'config.yaml'} is not a run's config: {error}"
             ) from None
         config.out = str(self.path)
+        config.model_args = earlier.of_saved(str(config.model), config.model_args)
         return config
 
     def write_config(self, config: TrainConfig) -> None:

@@ -21,6 +21,7 @@ from vae_fast import files
 from vae_fast.data import build_augment
 from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
+from vae_fast.models import earlier
 from vae_fast.ops import matmul
 from vae_fast.train import checkpoint, config_changes, rng, run_data, standardize
 from vae_fast.train.callbacks import Callback, loggers
@@ -91,6 +92,8 @@ class Trainer:
             ours = [Estimate(), TensorBoard(config.tensorboard), *loggers(config)]
             self.callbacks = [*ours, *callbacks]
         self.config = config
+        if folder is None:
+            config.model_args = earlier.written_out(str(config.model), config.model_args)
         train, val = load_data(config, train_data, val_data)
         self.device = self.world.join(resolve_device(config.device))
         if self.device.type == "cpu":  # the same library on all ranks, and in the resumed run
@@ -373,7 +376,7 @@ class Trainer:
         self, split: str, means: dict[str, float], samples_per_second: float, **more: Any
     ) -> None:
         row = {
-            "epoch": self.progress.epoch + (split == "train"),
+            "epoch": -(-self.progress.step // len(self.batches)),  # the last one begun, from 1
             "step": self.progress.step,
             "split": split,
             **means,

@@ -1,0 +1,72 @@
+"""Runs of earlier versions, whose convolutional decoders had another default."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from vae_fast import hub, tasks
+from vae_fast.data import load
+from vae_fast.train import TrainConfig, Trainer
+
+CONV = {"network": "conv", "network_options": {"channels": [4], "hidden": 8}}
+
+
+def trained(out, **model_args):
+    data = load(torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8))
+    config = TrainConfig(model_args=model_args, epochs=1, batch_size=20, out=str(out))
+    config.device, config.tensorboard = "cpu", "off"
+    Trainer(config, train_data=data, val_data=data).fit()
+    return data
+
+
+def kinds(model):
+    return [type(part).__name__ for part in model.modules()]
+
+
+@pytest.mark.parametrize("decoder", [{}, {"decoder_network": "conv", "network": "mlp"}])
+def test_a_run_without_the_option_has_transposed_convolutions(tmp_path, monkeypatch, decoder):
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    args = {**CONV, **decoder}
+    key = "network_options"
+    if decoder:
+        args, key = {**decoder, "decoder_options": CONV["network_options"]}, "decoder_options"
+    trained(tmp_path / "new", **args)
+    written = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["model_args"]
+    assert written[key]["upsampling"] == "resize"
+    assert "Resize" in kinds(tasks.load_model(tmp_path / "new", device="cpu").model)
+
+    run = tmp_path / "before"
+    data = trained(run, **{**args, key: {**CONV["network_options"], "upsampling": "transposed"}})
+    before = tasks.load_model(run, device="cpu").model
+    for name in ("config.yaml", "state.json"):  # as they were written before
+        for path in run.rglob(name):
+            text = path.read_text()
+            for line in ("    upsampling: transposed\n", ', "upsampling": "transposed"'):
+                text = text.replace(line, "")
+            if name == "config.yaml":
+                assert "upsampling" not in text
+                path.write_text(text)
+    after = tasks.load_model(run, device="cpu").model
+    assert "ConvTranspose2d" in kinds(after)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(after.reconstruct(x), before.reconstruct(x))
+    on = Trainer.resume(run, epochs=2, train_data=data, val_data=data)
+    on.fit()
+    assert on.progress.step == 4
+
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    folder = tmp_path / "hub"
+    hub.pretrained(run).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_args"][key].pop("upsampling") == "transposed"
+    (folder / "config.json").write_text(json.dumps(config))
+    again = hub.pretrained_class().from_pretrained(folder)
+    best = tasks.load_model(run, device="cpu").model
+    assert torch.equal(again.reconstruct(x), best.reconstruct(x))
+    fresh = hub.pretrained_class()("vae", (1, 8, 8), args)
+    fresh.save_pretrained(folder)
+    assert torch.equal(
+        hub.pretrained_class().from_pretrained(folder).reconstruct(x), fresh.eval().reconstruct(x)
+    )

@@ -1,0 +1,42 @@
+"""Options of networks whose default changed, so that what earlier versions saved still loads.
+
+A new run writes these options into its configuration. A saved configuration without them was
+written when the default was another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOW = {"upsampling": "resize"}
+EARLIER = {"upsampling": "transposed"}
+_NETWORKS = ("conv", "resnet")
+_OTHERS = ("hvae", "vrae", "autoencoder-kl")  # models without these networks
+
+
+def written_out(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """``model_args`` of a new model with today's defaults in it, for saving."""
+    return _filled(model, model_args, NOW)
+
+
+def of_saved(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """``model_args`` as a run or an export saved them, with the defaults of their time."""
+    return _filled(model, model_args, EARLIER)
+
+
+def _filled(
+    model: str, model_args: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    args = dict(model_args)
+    if ":" in model or model in _OTHERS or args.get("of", "vae") in _OTHERS:
+        return args
+    network = args.get("network")
+    own_network, own_options = args.get("decoder_network"), args.get("decoder_options")
+    if network in _NETWORKS:
+        args["network_options"] = {**defaults, **(args.get("network_options") or {})}
+    if (own_network or network) in _NETWORKS and (
+        own_options is not None or own_network not in (None, network)
+    ):
+        args["decoder_options"] = {**defaults, **(own_options or {})}
+    return args
