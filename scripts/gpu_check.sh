@@ -39,8 +39,13 @@ rm -f "$OUT"/log.txt "$OUT"/tests.xml "$OUT"/benchmarks.{json,txt} "$OUT"/summar
 echo "gpu-check on $gpu, writing to $OUT"
 # This tree comes before any installed package: the kernels are built in place.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+MOST_WORDS=2000000 # bytes of a step's: some compilers' warnings are many megabytes
 words="$(mktemp)"
 trap 'rm -f "$words"' EXIT
+# A step out of time is interrupted: pytest and the benchmarks then keep what is done. A shell in the
+# background starts its commands so that they ignore this, which env undoes.
+interruptible=(env --default-signal=INT)
+"${interruptible[@]}" true 2>/dev/null || interruptible=()
 steps=""
 status=0
 
@@ -57,7 +62,7 @@ step() {
         outcome="out of time" status=1
     else
         echo "--- $name"
-        bound=(timeout -k 10 "$seconds")
+        bound=(timeout -s INT -k 10 "$seconds" "${interruptible[@]}")
         "$@" >"$words" 2>&1
         case $? in
             0) outcome=passed ;;
@@ -65,7 +70,7 @@ step() {
             124 | 137) outcome="out of time" status=1 ;;
             *) outcome=failed status=1 ;;
         esac
-        { echo "--- $name"; cat "$words"; } >>"$OUT/log.txt"
+        { echo "--- $name"; tail -c "$MOST_WORDS" "$words"; } >>"$OUT/log.txt"
         tail -n 15 "$words"
     fi
     echo "--- $name: $outcome ($((SECONDS - started)) s)"
@@ -107,6 +112,17 @@ os.replace(path + ".part", path)
 }
 
 plain() { "${bound[@]}" "$@"; }
+
+# In four processes if there is pytest-xdist and the GPU takes several: most of their time is the
+# host's.
+tests() {
+    local side=()
+    if "$PYTHON" -c "import xdist" 2>/dev/null &&
+        [[ "$(nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>/dev/null)" == Default* ]]; then
+        side=(-n 4 --dist worksteal)
+    fi
+    plain "$PYTHON" -m pytest -q -m cuda "${side[@]}" --durations=10 --junitxml="$OUT/tests.xml"
+}
 
 sanitize() {
     command -v compute-sanitizer >/dev/null ||
@@ -153,7 +169,7 @@ import sys, vae_fast
 facts = vae_fast.info()
 print("\n".join(f"{name}: {value}" for name, value in facts.items()))
 sys.exit(facts["native cuda"] != "yes")'
-step tests 80 plain "$PYTHON" -m pytest -q -m cuda --durations=10 --junitxml="$OUT/tests.xml"
+step tests 80 tests
 step memcheck 40 sanitize memcheck --report-api-errors no
 step racecheck 30 sanitize racecheck
 step benchmarks 420 benchmarks
