@@ -75,6 +75,10 @@ def test_the_flat_names_of_pytorch_examples_load(prefix):
     assert list(saved) == before  # the caller's dictionary is left alone
     for name, value in ours.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
+    x = torch.rand(4, 1, 3, 4)  # images, which that script's model flattens itself
+    drawn = [torch.manual_seed(1) and ours(of) for of in (x, x.flatten(1))]
+    assert all(map(torch.equal, *drawn)) and drawn[0][0].shape == (4, 12)
+    pytorch_examples.loss_function(drawn[0][0], x, *drawn[0][1:]).backward()
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ _FLAT_NAMES = {
 class VAE(nn.Module):
     """``forward(x) -> (x_hat, mu, logvar)``, with z sampled in training and in evaluation.
 
-    Also loads a state_dict of pytorch/examples' VAE (fc1, fc21, fc22, fc3, fc4).
+    x is (N, input_dim), or of any shape (N, ...) with as many elements a sample, such as
+    (N, 1, 28, 28); x_hat is (N, input_dim). Also loads a state_dict of pytorch/examples' VAE (fc1, fc21, fc22, fc3, fc4).
     """
 
     def __init__(self, input_dim: int, hidden_dim: int, latent_dim: int) -> None:
@@ -163,7 +164,7 @@ class VAE(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_flat_names)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mu, logvar = self.encoder(x)
+        mu, logvar = self.encoder(x.flatten(1) if x.dim() > 2 else x)
         # torch.randn's noise instead of the kernels', so that a seed gives the script's own draws:
         # on 10,000 images, runs with different noise differ by about a nat in the first epoch. The
         # kernel would save too little here to be measured beside the linear layers.

@@ -1,7 +1,8 @@
 """``loss_function`` as the VAE script of pytorch/examples calls it.
 
-    from vae_fast.compat.pytorch_examples import loss_function loss = loss_function(recon_batch,
-    data, mu, logvar)
+    from vae_fast.compat.pytorch_examples import loss_function
+
+    loss = loss_function(recon_batch, data, mu, logvar)
 
 The script's argument order is the reverse of ``vae_fast.loss_function``'s, and its loss flattens
 the data.
