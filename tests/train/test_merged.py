@@ -295,3 +295,10 @@ def test_a_step_of_the_tutorials_vae_has_twenty_launches():
         assert len(launches(make(**given).take)) > 2.5 * most  # the count would see more
     op_by_op = launches(make(**options).take)
     assert 40 < len(op_by_op) <= 45, op_by_op
+
+
+def test_the_cpus_ops_refuse_what_a_gpus_would():
+    heads, key = torch.randn(4, 6), torch.tensor([1, 2])
+    for wrong in (heads.bfloat16(), torch.randn(6, 4).t()):
+        with pytest.raises(TypeError, match="contiguous float32, got torch.(bfloat16|float32)"):
+            torch.ops.vae_fast.step_sample(wrong, key)

@@ -25,14 +25,26 @@ step_update = _ops.step_update.default
 MOST_PARTS = 64  # csrc/ops/step.h
 
 
+def _check(*tensors: Maybe) -> None:
+    """Refuse what csrc/torch/step.h refuses on a GPU, so that a test on the CPU shows it."""
+    for t in tensors:
+        if t is not None and (t.dtype != torch.float32 or not t.is_contiguous()):
+            raise TypeError(
+                f"a step's tensors must be contiguous float32, got {t.dtype} of shape "
+                f"{tuple(t.shape)}, strides {t.stride()}"
+            )
+
+
 @torch.library.impl("vae_fast::step_sample", "CPU")
 def _(heads: Any, key: Tensor) -> Any:
+    _check(heads)
     mu, logvar = heads.tensor_split(2, 1)
     return reference.reparameterize(mu, logvar, None, key)
 
 
 @torch.library.impl("vae_fast::step_sample_backward", "CPU")
 def _(grad_z: Tensor, heads: Any, key: Tensor, beta: Any, scale: Any) -> Any:
+    _check(grad_z, heads, beta)
     mu, logvar = heads.tensor_split(2, 1)
     eps = reference.normal(key, tuple(mu.shape), mu.dtype)
     factor = beta.view(()) * scale
@@ -45,6 +57,7 @@ def _(
     gradients: Tensor, ranges: Any, columns: Any, places: Any, recon: Any, heads: Any, beta: Any, steps: Any, usual: Any, sums: Any, rows: Any, guard: Any, beta1: Any,
     beta2: Any,
 ) -> Any:  # fmt: skip
+    _check(gradients, *columns, recon, heads, beta, steps, usual)
     clip, skip_above, patience, settling, followed = guard
     parts = [gradients[b : b + n] for b, n in zip(ranges[::2], ranges[1::2], strict=True)]
     for part, place in zip(columns, places, strict=True):
@@ -78,6 +91,7 @@ def _(
     weights: Any, gradients: Tensor, first: Any, second: Any, average: Any, outcome: Any, lr: Any, average_weight: Any, beta1: Any, beta2: Any, eps: Any,
     weight_decay: Any, decoupled: Any, maximize: Any,
 ) -> None:  # fmt: skip
+    _check(weights, gradients, first, second, average, outcome, lr, average_weight)
     _, skipped, divisor, rest1, rest2 = outcome.unbind()
     if not skipped:
         gradient = gradients / divisor
