@@ -244,7 +244,7 @@ def test_objectives_of_other_models():
     assert maps.loss(x).loss.isfinite()
     with pytest.raises(ValueError, match="InfoVAE has a loss of its own"):
         build("infovae", SHAPE, objective="capacity", **small)
-    with pytest.raises(ValueError, match="takes no RAE"):
+    with pytest.raises(ValueError, match="RAE is for models"):
         build("vae", SHAPE, objective="rae-l2", **small)
     with pytest.raises(ValueError, match="objective must be one of elbo, capacity"):
         build("vae", SHAPE, objective="free-energy")
@@ -388,3 +388,46 @@ def test_riemannian_by_hand():
     again = made("riemannian", **options)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval().loss(x, noise_key=key).loss, model.loss(x, noise_key=key).loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("wae-mmd", {"posterior": "planar"}, "WAE takes no posterior planar: one is for vae"),
+        ("hvae", {"posterior": "iaf"}, "HVAE takes no posterior iaf"),
+        ("hvae", {"objective": "miwae"}, "HVAE has a loss of its own and takes no MIWAE"),
+        ("hvae", {"prior": "mixture"}, "a hierarchy learns its own prior"),
+        ("hvae", {"latent_dim": 3}, "takes no latent_dim"),
+        ("iwae", {"of": "vrae", "objective": "dip-i"}, "RecurrentIWAE has a loss of its own"),
+        ("vrae", {"network_options": {"hidden": [8]}}, "takes no network_options"),
+        ("vae", {"condition": "labels"}, "BetaVAE takes no condition: cvae and vrae do"),
+        ("vae", {"objective": "rae-l2"}, "RAE is for models whose z has no density, and that of"),
+        ("ae", {"objective": "rae-gp", "prior": "maf"}, "AE has no density of z"),
+        ("autoencoder-kl", {"latent_dim": 3}, "takes no latent_dim"),
+        ("autoencoder-kl", {"condition": "labels"}, "autoencoder-kl takes no condition"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_a_sentence(name, options, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        build(name, (1, 8, 8), **options)
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "planar", "iaf"])
+def test_a_vrae_takes_posteriors_and_objectives(posterior):
+    """One bound of one sample is the loss with log q - log p for the KL."""
+    options = {"hidden": 8, "latent_dim": 3, "prior": "mixture", "posterior": posterior}
+    if posterior == "iaf":
+        options["posterior_options"] = {"context": 2}
+    torch.manual_seed(0)
+    plain = build("vrae", (1, 6, 5), **options).eval()
+    one = {"objective": "miwae", "objective_options": {"samples": 1, "estimates": 1}}
+    model = build("vrae", (1, 6, 5), **options, **one).eval()
+    model.load_state_dict(plain.state_dict())
+    x, key = torch.rand(4, 1, 6, 5), noise.new_key()
+    wanted = plain.loss(x, noise_key=key)
+    found = model.loss(x, noise_key=key)
+    torch.testing.assert_close(found.loss, wanted.recon + wanted.kl, rtol=1e-5, atol=1e-4)
+    z = plain.draw(x, noise_key=key).z
+    torch.testing.assert_close(wanted.recon, plain.nll_at(x, z).mean(), rtol=1e-5, atol=1e-4)
+    found.loss.backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -68,16 +68,18 @@ class LatentModel(NotScriptable, Model):
         likelihood: p(x | z); Bernoulli by default.
         learned_prior: p(z) instead of N(0, 1), for models whose z has a density.
         objective: a loss that replaces the model's own (``vae_fast.models.objectives``).
+        posterior: in place of the Gaussian (``vae_fast.models.posteriors``), for models that take
+            one.
 
     Raises:
-        ValueError: latent_dim < 1, or a learned prior or objective that does not fit the model.
+        ValueError: latent_dim < 1, or a part that does not fit the model.
     """
 
     # Whether loss, reconstruct and sample take labels y after x. The trainer then passes them.
     uses_labels = False
     # Whether z has a density, so that the KL, the ELBO and the log-likelihood are defined.
     is_probabilistic = True
-    takes_objective = False
+    takes_objective = takes_posterior = False
     # Whether the KL is a sum over latent dimensions.
     divides_kl = True
     learned_prior: MixturePrior | None
@@ -93,18 +95,11 @@ class LatentModel(NotScriptable, Model):
         likelihood: Likelihood | None = None,
         learned_prior: MixturePrior | None = None,
         objective: nn.Module | None = None,
+        posterior: nn.Module | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
-        if objective is not None:
-            either = objective.deterministic is None
-            fits = either or objective.deterministic != self.is_probabilistic
-            if not (self.takes_objective and fits):
-                raise ValueError(
-                    f"{type(self).__name__} has a loss of its own and takes no {objective.name}: an "
-                    "objective is for vae, cvae and autoencoder-kl, rae-l2 and rae-gp for ae"
-                )
-        if learned_prior is not None and not self.is_probabilistic:
-            raise ValueError(f"{type(self).__name__} has no density of z, and so no prior to learn")
+        self._check_parts(learned_prior, objective, posterior, unknown)
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.encoder = encoder
@@ -115,6 +110,30 @@ class LatentModel(NotScriptable, Model):
         self.learned_prior = learned_prior
         self.objective = objective
         self.divides_kl = getattr(learned_prior, "has_marginals", True)
+
+    def _check_parts(self, prior: Any, objective: Any, posterior: Any, unknown: Any) -> None:
+        name, has_density = type(self).__name__, self.is_probabilistic
+        if unknown:
+            hint = ": cvae and vrae do" if "condition" in unknown else ""
+            raise TypeError(f"{name} takes no {', '.join(unknown)}{hint}")
+        if objective is not None and not self.takes_objective:
+            raise ValueError(
+                f"{name} has a loss of its own and takes no {objective.name}: an objective is for "
+                "vae, cvae, vrae and autoencoder-kl, rae-l2 and rae-gp for ae"
+            )
+        if objective is not None and objective.deterministic not in (None, not has_density):
+            density = ("a density", "no density")
+            raise ValueError(
+                f"{objective.name} is for models whose z has {density[objective.deterministic]}, "
+                f"and that of {name} has {density[not has_density]}"
+            )
+        if prior is not None and not has_density:
+            raise ValueError(f"{name} has no density of z, and so no prior to learn")
+        if posterior is not None and not self.takes_posterior:
+            raise ValueError(
+                f"{name} takes no posterior {posterior.name}: one is for vae, cvae, iwae, vrae and "
+                "autoencoder-kl"
+            )
 
     def encode(self, x: Tensor, *condition: Any) -> Posterior:
         """q(z | x): mu and logvar, each (N, latent_dim)."""

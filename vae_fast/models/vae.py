@@ -39,9 +39,7 @@ class BetaVAE(LatentModel):
     def __init__(
         self, *networks: nn.Module, posterior: nn.Module | None = None, **options: Any
     ) -> None:
-        super().__init__(*networks, **options)
-        if posterior is not None and not self.takes_posterior:
-            raise ValueError(f"{type(self).__name__}'s loss is that of a Gaussian posterior")
+        super().__init__(*networks, posterior=posterior, **options)
         if posterior is not None and self.learned_prior is not None and posterior.has_own_space:
             raise ValueError(
                 f"a {posterior.name} posterior has a space and a prior of its own: leave the prior "
@@ -67,7 +65,10 @@ class BetaVAE(LatentModel):
 
     def draw(self, x: Tensor, *condition: Tensor, noise_key: Tensor | None = None) -> Draw:
         """q(z | x), one z and its KL for each sample."""
-        q, p = self.encode(x, *condition), self.prior(*condition)
+        return self.drawn_from(self.encode(x, *condition), self.prior(*condition), noise_key)
+
+    def drawn_from(self, q: Posterior, p: Posterior | None, noise_key: Tensor | None) -> Draw:
+        """``draw`` for the results of ``encode`` and ``prior``."""
         if self.posterior is None and self.learned_prior is None:
             z = reparameterize(*q, noise_key=noise_key)
             return Draw(q, z, gaussian_kl(*q, *(p or ()), reduction="none"))

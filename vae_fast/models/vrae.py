@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import sample_and_kl
-from vae_fast.models import importance
 from vae_fast.models.base import Posterior, split_gaussian
 from vae_fast.models.call import Call
 from vae_fast.models.conditions import Condition
@@ -46,8 +44,6 @@ class VRAE(Sequences, BetaVAE):
     """
 
     decoder: Any  # RecurrentDecoder
-
-    takes_objective = takes_posterior = False
 
     def __init__(
         self,
@@ -88,12 +84,10 @@ class VRAE(Sequences, BetaVAE):
         """-sum_t log p(x_t | x_<t, z) + beta * KL(q(z | x) || p(z)), in nats, without padding."""
         steps, lengths = self.to_steps(call.x, lengths)
         q = self._posterior(steps, lengths, *call.condition)
-        z, kl = sample_and_kl(*q, noise_key=call.noise_key, reduction="none")
+        _, z, kl = self.drawn_from(q, None, call.noise_key)
         recon = self._nll(steps, lengths, z, *call.condition)
-        if self.learned_prior is not None:
+        if call.free_bits > 0:
             self._refuse_free_bits(call)
-            kl = importance.log_density(z, *q) - self.log_prior(z)
-        elif call.free_bits > 0:
             recon = reduce(recon.unsqueeze(1), call.reduction)
             kl = free_bits_kl(q, None, call.free_bits, reduction=call.reduction)
             return LossOutput(recon + call.beta * kl, recon, kl)
@@ -169,7 +163,7 @@ class VRAE(Sequences, BetaVAE):
 
     def _posterior(self, steps: Tensor, lengths: Tensor, *condition: Tensor) -> Posterior:
         h = self.encoder(steps, lengths, device_and_dtype(self)[1])
-        return split_gaussian(self.head(self._with(h, *condition)))
+        return split_gaussian(self.head(self._with(h, *condition)), self.context)
 
     def _nll(self, steps: Tensor, lengths: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
         """-log p(x | z), (N,), each step given the true previous steps."""

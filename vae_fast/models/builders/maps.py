@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vae_fast.models.autoencoder_kl import AutoencoderKL
-from vae_fast.models.builders.vectors import Choices
+from vae_fast.models.builders.vectors import NETWORKS, Choices
 from vae_fast.models.quantize import make_quantizer
 from vae_fast.models.vqvae import VQVAE
 from vae_fast.networks.maps import networks_of_maps
@@ -29,7 +29,9 @@ def latent_maps(
     input_shape: Sequence[int], *, channels_last: bool | None = None, **options: Any
 ) -> nn.Module:
     """An AutoencoderKL with ``networks_of_maps``'s options; by default 2.7 million parameters."""
-    chosen = Choices.among(options, input_shape)
+    chosen = Choices.among(options, input_shape, without=("latent_dim", *NETWORKS))
+    if unknown := set(options) - {*SIZES, "channels", "z_channels", "groups"}:
+        raise TypeError(f"an autoencoder-kl takes no {', '.join(sorted(unknown))}")
     p_x = chosen.made_likelihood()
     sizes = {**SIZES, "channels": 32, "z_channels": 4, "groups": 8, **options}
     planes = p_x.parameters_shape(input_shape)[0]

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from vae_fast.models.builders.vectors import conditional, gaussian
+from vae_fast.models.builders.vectors import NETWORKS, Choices, conditional, gaussian
 from vae_fast.models.conditions import Condition, make_condition
 from vae_fast.models.cvae import ConditionalIWAE
 from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
-from vae_fast.models.likelihoods import Categorical, Likelihood, make_likelihood
-from vae_fast.models.priors import make_prior
+from vae_fast.models.likelihoods import Categorical
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
 from vae_fast.networks import image_shape, mlp, pyramid
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
@@ -25,30 +24,27 @@ def recurrent(
     input_shape: Sequence[int],
     *,
     model: Callable[..., VRAE] = VRAE,
-    latent_dim: int = 20,
     hidden: int = 128,
     layers: int = 1,
     embedding: int = 64,
-    likelihood: str | Likelihood | None = None,
-    likelihood_options: dict[str, Any] | None = None,
     condition: str | Condition | None = None,
     condition_options: dict[str, Any] | None = None,
-    prior: str = "standard",
-    prior_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A VRAE. The likelihood defaults to categorical for tokens (T,), Gaussian for (T, F), and
     Bernoulli for images; tokens need likelihood_options={"num_classes": ...}. With any other
     likelihood, sequences of shape (T,) have one real value per step.
     """
-    if likelihood is None:
-        likelihood = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
-    if (likelihood_options or {}).get("standardize"):
+    if options.get("likelihood") is None:
+        options["likelihood"] = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
+    chosen = Choices.among(options, input_shape, without=NETWORKS)
+    if (chosen.likelihood_options or {}).get("standardize"):
         raise ValueError(
             "a vrae reads steps, not columns, and standardizes nothing: bring the series to a common "
             "scale before"
         )
-    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
+    parts = chosen.parts()
+    p_x, latent_dim = parts["likelihood"], chosen.latent_dim
     tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
     if len(input_shape) == 3:
         size = input_shape[0] * input_shape[2]
@@ -62,7 +58,7 @@ def recurrent(
                 f"a vrae is conditioned on labels, attributes or images given with x, not on "
                 f"{condition!r}; a cvae is on either"
             )
-    if prior == "vamp" and (y is not None or tokens is not None):
+    if chosen.prior == "vamp" and (y is not None or tokens is not None):
         raise ValueError(
             "a vamp prior's pseudo-inputs are sequences of numbers without a condition; a mixture "
             "serves tokens and conditions as well"
@@ -70,15 +66,14 @@ def recurrent(
     c = 0 if y is None else y.features
     outputs = p_x.parameters_per_element * size
     reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
+    more = parts["posterior"].context if "posterior" in parts else 0
     return model(
         RecurrentEncoder(reads, hidden, layers),
         RecurrentDecoder(writes, latent_dim + c, hidden, outputs, layers),
-        mlp([hidden + c, hidden, 2 * latent_dim]),
-        input_shape=input_shape,
-        latent_dim=latent_dim,
-        likelihood=p_x,
-        learned_prior=make_prior(prior, latent_dim, input_shape, **(prior_options or {})),
+        mlp([hidden + c, hidden, 2 * latent_dim + more]),
+        learned_prior=chosen.made_prior(),
         condition=y,
+        **parts,
         **options,
     )
 
@@ -109,8 +104,6 @@ def hierarchical(
     width: int = 64,
     z_channels: int = 10,
     hidden: Sequence[int] = (400,),
-    likelihood: str | Likelihood = "bernoulli",
-    likelihood_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """An HVAE. For network="mlp", the default, ``levels`` is their number. For "conv" it is pairs
@@ -118,8 +111,12 @@ def hierarchical(
     """
     if network is None:
         network = "mlp" if levels is None or isinstance(levels, int) else "conv"
-    p_x = make_likelihood(likelihood, input_shape, **(likelihood_options or {}))
-    output_shape = p_x.parameters_shape(input_shape)
+    chosen = Choices.among(options, input_shape, without=("latent_dim", *NETWORKS))
+    if chosen.prior != "standard":
+        raise ValueError(f"a hierarchy learns its own prior: leave it standard, not {chosen.prior}")
+    parts = chosen.parts()
+    del parts["latent_dim"]
+    output_shape = parts["likelihood"].parameters_shape(input_shape)
     if network == "mlp":
         if not isinstance(levels, int | None):
             raise TypeError(f"levels of an mlp is their number, got {levels!r}")
@@ -136,12 +133,4 @@ def hierarchical(
         ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
     else:
         raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
-    return model(
-        *ends,
-        stages,
-        width=width,
-        z_channels=z_channels,
-        input_shape=input_shape,
-        likelihood=p_x,
-        **options,
-    )
+    return model(*ends, stages, width=width, z_channels=z_channels, **parts, **options)

@@ -21,6 +21,8 @@ from vae_fast.models.ssvae import SSVAE
 from vae_fast.networks import make_decoder, make_encoder, mlp
 
 Options = dict[str, Any] | None
+# The options of models with networks by name.
+NETWORKS = ("network", "network_options", "decoder_network", "decoder_options")
 
 
 @dataclass
@@ -43,8 +45,16 @@ class Choices:
     posterior_options: Options = None
 
     @classmethod
-    def among(cls, options: dict[str, Any], input_shape: Sequence[int], **defaults: Any) -> Choices:
-        """Move the shared options out of ``options``."""
+    def among(
+        cls,
+        options: dict[str, Any],
+        input_shape: Sequence[int],
+        without: Sequence[str] = (),
+        **defaults: Any,
+    ) -> Choices:
+        """Move the shared options out of ``options``; TypeError for one of ``without``."""
+        if refused := [name for name in without if name in options]:
+            raise TypeError(f"the model takes no {', '.join(refused)}")
         known = [field.name for field in fields(cls) if field.name in options]
         return cls(input_shape, **{**defaults, **{name: options.pop(name) for name in known}})
 

@@ -63,6 +63,8 @@ def make_sampler(name: str, model: Any, **options: Any) -> Sampler | None:
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
+    if "steps" in options and name in ("prior", "normal", "gmm", "metric"):
+        raise ValueError(f"the sampler {name} is not trained in steps: give no number of them")
     if name == "prior":
         return None
     has_codes = isinstance(model, HasCodes)
