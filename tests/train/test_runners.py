@@ -402,3 +402,28 @@ def test_a_runner_that_cannot_serve_is_refused_before_there_is_a_folder(config, 
     assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="did you mean 'native'"):
         started(config, clothes, "no", runner="nativ")
+
+
+def test_native_steps_read_rows_where_they_lie(monkeypatch, tmp_path):
+    """A run by rows has the bits of one by gathered batches, also where steps are compared."""
+    images = torch.randint(0, 256, (41, 1, 6, 6), dtype=torch.uint8)
+    found, seen = [], []
+    right = NativeStep.step
+
+    def watched(self, images, labels=None, *, index=None, **options):
+        seen.append(index is not None)
+        return right(self, images, labels, index=index, **options)
+
+    monkeypatch.setattr(NativeStep, "step", watched)
+    for by_rows in (True, False):
+        monkeypatch.setattr(native_runner.NativeRunner, "takes_rows", by_rows)
+        config = TrainConfig(
+            batch_size=8, epochs=2, out=str(tmp_path / str(by_rows)), tensorboard="off"
+        )
+        config.model_args = {"latent_dim": 3, "network_options": {"hidden": [8]}}
+        trainer = Trainer(config, train_data=images, val_data=images[:9])
+        trainer.fit()
+        assert trainer.step.runner.name == "native" and trainer.step.runner.taken == 12
+        found.append(trainer.model.state_dict())
+    assert seen == [True] * 12 + [False] * 12
+    assert all(map(torch.equal, found[0].values(), found[1].values()))

@@ -217,10 +217,15 @@ class Batches:
                 images = self._drawn(source.images, rows, group[0])
             else:
                 images, labels = source.gather(rows)
-            for batch in group:
-                start, stop = self.cuts.bounds(batch)
-                own = slice(start - first, stop - first)
-                yield images[own], None if labels is None else labels[own]
+            if len(group) == 1:
+                yield images, labels
+            elif labels is None:
+                for part in images.split(self.batch_size):
+                    yield part, None
+            else:
+                yield from zip(
+                    images.split(self.batch_size), labels.split(self.batch_size), strict=True
+                )
 
     def _hands_out_rows(self, resident: bool) -> bool:
         return (

@@ -188,6 +188,7 @@ class NativeStep:
         lr: float,
         beta: float = 1.0,
         index: Tensor | None = None,
+        check_index: bool = True,
         binary_key: Tensor | None = None,
         first_row: int = 0,
         noise_key: Tensor | None = None,
@@ -204,6 +205,7 @@ class NativeStep:
                 (x / 255) or bool; counts may have other dtypes.
             labels: the batch's labels (``index`` is not applied to them).
             index: (B,) int64, rows of ``images``.
+            check_index: False if all are known to be within ``images``.
             binary_key: draw each pixel from Bernoulli(x / 255), as ``gather_batch`` does with this
                 ``noise_key`` and ``first_row``.
             noise_key: the key of eps; None draws one from torch's generator.
@@ -215,7 +217,7 @@ class NativeStep:
                 nothing else.
         """
         samples = len(images) if index is None else len(index)
-        self._check(images, index, binary_key, samples)
+        self._check(images, index, binary_key, samples, check_index)
         if self.columns is not None:
             images, index = self._standardized(images, index), None
         condition = self._condition(labels, samples)
@@ -291,7 +293,12 @@ class NativeStep:
             self._versions = versions
 
     def _check(
-        self, images: Tensor, index: Tensor | None, binary_key: Tensor | None, samples: int
+        self,
+        images: Tensor,
+        index: Tensor | None,
+        binary_key: Tensor | None,
+        samples: int,
+        check_index: bool,
     ) -> None:
         if tuple(images.shape[1:]) != self.model.input_shape:
             raise ValueError(
@@ -314,6 +321,8 @@ class NativeStep:
                 f"index must be a contiguous int64 vector, got {index.dtype} of shape "
                 f"{tuple(index.shape)}"
             )
+        if not check_index:
+            return
         low, high = (int(i) for i in torch.aminmax(index))
         if low < 0 or high >= len(images):
             raise IndexError(

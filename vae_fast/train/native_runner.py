@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vae_fast import __version__
 from vae_fast.backend import get_backend, library
+from vae_fast.data.rows import Rows
 from vae_fast.layers import has_hooks
 from vae_fast.models.interface import Model
 from vae_fast.train.distributed import Share
@@ -52,6 +53,7 @@ class NativeRunner:
     """
 
     name = "native"
+    takes_rows = True  # they are read where they lie, without a copy of the batch
 
     def __init__(self, step: Step, native: NativeStep) -> None:
         self.why_not = ""
@@ -86,7 +88,6 @@ class NativeRunner:
         return native if isinstance(native, str) else NativeRunner(step, native)
 
     def __call__(self, share: Share) -> tuple[Any, ...]:
-        share = share._replace(images=share.images.contiguous())
         if why_not := self._refusal(share):
             return self._leave(share, why_not)
         if self._needs_check():
@@ -116,9 +117,15 @@ class NativeRunner:
 
     def _take(self, share: Share, *, update: bool = True) -> StepTerms:
         values, guard = self._step.schedule_values, self._step.updates[0].guard
+        images: Any = share.images
+        index: Tensor | None = None
+        if isinstance(images, Rows):
+            images, index = images.data, images.index
         return self._native.step(
-            share.images,
+            images.contiguous(),
             share.labels,
+            index=index,
+            check_index=False,
             lr=float(values.lr) * share.part,
             beta=float(values.beta),
             limit=guard.limit(),
@@ -136,7 +143,7 @@ class NativeRunner:
 
     def _leave(self, share: Share, why_not: str) -> tuple[Any, ...]:
         self.why_not = why_not
-        return self._step.take(share)
+        return self._step.take(share.gathered())
 
     # --- the check ---------------------------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class NativeRunner:
             return self._kept(terms, share)
         self._step.checks["differed"] += 1
         if self._step.checks["differed"] < MOST_CONSECUTIVE:
-            return self._step.take(share)
+            return self._step.take(share.gathered())
         warnings.warn(
             f"in {MOST_CONSECUTIVE} steps in a row the native step's {differs} differed from the eager step's: "
             "another runner takes the steps from here on. --runner recorded does so from the start",
@@ -169,7 +176,7 @@ class NativeRunner:
         """What differs in terms and gradients ("" if nothing) from the native step's ``found`` and
         ``gradient``, and the eager step's loss."""
         step, update = self._step, self._step.updates[0]
-        terms = step.differentiate(share, step.phases[0], update)
+        terms = step.differentiate(share.gathered(), step.phases[0], update)
         loss = terms.loss.detach()
         wanted = {name: float(term.item()) for name, term in terms._asdict().items()}
         update.optimizer.zero_grad()
