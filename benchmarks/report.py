@@ -18,6 +18,7 @@ from benchmarks.results import Results, Row, gigabytes_per_second, load, peers, 
 HOW = """\
 - **ours**: the median time of one call. Contenders take turns, on the same inputs. Each result was
   compared with float64's before it was timed.
+- **pass**: the *value*, the *gradient* with respect to every input, or *both* in one call.
 - **quartiles**: half of the readings lie between these two times.
 - **x NAME**: the peer's time over ours. Above 1 we are faster. *eager* is plain PyTorch as the usual
   tutorial writes it, *eager-logits* PyTorch's own loss with logits, *compile* `torch.compile`.
@@ -44,6 +45,16 @@ COLOURS = {
     "jax": "#009e73",
 }
 OTHER = "#cc79a7"
+# What legends call the contenders, and titles the passes.
+WORDS = {
+    OURS: "vae_fast",
+    "eager": "plain PyTorch",
+    "eager-logits": "PyTorch's loss of logits",
+    "compile": "torch.compile",
+    "compile-max-autotune": "torch.compile, max-autotune",
+    "jax": "JAX",
+}
+PASS_WORDS = {"both": "value and gradient"}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -129,7 +140,7 @@ def panels(rows: list[Row], across: str) -> tuple[Any, dict[tuple[str, str], Any
         axis.set_visible(False)
     grid = dict(zip(found, axes.flat, strict=False))
     for i, ((op, pass_), axis) in enumerate(grid.items()):
-        axis.set_title(f"{op}, {pass_}", fontsize=9)
+        axis.set_title(f"{op}, {PASS_WORDS.get(pass_, pass_)}", fontsize=9)
         axis.grid(True, which="major", color="#e5e5e5", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         is_lowest = i + columns >= len(found)
@@ -161,7 +172,7 @@ def plot(axis: Any, points: list[Point], name: str) -> None:
     mine, colour = name == OURS, COLOURS.get(name, OTHER)
     x, y, cached = zip(*points, strict=True)
     order, width, area = (3, 2, 26) if mine else (2, 1.2, 14)
-    axis.plot(x, y, color=colour, label=name, linewidth=width, zorder=order)
+    axis.plot(x, y, color=colour, label=WORDS.get(name, name), linewidth=width, zorder=order)
     faces = ["white" if c else colour for c in cached]
     axis.scatter(x, y, s=area, c=faces, edgecolors=colour, linewidths=1, zorder=order + 1)
 
@@ -176,7 +187,7 @@ def legend(figure: Any, axes: Any) -> None:
             handles.keys(),
             loc="outside lower center",
             fontsize=8,
-            ncols=min(7, int(figure.get_figwidth() / 1.5)),
+            ncols=max(1, min(7, int(figure.get_figwidth() / 1.9))),
         )
 
 
@@ -208,8 +219,8 @@ def roofline(rows: list[Row], results: Results, folder: Path) -> Path:
 
 
 def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
-    """How many times longer each peer takes, against the number of elements."""
-    from matplotlib import pyplot
+    """How many times as long each peer takes, against the number of elements."""
+    from matplotlib import pyplot, ticker
 
     figure, grid, axes = panels(rows, "elements")
     for (op, pass_), axis in grid.items():
@@ -218,12 +229,15 @@ def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
         for name, xy in points.items():
             if name != OURS:
                 plot(axis, xy, name)
-        axis.axhline(1, color=COLOURS[OURS], linewidth=1.5, label=OURS)
+        axis.axhline(1, color=COLOURS[OURS], linewidth=1.5, label=WORDS[OURS])
         axis.set(xscale="log", yscale="log")
-    figure.supylabel("times our time", fontsize=8)
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    figure.supylabel("times as long as vae_fast", fontsize=8)
     legend(figure, axes)
     figure.suptitle(
-        "Peers' time over ours, float32 (hollow: inputs in the cache)",
+        "How many times as long others take, float32 (hollow: inputs in the cache)",
         fontsize=10,
         x=0.01,
         ha="left",
