@@ -45,14 +45,14 @@ STABLE_TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "gather_batch(Tensor data, Tensor index, int mode, Tensor? key, int first_row, "
       "Tensor? first_row_tensor) -> Tensor");
-  // silu(GroupNorm(x)) of (N, C, ...) that is contiguous or channels-last; weight and bias, (C), are
-  // float32 (float64 if x is float64), as mean and rstd are, (N, groups).
+  // silu(GroupNorm(x)), or GroupNorm(x), of (N, C, ...) that is contiguous or channels-last; weight
+  // and bias, (C), are float32 (float64 if x is float64), as mean and rstd are, (N, groups).
   m.def(
-      "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps) -> "
-      "(Tensor y, Tensor mean, Tensor rstd)");
+      "group_norm(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool silu) "
+      "-> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
-      "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
-      "Tensor rstd) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+      "group_norm_backward(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
+      "Tensor rstd, bool silu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   // A training step's own, between and behind its products (ops/step.h); the CPU's are plain PyTorch
   // (vae_fast/ops/step.py).
   m.def("step_sample(Tensor heads, Tensor key) -> Tensor");
@@ -126,10 +126,10 @@ struct Cpu {
     const int asked = int(torch::stable::get_num_threads()), usable = cpu::usable_cpus();
     return {kThreads, asked < usable ? asked : usable};
   }
-  static void group_norm(const GroupNormSilu& args, const Tensor&) {
+  static void group_norm(const GroupNorm& args, const Tensor&) {
     norm::drivers(args.dtype).forward(args, workers());
   }
-  static void group_norm_backward(const GroupNormSiluBackward& args, const Tensor&) {
+  static void group_norm_backward(const GroupNormBackward& args, const Tensor&) {
     norm::drivers(args.dtype).backward(args, workers());
   }
   static void norm(const Norm& args) { cpu::level().norm(args, kThreads); }

@@ -71,12 +71,12 @@ struct Cuda {
       return cuda::elbo(args, workspace, stream);
     });
   }
-  static void group_norm(const GroupNormSilu& args, const Tensor& like) {
+  static void group_norm(const GroupNorm& args, const Tensor& like) {
     launch_on(like, cuda::group_norm_workspace(args), [&](void* workspace, cudaStream_t stream) {
       return cuda::group_norm(args, workspace, stream);
     });
   }
-  static void group_norm_backward(const GroupNormSiluBackward& args, const Tensor& like) {
+  static void group_norm_backward(const GroupNormBackward& args, const Tensor& like) {
     const size_t bytes = cuda::group_norm_backward_workspace(args);
     launch_on(like, bytes, [&](void* workspace, cudaStream_t stream) {
       return cuda::group_norm_backward(args, workspace, stream);

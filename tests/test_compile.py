@@ -323,8 +323,8 @@ def opcheck_cases():
         "gaussian_prior_backward": [(m, one, m, v, pm, pv, k, None, 2), (m, one, m, v, pm, pv, None, v, 1), (None, each, m, v, pm, pv, None, None, 0)],
         "gather_batch": [(t, i, 0, None, 0, None), (t > 9, i, 0, None, 0, None), (t, i, 1, None, 0, None), (t, i, 2, k, 7, None), (t, i, 2, k, 0, place)],
         "euclidean_norm": [(x.flatten(),)],
-        "group_norm_silu": [(x, None, None, 3, 1e-5), (last.to(half), pm[0, :3], pm[1, :3], 1, 1e-5), (m.double(), None, None, 1, 0.1)],
-        "group_norm_silu_backward": [(x, x, None, None, pm[:, :3].contiguous(), pv[:, :3].exp(), ), (last, last, pm[0, :3], pm[1, :3], pm[:, :1].contiguous(), pv[:, :1].exp())],
+        "group_norm": [(x, None, None, 3, 1e-5, True), (last.to(half), pm[0, :3], pm[1, :3], 1, 1e-5, False), (m.double(), None, None, 1, 0.1, True)],
+        "group_norm_backward": [(x, x, None, None, pm[:, :3].contiguous(), pv[:, :3].exp(), True), (last, last, pm[0, :3], pm[1, :3], pm[:, :1].contiguous(), pv[:, :1].exp(), False)],
         **pairwise_cases(),
         **step_cases(),
         **{

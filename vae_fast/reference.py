@@ -251,12 +251,13 @@ def linear_bernoulli_nll(
 # --- normalisation -------------------------------------------------------------------------------
 
 
-def group_norm_silu(
+def group_norm(
     x: torch.Tensor,
     groups: int,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     eps: float,
+    silu: bool,
 ) -> torch.Tensor:
     """In the layout of x. Half precision is computed in float32 on the CPU; on a GPU, where it would
     keep twice the bytes for backward, torch's kernels take the statistics in float32 anyway.
@@ -266,11 +267,12 @@ def group_norm_silu(
     if x.numel() == 0:  # torch's norm takes no empty maps
         for t in (weight, bias):
             x = x if t is None else x * t.view(-1, *[1] * (x.dim() - 2))
-        return F.silu(x).to(given.dtype)
+        return (F.silu(x) if silu else x).to(given.dtype)
     if weight is None and bias is not None:  # torch 2.13 has no gradient of a bias alone
         weight = torch.ones_like(bias)
     with torch.autocast(x.device.type, enabled=False):
-        y = F.silu(torch.group_norm(x, groups, weight, bias, eps)).to(given.dtype)
+        y = torch.group_norm(x, groups, weight, bias, eps)
+        y = (F.silu(y) if silu else y).to(given.dtype)
     # On a GPU, torch before 2.14 or so gives back a contiguous tensor for a channels-last one.
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is None or given.is_contiguous() or not given.is_contiguous(memory_format=last):

@@ -36,10 +36,10 @@ cudaError_t nll(const Likelihood& args, void* workspace, cudaStream_t stream);
 size_t elbo_workspace(const Elbo& args);
 cudaError_t elbo(const Elbo& args, void* workspace, cudaStream_t stream);
 
-size_t group_norm_workspace(const GroupNormSilu& args);
-cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t stream);
-size_t group_norm_backward_workspace(const GroupNormSiluBackward& args);
-cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspace,
+size_t group_norm_workspace(const GroupNorm& args);
+cudaError_t group_norm(const GroupNorm& args, void* workspace, cudaStream_t stream);
+size_t group_norm_backward_workspace(const GroupNormBackward& args);
+cudaError_t group_norm_backward(const GroupNormBackward& args, void* workspace,
                                 cudaStream_t stream);
 
 cudaError_t step_sample(const StepSample& args, cudaStream_t stream);

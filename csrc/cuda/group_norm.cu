@@ -1,4 +1,4 @@
-// GroupNorm and SiLU in one pass, forward and backward, of contiguous and of channels-last maps.
+// GroupNorm, with SiLU in the same pass or without it, forward and backward, of contiguous and of channels-last maps.
 //
 // Three launches each: sums of every channel of a sample, the statistics of each group, and the
 // elements. Bytes per element in float32: forward, 8 read and 4 written; backward, 16 read and 4
@@ -82,7 +82,7 @@ VF_DEVICE int64_t element_of(const Args& args, int64_t row, int64_t channel, int
 
 // Forward's sums are of distances from this, a group's first element, so that little cancels.
 template <class F>
-VF_DEVICE double shift_of(const GroupNormSilu& args, int64_t row, int64_t group) {
+VF_DEVICE double shift_of(const GroupNorm& args, int64_t row, int64_t group) {
   const int64_t first = group * (args.channels / args.groups);
   return static_cast<double>(load_one<F>(args.x, element_of(args, row, first, 0)));
 }
@@ -139,6 +139,7 @@ template <class F>
 struct Channel {
   using C = typename F::C;
   C mean, rstd, weight, bias;
+  bool silu;
 
   template <class Args>
   VF_DEVICE void read(const Args& args, int64_t row, int64_t channel) {
@@ -147,10 +148,11 @@ struct Channel {
     rstd = __ldcg(static_cast<const C*>(args.rstd) + group);
     weight = affine<F>(args, args.weight, channel, 1.0f);
     bias = affine<F>(args, args.bias, channel, 0.0f);
+    silu = args.silu;
   }
   VF_DEVICE C xhat(C x) const { return (x - mean) * rstd; }
   VF_DEVICE C grad(C x, C g) const {  // dv
-    return g * norm::silu_grad<Math<C>>(xhat(x) * weight + bias);
+    return silu ? g * norm::silu_grad<Math<C>>(xhat(x) * weight + bias) : g;
   }
 };
 
@@ -161,7 +163,7 @@ struct Distances {
   static constexpr bool kBackward = false;
   C shift[N];
 
-  VF_DEVICE Distances(const GroupNormSilu& args, int64_t row, int64_t channel) {
+  VF_DEVICE Distances(const GroupNorm& args, int64_t row, int64_t channel) {
     const int64_t deep = args.channels / args.groups;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -182,7 +184,7 @@ struct Gradients {
   static constexpr bool kBackward = true;
   Channel<F> channel[N];
 
-  VF_DEVICE Gradients(const GroupNormSiluBackward& args, int64_t row, int64_t first) {
+  VF_DEVICE Gradients(const GroupNormBackward& args, int64_t row, int64_t first) {
 #pragma unroll
     for (int n = 0; n < N; ++n) channel[n].read(args, row, first + n);
   }
@@ -193,8 +195,8 @@ struct Gradients {
   }
 };
 
-VF_DEVICE const void* second_of(const GroupNormSilu&) { return nullptr; }
-VF_DEVICE const void* second_of(const GroupNormSiluBackward& args) { return args.grad_y; }
+VF_DEVICE const void* second_of(const GroupNorm&) { return nullptr; }
+VF_DEVICE const void* second_of(const GroupNormBackward& args) { return args.grad_y; }
 
 // Calls body(i, x, g) for a thread's share: V neighbours from each of the elements at, at + step,
 // ... below end. Several are requested before the first is used. g is read from `second`, if that
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 // Mean and 1 / deviation of each group, a warp's work.
 template <class F>
 __global__ void __launch_bounds__(kThreads)
-    statistics_kernel(const GroupNormSilu args, const int64_t parts, const double* partials) {
+    statistics_kernel(const GroupNorm args, const int64_t parts, const double* partials) {
   using C = typename F::C;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -349,7 +351,7 @@ __global__ void __launch_bounds__(kThreads)
 // Each group's share of its elements' gradients, two doubles, and the channels' gradients.
 template <class F>
 __global__ void __launch_bounds__(kThreads)
-    shares_kernel(const GroupNormSiluBackward args, const int64_t parts, const double* partials,
+    shares_kernel(const GroupNormBackward args, const int64_t parts, const double* partials,
                   double* shares) {
   using C = typename F::C;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -392,7 +394,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class F, int V, bool LAST>
 __global__ void __launch_bounds__(kThreads, kResident)
-    normalize_kernel(const GroupNormSilu args, const Cuts cuts, const bool aligned) {
+    normalize_kernel(const GroupNorm args, const Cuts cuts, const bool aligned) {
   using C = typename F::C;
   constexpr int N = kOwn<LAST, V>;
   for_each_part<V, LAST>(
@@ -404,24 +406,24 @@ __global__ void __launch_bounds__(kThreads, kResident)
           c[n].read(args, row, channel + n);
           c[n].rstd *= c[n].weight;
         }
-        for_each_some<F, V, LAST>(
-            args.x, nullptr, at, step, end, aligned,
-            [&](int64_t i, const Some<F, V>& x, const Some<F, V>&) {
-              C y[V];
+        for_each_some<F, V, LAST>(args.x, nullptr, at, step, end, aligned,
+                                  [&](int64_t i, const Some<F, V>& x, const Some<F, V>&) {
+                                    C y[V];
 #pragma unroll
-              for (int k = 0; k < V; ++k) {
-                const Channel<F>& own = c[k % N];
-                y[k] = norm::silu<Math<C>>((x[k] - own.mean) * own.rstd + own.bias);
-              }
-              store_some<F, V>(args.y, i, aligned, y);
-            });
+                                    for (int k = 0; k < V; ++k) {
+                                      const Channel<F>& own = c[k % N];
+                                      const C v = (x[k] - own.mean) * own.rstd + own.bias;
+                                      y[k] = args.silu ? norm::silu<Math<C>>(v) : v;
+                                    }
+                                    store_some<F, V>(args.y, i, aligned, y);
+                                  });
       },
       [](int64_t, int64_t, int64_t) {});
 }
 
 template <class F, int V, bool LAST>
 __global__ void __launch_bounds__(kThreads, kResident)
-    gradient_kernel(const GroupNormSiluBackward args, const Cuts cuts, const double* shares,
+    gradient_kernel(const GroupNormBackward args, const Cuts cuts, const double* shares,
                     const bool aligned) {
   using C = typename F::C;
   constexpr int N = kOwn<LAST, V>;
@@ -474,14 +476,12 @@ int64_t warps_as_blocks(int64_t warps) {
 
 }  // namespace
 
-size_t group_norm_workspace(const GroupNormSilu& args) {
-  return partial_sums(args) * sizeof(double);
-}
-size_t group_norm_backward_workspace(const GroupNormSiluBackward& args) {
+size_t group_norm_workspace(const GroupNorm& args) { return partial_sums(args) * sizeof(double); }
+size_t group_norm_backward_workspace(const GroupNormBackward& args) {
   return (partial_sums(args) + static_cast<size_t>(2 * args.rows * args.groups)) * sizeof(double);
 }
 
-cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t stream) {
+cudaError_t group_norm(const GroupNorm& args, void* workspace, cudaStream_t stream) {
   const int64_t units = args.rows * args.groups, n = args.rows * args.channels * args.inner;
   if (units == 0) return cudaSuccess;
   const Cuts cuts(args);
@@ -493,8 +493,8 @@ cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t 
     constexpr bool LAST = decltype(last)::value;
     cudaError_t error = cudaSuccess;
     if (n > 0) {
-      error = launch(channel_sums_kernel<F, V, LAST, Distances, GroupNormSilu>, cuts.blocks,
-                     kThreads, stream, args, cuts, partials, aligned);
+      error = launch(channel_sums_kernel<F, V, LAST, Distances, GroupNorm>, cuts.blocks, kThreads,
+                     stream, args, cuts, partials, aligned);
     }
     if (error == cudaSuccess) {
       error = launch(statistics_kernel<F>, warps_as_blocks(units), kThreads, stream, args,
@@ -505,7 +505,7 @@ cudaError_t group_norm(const GroupNormSilu& args, void* workspace, cudaStream_t 
   });
 }
 
-cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspace,
+cudaError_t group_norm_backward(const GroupNormBackward& args, void* workspace,
                                 cudaStream_t stream) {
   const int64_t units = args.rows * args.groups, n = args.rows * args.channels * args.inner;
   const Cuts cuts(args);
@@ -519,7 +519,7 @@ cudaError_t group_norm_backward(const GroupNormSiluBackward& args, void* workspa
     constexpr bool LAST = decltype(last)::value;
     cudaError_t error = cudaSuccess;
     if (n > 0) {
-      error = launch(channel_sums_kernel<F, V, LAST, Gradients, GroupNormSiluBackward>, cuts.blocks,
+      error = launch(channel_sums_kernel<F, V, LAST, Gradients, GroupNormBackward>, cuts.blocks,
                      kThreads, stream, args, cuts, partials, aligned);
     }
     if (error == cudaSuccess) {

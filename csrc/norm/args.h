@@ -1,15 +1,16 @@
-// The plain arguments of GroupNorm and SiLU in one pass, for either device (see ops/args.h).
+// The plain arguments of GroupNorm, with SiLU in the same pass or without it, for either device (see ops/args.h).
 #pragma once
 
 #include "ops/args.h"
 
 namespace vae_fast {
 
-// y = silu(GroupNorm(x)) for `rows` samples of `channels` maps of `inner` positions each. With
-// channels_last the channels of a position are neighbours in memory, else the positions of a map.
-struct GroupNormSilu {
+// y = silu(GroupNorm(x)), or GroupNorm(x) without silu, for `rows` samples of `channels` maps of `inner`
+// positions each. With channels_last the channels of a position are neighbours in memory, else the
+// positions of a map.
+struct GroupNorm {
   DType dtype;  // of x and y
-  bool channels_last;
+  bool channels_last, silu;
   int64_t rows, channels, groups, inner;
   double eps;
   const void* x;
@@ -20,9 +21,9 @@ struct GroupNormSilu {
   void* rstd;  // 1 / sqrt(variance + eps)
 };
 
-struct GroupNormSiluBackward {
+struct GroupNormBackward {
   DType dtype;  // of x, grad_y and grad_x
-  bool channels_last;
+  bool channels_last, silu;
   int64_t rows, channels, groups, inner;
   const void* x;
   const void* weight = nullptr;

@@ -15,8 +15,8 @@ struct Workers {
 };
 
 struct Drivers {
-  void (*forward)(const GroupNormSilu&, const Workers&);
-  void (*backward)(const GroupNormSiluBackward&, const Workers&);
+  void (*forward)(const GroupNorm&, const Workers&);
+  void (*backward)(const GroupNormBackward&, const Workers&);
 };
 
 extern const Drivers kFloat64;  // scalar code, whatever the level

@@ -47,23 +47,23 @@
   FIELD(Gather, cols) FIELD(Gather, data) FIELD(Gather, index) FIELD(Gather, out)                \
   FIELD(Gather, key) FIELD(Gather, first_row) FIELD(Gather, first_row_tensor)                    \
   END(Gather)                                                                                    \
-  BEGIN(GroupNormSilu)                                                                           \
-  FIELD(GroupNormSilu, dtype) FIELD(GroupNormSilu, channels_last) FIELD(GroupNormSilu, rows)     \
-  FIELD(GroupNormSilu, channels) FIELD(GroupNormSilu, groups) FIELD(GroupNormSilu, inner)        \
-  FIELD(GroupNormSilu, eps) FIELD(GroupNormSilu, x) FIELD(GroupNormSilu, weight)                 \
-  FIELD(GroupNormSilu, bias) FIELD(GroupNormSilu, y) FIELD(GroupNormSilu, mean)                  \
-  FIELD(GroupNormSilu, rstd)                                                                     \
-  END(GroupNormSilu)                                                                             \
-  BEGIN(GroupNormSiluBackward)                                                                   \
-  FIELD(GroupNormSiluBackward, dtype) FIELD(GroupNormSiluBackward, channels_last)                \
-  FIELD(GroupNormSiluBackward, rows) FIELD(GroupNormSiluBackward, channels)                      \
-  FIELD(GroupNormSiluBackward, groups) FIELD(GroupNormSiluBackward, inner)                       \
-  FIELD(GroupNormSiluBackward, x) FIELD(GroupNormSiluBackward, weight)                           \
-  FIELD(GroupNormSiluBackward, bias) FIELD(GroupNormSiluBackward, mean)                          \
-  FIELD(GroupNormSiluBackward, rstd) FIELD(GroupNormSiluBackward, grad_y)                        \
-  FIELD(GroupNormSiluBackward, grad_x) FIELD(GroupNormSiluBackward, grad_weight)                 \
-  FIELD(GroupNormSiluBackward, grad_bias)                                                        \
-  END(GroupNormSiluBackward)                                                                     \
+  BEGIN(GroupNorm)                                                                           \
+  FIELD(GroupNorm, dtype) FIELD(GroupNorm, channels_last) FIELD(GroupNorm, silu) FIELD(GroupNorm, rows)     \
+  FIELD(GroupNorm, channels) FIELD(GroupNorm, groups) FIELD(GroupNorm, inner)        \
+  FIELD(GroupNorm, eps) FIELD(GroupNorm, x) FIELD(GroupNorm, weight)                 \
+  FIELD(GroupNorm, bias) FIELD(GroupNorm, y) FIELD(GroupNorm, mean)                  \
+  FIELD(GroupNorm, rstd)                                                                     \
+  END(GroupNorm)                                                                             \
+  BEGIN(GroupNormBackward)                                                                   \
+  FIELD(GroupNormBackward, dtype) FIELD(GroupNormBackward, channels_last) FIELD(GroupNormBackward, silu)                \
+  FIELD(GroupNormBackward, rows) FIELD(GroupNormBackward, channels)                      \
+  FIELD(GroupNormBackward, groups) FIELD(GroupNormBackward, inner)                       \
+  FIELD(GroupNormBackward, x) FIELD(GroupNormBackward, weight)                           \
+  FIELD(GroupNormBackward, bias) FIELD(GroupNormBackward, mean)                          \
+  FIELD(GroupNormBackward, rstd) FIELD(GroupNormBackward, grad_y)                        \
+  FIELD(GroupNormBackward, grad_x) FIELD(GroupNormBackward, grad_weight)                 \
+  FIELD(GroupNormBackward, grad_bias)                                                        \
+  END(GroupNormBackward)                                                                     \
   BEGIN(StepSample)                                                                              \
   FIELD(StepSample, rows) FIELD(StepSample, latent) FIELD(StepSample, heads)                     \
   FIELD(StepSample, key) FIELD(StepSample, z)                                                    \

@@ -23,11 +23,12 @@ struct GroupNormOps {
 
   template <class Args>
   static Args arguments(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
-                        int64_t groups) {
+                        int64_t groups, bool silu) {
     STD_TORCH_CHECK(x.dim() >= 2 && is_floating(dtype_of(x)),
                     "vae_fast: GroupNorm takes floating (N, C, ...)");
     Args args{};
     args.dtype = dtype_of(x);
+    args.silu = silu;
     args.rows = x.size(0);
     args.channels = x.size(1);
     args.groups = groups;
@@ -55,11 +56,10 @@ struct GroupNormOps {
            t.scalar_type() == accumulator(x) && on_device_of(t, x);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x,
-                                                            const MaybeTensor& weight,
-                                                            const MaybeTensor& bias, int64_t groups,
-                                                            double eps) {
-    auto args = arguments<GroupNormSilu>(x, weight, bias, groups);
+  static std::tuple<Tensor, Tensor, Tensor> group_norm(const Tensor& x, const MaybeTensor& weight,
+                                                       const MaybeTensor& bias, int64_t groups,
+                                                       double eps, bool silu) {
+    auto args = arguments<GroupNorm>(x, weight, bias, groups, silu);
     const int64_t sizes[] = {args.rows, groups}, strides[] = {groups, 1};
     Tensor y = empty_alike<Device>(x);
     Tensor mean = empty(2, sizes, strides, accumulator(x), x);
@@ -72,16 +72,16 @@ struct GroupNormOps {
     return {y, mean, rstd};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward(
+  static std::tuple<Tensor, Tensor, Tensor> group_norm_backward(
       const Tensor& grad_y, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
-      const Tensor& mean, const Tensor& rstd) {
+      const Tensor& mean, const Tensor& rstd, bool silu) {
     for (const Tensor* t : {&mean, &rstd}) {
       STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == mean.size(1) &&
                           t->is_contiguous() && t->scalar_type() == accumulator(x) &&
                           on_device_of(*t, x),
                       "vae_fast: GroupNorm's mean and rstd must be contiguous (N, groups)");
     }
-    auto args = arguments<GroupNormSiluBackward>(x, weight, bias, mean.size(1));
+    auto args = arguments<GroupNormBackward>(x, weight, bias, mean.size(1), silu);
     check_like(grad_y, x, "grad_y");
     STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(),
                     "vae_fast: GroupNorm's grad_y must have the input's dtype");
@@ -100,8 +100,8 @@ struct GroupNormOps {
   }
 
   static void register_all(torch::stable::detail::StableLibrary& m) {
-    m.impl("group_norm_silu", TORCH_BOX(&group_norm_silu));
-    m.impl("group_norm_silu_backward", TORCH_BOX(&group_norm_silu_backward));
+    m.impl("group_norm", TORCH_BOX(&group_norm));
+    m.impl("group_norm_backward", TORCH_BOX(&group_norm_backward));
   }
 };
 

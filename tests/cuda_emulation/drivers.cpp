@@ -65,16 +65,16 @@ EXPORT int emulated_elbo(const Elbo* args, void* workspace) {
   return cuda::elbo(*args, workspace, nullptr);
 }
 EXPORT int emulated_gather(const Gather* args) { return cuda::gather(*args, nullptr); }
-EXPORT size_t emulated_group_norm_workspace(const GroupNormSilu* args) {
+EXPORT size_t emulated_group_norm_workspace(const GroupNorm* args) {
   return cuda::group_norm_workspace(*args);
 }
-EXPORT int emulated_group_norm(const GroupNormSilu* args, void* workspace) {
+EXPORT int emulated_group_norm(const GroupNorm* args, void* workspace) {
   return cuda::group_norm(*args, workspace, nullptr);
 }
-EXPORT size_t emulated_group_norm_backward_workspace(const GroupNormSiluBackward* args) {
+EXPORT size_t emulated_group_norm_backward_workspace(const GroupNormBackward* args) {
   return cuda::group_norm_backward_workspace(*args);
 }
-EXPORT int emulated_group_norm_backward(const GroupNormSiluBackward* args, void* workspace) {
+EXPORT int emulated_group_norm_backward(const GroupNormBackward* args, void* workspace) {
   return cuda::group_norm_backward(*args, workspace, nullptr);
 }
 EXPORT int emulated_step_sample(const StepSample* args) { return cuda::step_sample(*args, nullptr); }

@@ -78,7 +78,7 @@ def convolutions_in_backward(level):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss.backward()
     calls = {event.key: event.count for event in profile.key_averages()}
-    norms = ("aten::native_group_norm", "vae_fast::group_norm_silu")
+    norms = ("aten::native_group_norm", "vae_fast::group_norm")
     return calls.get("aten::_convolution", 0), sum(calls.get(name, 0) for name in norms)
 
 

@@ -1,4 +1,4 @@
-"""group_norm_silu and GroupNormSiLU: accuracy, layouts, what is kept, and nn.Sequential's behaviour."""
+"""group_norm_silu, the same without SiLU, and GroupNormSiLU: accuracy, layouts, what is kept, and nn.Sequential's behaviour."""
 
 import functools
 
@@ -12,6 +12,7 @@ import vae_fast
 from tests.ops.accuracy import Accuracy, Bar, call, exact
 from vae_fast import GroupNormSiLU, group_norm_silu
 from vae_fast.backend import library, set_backend
+from vae_fast.functional.group_norm import group_norm
 
 # (N, C, ...) and groups: places and channels around vectors and blocks, one place, one group, one
 # channel a group, several pieces, more channels than a row of the kernel holds, none at all.
@@ -32,15 +33,19 @@ SHAPES = (
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def silu_of_norm(x, groups, weight, bias, eps=1e-5):
+def norm(x, groups, weight, bias, eps=1e-5):
     """Plain PyTorch, which takes no empty maps."""
     if x.numel() == 0:
         return x + 0 * (weight.sum() + bias.sum())
-    return F.silu(torch.group_norm(x, groups, weight, bias, eps))
+    return torch.group_norm(x, groups, weight, bias, eps)
+
+
+def silu_of_norm(x, groups, weight, bias, eps=1e-5):
+    return F.silu(norm(x, groups, weight, bias, eps))
 
 
 @functools.cache
-def bars(shape, groups, dtype):
+def bars(shape, groups, dtype, silu):
     """x, weight, bias, the upstream gradient, and the bars of y and three gradients."""
     generator = torch.Generator().manual_seed(sum(shape))
     x, grad = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -48,13 +53,14 @@ def bars(shape, groups, dtype):
     weight, bias = (torch.randn(shape[1], generator=generator) for _ in range(2))
     inputs = [t.to(dtype) for t in (x, weight, bias)]
     grad = grad.to(dtype)
-    eager, eager_grads = call(lambda *a: silu_of_norm(a[0], groups, *a[1:]), inputs, [grad])
-    truths, sizes = truth(*map(exact, (*inputs, grad)), groups)
+    plain = silu_of_norm if silu else norm
+    eager, eager_grads = call(lambda *a: plain(a[0], groups, *a[1:]), inputs, [grad])
+    truths, sizes = truth(*map(exact, (*inputs, grad)), groups, silu)
     held = map(Bar, (*eager, *eager_grads), truths, sizes)
     return inputs, grad, list(held)
 
 
-def truth(x, weight, bias, grad, groups, eps=1e-5):
+def truth(x, weight, bias, grad, groups, silu, eps=1e-5):
     """Value and gradients, as textbooks have them, and the sizes of the terms that each is a sum of."""
     shape, n = x.shape, len(x)
     rows = (n, groups, -1) if x.size else (n, groups, x.size)
@@ -69,6 +75,8 @@ def truth(x, weight, bias, grad, groups, eps=1e-5):
         xhat = ((grouped - mean) * rstd).reshape(shape)
         v = xhat * weight.reshape(by_channel) + bias.reshape(by_channel)
         sigmoid = 1 / (1 + np.exp(-v))
+        if not silu:
+            sigmoid = np.ones_like(v)
         dv = grad * sigmoid * (1 + v * (1 - sigmoid))
         of_xhat = (dv * weight.reshape(by_channel)).reshape(rows)
         flat = xhat.reshape(rows)
@@ -84,17 +92,18 @@ def truth(x, weight, bias, grad, groups, eps=1e-5):
     return truths, (scaled * sigmoid, most.reshape(shape), *sums)
 
 
-def test_accuracy(implementation, dtype):
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "norm"])
+def test_accuracy(implementation, dtype, silu):
     accuracy = Accuracy()
-    for shape, groups in SHAPES:
-        inputs, grad, held = bars(shape, groups, dtype)
+    for shape, groups in SHAPES if silu else SHAPES[1::2]:
+        inputs, grad, held = bars(shape, groups, dtype, silu)
         there = [t.to(implementation) for t in inputs]
         for last in (False, True):
             if last and len(shape) not in LAST:
                 continue
             x = there[0].contiguous(memory_format=LAST[len(shape)]) if last else there[0]
             (y,), grads = call(
-                lambda *a, g=groups: group_norm_silu(a[0], g, *a[1:]),
+                lambda *a, g=groups: group_norm(a[0], g, *a[1:], silu=silu),
                 (x, *there[1:]),
                 [grad.to(implementation)],
             )
@@ -121,6 +130,32 @@ def test_a_mean_far_above_the_deviation(cpu_level):
             found = group_norm_silu(given, 2)
             off = 4 * shift * torch.finfo(torch.float32).eps + 1e-5
             torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=off)
+
+
+def test_silu_of_any_number(implementation):
+    """The tails, where exponentials over- and underflow; NaN and infinity come through."""
+    magnitudes = (0.0, 1e-30, 1e-3, 1.278, 20.0, 60.0, 86.0, 87.5, 88.2, 95.0, 130.0, 1e4, 1e38)
+    v = torch.tensor([*magnitudes, *(-m for m in magnitudes), float("inf"), float("nan")])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        eps = torch.finfo(dtype).eps
+        for shape in ((2, len(v), 40), (2, len(v), 1, 40)):
+            x = torch.randn(shape).to(implementation, dtype)
+            if len(shape) == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            bias = v.to(implementation).requires_grad_()
+            y = group_norm_silu(x, len(v), torch.zeros_like(bias), bias)
+            (grad,) = torch.autograd.grad(y.float().sum(), bias)
+            exact_v = v.double().requires_grad_()
+            want = F.silu(exact_v)
+            (slope,) = torch.autograd.grad(want.sum(), exact_v)
+            want = want.to(dtype).double()  # overflows where it must
+            found = y.cpu().double().movedim(1, -1).reshape(-1, len(v))
+            torch.testing.assert_close(
+                found, want.expand_as(found), rtol=2 * eps, atol=1e-36, equal_nan=True
+            )
+            torch.testing.assert_close(
+                grad.cpu().double()[:-2] / 80, slope[:-2], rtol=max(eps, 1e-5), atol=eps / 4
+            )
 
 
 def test_a_group_of_one_element(implementation):

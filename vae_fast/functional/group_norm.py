@@ -1,4 +1,4 @@
-"""GroupNorm and SiLU in one pass."""
+"""GroupNorm, with SiLU in the same pass or without it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def group_norm_silu(
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that don't fit.
     """
+    return group_norm(x, num_groups, weight, bias, eps, silu=True)
+
+
+def group_norm(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    silu: bool = False,
+) -> torch.Tensor:
+    """``group_norm_silu``, or the same without SiLU: v in place of v sigmoid(v)."""
     check_floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must be (N, C, ...), got shape {tuple(x.shape)}")
@@ -57,5 +70,5 @@ def group_norm_silu(
         if t.device != x.device:
             raise ValueError(f"{name} is on {t.device}, x on {x.device}: move them to one device")
     if use_native(x.device.type):
-        return _native.group_norm_silu(x, num_groups, weight, bias, eps)
-    return reference.group_norm_silu(x, num_groups, weight, bias, eps)
+        return _native.group_norm(x, num_groups, weight, bias, eps, silu)
+    return reference.group_norm(x, num_groups, weight, bias, eps, silu)

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vae_fast.backend import Backend, get_backend, is_transforming, set_backend
+<<<<<<< HEAD:vae_fast/networks/blocks.py
 from vae_fast.networks.scripting import NotScriptable
+=======
+from vae_fast.functional.group_norm import group_norm
+from vae_fast.models.scripting import NotScriptable
+>>>>>>> 40be21d (GroupNorm's kernels work on pairs of vectors, with SiLU or without):vae_fast/models/blocks.py
 from vae_fast.nn import GroupNormSiLU
 
 CHECKPOINTING = ("none", "norms", "blocks")
@@ -85,7 +90,7 @@ def set_checkpointing(network: nn.Module, level: str) -> None:
             module.recompute = module.level == level
 
 
-def group_norm(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.GroupNorm:
+def norm_of(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.GroupNorm:
     if groups < 1 or channels % groups:
         raise ValueError(
             f"GroupNorm needs channels that its groups divide: a level has {channels} channels, "
@@ -95,22 +100,8 @@ def group_norm(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.Grou
 
 
 def normalize(h: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """GroupNorm of h (N, C, H, W), in h's dtype and layout.
-
-    Under autocast a GPU would compute it in float32 and keep twice the bytes for backward, although
-    the kernels compute mean and variance in float32 anyway. On a GPU, torch before about 2.14
-    returns a contiguous tensor for a channels-last one.
-    """
-    with torch.autocast(h.device.type, enabled=False):
-        weight, bias = norm.weight.to(h.dtype), norm.bias.to(h.dtype)
-        out = F.group_norm(h, norm.num_groups, weight, bias, norm.eps)
-    return out.contiguous(memory_format=layout_of(h))
-
-
-def layout_of(h: Tensor) -> torch.memory_format:
-    """The memory format of h (N, C, H, W): channels_last or contiguous_format."""
-    last = h.stride(1) == 1 and h.shape[1] > 1
-    return torch.channels_last if last else torch.contiguous_format
+    """GroupNorm of h (N, C, H, W), in h's dtype, under autocast too, and in h's layout."""
+    return group_norm(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class NormConv(Recomputable):
@@ -120,7 +111,7 @@ class NormConv(Recomputable):
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm = group_norm(n_in, groups, GroupNormSiLU)
+        self.norm = norm_of(n_in, groups, GroupNormSiLU)
         self.dropout = nn.Dropout(dropout)
         self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.is_random = dropout > 0
@@ -164,7 +155,7 @@ class SelfAttention(Recomputable):
                 f"head_channels is {head_channels}"
             )
         self.heads = channels // min(channels, head_channels)
-        self.norm = group_norm(channels, groups)
+        self.norm = norm_of(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)
