@@ -99,13 +99,15 @@ def test_blocks_of_an_autoencoder(layout):
     with vae_fast.patch("diffusers", noise="torch"), Counting() as count:
         found = step()
     blocks = sum(type(m).__name__ == "ResnetBlock2D" for m in model.modules())
-    # Two pairs a block and one at the end of encoder and decoder, forward and backward.
-    assert sum(n for op, n in count.items() if "group_norm" in op) == 4 * blocks + 4, count
+    # Two a block, one in the attention and one at the end of encoder and decoder, forward and backward.
+    ours = sum(n for op, n in count.items() if op.startswith("group_norm"))
+    assert ours == 4 * blocks + 8, count
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item() + 1e-7)
     seen = []
     watched = (
         model.encoder.down_blocks[0].resnets[0].norm1,
+        model.encoder.mid_block.attentions[0].group_norm,
         model.encoder.conv_act,
         model.decoder.up_blocks[0].upsamplers[0].conv,
     )

@@ -44,3 +44,14 @@ def test_partitions_are_compared_right():
     # Hubert and Arabie's formula by hand: 2 pairs together in both, 7 in each, of 28.
     other = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
     assert rand_index(one, other) == pytest.approx((2 - 7 * 7 / 28) / (7 - 7 * 7 / 28))
+
+
+def test_the_latent_picture_by_umap():
+    """Groups far apart in ten dimensions stay groups in the plane."""
+    pytest.importorskip("umap", reason="umap-learn is not installed: pip install umap-learn")
+    kind = torch.arange(150) % 3
+    codes = torch.randn(150, 10) + 8 * torch.nn.functional.one_hot(kind, 10)
+    counts = example("counts")
+    at, how = counts.plane(codes)
+    assert how == "UMAP" and at.shape == (150, 2)
+    assert counts.rand_index(counts.clusters(torch.from_numpy(at), 3), kind) == pytest.approx(1.0)

@@ -1,5 +1,5 @@
-"""diffusers' autoencoders (Rombach et al. 2022): the Gaussian posterior, GroupNorm with SiLU, and the
-convolution of a doubled image."""
+"""diffusers' autoencoders (Rombach et al. 2022): the Gaussian posterior, GroupNorm with SiLU and in
+attention, and the convolution of a doubled image."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, group_norm_silu, nll
 from vae_fast.functional.gaussian import reparameterize
+from vae_fast.functional.group_norm import group_norm
 from vae_fast.noise import new_key
 from vae_fast.patches.core import Noise, Table, Target
 from vae_fast.upsampling import spread
@@ -99,6 +100,52 @@ def _block(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _attention(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(
+        self: Any,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        norm = attn.group_norm
+        # An autoencoder's: of an image's own positions, with GroupNorm and the residual.
+        if (
+            type(norm) is not nn.GroupNorm
+            or _watched(norm)
+            or hidden_states.dim() != 4
+            or encoder_hidden_states is not None
+            or attention_mask is not None
+            or args
+            or kwargs
+            or (attn.spatial_norm, attn.norm_q, attn.norm_k) != (None, None, None)
+            or not attn.residual_connection
+            or torch.is_autocast_enabled(hidden_states.device.type)
+        ):
+            return original(
+                self, attn, hidden_states, encoder_hidden_states, attention_mask, temb,
+                *args, **kwargs,
+            )  # fmt: skip
+        h = group_norm(hidden_states, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        tokens = h.flatten(2).transpose(1, 2)  # no copy if channels-last
+        q, k, v = (
+            layer(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        gathered = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        for layer in attn.to_out:  # a linear layer and dropout
+            gathered = layer(gathered)
+        added = gathered.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        made = added + hidden_states
+        factor = attn.rescale_output_factor
+        return made if factor == 1 else made / factor
+
+    return __call__
+
+
 def _encoder(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, sample: Tensor) -> Tensor:
         if self.gradient_checkpointing:
@@ -153,6 +200,7 @@ def _upsample(original: Callable[..., Any]) -> Callable[..., Any]:
 
 _BLOCK = "diffusers.models.resnet.ResnetBlock2D."
 _UPSAMPLE = "diffusers.models.upsampling.Upsample2D."
+_ATTENTION = "diffusers.models.attention_processor.AttnProcessor2_0.__call__"
 _VAE = "diffusers.models.autoencoders.vae."
 _POSTERIOR = f"{_VAE}DiagonalGaussianDistribution."
 
@@ -167,6 +215,7 @@ def _targets(noise: Noise) -> list[Target]:
             _block,
             uses=((f"{_BLOCK}__init__", ("310d2fb0306e4dc5",)),),
         ),
+        Target(_ATTENTION, ("d5a292e89ccd77a2",), _attention),
         Target(f"{_VAE}Encoder.forward", ("629b31442a1244ee",), _encoder),
         Target(f"{_VAE}Decoder.forward", ("f745d319263a350b",), _decoder),
         Target(
