@@ -72,11 +72,13 @@ struct Cuda {
     });
   }
   static void group_norm(const GroupNorm& args, const Tensor& like) {
+    STD_TORCH_CHECK(args.silu, "vae_fast: on a GPU GroupNorm has SiLU behind it");
     launch_on(like, cuda::group_norm_workspace(args), [&](void* workspace, cudaStream_t stream) {
       return cuda::group_norm(args, workspace, stream);
     });
   }
   static void group_norm_backward(const GroupNormBackward& args, const Tensor& like) {
+    STD_TORCH_CHECK(args.silu, "vae_fast: on a GPU GroupNorm has SiLU behind it");
     const size_t bytes = cuda::group_norm_backward_workspace(args);
     launch_on(like, bytes, [&](void* workspace, cudaStream_t stream) {
       return cuda::group_norm_backward(args, workspace, stream);

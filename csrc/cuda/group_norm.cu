@@ -1,4 +1,4 @@
-// GroupNorm, with SiLU in the same pass or without it, forward and backward, of contiguous and of channels-last maps.
+// GroupNorm and SiLU in one pass, forward and backward, of contiguous and of channels-last maps.
 //
 // Three launches each: sums of every channel of a sample, the statistics of each group, and the
 // elements. Bytes per element in float32: forward, 8 read and 4 written; backward, 16 read and 4
@@ -139,7 +139,6 @@ template <class F>
 struct Channel {
   using C = typename F::C;
   C mean, rstd, weight, bias;
-  bool silu;
 
   template <class Args>
   VF_DEVICE void read(const Args& args, int64_t row, int64_t channel) {
@@ -148,11 +147,10 @@ struct Channel {
     rstd = __ldcg(static_cast<const C*>(args.rstd) + group);
     weight = affine<F>(args, args.weight, channel, 1.0f);
     bias = affine<F>(args, args.bias, channel, 0.0f);
-    silu = args.silu;
   }
   VF_DEVICE C xhat(C x) const { return (x - mean) * rstd; }
   VF_DEVICE C grad(C x, C g) const {  // dv
-    return silu ? g * norm::silu_grad<Math<C>>(xhat(x) * weight + bias) : g;
+    return g * norm::silu_grad<Math<C>>(xhat(x) * weight + bias);
   }
 };
 
@@ -406,17 +404,17 @@ __global__ void __launch_bounds__(kThreads, kResident)
           c[n].read(args, row, channel + n);
           c[n].rstd *= c[n].weight;
         }
-        for_each_some<F, V, LAST>(args.x, nullptr, at, step, end, aligned,
-                                  [&](int64_t i, const Some<F, V>& x, const Some<F, V>&) {
-                                    C y[V];
+        for_each_some<F, V, LAST>(
+            args.x, nullptr, at, step, end, aligned,
+            [&](int64_t i, const Some<F, V>& x, const Some<F, V>&) {
+              C y[V];
 #pragma unroll
-                                    for (int k = 0; k < V; ++k) {
-                                      const Channel<F>& own = c[k % N];
-                                      const C v = (x[k] - own.mean) * own.rstd + own.bias;
-                                      y[k] = args.silu ? norm::silu<Math<C>>(v) : v;
-                                    }
-                                    store_some<F, V>(args.y, i, aligned, y);
-                                  });
+              for (int k = 0; k < V; ++k) {
+                const Channel<F>& own = c[k % N];
+                y[k] = norm::silu<Math<C>>((x[k] - own.mean) * own.rstd + own.bias);
+              }
+              store_some<F, V>(args.y, i, aligned, y);
+            });
       },
       [](int64_t, int64_t, int64_t) {});
 }

@@ -273,7 +273,6 @@ def _group_norm(
     x: torch.Tensor,
     groups: int,
     last: bool,
-    silu: bool,
     **inputs: torch.Tensor | None,
 ) -> ctypes.Structure:
     """x is (rows, channels, inner), or (rows, inner, channels) where it is channels-last."""
@@ -281,7 +280,7 @@ def _group_norm(
     args = run.structs[kind](
         dtype=e.code(x.dtype),
         channels_last=last,
-        silu=silu,
+        silu=True,
         rows=rows,
         channels=channels,
         groups=groups,
@@ -300,10 +299,9 @@ def group_norm(
     bias: torch.Tensor | None,
     eps: float,
     last: bool,
-    silu: bool = True,
 ) -> list[torch.Tensor]:
     """[y, mean, rstd]"""
-    args = _group_norm(run, "GroupNorm", x, groups, last, silu, weight=weight, bias=bias)
+    args = _group_norm(run, "GroupNorm", x, groups, last, weight=weight, bias=bias)
     args.eps = eps
     sums = e.accumulator(x.dtype)
     found = [run.take(tuple(x.shape), x.dtype)]
@@ -322,11 +320,10 @@ def group_norm_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
     last: bool,
-    silu: bool = True,
 ) -> list[torch.Tensor]:
     """[grad_x, grad_weight, grad_bias]"""
     inputs = {"weight": weight, "bias": bias, "mean": mean, "rstd": rstd, "grad_y": grad_y}
-    args = _group_norm(run, "GroupNormBackward", x, mean.shape[1], last, silu, **inputs)
+    args = _group_norm(run, "GroupNormBackward", x, mean.shape[1], last, **inputs)
     found = [run.take(tuple(x.shape), x.dtype)]
     found += [run.take((args.channels,), e.accumulator(x.dtype)) for _ in range(2)]
     args.grad_x, args.grad_weight, args.grad_bias = (pointer(t) for t in found)

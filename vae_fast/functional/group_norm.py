@@ -49,7 +49,7 @@ def group_norm(
     *,
     silu: bool = False,
 ) -> torch.Tensor:
-    """``group_norm_silu``, or the same without SiLU: v in place of v sigmoid(v)."""
+    """``group_norm_silu``, or the same without SiLU: v in place of v sigmoid(v), on a GPU by torch."""
     check_floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must be (N, C, ...), got shape {tuple(x.shape)}")
@@ -69,6 +69,6 @@ def group_norm(
             )
         if t.device != x.device:
             raise ValueError(f"{name} is on {t.device}, x on {x.device}: move them to one device")
-    if use_native(x.device.type):
+    if use_native(x.device.type) and (silu or x.is_cpu):
         return _native.group_norm(x, num_groups, weight, bias, eps, silu)
     return reference.group_norm(x, num_groups, weight, bias, eps, silu)
