@@ -22,12 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vae_fast.backend import Backend, get_backend, is_transforming, set_backend
-<<<<<<< HEAD:vae_fast/networks/blocks.py
-from vae_fast.networks.scripting import NotScriptable
-=======
 from vae_fast.functional.group_norm import group_norm
-from vae_fast.models.scripting import NotScriptable
->>>>>>> 40be21d (GroupNorm's kernels work on pairs of vectors, with SiLU or without):vae_fast/models/blocks.py
+from vae_fast.networks.scripting import NotScriptable
 from vae_fast.nn import GroupNormSiLU
 
 CHECKPOINTING = ("none", "norms", "blocks")
@@ -90,7 +86,7 @@ def set_checkpointing(network: nn.Module, level: str) -> None:
             module.recompute = module.level == level
 
 
-def norm_of(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.GroupNorm:
+def group_norm_of(channels: int, groups: int, kind: type = nn.GroupNorm) -> nn.GroupNorm:
     if groups < 1 or channels % groups:
         raise ValueError(
             f"GroupNorm needs channels that its groups divide: a level has {channels} channels, "
@@ -111,7 +107,7 @@ class NormConv(Recomputable):
 
     def __init__(self, n_in: int, n_out: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm = norm_of(n_in, groups, GroupNormSiLU)
+        self.norm = group_norm_of(n_in, groups, GroupNormSiLU)
         self.dropout = nn.Dropout(dropout)
         self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.is_random = dropout > 0
@@ -155,7 +151,7 @@ class SelfAttention(Recomputable):
                 f"head_channels is {head_channels}"
             )
         self.heads = channels // min(channels, head_channels)
-        self.norm = norm_of(channels, groups)
+        self.norm = group_norm_of(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)
