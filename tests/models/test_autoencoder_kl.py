@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from vae_fast import evaluate, noise, reference, tasks
-from vae_fast.models import BetaVAE, blocks, build
+from vae_fast.models import BetaVAE, build
+from vae_fast.networks import blocks
 from vae_fast.networks.blocks import Double, Residual, SelfAttention
 
 SHAPE = (2, 8, 12)
