@@ -9,10 +9,11 @@ import torch
 
 from vae_fast import tasks
 from vae_fast.cli import main
-from vae_fast.data import load, open_shards
+from vae_fast.data import folders, load, open_shards
 from vae_fast.train import TrainConfig, Trainer
 from vae_fast.train.config import from_dict, to_dict
 from vae_fast.train.run_data import load_split
+from vae_fast.train.setup import load_data
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -80,6 +81,16 @@ def test_held_out_samples_are_of_every_class_and_stay_held_out(photos, trained):
     with pytest.raises(ValueError, match=r"data.json can't be read: .*remove it"):
         load_split(config, "val")
     (trained / "data.json").write_text(json.dumps(record))
+
+
+def test_a_folder_is_read_once_for_both_splits(photos, trained, monkeypatch):
+    config = tasks.load_model(trained, device="cpu").config
+    read = []
+    headers = folders._headers
+    monkeypatch.setattr(folders, "_headers", lambda *a, **k: read.append(1) or headers(*a, **k))
+    train, val = load_data(config)
+    assert len(read) == 1 and not set(train.files) & set(val.files)
+    assert val.files == json.loads((trained / "data.json").read_text())["held_out"]
 
 
 def test_labels_are_given_by_name(trained, tmp_path, capsys):

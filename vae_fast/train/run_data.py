@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_fast import data as datasets
 from vae_fast.data import DataOptions
+from vae_fast.data.catalog import canonical
 from vae_fast.data.ranges import LabelRange
 from vae_fast.files import atomic_write
 from vae_fast.models.conditions import Labels
@@ -34,10 +35,23 @@ RECORD = "data.json"
 
 def load_split(config: TrainConfig, split: str) -> Any:
     """Training ("train") or validation ("val") data of the run. Values are not checked."""
-    kept = _record(config).get("held_out")
-    options = config.data_options
-    data = datasets.load(data_of(config), split=split, bounded=False, options=options, kept=kept)
-    return in_column_order(config, data)
+    return load_splits(config, split)[0]
+
+
+def load_splits(config: TrainConfig, *splits: str) -> list[Any]:
+    """As ``load_split``, of several splits. A file or folder is read once for all of them."""
+    kept, options = _record(config).get("held_out"), config.data_options
+    source: Any = data_of(config)
+    if canonical(source) is None:
+        source = datasets.as_data(source, bounded=False, options=options)
+        options = replace(options, size=None, mode=None)  # of files, which are read
+    return [
+        in_column_order(
+            config,
+            datasets.load(source, split=split, bounded=False, options=options, kept=kept),
+        )
+        for split in splits
+    ]
 
 
 def load_other(config: TrainConfig, source: str, options: DataOptions | None = None) -> Any:

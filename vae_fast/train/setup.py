@@ -27,7 +27,7 @@ from vae_fast.train import rng
 from vae_fast.train.config import GIVEN, OPTIMIZERS, TrainConfig
 from vae_fast.train.distributed import World
 from vae_fast.train.memory import check_model
-from vae_fast.train.run_data import load_split
+from vae_fast.train.run_data import load_splits
 
 
 def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[Any, Any]:
@@ -40,7 +40,7 @@ def load_data(config: TrainConfig, train: Any = None, val: Any = None) -> tuple[
         raise TypeError("train_data and val_data: give both, or neither")
     given = train is not None
     if not given:
-        train, val = (load_split(config, split) for split in ("train", "val"))
+        train, val = load_splits(config, "train", "val")
     train, val = (datasets.as_data(data, bounded=False) for data in (train, val))
     if config.binarize != "none":  # interprets uint8 as x / 255
         train, val = (datasets.in_support(data, unit=True) for data in (train, val))
