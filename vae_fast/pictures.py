@@ -119,8 +119,8 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     for split, (x, y) in lines.items():
         is_val = split == "val"
         color = _VAL if is_val else _TRAIN
-        width, marker = (1.8, "o") if is_val else (1.6, None)
-        axis.plot(x, y, color=color, linewidth=width, marker=marker, markersize=3)
+        marker = "o" if is_val or len(x) == 1 else None  # a line of one point does not show
+        axis.plot(x, y, color=color, linewidth=1.8 if is_val else 1.6, marker=marker, markersize=3)
         axis.annotate(
             f" {split} {y[-1]:.1f}" if is_val else f" {split}",
             (x[-1], y[-1]),
@@ -137,7 +137,9 @@ def _draw_curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     axis.grid(axis="y", color="#eceef1", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.set_xlabel("step", fontsize=9, color=_hex(_FAINT))
-    axis.margins(x=0.02)
+    axis.margins(x=0.02, y=0.12)  # room for the words below the last points
+    axis.set_xlim(left=0)
+    axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
 
 
 def _even(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -66,6 +66,18 @@ def test_every_label_has_a_colour_of_its_own():
         assert len({of_tasks._colour(label, count) for label in range(count)}) == count
 
 
+def test_the_curves_of_one_interval_show_points_at_whole_steps():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axis = figure.subplots()
+    rows = [{"step": 3, "split": split, "loss": loss} for split, loss in (("train", 9), ("val", 7))]
+    pictures._draw_curve(axis, rows, "loss")
+    assert [line.get_marker() for line in axis.lines] == ["o", "o"]
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert low == 0 and ticks and all(tick == round(tick) for tick in ticks)
+    assert axis.get_ylim()[0] < 7 - 0.2
+
+
 def test_curves_omit_values_that_are_not_finite(tmp_path):
     rows = [
         {"step": s, "split": split, "loss": v, "recon": v, "kl": 1.0}
