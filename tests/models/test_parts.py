@@ -404,6 +404,9 @@ def test_riemannian_by_hand():
         ("vae", {"objective": "rae-l2"}, "RAE is for models whose z has no density, and that of"),
         ("ae", {"objective": "rae-gp", "prior": "maf"}, "AE has no density of z"),
         ("autoencoder-kl", {"latent_dim": 3}, "takes no latent_dim"),
+        ("vae", {"objective": "dip-i", "posterior": "iaf"}, "not defined for the posterior iaf"),
+        ("vae", {"objective": "riemannian", "posterior": "iaf"}, "takes the Gaussian$"),
+        ("vae", {"objective": "hamiltonian", "posterior": "vmf"}, "the Gaussian and flows"),
         ("autoencoder-kl", {"condition": "labels"}, "autoencoder-kl takes no condition"),
     ],
 )
@@ -431,3 +434,43 @@ def test_a_vrae_takes_posteriors_and_objectives(posterior):
     torch.testing.assert_close(wanted.recon, plain.nll_at(x, z).mean(), rtol=1e-5, atol=1e-4)
     found.loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_hamiltonian_starts_from_the_flows_z():
+    """One leap so small that it goes nowhere: the loss is that of the flow's z."""
+    torch.manual_seed(0)
+    options = {"posterior": "planar", "latent_dim": D, "network_options": NETWORK}
+    still = {"leaps": 1, "step": 1e-12, "temperature": 1.0}
+    model = build(
+        "vae", SHAPE, objective="hamiltonian", objective_options=still, **options
+    ).double()
+    with torch.no_grad():
+        for p in model.posterior.parameters():
+            p.add_(torch.randn_like(p))
+    x, key = images(), noise.new_key()
+    q = model.encode(x)
+    z, log_q = model.posterior.sample(q, noise_key=key)
+    assert (z - q.mu).abs().max() > 0.1
+    wanted = model.nll_at(x, z) + log_q - importance.standard_log_density(z)
+    torch.testing.assert_close(model.loss(x, noise_key=key).loss, wanted.mean())
+
+
+@pytest.mark.parametrize("part", [{"prior": "mixture"}, {"posterior": "vmf"}, {"prior": "learned"}])
+def test_vae_gan_draws_from_the_models_own_prior(part):
+    torch.manual_seed(0)
+    name = "cvae" if part == {"prior": "learned"} else "vae"
+    model = build(name, (1, 8, 8), objective="vae-gan", latent_dim=3, **part)
+    with torch.no_grad():
+        if name == "cvae":
+            model.prior_network[-1].bias.copy_(torch.tensor([9.0, 9, 9, -9, -9, -9]))
+        elif "prior" in part:
+            model.learned_prior.mu.fill_(9.0), model.learned_prior.logvar.fill_(-9.0)
+    seen, decode = [], model.decode
+    model.decode = lambda z, *y: (seen.append(z), decode(z, *y))[1]
+    condition = (torch.arange(4),) if name == "cvae" else ()
+    model.loss(torch.rand(4, 1, 8, 8), *condition, phase="discriminator")
+    fresh = seen[-1]
+    if "posterior" in part:
+        torch.testing.assert_close(fresh.norm(dim=1), torch.ones(4))
+    else:
+        torch.testing.assert_close(fresh, torch.full((4, 3), 9.0), atol=1.5, rtol=0)

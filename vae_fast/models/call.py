@@ -46,6 +46,11 @@ class Call(NamedTuple):
         zeros = torch.zeros_like(like)
         return reparameterize(zeros, zeros, noise_key=self.stream(1))
 
+    @torch.no_grad()
+    def from_prior(self, like: Tensor) -> Tensor:
+        """z of the model's prior for each sample, in the shape of ``like``, without gradients."""
+        return self.model.prior_from(self.normals(like), *self.condition)
+
     def stream(self, i: int) -> Tensor | None:
         """The i-th noise key of this call; None draws new noise."""
         return None if self.noise_key is None else streams_of(self.noise_key, i)

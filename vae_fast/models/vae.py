@@ -45,6 +45,13 @@ class BetaVAE(LatentModel):
                 f"a {posterior.name} posterior has a space and a prior of its own: leave the prior "
                 "standard"
             )
+        wants = "any" if self.objective is None else self.objective.posteriors
+        own_space = posterior is not None and posterior.has_own_space
+        if posterior is not None and (wants == "gaussian" or (wants == "flat" and own_space)):
+            raise ValueError(
+                f"{self.objective.name} is not defined for the posterior {posterior.name}: it takes "
+                + ("the Gaussian" if wants == "gaussian" else "the Gaussian and flows")
+            )
         self.posterior = posterior
         self.divides_kl = self.divides_kl and posterior is None
 
@@ -92,6 +99,15 @@ class BetaVAE(LatentModel):
         z = super().sample_prior(n, temperature, generator)
         own = self.posterior is not None and self.posterior.has_own_space
         return self.posterior.sample_prior(z) if own else z
+
+    def prior_from(self, eps: Tensor, *condition: Tensor) -> Tensor:
+        """z ~ p(z) for each row of eps (N, latent_dim), draws from N(0, 1)."""
+        if self.learned_prior is not None:
+            return self._from_learned_prior(eps, None)
+        if self.posterior is not None and self.posterior.has_own_space:
+            return self.posterior.sample_prior(eps)
+        p = self.prior(*condition)
+        return eps if p is None else p.mu + torch.exp(0.5 * p.logvar) * eps
 
     def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
         """log p(z) in nats, (...,) for z (..., latent_dim); p is the result of ``prior``."""

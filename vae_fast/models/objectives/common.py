@@ -20,10 +20,12 @@ class Objective(WideBuffers):
     """``forward(call)`` is the loss of a model's call. Terms are in nats per sample.
 
     ``of_batches``: the loss is defined on a batch only. ``deterministic``: whether it is for models
-    whose z has no density; None: for both kinds.
+    whose z has no density; None: for both kinds. ``posteriors``: "any", "flat" for those without a
+    space of their own, or "gaussian".
     """
 
     of_batches = False
+    posteriors = "any"
     deterministic: bool | None = False
 
     def forward(self, call: Call, **options: Any) -> LossOutput:

@@ -83,7 +83,7 @@ class DIP(Objective):
     own part of the batch.
     """
 
-    of_batches = True
+    of_batches, posteriors = True, "gaussian"
 
     def __init__(self, *, kind: int = 1, off: float = 10.0, own: float | None = None) -> None:
         super().__init__()

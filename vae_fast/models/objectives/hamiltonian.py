@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import reparameterize
-from vae_fast.models import importance
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.common import Objective, Terms
 
@@ -27,6 +25,8 @@ class Hamiltonian(Objective):
         temperature: beta_0 in (0, 1]; it rises to 1 by the paper's quadratic scheme.
     """
 
+    posteriors = "flat"
+
     def __init__(
         self, latent_dim: int, *, leaps: int = 3, step: float = 0.05, temperature: float = 0.3
     ) -> None:
@@ -42,8 +42,8 @@ class Hamiltonian(Objective):
     def terms(self, call: Call) -> Terms:
         model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
-        z = reparameterize(*q, noise_key=call.noise_key)
-        gamma, log_q = call.normals(z), importance.log_density(z, *q)
+        z, log_q = model.drawn(q, noise_key=call.noise_key)
+        gamma = call.normals(z)
         moved, rho, recon = self.moved(call, z, gamma, p)
         kinetic = 0.5 * (rho.square() - gamma.square()).sum(1)
         kl = log_q - model.log_prior(moved, p) + kinetic

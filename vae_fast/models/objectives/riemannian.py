@@ -71,6 +71,8 @@ class Riemannian(Objective):
         iterations: fixed-point steps for each implicit equation.
     """
 
+    posteriors = "gaussian"
+
     places: Tensor
     diagonal: Tensor
     centers: Tensor

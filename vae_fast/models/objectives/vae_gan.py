@@ -73,14 +73,14 @@ class VAEGAN(Objective):
             kl = torch.zeros_like(kl)
         z = z.detach()
         if "decoder" in wanted:
-            made, fresh = call.made_at(z), call.made_at(call.normals(z))
+            made, fresh = call.made_at(z), call.made_at(call.from_prior(z))
             features, logits = self._judged(made, fixed=True)
             fooled = _mean(F.softplus(-logits))
             fooled = fooled + _mean(F.softplus(-self._judged(fresh, fixed=True)[1]))
             loss = loss + self.gamma * self._off(at, features) + fooled
         if "discriminator" in wanted:
             with torch.no_grad():
-                made, fresh = call.made_at(z), call.made_at(call.normals(z))
+                made, fresh = call.made_at(z), call.made_at(call.from_prior(z))
             real, *fakes = (self._judged(t)[1] for t in (truth, made, fresh))
             loss = loss + _mean(F.softplus(-real)) + sum(_mean(F.softplus(t)) for t in fakes)
         return loss, recon, kl
