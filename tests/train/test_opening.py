@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vae_fast.data import DataOptions
 from vae_fast.train import TrainConfig, Trainer, opening
 
 
@@ -33,6 +34,21 @@ def test_model_data_steps_and_device_come_first(trainer, capsys):
     assert first.endswith("90 samples of 1x4x4, 10 more for validation")
     assert second.startswith("30 steps of 9 samples, 10 an epoch, on the CPU with ")
     assert runner.startswith("Steps are taken by the ")
+
+
+def test_a_large_folder_of_images_is_better_packed(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(20):
+        image.fromarray(np.full((4, 4), i, np.uint8)).save(photos / f"{i}.png")
+    config = TrainConfig(data=str(photos), out=str(tmp_path / "run"), device="cpu")
+    config.data_options, config.batch_size = DataOptions(size=3, damaged="skip"), 9
+    assert "decodes" not in opening.opening(Trainer(config))
+    monkeypatch.setattr(opening, "MANY", 18)
+    config.out = str(tmp_path / "run2")
+    said = opening.opening(Trainer(config)).splitlines()[-1]
+    assert f"vae-fast pack {photos} FOLDER --data.size 3 --data.damaged skip, and" in said
 
 
 def test_an_estimate_is_printed_once_without_rows(trainer, capsys, monkeypatch):

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vae_fast import data as datasets
+from vae_fast.data import DataOptions
 from vae_fast.train.callbacks import Callback
+from vae_fast.train.config import GIVEN, TrainConfig
 
 if TYPE_CHECKING:
     from vae_fast.train.trainer import Trainer
 
+MANY = 5_000  # image files whose decoding in every epoch is worth a word
 SOON = 3.0  # seconds of steps that an estimate is made from
 
 
@@ -28,7 +32,24 @@ def opening(trainer: Trainer) -> str:
         f"{config.model}, {count:,} parameters, on {data.name}: {len(data):,} samples of {shape}, "
         f"{len(held_out):,} more for validation\n"
         f"{left:,} steps{begun} of {config.batch_size} samples, {len(trainer.batches):,} an epoch, "
-        f"on {_device(trainer.device)}{_ranks(trainer.world.size)}"
+        f"on {_device(trainer.device)}{_ranks(trainer.world.size)}{_decoding(config, data)}"
+    )
+
+
+def _decoding(config: TrainConfig, data: Any) -> str:
+    """How to spare a large folder of image files the decoding in every epoch; "" for other data."""
+    given = config.data.startswith(GIVEN)
+    if given or len(data) < MANY or config.epochs < 2 or not datasets.holds_images(config.data):
+        return ""
+    how = config.data_options
+    flags = "".join(
+        f" --data.{name} {getattr(how, name)}"
+        for name in ("size", "mode", "background", "damaged")
+        if getattr(how, name) != getattr(DataOptions(), name)
+    )
+    return (
+        "\nEvery epoch decodes these files again. To decode them once: "
+        f"vae-fast pack {config.data} FOLDER{flags}, and then train with --data FOLDER"
     )
 
 
