@@ -21,8 +21,8 @@ namespace vae_fast::norm {
 using cpu::kBlock;
 using cpu::kChunk;
 
-constexpr int64_t kNormPiece = 1 << 15;  // elements of a piece
-constexpr int64_t kNormRows = 256;       // the most rows of a piece
+constexpr int64_t kNormPiece = 1 << 16;  // elements of a piece
+constexpr int64_t kNormRows = 512;       // the most rows of a piece
 
 VF_FN int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
@@ -425,8 +425,8 @@ VF_FN void group_moments(const Rows<M, S>& rows, const S* x, int64_t n, Moments*
                          one.a += d.a, one.b += d.b;
                          other.a += d.a * d.a, other.b += d.b * d.b;
                        };
-  // Roughly the mean, as for contiguous runs: that of 16 rows, for 256 rows.
-  const int64_t some = n < 16 * rows.width ? n : 16 * rows.width;
+  // Roughly the mean, as for contiguous runs: that of 24 rows, for 512 rows.
+  const int64_t some = n < 24 * rows.width ? n : 24 * rows.width;
   sums_down<M, S>(rows, x, some, zero, shift, squares, add);
   for (int64_t l = 0; l < rows.width; ++l) {
     const int64_t count = count_at(some, rows.width, l);
