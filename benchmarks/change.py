@@ -80,6 +80,8 @@ def changes(before: Results, now: Results) -> str:
     said = f"Beside the run of {before['date']} (commit {before['commit']})"
     if not same:
         said += ", on another machine: only ratios compare"
+    elif any(table.busy(run["machine"]) for run in (before, now)):
+        said += ", and others were using the machine in one of the two: trust ratios, not times"
     return f"{said}:\n\n{table.align([head, *body], markdown=False)}"
 
 

@@ -119,6 +119,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
     rows = [row for row in results["rows"] if row["bytes"] and OURS in timed(row)]
     if not rows:
         return []
+    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in rows:
+        sizes[row["op"], row["pass"]].add(row["elements"])
+    if all(len(found) == 1 for found in sizes.values()):  # nothing to draw against the size
+        return [dots(rows, folder)]
     return [roofline(rows, results, folder), ratios(rows, results, folder)]
 
 
@@ -242,6 +247,40 @@ def ratios(rows: list[Row], results: Results, folder: Path) -> Path:
         x=0.01,
         ha="left",
     )
+    path = folder / "ratios.png"
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def dots(rows: list[Row], folder: Path) -> Path:
+    """How many times as long each peer takes: a line of dots for each op, of rows of one size."""
+    from matplotlib import pyplot, ticker
+
+    shown = [row for row in rows if row["dtype"] == "float32" and not row["target"]]
+    names = [
+        f"{row['op']}\n{PASS_WORDS.get(row['pass'], row['pass'])}, {row['shape']}" for row in shown
+    ]
+    height = 1.3 + 0.45 * max(1, len(shown))
+    figure, axes = pyplot.subplots(figsize=(8, height), squeeze=False, layout="constrained")
+    axis = axes[0, 0]
+    for name in dict.fromkeys(name for row in shown for name in peers(row)):
+        at = [(ratio(row, name), i) for i, row in enumerate(shown) if name in timed(row)]
+        if at:
+            x, y = zip(*at, strict=True)
+            colour = COLOURS.get(name, OTHER)
+            axis.scatter(x, y, s=36, color=colour, label=WORDS.get(name, name), zorder=3)
+    axis.axvline(1, color=COLOURS[OURS], linewidth=1.5, label=WORDS[OURS])
+    axis.set_yticks(range(len(shown)), names, fontsize=8)
+    axis.set(xscale="log", ylim=(len(shown) - 0.5, -0.5))
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.tick_params(labelsize=8)
+    axis.grid(True, which="major", color="#e5e5e5", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("times as long as vae_fast (right of 1: vae_fast is faster)", fontsize=8)
+    legend(figure, axes)
     path = folder / "ratios.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -225,6 +225,19 @@ def test_the_report_has_both_pictures_and_all_rows(results, tmp_path):
         assert eager.sum() > 50
 
 
+def test_rows_of_one_size_are_dots_in_a_line_each(results, tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    results["rows"][1] = row(1 << 18, 1e-3, op="iwae_bound", eager=entry(3e-3))
+    assert [path.name for path in report.draw(results, tmp_path)] == ["ratios.png"]
+    axis = drawn[0].axes[0]
+    labels = [text.get_text().splitlines()[0] for text in axis.get_yticklabels()]
+    assert labels == ["bernoulli_nll", "iwae_bound"]
+    dots = {found.get_label(): found.get_offsets().tolist() for found in axis.collections}
+    assert dots["plain PyTorch"] == [[pytest.approx(2e-3 / (12 * 65536 / 12e9)), 0], [3.0, 1]]
+
+
 @pytest.mark.parametrize("panels", [1, 2])
 def test_a_picture_s_legend_covers_no_words(results, tmp_path, monkeypatch, panels):
     if panels == 2:
@@ -288,6 +301,11 @@ def test_runs_of_two_machines_are_compared_by_ratios_alone(results):
     text = change.changes(other, moved(results, 1.5))
     assert "only ratios compare" in text
     assert "%" not in text
+    busy = results["machine"] | {"load average at start": 9.0}
+    for pair in ((results, dict(results, machine=busy)), (dict(results, machine=busy), results)):
+        assert "others were using the machine" in change.changes(*pair)
+    quiet = dict(results, machine=results["machine"] | {"load average at start": 0.1})
+    assert "others were using" not in change.changes(quiet, quiet)
 
 
 def test_runs_without_a_row_in_common_are_refused(results):
