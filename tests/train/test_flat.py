@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from vae_fast.layers import MLP
+from vae_fast.moments import FLUSHED_EVERY
 from vae_fast.train import OptimizerConfig, TrainConfig
 from vae_fast.train.average import WeightAverage
-from vae_fast.train.flat import FLUSHED_EVERY, LIMIT, FlatAdam, FlatParameters
+from vae_fast.train.flat import LIMIT, FlatAdam, FlatParameters
 from vae_fast.train.update import Update
 
 CPU = torch.device("cpu")

@@ -13,16 +13,12 @@ from typing import cast as cast_to
 import torch
 from torch import Tensor, nn
 
+from vae_fast.moments import FLUSHED_EVERY, LEAST_EPS
 from vae_fast.ops.parameter_buffers import ParameterBuffers
 
 # Elements up to which a model is flattened. In larger models each op takes long anyway, and the
 # second copy of the gradients (backward's and the buffer's) would cost too much memory.
 LIMIT = 1 << 24
-# Weights of a ReLU that is off for all samples have no gradient. Their first moment shrinks by a tenth
-# with every step and is subnormal after some 800 steps; there a CPU's arithmetic takes a hundred times
-# as long. So subnormal moments become zero every FLUSHED_EVERY steps, unless eps is below LEAST_EPS.
-FLUSHED_EVERY = 32
-LEAST_EPS = 1e-15
 ALIGNED = 16  # elements: a cache line of float32
 
 

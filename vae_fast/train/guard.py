@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.backend import _libraries, get_backend
+from vae_fast.moments import flush_subnormals
 from vae_fast.train import sharded
 from vae_fast.train.config import OptimizerConfig
 
@@ -227,3 +228,5 @@ def _step(optimizer: Any, skipped: Tensor | None, scale: Tensor | None, *, on_de
             [p.grad for group in groups for p in group["params"] if p.grad is not None], scale
         )
     optimizer.step()
+    if not on_device and isinstance(optimizer, torch.optim.Optimizer):  # FlatAdam flushes its own
+        flush_subnormals(optimizer)
