@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.json"
+# Where `setup.py build_ext` leaves its objects.
+BUILT = ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 LEVELS = ("generic", "avx2", "avx512")
 # Whole blocks and vectors, so that tails take no part; few, for a step takes microseconds.
 SIZES = (1 << 10, 1 << 11)
@@ -57,10 +60,14 @@ def need() -> None:
 
 
 def build(folder: Path) -> Path:
-    """Compile the drivers and their caller, with setup.py's optimisation, unless it is done."""
-    folders = ("csrc/cpu", "csrc/step")
-    sources = [ROOT / "benchmarks" / "instructions.cpp"]
-    sources += [source for folder in folders for source in sorted(ROOT.glob(f"{folder}/*.cpp"))]
+    """The drivers and their caller, with setup.py's optimisation, unless the program is there.
+
+    A driver is the one that setup.py compiled, where that is newer than all sources: compiling them
+    takes minutes.
+    """
+    patterns = ("csrc/cpu/*.cpp", "csrc/step/*.cpp")
+    sources = [source for pattern in patterns for source in sorted(ROOT.glob(pattern))]
+    caller = ROOT / "benchmarks" / "instructions.cpp"
     headers = [p for pattern in ("*.h", "*.inc") for p in sorted(ROOT.glob(f"csrc/**/{pattern}"))]
     flags = [
         "-std=c++20",
@@ -69,26 +76,31 @@ def build(folder: Path) -> Path:
         "-fno-math-errno",
         "-fvisibility=hidden",
         "-Wno-psabi",
+        "-fPIC",
         "-pthread",
     ]
     digest = hashlib.sha256(" ".join(flags).encode())
-    for path in (*sources, *headers):
+    for path in (caller, *sources, *headers):
         digest.update(path.read_bytes())
     program = folder / f"instructions-{digest.hexdigest()[:16]}"
     if program.exists():
         return program
     folder.mkdir(parents=True, exist_ok=True)
     compiler = [os.environ.get("CXX", "g++"), *flags, "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}"]
+    changed = max(path.stat().st_mtime for path in (*sources, *headers))
+    objects_of = {source: BUILT / source.relative_to(ROOT).with_suffix(".o") for source in sources}
+    built = [o for o in objects_of.values() if o.exists() and o.stat().st_mtime > changed]
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [Path(scratch) / f"{i}.o" for i in range(len(sources))]
+        left = [caller, *(s for s in sources if objects_of[s] not in built)]
+        objects = [Path(scratch) / f"{i}.o" for i in range(len(left))]
         with ThreadPoolExecutor(2) as pool:
             jobs = [
                 pool.submit(_run, [*compiler, "-c", str(source), "-o", str(made)])
-                for source, made in zip(sources, objects, strict=True)
+                for source, made in zip(left, objects, strict=True)
             ]
             for job in jobs:
                 job.result()
-        _run([compiler[0], "-pthread", *map(str, objects), "-o", str(program)])
+        _run([compiler[0], "-pthread", *map(str, objects + built), "-o", str(program)])
     return program
 
 

@@ -10,7 +10,7 @@ wheel="$(cd "$ROOT" && realpath "$1")"
 env="$VERIFY_DIR/empty"
 rm -rf "$env"
 "$PYTHON" -m venv "$env"
-"$env/bin/python" -m pip install -q --disable-pip-version-check "$wheel[test]" "$NEW_TORCH"
+"$env/bin/python" -m pip install -q --disable-pip-version-check "${wheel}[test]" "$NEW_TORCH"
 said="$(python_in "$env" '
 import torch, vae_fast
 facts = vae_fast.info()

@@ -20,9 +20,10 @@ flags=(-std=c++20 -Wno-unknown-pragmas -I csrc -isystem "$torch" -isystem "$head
     -isystem "$torch/torch/csrc/api/include" '-DVAE_FAST_BUILD_TORCH=""')
 
 if [ $# = 0 ]; then
-    # The longest first.
-    set -- csrc/library.cpp csrc/module.cpp csrc/autograd/*.cpp \
-        $(ls csrc/{cpu,norm,step}/*.cpp | grep -v '_avx')
+    set -- csrc/library.cpp csrc/module.cpp csrc/autograd/*.cpp # the longest first
+    for source in csrc/{cpu,norm,step}/*.cpp; do
+        case $source in *_avx*) ;; *) set -- "$@" "$source" ;; esac
+    done
 fi
 # shellcheck disable=SC2016  # the inner shell's variables
 printf '%s\n' "$@" | xargs -P "$(nproc 2> /dev/null || echo 2)" -I '{}' bash -c '

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the check_*.sh scripts: a work folder with virtual environments that are made once, a
 # clean copy of the sources, and one way to say PASS, FAIL or SKIP. Source it; don't run it.
 #

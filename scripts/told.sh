@@ -11,7 +11,7 @@ if [ -t 2 ]; then every=1 shown='\r\033[K%s: %d s'; else every=20 shown='%s: %d 
 began=$SECONDS next=$every
 while kill -0 "$job" 2> /dev/null; do
     if ((SECONDS - began >= next)); then
-        # shellcheck disable=SC2059 (the format is one of the two above)
+        # shellcheck disable=SC2059  # the format is one of the two above
         printf "$shown" "$words" $((SECONDS - began)) >&2
         next=$((SECONDS - began + every))
     fi

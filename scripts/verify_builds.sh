@@ -2,7 +2,7 @@
 # All the checks of building and installing, one after the other, and a summary. Fails if one does.
 # The quickest come first. They share environments and a wheel (common.sh).
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 checks=(check_docs check_cuda_toolkit_missing check_sass check_oldest_torch check_no_compiler
     check_cuda_without_gpu check_wheel_two_torches)

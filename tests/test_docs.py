@@ -35,10 +35,11 @@ MADE = {
     "csrc/likelihoods/logistic.h",
     "vae_fast/likelihoods/logistic.py",
 }
-# What of a page's commands is carried out; pip, make and scripts have checks of their own.
+# What of a page's commands is carried out, as Python; pip, make and scripts have checks of their own.
 RUN = {
-    "vae-fast": [sys.executable, "-m", "vae_fast"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+    "vae-fast": "sys.argv[0] = '-m'; from vae_fast.cli import script; sys.exit(script())",
+    "torchrun": "import subprocess; command = [sys.executable, '-m', 'torch.distributed.run']; "
+    "sys.exit(subprocess.run(command + sys.argv[1:]).returncode)",
 }
 
 # Libraries that a page shows and the project does not need: a block that imports one runs where it is
@@ -261,7 +262,7 @@ def lacks(code: str) -> bool:
 
 def script_of(page: str) -> str:
     """The page as a Python script, whose errors name the page's lines."""
-    lines = ["import subprocess", "names = {'__name__': '__main__'}"]
+    lines = ["import sys", "from tests.fresh import python", "names = {'__name__': '__main__'}"]
     for language, start, text in blocks(page):
         if language == "python" and not lacks(text):
             code = "\n" * (start - 1) + text
@@ -270,9 +271,12 @@ def script_of(page: str) -> str:
             for line in text.replace("\\\n", " ").splitlines():
                 words = words_of(line)
                 if words and words[0] in RUN:
-                    command = [*RUN[words[0]], *words[1:]]
-                    lines.append(f"print({line!r}, flush=True)")
-                    lines.append(f"subprocess.run({command!r}, check=True)")
+                    command = [f"import sys; {RUN[words[0]]}", *words[1:]]
+                    lines.append(f"done = python(*{command!r})")
+                    lines.append(
+                        f"print({line!r}, done.stdout, done.stderr, sep='\\n', flush=True)"
+                    )
+                    lines.append("if done.returncode: sys.exit(done.returncode)")
     return "\n".join(lines)
 
 

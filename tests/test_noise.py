@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vae_fast
+from tests.conftest import LEVELS, level
 from vae_fast import noise, reference, reparameterize
 from vae_fast.backend import library
 
@@ -174,10 +175,15 @@ def test_hundred_million_normals(implementation):
     """The first four moments, the tails beyond 5 sigma, lag correlations, at 10^8 draws."""
     if vae_fast.get_backend() == "reference":
         pytest.skip("its words are the kernels', bit for bit, and 10^8 take it minutes")
-    scores = moments_and_tails(
-        draws(torch.tensor([31415926535, 27182818284]).to(implementation), 10**8)
-    )
-    assert_normal(scores, 5.0)
+    key = torch.tensor([31415926535, 27182818284])
+    found = draws(key.to(implementation), 10**8)
+    if implementation == "cuda" or library().cpu_capability() == LEVELS[0]:
+        assert_normal(moments_and_tails(found), 5.0)
+    else:
+        with level(LEVELS[0]):
+            off = draws(key, 10**8).sub_(found).abs_()
+        # No score moves by more than 0.03 then.
+        assert off.double().mean() < 1e-6 and off.max() < 1e-3
 
 
 def test_the_statistics_see_what_is_not_normal():

@@ -1,6 +1,7 @@
 """A resumed run has the bits of an uninterrupted one, wherever it was stopped."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,20 +213,30 @@ def test_a_finished_run_can_be_made_longer(make, resume):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_sigkill_twenty_times(tmp_path, precision):
+def test_sigkill_twenty_times(tmp_path, monkeypatch, precision):
     """A program killed with SIGKILL at 20 random moments ends with the result of an uninterrupted
     one."""
     np.save(
         tmp_path / "data.npy", np.random.default_rng(0).integers(0, 256, (2000, 8, 8), np.uint8)
     )
-    program = [sys.executable, "-m", "vae_fast"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Each process is a fork of one that has only imported what a run imports, which takes seconds.
+    context = multiprocessing.get_context("forkserver")
+    imports = "jsonargparse matplotlib.figure safetensors.torch torch._dynamo vae_fast.public "
+    imports += "vae_fast.cli.train vae_fast.models.registry vae_fast.pictures"
+    context.set_forkserver_preload(imports.split())
 
     def start(*arguments):
-        return subprocess.Popen(
-            [*program, *map(str, arguments)],
-            stdout=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
+        code = (
+            f"import sys; from vae_fast.cli import main; sys.exit(main({[*map(str, arguments)]}))"
+        )
+        process = context.Process(target=exec, args=(code, {}))
+        process.start()
+        return process
+
+    def ended(process):
+        process.join()
+        return process.exitcode
 
     def train(out):
         return start(
@@ -235,17 +245,23 @@ def test_sigkill_twenty_times(tmp_path, precision):
             "--model-args.latent_dim", 3, "--precision", precision, "--emulate-bf16", "true",
         )  # fmt: skip
 
-    assert train(tmp_path / "whole").wait() == 0
+    def written():
+        """When a process wrote its start."""
+        file = cut / "environment.json"
+        return file.stat().st_mtime_ns if file.exists() else 0
+
+    assert ended(train(tmp_path / "whole")) == 0
     cut, within_a_checkpoint = tmp_path / "cut", 0
-    process, moments = train(cut), random.Random(0)
+    before, process, moments = written(), train(cut), random.Random(0)
     for _ in range(20):
-        _wait_for_start(cut, process)
+        while process.is_alive() and written() == before:
+            time.sleep(0.005)
         time.sleep(moments.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        process.kill()
+        assert ended(process) == -signal.SIGKILL, "it ended before it was killed"
         within_a_checkpoint += any((cut / "checkpoints").glob(".writing-*"))
-        process = start("resume", cut)
-    assert process.wait() == 0
+        before, process = written(), start("resume", cut)
+    assert ended(process) == 0
     assert within_a_checkpoint > 0
     one, two = (
         checkpoint.load(tmp_path / name / "checkpoints" / "last") for name in ("whole", "cut")
@@ -258,14 +274,6 @@ def test_sigkill_twenty_times(tmp_path, precision):
     from vae_fast.train import RunFolder
 
     assert rows_of(RunFolder(tmp_path / "whole")) == rows_of(RunFolder(cut))
-
-
-def _wait_for_start(folder: Path, process):
-    """Wait until the process has written its start to environment.json."""
-    file = folder / "environment.json"
-    before = file.stat().st_mtime_ns if file.exists() else 0
-    while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "row of metrics"])

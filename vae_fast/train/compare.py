@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import statistics
 import time
@@ -211,6 +212,8 @@ def _plain(
 
     loss_of = torch.compile(objective) if compiled else objective
     if compiled:  # here, where a failure is handled
+        # Of a CUDA toolkit without a GPU torch warns here: the comparison has no use for either.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         loss_of(next(iter(batches()))).backward()
 
     def run() -> float:
