@@ -142,12 +142,18 @@ def their_nll(
 
 def report(values: dict[str, Any], settings: dict[str, Any], absent: str | None) -> Result:
     rows, verdicts = [], []
-    counts = {name: min(map(len, found.values()), default=0) for name, found in values.items()}
+    both = ("vae_fast", "pythae") if absent is None else ("vae_fast",)
+    counts = {
+        f"{name}, {side}": len(found.get(side, ()))
+        for name, found in values.items()
+        for side in (both if name in PAIRS else both[:1])
+    }
     for name, found in values.items():
         if not found:
             continue
         theirs = found.get("pythae")
-        rows.append([name, shown(found["vae_fast"], 2), shown(theirs, 2) if theirs else "none"])
+        missing = "not measured" if name in PAIRS else "none"
+        rows.append([name, shown(found["vae_fast"], 2), shown(theirs, 2) if theirs else missing])
         if theirs and all(map(math.isfinite, theirs)):
             verdicts.append(
                 Verdict(

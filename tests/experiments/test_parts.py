@@ -68,7 +68,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path, monkeypatch, capsys):
     __main__.run("models", True, tmp_path, so_far=True)
     found = results.load(tmp_path / "models.json")
     assert found.values == {"VAE": {"vae_fast": [100, 101]}, "beta-VAE": {"vae_fast": [100]}}
-    assert "Fewer seeds than said above: beta-VAE (1)." in found.notes
+    assert "Fewer seeds than said above: beta-VAE, vae_fast (1)." in found.notes
     monkeypatch.setattr(models, "judge", lambda model, *_: math.nan)
     __main__.run("models", True, tmp_path)
     found = results.load(tmp_path / "models.json")
