@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from experiments import showpieces
+from experiments import gallery_parts, showpieces
 from experiments.training import Clock, parameters, train
 from vae_fast import data as datasets
 from vae_fast import evaluate
@@ -43,8 +43,8 @@ HEAD = """\
 # Gallery
 
 Every example of `examples/`, trained as it stands, drawn and measured by
-`python -m experiments gallery`; `python -m experiments gallery --only NAME` makes one again. Numbers
-are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood give a
+`python -m experiments gallery`; `--only NAME` makes one again. A table at the end has every model and part,
+trained with one small budget; `--only parts` makes its missing rows, `--only part-NAME` one. Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood give a
 customary cross-entropy and no log-likelihood, and densities are not to be compared with
 probabilities: compare numbers of one likelihood on one data set only.
 """
@@ -57,20 +57,25 @@ def main(quick: bool = False, out: Path | None = None, only: list[str] | None = 
     Args:
         quick: an epoch on a few images, to see that it runs.
         out: instead of docs/.
-        only: the examples to train again; all if None.
+        only: the examples to train again, "part-NAME" for a row of the table, "parts" for its
+            missing rows; all examples and missing rows if None.
     """
     docs = out or DOCS
     folder = docs / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     facts_file, clock = folder / "gallery.json", Clock()
     facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {}
-    for name in names(only):
+    parts = [name for name in only or ["parts"] if name == "parts" or name.startswith("part-")]
+    examples = None if only is None else [name for name in only if name not in parts]
+    for name in names(examples):
         clock.say(f"examples/{name}.yaml")
         facts[name] = show(name, folder, quick)
         clock.say(caption(facts[name]))
         facts_file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    gallery_parts.make(folder, parts, quick, clock)
     ordered = {name: facts[name] for name in names(None) if name in facts}
-    (docs / "gallery.md").write_text(page(ordered))
+    text = page(ordered) + "\n" + gallery_parts.table(gallery_parts.made(folder))
+    (docs / "gallery.md").write_text(text)
     print(docs / "gallery.md")
     return 0
 

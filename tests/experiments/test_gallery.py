@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import gallery, pictures, showpieces
+from experiments import gallery, gallery_parts, pictures, showpieces
 from experiments.pictures import Band
 from vae_fast import models
 
@@ -58,6 +58,16 @@ def test_a_page_lists_the_measurements():
     assert "12,345 parameters, 3 epochs" in text and "ELBO -240.1; accuracy 50.0%" in text
     assert "(grey, bernoulli (probability))" in text
     assert "Not made yet: `examples/ae.yaml`, `examples/fashion.yaml`" in text
+
+
+def test_every_registered_model_and_part_has_a_row_or_is_named_as_missing():
+    shown, folder = gallery_parts.made(gallery.DOCS / "gallery"), gallery.DOCS / "gallery"
+    text = (gallery.DOCS / "gallery.md").read_text()
+    assert len(shown) > 30
+    assert all(f"`{name}`" in text for name in set(gallery_parts.entries()) - set(shown))
+    assert text.endswith(gallery_parts.table(shown))
+    for name, facts in shown.items():
+        assert 1_000 < (folder / facts["picture"]).stat().st_size < 20_000, name
 
 
 @pytest.mark.parametrize("name", ["ae", "cvae", "inpainting_cvae", "edges_cvae", "beta_vae"])
