@@ -85,14 +85,14 @@ def test_the_library_of_products_is_measured_once(monkeypatch, tmp_path):
             matmul.choice()
         assert len(measured) == 5
         monkeypatch.setenv("VAE_FAST_CACHE", str(cache / "matmul.json"))  # no folder at all
-        assert matmul.settle("auto") == "onednn"
+        assert matmul.resolve("auto") == "onednn"
         assert len(measured) == 6
         monkeypatch.setenv("VAE_FAST_MATMUL", "mkl")
-        assert matmul.settle("auto") == "mkl"
-        assert matmul.settle("onednn") == "onednn"  # a run's own goes before
+        assert matmul.resolve("auto") == "mkl"
+        assert matmul.resolve("onednn") == "onednn"  # a run's own goes before
         monkeypatch.setenv("VAE_FAST_MATMUL", "atlas")
         with pytest.raises(ValueError, match="VAE_FAST_MATMUL must be mkl or onednn, got 'atlas'"):
-            matmul.settle("auto")
+            matmul.resolve("auto")
     finally:
         matmul.use(None)
 

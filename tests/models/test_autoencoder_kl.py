@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from vae_fast import evaluate, noise, reference, tasks
 from vae_fast.models import BetaVAE, build
 from vae_fast.networks import blocks
-from vae_fast.networks.blocks import Double, Residual, SelfAttention
+from vae_fast.networks.blocks import Residual, SelfAttention, Upsample
 
 SHAPE = (2, 8, 12)
 TINY = {
@@ -141,7 +141,7 @@ def test_attention_is_softmax_of_scaled_products(places, dtype, error):
 
 
 @pytest.mark.parametrize(
-    "block", [Residual(4, 6, 2), SelfAttention(4, 2, head_channels=2), Double(4)]
+    "block", [Residual(4, 6, 2), SelfAttention(4, 2, head_channels=2), Upsample(4)]
 )
 def test_blocks_by_finite_differences(block):
     torch.manual_seed(0)

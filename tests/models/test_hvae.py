@@ -130,7 +130,7 @@ def test_a_draw_from_the_posterior_goes_from_the_top_down(monkeypatch):
         expected.append(posterior(number, h).mu + 1.0)
         return expected[-1]
 
-    model.walk(2, draw)
+    model.run_top_down(2, draw)
     torch.testing.assert_close(drawn, torch.cat([z.flatten(1) for z in expected], 1))
     top = expected[0].flatten(1).shape[1]
     torch.testing.assert_close(drawn[:, :top], at_means[:, :top] + 1.0)

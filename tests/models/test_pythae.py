@@ -144,7 +144,7 @@ def test_riemannian():
     torch.testing.assert_close(last, theirs._leap_step_3(*given), rtol=1e-5, atol=1e-5)
     moved = theirs._leap_step_2(*given)
     torch.testing.assert_close(moved, z + 0.02 * (inverse @ rho.unsqueeze(2)).squeeze(2))
-    assert (part.second(rho, z, metric, half) - moved).abs().max() > 1e-5
+    assert (part.move_position(rho, z, metric, half) - moved).abs().max() > 1e-5
     sampler = MetricSampler(part)
     density = RHVAESampler.log_sqrt_det_G_inv(z, theirs)
     torch.testing.assert_close(sampler.log_density(z), density, rtol=1e-5, atol=1e-5)

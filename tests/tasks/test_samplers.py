@@ -67,7 +67,7 @@ def test_a_pixelcnn_sees_only_earlier_positions():
     codes = torch.stack([torch.randint(4, (1, 3, 3)), torch.randint(3, (1, 3, 3))], -1)
 
     def logits(codes):
-        h = network.before(codes)
+        h = network.features_before(codes)
         return [network.logits(h, codes, c) for c in range(2)]
 
     before = logits(codes)

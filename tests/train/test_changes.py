@@ -158,7 +158,7 @@ def test_a_learned_scale_is_loaded_and_not_initialised_again(config, data, tmp_p
     config.model_args = {**config.model_args, **options}
     trainer = Trainer(config, **data)
     trainer.fit()
-    file = checkpoint.pointed(trainer.folder.checkpoints, "best") / "model.safetensors"
+    file = checkpoint.pointed_folder(trainer.folder.checkpoints, "best") / "model.safetensors"
     assert file.exists()
     new = {**vars(config), "out": str(tmp_path / "new"), "init_from": config.out, "lr": 1e-9}
     other = Trainer(TrainConfig(**new), **data)

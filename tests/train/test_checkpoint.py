@@ -39,7 +39,7 @@ def test_everything_comes_back_with_its_type_and_bits(tmp_path):
     assert_same(dict(sorted(found.weights.items())), dict(sorted(WEIGHTS.items())))
     assert_same(found.state, STATE)
     assert (tmp_path / "last").read_text() == "00000003\n"
-    assert checkpoint.pointed(tmp_path, "last") == folder
+    assert checkpoint.pointed_folder(tmp_path, "last") == folder
 
 
 def test_tied_and_strided_weights_are_stored(tmp_path):

@@ -269,11 +269,11 @@ def test_ranks_meet_over_a_signal_about_once_a_second(monkeypatch):
     signals = StopSignals()
     for step in range(1, 1000):
         now[0] += 0.01
-        if signals.agreed(Many(), step):
+        if signals.agreed_signal(Many(), step):
             break
     assert 5.0 < now[0] < 6.5 and signals.asked == signal.SIGTERM
     assert 4 <= len(meetings) <= 9
-    assert signals.agreed(Many(), step + 1, now=True) == signal.SIGTERM
+    assert signals.agreed_signal(Many(), step + 1, now=True) == signal.SIGTERM
 
 
 def test_a_parameter_without_rows_is_refused_by_fsdp_in_a_sentence():

@@ -45,7 +45,7 @@ def test_old_checkpoints_and_their_links_are_read_and_replaced(tmp_path):
     as_version_2(folder)
     for name in ("last", "best"):
         assert torch.equal(checkpoint.load(tmp_path / name).weights["w"], WEIGHTS["w"])
-        assert checkpoint.pointed(tmp_path, name) == folder
+        assert checkpoint.pointed_folder(tmp_path, name) == folder
     save(tmp_path, 2, 3)
     checkpoint.prune(tmp_path, keep=1)
     assert names(tmp_path) == ["00000001", "00000003", "best", "last"]
@@ -200,7 +200,7 @@ def test_a_copy_that_made_folders_of_links_keeps_them(tmp_path):
     with pytest.warns(UserWarning, match="is a folder where a pointer belongs"):
         save(tmp_path, 2)
     assert checkpoint.load(tmp_path / "set-aside-last").state["reached"] == {"step": 3}
-    assert checkpoint.pointed(tmp_path, "last").name == "00000002"
+    assert checkpoint.pointed_folder(tmp_path, "last").name == "00000002"
 
 
 @pytest.mark.parametrize("text", ["", "../../elsewhere", "00000001\n" * 100, "1", "\x00\xff"])
@@ -208,7 +208,7 @@ def test_a_damaged_pointer_removes_nothing(tmp_path, text):
     save(tmp_path, 1, 2, 3)
     (tmp_path / "best").write_text(text)
     with pytest.raises(CheckpointError, match="best is (damaged|truncated)"):
-        checkpoint.pointed(tmp_path, "best")
+        checkpoint.pointed_folder(tmp_path, "best")
     checkpoint.prune(tmp_path, keep=1)
     assert len(checkpoint.step_folders(tmp_path)) == 3
 

@@ -163,7 +163,7 @@ def test_one_process_opens_a_run_of_many(tmp_path, data, capsys):
     assert (out / "samples.png").exists()
     from vae_fast.cli import main
 
-    assert (checkpoint.pointed(out / "checkpoints", "last") / "shards").is_dir()
+    assert (checkpoint.pointed_folder(out / "checkpoints", "last") / "shards").is_dir()
     assert main(["sample", str(out), "--device", "cpu", "--n", "4", "--out", f"{out}/x.npy"]) == 0
     assert np.load(out / "x.npy").shape == (4, 1, 8, 8)
     assert main(["evaluate", str(out), "--device", "cpu", "--n", "20", "--num-samples", "5"]) == 0

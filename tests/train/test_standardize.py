@@ -14,7 +14,7 @@ from vae_fast.data import from_array
 from vae_fast.tasks import load_model
 from vae_fast.train import TrainConfig, Trainer
 from vae_fast.train.native import build as build_native
-from vae_fast.train.standardize import settle
+from vae_fast.train.standardize import decide
 
 UNITS = np.array([1.0, 100.0, 1e-3, 1e4])
 SHIFTS = np.array([0.0, 500.0, 0.1, -2e4])
@@ -53,7 +53,7 @@ def test_which_data_are_standardized(tmp_path):
     ):
         config = config_of(tmp_path, **changes)
         args = config.model_args = config.model_args | args
-        said = settle(config, data, begins=True)
+        said = decide(config, data, begins=True)
         assert config.standardize == wanted == ("on" if said else "off")
         options = config.model_args.get("likelihood_options", {})
         assert options.get("standardize", False) == (wanted == "on")
@@ -70,13 +70,13 @@ def test_which_data_are_standardized(tmp_path):
         config = config_of(tmp_path, standardize="on", **changes)
         config.model_args |= args
         with pytest.raises(ValueError, match=f"standardize on does not fit this run: .*{why}"):
-            settle(config, data, begins=True)
+            decide(config, data, begins=True)
     config = config_of(tmp_path, standardize="off")
     config.model_args["likelihood_options"] = {"standardize": True}
     with pytest.raises(ValueError, match="give one"):
-        settle(config, real, begins=True)
+        decide(config, real, begins=True)
     old = config_of(tmp_path)  # a run from before there was the choice
-    assert settle(old, real, begins=False) == "" and old.standardize == "off"
+    assert decide(old, real, begins=False) == "" and old.standardize == "off"
 
 
 @pytest.mark.skipif(not NATIVE, reason="there is no native step without kernels")

@@ -13,8 +13,8 @@ from vae_fast.train.config import (
     OptimizerConfig,
     TrainConfig,
     UnknownKey,
+    field_types,
     from_dict,
-    hints,
     to_dict,
 )
 
@@ -129,7 +129,7 @@ def _split_nested(arguments: list[str]) -> tuple[list[str], list[tuple[list[str]
 
 
 def _field_of(part: str) -> str:
-    return f"--{part}.{next(iter(hints(hints(TrainConfig)[part])))}"
+    return f"--{part}.{next(iter(field_types(field_types(TrainConfig)[part])))}"
 
 
 def _value(text: str, flag: str) -> Any:

@@ -76,7 +76,7 @@ class ArrayData:
         return replace(self, images=self.images.to(device), labels=labels)
 
     @property
-    def held(self) -> torch.Tensor:
+    def dense_images(self) -> torch.Tensor:
         """``images`` of data that are no sparse matrix."""
         assert isinstance(self.images, torch.Tensor)
         return self.images
@@ -97,7 +97,7 @@ class ArrayData:
 
     def _gathered(self, samples: torch.Tensor) -> torch.Tensor:
         if self.dtype in (torch.uint8, torch.bool):
-            return gather_batch(self.held, samples)
+            return gather_batch(self.dense_images, samples)
         return self.images.index_select(0, samples)
 
     def slice(self, start: int, stop: int) -> ArrayData:
@@ -220,7 +220,7 @@ def check_binary(data: ArrayData) -> None:
     """Raise ValueError if the data are uint8 of 0 and 1 alone (`check_not_binary`)."""
     if data.dtype != torch.uint8:
         return
-    images = data.held
+    images = data.dense_images
     block = max(1, (1 << 24) // max(1, images[0].numel()))
 
     def samples(rows: Sequence[int]) -> Iterable[torch.Tensor]:

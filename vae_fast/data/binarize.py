@@ -43,6 +43,6 @@ def binarized_once(data: Any, seed: int) -> ArrayData:
     every = torch.arange(len(data), device=data.images.device)
     # Another stream than that of a pass of `Batches`, which may be over the validation data.
     key = noise_key(seed) + torch.tensor([0, 1])
-    images = gather_batch(data.held, every, mode="binarize", noise_key=key.to(every.device))
+    images = gather_batch(data.dense_images, every, mode="binarize", noise_key=key.to(every.device))
     provenance = f"{data.provenance}; binarised once, seed {seed}"
     return replace(data, images=images, provenance=provenance)

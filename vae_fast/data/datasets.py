@@ -177,7 +177,7 @@ def check_known_labels(data: DatasetData, takes: LabelRange) -> None:
         return
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         return
-    for row in takes.wrong(labels)[:1].tolist():
+    for row in takes.out_of_range(labels)[:1].tolist():
         replace(data, takes=takes)[row]
 
 

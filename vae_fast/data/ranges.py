@@ -21,7 +21,7 @@ class LabelRange:
     least: int
     trained: bool = False  # a trained model's number of classes is fixed
 
-    def wrong(self, labels: torch.Tensor) -> torch.Tensor:
+    def out_of_range(self, labels: torch.Tensor) -> torch.Tensor:
         """The positions of the labels (N,) that are out of this range."""
         return ((labels < self.least) | (labels >= self.classes)).nonzero()[:, 0]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.likelihoods import Gaussian
-from vae_fast.networks.blocks import Double, NormConv, Residual, SelfAttention
+from vae_fast.networks.blocks import NormConv, Residual, SelfAttention, Upsample
 from vae_fast.networks.maps import Decoder, Encoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -25,7 +25,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-class HalvePadded(nn.Conv2d):
+class DownsamplePadded(nn.Conv2d):
     """A 3x3 convolution of stride 2, with zero padding at the bottom and the right only."""
 
     def __init__(self, channels: int) -> None:
@@ -105,7 +105,9 @@ def from_state(
         "dropout": 0.0,
     }
     attends = [False] * len(widths)
-    encoder = Encoder(config["in_channels"], 2 * z, widths, attends, halve=HalvePadded, **options)
+    encoder = Encoder(
+        config["in_channels"], 2 * z, widths, attends, downsample=DownsamplePadded, **options
+    )
     decoder = Decoder(z, config["out_channels"], widths, attends, **options)
     left = dict(weights)
     _fill(encoder, _encoder_names(len(widths), options["blocks"]), "encoder.", left)
@@ -190,7 +192,7 @@ def _fill(network: nn.Sequential, names: list[str], prefix: str, left: dict[str,
         elif isinstance(layer, NormConv):
             _into(layer.norm, f"{at}conv_norm_out", left)
             _into(layer.conv, f"{at}conv_out", left)
-        elif isinstance(layer, Double):
+        elif isinstance(layer, Upsample):
             _into(layer.conv, at, left)
         else:
             _into(layer, at, left)

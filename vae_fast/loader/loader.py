@@ -19,7 +19,7 @@ from vae_fast.loader.sources import Source, checked, numbers, source_of
 logger = logging.getLogger("vae_fast")
 
 
-class _Served:
+class _Snapshot:
     """A data set at one moment: its source, or the reason why it has none."""
 
     def __init__(self, dataset: Any) -> None:
@@ -96,11 +96,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             return "it has a worker_init_fn"
         return ""
 
-    def _state(self) -> _Served:
+    def _state(self) -> _Snapshot:
         """The data set's present state, checked again only if something has changed."""
         state = self.__dict__.get("_served")
         if state is None or not state.is_current(self.dataset):
-            state = self.__dict__["_served"] = _Served(self.dataset)
+            state = self.__dict__["_served"] = _Snapshot(self.dataset)
         return state
 
     def __iter__(self) -> Any:
@@ -108,7 +108,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if not why_not:
             state = self._state()
             if state.source is not None and not state.matches():
-                state = self.__dict__["_served"] = _Served(self.dataset)
+                state = self.__dict__["_served"] = _Snapshot(self.dataset)
             why_not = state.why_not
         if not self.__dict__.get("_has_said"):
             self.__dict__["_has_said"] = True

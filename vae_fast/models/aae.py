@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vae_fast.functional import reparameterize
 from vae_fast.models.base import LatentModel, Posterior, point_mass
 from vae_fast.models.call import Call, phases_wanted
-from vae_fast.models.phases import Phase, fixed
+from vae_fast.models.phases import Phase, call_frozen
 from vae_fast.types import LossOutput
 
 
@@ -83,7 +83,7 @@ class AAE(LatentModel):
             real, fake = self.discriminator(prior), self.discriminator(z.detach())
             of_discriminator = (F.softplus(-real) + F.softplus(fake)).squeeze(1)
         if "generator" in wanted:
-            kl = F.softplus(-fixed(self.discriminator, z)).squeeze(1)
+            kl = F.softplus(-call_frozen(self.discriminator, z)).squeeze(1)
         return call.output(recon + call.beta * kl + of_discriminator, recon, kl)
 
     def diagnostics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:

@@ -45,11 +45,11 @@ class AE(WideBuffers, LatentModel):
 
     def own_loss(self, call: Call) -> LossOutput:
         """-log p(x | z) in nats, with kl = 0."""
-        z = self.followed(call.x, *call.condition)
+        z = self.tracked_codes(call.x, *call.condition)
         recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
         return LossOutput(recon, recon.detach(), torch.zeros_like(recon))
 
-    def followed(self, x: Tensor, *condition: Tensor) -> Tensor:
+    def tracked_codes(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The codes of x, (N, latent_dim). In training they update the running statistics."""
         z = self.features(x, *condition)
         if self.training:

@@ -36,7 +36,7 @@ class Call(NamedTuple):
         """-log p(x | z) of each sample, (N,), in nats."""
         return self.model.nll_at(self.x, z, *self.condition)
 
-    def made_at(self, z: Tensor) -> Tensor:
+    def mean_at(self, z: Tensor) -> Tensor:
         """E[x | z], scaled like ``network_input``."""
         params = self.model.decode(z, *self.condition)
         return self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)

@@ -50,7 +50,7 @@ class CVAE(BetaVAE):
             raise ValueError("this model is conditional: give it labels or attributes y after x")
         return (y,)
 
-    def seen(self, y: Tensor) -> Tensor:
+    def condition_features(self, y: Tensor) -> Tensor:
         """The condition's features, (N, condition.features)."""
         return self.condition(y, device_and_dtype(self)[1])
 
@@ -58,18 +58,22 @@ class CVAE(BetaVAE):
         if y is None:
             (y,) = self.condition_from(x, y)
         h = self.encoder(self.network_input(x))
-        return split_gaussian(self.head(torch.cat([h, self.seen(y)], dim=-1)), self.context)
+        return split_gaussian(
+            self.head(torch.cat([h, self.condition_features(y)], dim=-1)), self.context
+        )
 
     def prior(self, y: Tensor) -> Posterior | None:  # type: ignore[override]  # y comes after x
         """p(z | y): mu and logvar, each (N, latent_dim); None for N(0, 1)."""
         return (
-            None if self.prior_network is None else split_gaussian(self.prior_network(self.seen(y)))
+            None
+            if self.prior_network is None
+            else split_gaussian(self.prior_network(self.condition_features(y)))
         )
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # y comes after x
         """The likelihood's parameters for z (..., N, latent_dim) and the condition y of N
         samples."""
-        c = self.seen(y)
+        c = self.condition_features(y)
         return self.run_decoder(
             torch.cat([self.check_latent(z), c.expand(*z.shape[:-1], c.shape[-1])], dim=-1)
         )

@@ -20,7 +20,7 @@ from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
 
-# draw(level's number, p(z_l | z_<l), h) -> z_l, called by ``HVAE.walk`` at each level.
+# draw(level's number, p(z_l | z_<l), h) -> z_l, called by ``HVAE.run_top_down`` at each level.
 Draw = Callable[[int, Posterior, Tensor], Tensor]
 
 
@@ -59,7 +59,7 @@ class HVAE(LatentModel):
         self.stage_of = [i for i, (_, count) in enumerate(stages) for _ in range(count)]
         self.top = nn.Parameter(torch.zeros(1, width, *sizes[0]))
 
-    def walk(self, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
+    def run_top_down(self, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
         """The likelihood's parameters and z, (n, latent_dim), from a top-down pass that calls
         ``draw`` for each z_l."""
         h, drawn = self.top.expand(n, *self.top.shape[1:]), []
@@ -85,7 +85,7 @@ class HVAE(LatentModel):
             kls.append(kl)
             return z
 
-        params = self.walk(x.shape[0], draw)[0]
+        params = self.run_top_down(x.shape[0], draw)[0]
         recon = self.likelihood.nll(params, x, reduction=reduction)
         by_level = torch.stack(kls, 1)
         if call.free_bits > 0:
@@ -102,18 +102,20 @@ class HVAE(LatentModel):
             found.append(posterior(number, h))
             return found[-1].mu
 
-        self.walk(x.shape[0], draw)
+        self.run_top_down(x.shape[0], draw)
         return _side_by_side(found)
 
     def sample_posterior(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no condition
         """z_l ~ q(z_l | z_<l, x) from the top down, (N, latent_dim)."""
         posterior = self._posterior(x)
-        return self.walk(x.shape[0], lambda number, p, h: reparameterize(*posterior(number, h)))[1]
+        return self.run_top_down(
+            x.shape[0], lambda number, p, h: reparameterize(*posterior(number, h))
+        )[1]
 
     def decode(self, z: Tensor) -> Tensor:
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
         levels = self._by_level(flat)
-        params = self.walk(flat.shape[0], lambda number, p, h: levels[number])[0]
+        params = self.run_top_down(flat.shape[0], lambda number, p, h: levels[number])[0]
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
     def sample_prior(
@@ -122,7 +124,9 @@ class HVAE(LatentModel):
         """z_l ~ p(z_l | z_<l) from the top down, (n, latent_dim); temperature multiplies the
         standard deviations."""
         eps = self._by_level(super().sample_prior(n, temperature, generator))
-        return self.walk(n, lambda number, p, h: p.mu + torch.exp(0.5 * p.logvar) * eps[number])[1]
+        return self.run_top_down(
+            n, lambda number, p, h: p.mu + torch.exp(0.5 * p.logvar) * eps[number]
+        )[1]
 
     def _by_level(self, z: Tensor) -> list[Tensor]:
         """z (N, latent_dim) as the maps z_l of each level."""
@@ -163,7 +167,7 @@ class HVAE(LatentModel):
                 log_ratio = log_ratio + log_p - log_q
                 return z
 
-            params = self.walk(x.shape[0], draw)[0]
+            params = self.run_top_down(x.shape[0], draw)[0]
             nlls.append(self.likelihood.nll(params, x, reduction="none"))
             log_weights.append(beta * log_ratio - nlls[-1])
             kls.append(kl)
@@ -179,7 +183,7 @@ class HVAE(LatentModel):
             q.append(posterior(number, h))
             return sample_and_kl(*q[-1], *p)[0]
 
-        self.walk(x.shape[0], draw)
+        self.run_top_down(x.shape[0], draw)
         return kl_by_dimension(_side_by_side(q), _side_by_side(p_)) / x.shape[0]
 
     def _posterior(self, x: Tensor) -> Callable[[int, Tensor], Posterior]:

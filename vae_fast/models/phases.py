@@ -33,7 +33,7 @@ def phases_of(model: Model) -> list[Phase]:
     return [Phase(None, list(model.parameters()))]
 
 
-def fixed(module: nn.Module, *inputs: Tensor) -> Tensor:
+def call_frozen(module: nn.Module, *inputs: Tensor) -> Tensor:
     """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
     constants = {name: p.detach() for name, p in module.named_parameters()}
     return torch.func.functional_call(module, constants, inputs)

@@ -146,7 +146,7 @@ class SSVAE(CVAE):
         Each is (num_classes, N). ``h`` is the encoder's features of x.
         """
         k, n = self.num_classes, x.shape[0]
-        y = self.seen(self.condition.classes).unsqueeze(1).expand(k, n, k)
+        y = self.condition_features(self.condition.classes).unsqueeze(1).expand(k, n, k)
         h = torch.cat([h.expand(k, *h.shape), y], dim=-1).flatten(0, 1)
         q = split_gaussian(self.head(h))
         z = reparameterize(*q, noise_key=noise_key)

@@ -53,10 +53,10 @@ class Recomputable(NotScriptable, nn.Module):
 
 def _same_backend_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts for forward and its repetition, which must save the same tensors."""
-    return nullcontext(), _Within(get_backend())
+    return nullcontext(), _BackendContext(get_backend())
 
 
-class _Within(AbstractContextManager[Any]):
+class _BackendContext(AbstractContextManager[Any]):
     """Sets a backend. It can be entered repeatedly: a retained graph is recomputed each time."""
 
     def __init__(self, backend: Backend) -> None:
@@ -177,14 +177,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-class Halve(nn.Conv2d):
+class Downsample(nn.Conv2d):
     """A 3x3 convolution of stride 2: half the height and width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
 
-class Double(Recomputable):
+class Upsample(Recomputable):
     """Nearest-neighbour upsampling, then a 3x3 convolution: twice the height and width."""
 
     def __init__(self, channels: int) -> None:

@@ -41,7 +41,7 @@ def pyramid(height: int, width: int, stages: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def ladder(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
+def stage_shapes(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
     """Shapes (channels, height, width) from the image to the smallest feature map, one stage of
     stride 2 apart. Encoders go through them forwards, decoders backwards.
     """
@@ -121,7 +121,7 @@ def conv_encoder(
     """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer.
     Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
-    shapes = ladder(input_shape, channels)
+    shapes = stage_shapes(input_shape, channels)
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
         layers.append(downsampling(n_in, n_out))
@@ -143,7 +143,7 @@ def conv_decoder(
     upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``. ``upsampling`` is the ``kind`` of ``upsample``."""
-    small, *larger = reversed(ladder(output_shape, channels))
+    small, *larger = reversed(stage_shapes(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),
         activation_of(activation),
@@ -198,7 +198,7 @@ def resnet_encoder(
     """A strided convolution and ``blocks`` residual blocks per stage, then one linear layer.
     Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
-    shapes = ladder(input_shape, channels)
+    shapes = stage_shapes(input_shape, channels)
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
         layers.append(downsampling(n_in, n_out))
@@ -219,7 +219,7 @@ def resnet_decoder(
     upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``resnet_encoder``."""
-    small, *larger = reversed(ladder(output_shape, channels))
+    small, *larger = reversed(stage_shapes(output_shape, channels))
     layers: list[nn.Module] = [nn.Linear(features, math.prod(small)), nn.Unflatten(1, small)]
     for (n_in, *_), (n_out, *size) in itertools.pairwise([small, *larger]):
         layers += _residuals(blocks, n_in, activation=activation, norm=norm, dropout=dropout)

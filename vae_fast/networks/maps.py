@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from vae_fast.networks.blocks import (
-    Double,
-    Halve,
+    Downsample,
     NormConv,
     Residual,
     SelfAttention,
+    Upsample,
     set_checkpointing,
 )
 from vae_fast.networks.images import image_shape
@@ -22,8 +22,8 @@ class Encoder(nn.Sequential):
     """(N, C, H, W) to (N, out_channels, H / f, W / f), f = 2^(levels - 1).
 
     Each level has ``blocks`` residual blocks, each followed by attention where ``attends`` is true.
-    ``halve`` connects the levels. A residual block, attention, a residual block and a convolution
-    end the network.
+    ``downsample`` connects the levels. A residual block, attention, a residual block and a
+    convolution end the network.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Encoder(nn.Sequential):
         groups: int,
         head_channels: int,
         dropout: float,
-        halve: Callable[[int], nn.Module] = Halve,
+        downsample: Callable[[int], nn.Module] = Downsample,
     ) -> None:
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
         n = widths[0]
         for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
             if level > 0:
-                layers.append(halve(n))
+                layers.append(downsample(n))
             for _ in range(blocks):
                 layers.append(Residual(n, width, groups, dropout))
                 if attention:
@@ -75,7 +75,7 @@ class Decoder(nn.Sequential):
         levels = list(zip(widths, attends, strict=True))
         for level, (width, attention) in enumerate(reversed(levels)):
             if level > 0:
-                layers.append(Double(n))
+                layers.append(Upsample(n))
             for _ in range(blocks + 1):
                 layers.append(Residual(n, width, groups, dropout))
                 if attention:

@@ -65,7 +65,7 @@ def serves(spec: Spec, device_type: str) -> bool:
     return device_type != "cuda" or spec.name in _ON_CUDA
 
 
-def in_a_dtype_beside(target: Tensor, dtype: torch.dtype) -> Tensor:
+def in_accepted_dtype(target: Tensor, dtype: torch.dtype) -> Tensor:
     """The target in a dtype that CUDA kernels accept with parameters of ``dtype``: the same dtype,
     float32 with half precision, uint8 or bool."""
     if target.dtype in (dtype, torch.uint8, torch.bool):
@@ -84,7 +84,7 @@ def flat(
     """
     if not reads_half:
         params = [p.to(compute_dtype(p)) for p in params]
-    target = in_a_dtype_beside(target, params[0].dtype)
+    target = in_accepted_dtype(target, params[0].dtype)
     if len(params) < count:
         params = params[0].tensor_split(count, 1)
     rows = max(p.shape[0] for p in params) if target.dim() >= 2 else 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast.backend import is_watched
 from vae_fast.ops.autograd import beyond_native, differentiable_again, needs_grad
-from vae_fast.ops.likelihood import in_a_dtype_beside, mean_scale, ops_of, rescaled
+from vae_fast.ops.likelihood import in_accepted_dtype, mean_scale, ops_of, rescaled
 from vae_fast.ops.matmul import accumulate, by_onednn, linear, product_into
 from vae_fast.reference import compute_dtype
 from vae_fast.types import REDUCTIONS
@@ -194,7 +194,7 @@ def linear_bernoulli_nll(
     hidden, weight = hidden.contiguous(), weight.contiguous()
     target = target.contiguous()
     if target.is_cuda:
-        target = in_a_dtype_beside(target, hidden.dtype)
+        target = in_accepted_dtype(target, hidden.dtype)
     if needs_grad(hidden, weight, bias):
         return _LinearBernoulliNLL.apply(hidden, weight, bias, target, reduction)
     return _value(hidden, weight, bias, target, reduction)

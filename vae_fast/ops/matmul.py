@@ -64,7 +64,7 @@ def use(library: str | None) -> None:
     float32_library.cache_clear()
 
 
-def settle(wanted: str) -> str:
+def resolve(wanted: str) -> str:
     """Use and return the library of a run's config; "auto" is the faster one."""
     use(None if wanted == "auto" else wanted)
     return float32_library()

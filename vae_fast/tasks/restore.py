@@ -63,7 +63,7 @@ def load_model(
 def best_or_last(run: str | Path) -> str:
     """ "best", or "last" with a warning if the run has no best checkpoint yet."""
     folder = RunFolder(run).checkpoints
-    if checkpoint.pointed(folder, "best") or not checkpoint.pointed(folder, "last"):
+    if checkpoint.pointed_folder(folder, "best") or not checkpoint.pointed_folder(folder, "last"):
         return "best"
     warnings.warn(f"{run} has no best checkpoint: the last is used", stacklevel=3)
     return "last"
@@ -72,13 +72,13 @@ def best_or_last(run: str | Path) -> str:
 def _find(checkpoints: Path, which: str | int) -> Path:
     name = str(which)
     if name in ("best", "last"):
-        path = checkpoint.pointed(checkpoints, name)
+        path = checkpoint.pointed_folder(checkpoints, name)
     else:
         is_step = name.isascii() and name.isdecimal()
         path = checkpoints / (f"{int(name):08d}" if is_step else name)
     if path is not None and path.is_dir():
         return path
-    found = [name for name in ("best", "last") if checkpoint.pointed(checkpoints, name)]
+    found = [name for name in ("best", "last") if checkpoint.pointed_folder(checkpoints, name)]
     found += [p.name for p in checkpoint.step_folders(checkpoints)]
     raise ValueError(
         f"{checkpoints} has no checkpoint {name!r}: it has {', '.join(found) or 'none yet'}"

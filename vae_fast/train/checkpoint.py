@@ -30,7 +30,14 @@ from vae_fast.extras import need
 from vae_fast.files import Say, warn
 from vae_fast.train import json_tree, keeping, manifest, shard_files
 from vae_fast.train.distributed import ALONE, World
-from vae_fast.train.keeping import later_checkpoints, point, pointed, prune, rewind_to, step_folders
+from vae_fast.train.keeping import (
+    later_checkpoints,
+    point,
+    pointed_folder,
+    prune,
+    rewind_to,
+    step_folders,
+)
 from vae_fast.train.manifest import SHARDS, STATE, TRAINING, WEIGHTS, CheckpointError
 from vae_fast.train.sharded import is_sharded
 
@@ -41,7 +48,7 @@ __all__ = [
     "load",
     "load_newest",
     "point",
-    "pointed",
+    "pointed_folder",
     "prune",
     "rewind_to",
     "save",
@@ -188,7 +195,7 @@ def _agree(problem: str | None, world: World) -> None:
 
 
 def _pointed(pointer: Path) -> Path:
-    folder = pointed(pointer.parent, pointer.name)
+    folder = pointed_folder(pointer.parent, pointer.name)
     if folder is None:
         raise CheckpointError(f"{pointer} leads to a checkpoint that is not there")
     return folder

@@ -58,10 +58,10 @@ class ObjectiveConfig:
     def check(self) -> None:
         if self.beta is not None:
             at_least("objective.beta", self.beta, 0)
-        known("objective.schedule", self.schedule, BETA_SCHEDULES)
-        positive("objective.period", self.period)
-        known("objective.unit", self.unit, UNITS)
-        positive("objective.ramp", self.ramp)
+        check_known("objective.schedule", self.schedule, BETA_SCHEDULES)
+        check_positive("objective.period", self.period)
+        check_known("objective.unit", self.unit, UNITS)
+        check_positive("objective.ramp", self.ramp)
         if self.ramp > 1:
             raise ValueError(f"objective.ramp is a part of a cycle, at most 1, got {self.ramp}")
         at_least("objective.free_bits", self.free_bits, 0)
@@ -112,7 +112,7 @@ class OptimizerConfig:
 
     def check(self) -> None:
         if ":" not in self.name:
-            known("optimizer.name", self.name, OPTIMIZERS)
+            check_known("optimizer.name", self.name, OPTIMIZERS)
         for entry in self.groups:
             pattern = entry.get("parameters")
             if not isinstance(pattern, str) or len(entry) < 2:
@@ -129,9 +129,9 @@ class OptimizerConfig:
                 )
             _check_arguments(f"optimizer.phases.{name}", arguments)
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        known("optimizer.decay", self.decay, DECAYS)
+        check_known("optimizer.decay", self.decay, DECAYS)
         at_least("optimizer.final_lr", self.final_lr, 0)
-        known("optimizer.scheduler_unit", self.scheduler_unit, UNITS)
+        check_known("optimizer.scheduler_unit", self.scheduler_unit, UNITS)
         if self.scheduler and (self.decay != "constant" or self.warmup_steps > 0):
             raise ValueError(
                 f"optimizer.scheduler {self.scheduler} replaces optimizer.decay and "
@@ -152,7 +152,7 @@ class OptimizerConfig:
 
 def _check_arguments(where: str, arguments: Mapping[str, Any]) -> None:
     if "lr" in arguments:
-        positive(f"{where}: lr", typed(f"{where}: lr", arguments["lr"], float))
+        check_positive(f"{where}: lr", typed(f"{where}: lr", arguments["lr"], float))
     if "params" in arguments:
         raise ValueError(f"{where}: params are the parameters themselves, and no argument")
 
@@ -305,7 +305,7 @@ class TrainConfig:
 
     def check_values(self) -> None:
         """``check`` without a look at the device, for which torch would be imported."""
-        for name, hint in hints(TrainConfig).items():
+        for name, hint in field_types(TrainConfig).items():
             typed(name, getattr(self, name), hint)
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
             at_least(name, getattr(self, name), 1)
@@ -316,22 +316,22 @@ class TrainConfig:
                 f"accumulate is in how many parts a batch is taken: at most batch_size, "
                 f"{self.batch_size}, got {self.accumulate}"
             )
-        positive("lr", self.lr)
+        check_positive("lr", self.lr)
         at_least("ema", self.ema, 0)
         if self.ema >= 1:
             raise ValueError(f"ema is a decay below 1, such as 0.999, got {self.ema}")
-        known("tensorboard", self.tensorboard, TENSORBOARD)
-        known("log_to", self.log_to, LOGGERS)
-        known("precision", self.precision, PRECISIONS)
-        known("matmul", self.matmul, MATMULS)
-        known("runner", self.runner, RUNNERS)
-        known("standardize", self.standardize, STANDARDIZE)
-        known("binarize", self.binarize, BINARIZE)
-        known("distributed", self.distributed, DISTRIBUTED)
+        check_known("tensorboard", self.tensorboard, TENSORBOARD)
+        check_known("log_to", self.log_to, LOGGERS)
+        check_known("precision", self.precision, PRECISIONS)
+        check_known("matmul", self.matmul, MATMULS)
+        check_known("runner", self.runner, RUNNERS)
+        check_known("standardize", self.standardize, STANDARDIZE)
+        check_known("binarize", self.binarize, BINARIZE)
+        check_known("distributed", self.distributed, DISTRIBUTED)
         check_entries(self.augment)
         for name in ("data_options", "labels", "objective", "optimizer", "checkpoint"):
             part = getattr(self, name)
-            for key, hint in hints(cast(Any, type(part))).items():
+            for key, hint in field_types(cast(Any, type(part))).items():
                 typed(f"{name}.{key}", getattr(part, key), hint)
             part.check()
 
@@ -356,7 +356,7 @@ def data_of(config: TrainConfig) -> str:
     return config.data
 
 
-def known(what: str, value: str, names: Iterable[str]) -> None:
+def check_known(what: str, value: str, names: Iterable[str]) -> None:
     """Raise ValueError unless ``value`` is in ``names``; the message lists them and the nearest."""
     names = list(names)
     if value not in names:
@@ -374,7 +374,7 @@ def at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be above 0, got {value}")
 
@@ -473,9 +473,9 @@ def _from_dict(values: Any, cls: type, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where.rstrip('.') or 'a configuration'} must be a {cls.__name__} "
-            f"({', '.join(hints(cls))}), got {shown(values)}"
+            f"({', '.join(field_types(cls))}), got {shown(values)}"
         )
-    known_names, arguments = hints(cls), {}
+    known_names, arguments = field_types(cls), {}
     for key, value in values.items():
         if key not in known_names:
             raise UnknownKey(f"{where}{key}", [where + name for name in known_names])
@@ -490,7 +490,7 @@ def _from_dict(values: Any, cls: type, where: str) -> Any:
 
 
 @functools.cache
-def hints(cls: Any) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, by name."""
     found = get_type_hints(cls)
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
@@ -516,7 +516,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
             return value
     kind = options[0]
     if dataclasses.is_dataclass(kind):
-        wanted = f"a {cast(Any, kind).__name__} ({', '.join(hints(cast(Any, kind)))})"
+        wanted = f"a {cast(Any, kind).__name__} ({', '.join(field_types(cast(Any, kind)))})"
     else:
         wanted = NAMES.get(get_origin(kind) or kind, str(kind))
     raise TypeError(f"{name} must be {wanted}, got {shown(value)}")

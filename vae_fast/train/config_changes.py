@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from vae_fast.train.config import TrainConfig, hints, known, to_dict
+from vae_fast.train.config import TrainConfig, check_known, field_types, to_dict
 from vae_fast.train.manifest import CheckpointError
 
 # A checkpoint's weights, optimizer state and place in the data depend on these.
@@ -19,8 +19,8 @@ _OF_THE_START = ("init_from", "out")
 def fields() -> dict[str, Any]:
     """The types of all values that may change, by names such as lr and optimizer.clip_norm."""
     found: dict[str, Any] = {}
-    for name, kind in hints(TrainConfig).items():
-        parts = hints(cast(Any, kind)) if dataclasses.is_dataclass(kind) else {}
+    for name, kind in field_types(TrainConfig).items():
+        parts = field_types(cast(Any, kind)) if dataclasses.is_dataclass(kind) else {}
         found |= {f"{name}.{part}": of_part for part, of_part in parts.items()} or {name: kind}
     return {name: kind for name, kind in found.items() if not _is_fixed(name)}
 
@@ -37,7 +37,7 @@ def apply(config: TrainConfig, changes: Mapping[str, Any], run: str) -> list[str
     for name, value in changes.items():
         if _is_fixed(name):
             raise ValueError(f"{name} can't change when a run goes on: {_instead(run)}")
-        known("what to change", name, fields())
+        check_known("what to change", name, fields())
         *heading, field = name.split(".")
         part = getattr(config, heading[0]) if heading else config
         before = getattr(part, field)
@@ -94,7 +94,9 @@ def check_plain(saved: Any) -> None:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {name for name, kind in hints(TrainConfig).items() if dataclasses.is_dataclass(kind)}
+    parts = {
+        name for name, kind in field_types(TrainConfig).items() if dataclasses.is_dataclass(kind)
+    }
     flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = name in parts and isinstance(value, dict)

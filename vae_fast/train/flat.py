@@ -202,7 +202,7 @@ class FlatAdam:
                 view.copy_(found[name]) if found else view.zero_()
         self._give_views()
 
-    def apart(self) -> torch.optim.Optimizer:
+    def unflattened(self) -> torch.optim.Optimizer:
         """torch's optimizer, to continue with parameter by parameter."""
         for state in self.torch_optimizer.state.values():
             state["step"] = self._steps.clone()

@@ -21,7 +21,7 @@ def load_initial_weights(model: Model, run: str) -> str:
     Raises ValueError if it is no run, has no checkpoint, or nothing fits.
     """
     checkpoints = RunFolder(run).checkpoints
-    found = [(which, checkpoint.pointed(checkpoints, which)) for which in ("best", "last")]
+    found = [(which, checkpoint.pointed_folder(checkpoints, which)) for which in ("best", "last")]
     which, folder = next(((w, f) for w, f in found if f is not None), (None, None))
     if folder is None:
         raise ValueError(f"init_from: {run} has no checkpoint yet")

@@ -49,7 +49,7 @@ def _may_be_a_checkpoint(folder: Path) -> bool:
     return False
 
 
-def pointed(parent: Path, name: str) -> Path | None:
+def pointed_folder(parent: Path, name: str) -> Path | None:
     """The folder that the pointer ``name`` (best, last) names; None if there is no such folder.
 
     A pointer is a file that contains a folder's name. Older versions wrote links, and copying a run
@@ -145,7 +145,7 @@ def prune(parent: Path, keep: int, say: Say = warn) -> None:
     """Remove checkpoints older than the last ``keep``, except ``best``. Call this after
     ``save``."""
     try:
-        last, best = pointed(parent, "last"), pointed(parent, "best")
+        last, best = pointed_folder(parent, "last"), pointed_folder(parent, "best")
     except CheckpointError:  # it is not known which checkpoint to keep
         return
     if last is None or not _STEP.fullmatch(last.name):

@@ -45,7 +45,7 @@ COMPARED_SCALES = (2.0**12, 2.0**6, 1.0)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class _Ran(NamedTuple):
+class _LayerValues(NamedTuple):
     """What backward needs of a layer: its input, and the activation's input and output."""
 
     x: Tensor
@@ -176,7 +176,9 @@ class MergedStep:
         split, beta = self._parts.encoder_layers, self._step.schedule_values.beta
         x, target = self._input(share.images)
         weight = float(share.weight)
-        condition = model.seen(share.labels) if any(a.condition for a in layers) else None
+        condition = (
+            model.condition_features(share.labels) if any(a.condition for a in layers) else None
+        )
         if self._dtype is not None:
             self._half.copy_(self._optimizer._data)
             x = x.to(self._dtype)
@@ -265,7 +267,7 @@ class MergedStep:
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         """-log p, the mean over the batch, and the gradients of ``weight`` times that: for ``params``,
         and for each of the likelihood's own parameters, with its buffer."""
-        from vae_fast.ops.likelihood import BATCHMEAN, in_a_dtype_beside, ops_of
+        from vae_fast.ops.likelihood import BATCHMEAN, in_accepted_dtype, ops_of
 
         p_x, learned = self._model.likelihood, self._parts.learned
         # The kernels of data in [0, 1] read bfloat16. fp16's gradient has to be scaled before it is
@@ -275,7 +277,7 @@ class MergedStep:
         ):
             params = params.float()
         if type(p_x) in AS_GIVEN and len(p_x.spec.params) == 1:
-            target = in_a_dtype_beside(target, params.dtype)
+            target = in_accepted_dtype(target, params.dtype)
             op = ops_of(p_x.spec.name).nll_with_grad
             value, (grad,) = op([params.view(target.shape)], target, BATCHMEAN, weight, 1)
             return value, grad.flatten(1), []
@@ -291,7 +293,7 @@ class MergedStep:
     def _backward(
         self,
         layers: list[Any],
-        ran: list[_Ran],
+        ran: list[_LayerValues],
         grad: Tensor,
         columns: list[Tensor],
         *,
@@ -317,7 +319,9 @@ class MergedStep:
                 grad = torch.mm(grad, operand[:, : x.shape[1] - layer.condition])
         return grad
 
-    def _forward(self, layers: list[Any], x: Tensor, condition: Tensor | None) -> Iterator[_Ran]:
+    def _forward(
+        self, layers: list[Any], x: Tensor, condition: Tensor | None
+    ) -> Iterator[_LayerValues]:
         for layer in layers:
             if layer.condition and condition is not None:
                 x = torch.cat([x, condition], dim=1)
@@ -332,7 +336,7 @@ class MergedStep:
                     before, after = after, _aten.silu(after)
                 elif layer.after == RELU:
                     after = _aten.relu(after)
-            yield _Ran(x, before, after)
+            yield _LayerValues(x, before, after)
             x = after
 
 

@@ -336,7 +336,7 @@ class NativeStep:
             raise ValueError("this model is conditional: give it labels or attributes y after x")
         if len(labels) != samples:
             raise ValueError(f"there are {samples} samples, but {len(labels)} labels")
-        seen = cast(CVAE, self.model).seen(labels)
+        seen = cast(CVAE, self.model).condition_features(labels)
         return (seen.bfloat16().float() if self.bf16 else seen).contiguous()
 
     def _z(self, samples: int) -> Tensor:

@@ -207,7 +207,9 @@ class NativeRunner:
         if step.average is not None:
             step.average.update(step.schedule_values.average_weight)
         for name, buffer in self._buffers().items():
-            if not _updated_alike(after.was(buffer), buffer, before.was(buffer)):
+            if not _updated_alike(
+                after.saved_content(buffer), buffer, before.saved_content(buffer)
+            ):
                 return name
         return ""
 

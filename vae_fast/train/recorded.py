@@ -84,7 +84,7 @@ class RecordedStep:
     def _record(
         self, state: _Kind, work: Work, inputs: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
-        before = None if state.tape is None else Memory(state.tape.outside())
+        before = None if state.tape is None else Memory(state.tape.external())
         snapshot = PythonSnapshot(self._model)
         outputs, tape = record(work, inputs)
         if isinstance(tape, str):
@@ -120,7 +120,7 @@ def _replays_exactly(
 ) -> bool:
     """Whether playing from the state ``before`` gives these outputs and ends in the present state.
     The present state is kept."""
-    after = Memory(tape.outside())
+    after = Memory(tape.external())
     before.restore()
     try:
         with torch.inference_mode():
@@ -149,7 +149,7 @@ class Memory:
             memory.copy_(content)
         torch.set_rng_state(self._noise)
 
-    def was(self, tensor: Tensor) -> Tensor:
+    def saved_content(self, tensor: Tensor) -> Tensor:
         """The saved content of ``tensor``, which must be one of the copied ones."""
         storage = tensor.untyped_storage()._cdata
         (content,) = (c for m, c in self._memory if m.untyped_storage()._cdata == storage)

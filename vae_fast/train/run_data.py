@@ -113,7 +113,7 @@ def labels_for(model: Model, name: str, labels: Tensor | None, whose: str) -> Te
         return labels
     least = -1 if isinstance(model, Classifies) else 0
     takes = LabelRange(name, condition.features, least, trained=True)
-    for wrong in labels[takes.wrong(labels)][:1].tolist():
+    for wrong in labels[takes.out_of_range(labels)][:1].tolist():
         takes.check(wrong, whose)
     return labels
 

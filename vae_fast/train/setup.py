@@ -118,7 +118,7 @@ def _with_labels_in(takes: LabelRange, data: Any) -> Any:
             check_known_labels(data, takes)
         return replace(data, takes=takes)
     for labels in _labels_of(data):
-        wrong = labels[takes.wrong(labels)]
+        wrong = labels[takes.out_of_range(labels)]
         if len(wrong):
             high = int(wrong.max())
             takes.check(high if high >= takes.classes else int(wrong.min()), data.name)

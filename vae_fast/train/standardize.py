@@ -15,7 +15,7 @@ from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.train.config import TrainConfig
 
 
-def settle(config: TrainConfig, train: Any, *, begins: bool) -> str:
+def decide(config: TrainConfig, train: Any, *, begins: bool) -> str:
     """Decide ``config.standardize`` if it is "auto", and set ``model_args`` accordingly.
 
     Tables whose columns are real values are standardized. If no likelihood was asked for and the

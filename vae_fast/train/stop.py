@@ -54,7 +54,7 @@ class StopSignals:
         self.asked = number
         self.__exit__()
 
-    def agreed(self, world: World, step: int, *, now: bool = False) -> int | None:
+    def agreed_signal(self, world: World, step: int, *, now: bool = False) -> int | None:
         """The signal that any rank received. Several ranks communicate about it, at steps that they
         also agree on.
 

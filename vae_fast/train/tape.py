@@ -97,7 +97,7 @@ class Tape:
         self.calls = kept[::-1]
         self.play = _compiled(self)
 
-    def outside(self) -> list[Tensor]:
+    def external(self) -> list[Tensor]:
         """The memory, other than inputs, that playing reads and writes."""
         return _tensors(list(self.constants.values()))
 

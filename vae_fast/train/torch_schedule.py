@@ -68,7 +68,7 @@ class TorchSchedule:
             self._done = count
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def validated(self, loss: float) -> None:
+    def report_validation(self, loss: float) -> None:
         """Report a validation's loss to a scheduler that needs it."""
         if self.by_loss:
             self._losses.append(loss)
@@ -81,4 +81,4 @@ class TorchSchedule:
         self._begin()
         self._losses = []
         for loss in state["losses"]:
-            self.validated(loss)
+            self.report_validation(loss)

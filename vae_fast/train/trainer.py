@@ -98,11 +98,11 @@ class Trainer:
         self.device = self.world.join(resolve_device(config.device))
         if self.device.type == "cpu":  # the same library on all ranks, and in the resumed run
             is_main = self.world.is_main
-            chosen = self.world.from_main(matmul.settle(config.matmul) if is_main else None)
-            config.matmul = matmul.settle(chosen)
+            chosen = self.world.from_main(matmul.resolve(config.matmul) if is_main else None)
+            config.matmul = matmul.resolve(chosen)
 
         begins = folder is None or not checkpoint.step_folders(folder.checkpoints)
-        said = standardize.settle(config, train, begins=folder is None)
+        said = standardize.decide(config, train, begins=folder is None)
         if said and self.world.is_main:
             print(said)
         torch.manual_seed(config.seed)
@@ -257,7 +257,7 @@ class Trainer:
                         self.log_training()
                     if self.checkpoint_is_due():
                         self.save()
-                    if self.stop.agreed(self.world, progress.step):
+                    if self.stop.agreed_signal(self.world, progress.step):
                         self.leave()
                     if progress.step == self.total_steps:
                         break
@@ -270,7 +270,7 @@ class Trainer:
                     self.save()
                 if config.pictures_every and progress.epoch % config.pictures_every == 0:
                     self.draw(f"pictures/{progress.step:08d}", curves=False)
-                stop = self.stop.agreed(self.world, progress.step, now=True)
+                stop = self.stop.agreed_signal(self.world, progress.step, now=True)
                 if stop and not self.is_done():
                     self.leave()
             return self.result()
@@ -310,7 +310,7 @@ class Trainer:
         # The loss rises with beta, so the best validation is judged at the final beta.
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
-            step.schedule.validated(final)
+            step.schedule.report_validation(final)
         self.improved = final < self.progress.best
         self.progress.best = final if self.improved else self.progress.best
         self.progress.validated = self.progress.step
@@ -536,6 +536,6 @@ class Trainer:
 
     def has_best(self) -> bool:
         try:
-            return checkpoint.pointed(self.folder.checkpoints, "best") is not None
+            return checkpoint.pointed_folder(self.folder.checkpoints, "best") is not None
         except CheckpointError:  # the next best checkpoint replaces it
             return False

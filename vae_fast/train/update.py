@@ -157,4 +157,4 @@ class Update:
         """Leave the flat buffer, because some parameter has no gradient. That differs from a
         gradient of zero: torch's Adam skips such parameters and counts the steps of each
         separately."""
-        self.optimizer, self.flat = self.optimizer.apart(), None
+        self.optimizer, self.flat = self.optimizer.unflattened(), None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vae_fast.models.flows.autoregressive import Flow
 
 
-class Bend(Flow):
+class ParametricFlow(Flow):
     """A flow with few parameters, which start as ``start``. With ``context``, a linear map of it,
     which starts at 0, is added to them."""
 
@@ -33,7 +33,7 @@ class Bend(Flow):
         return [a + b for a, b in zip(own, more, strict=True)]
 
 
-class Planar(Bend):
+class Planar(ParametricFlow):
     """z + u tanh(w^T z + b), with w^T u >= -1 so that it is invertible (appendix A.1)."""
 
     def __init__(self, dim: int, context: int = 0) -> None:
@@ -50,7 +50,7 @@ class Planar(Bend):
         return z + bend.unsqueeze(-1) * u, torch.log1p(slope)
 
 
-class Radial(Bend):
+class Radial(ParametricFlow):
     """z + beta (z - c) / (alpha + |z - c|), with beta > -alpha (appendix A.2)."""
 
     def __init__(self, dim: int, context: int = 0) -> None:

@@ -75,7 +75,7 @@ class Standardized(Likelihood):
         dtype = torch.promote_types(compute_dtype(x), self.shift.dtype)
         return (x.to(dtype) - self.shift) / self.scale
 
-    def undone(self, u: Tensor) -> Tensor:
+    def unstandardized(self, u: Tensor) -> Tensor:
         """shift + scale u."""
         self._check_fitted()
         return self.shift + self.scale * u.to(compute_dtype(u))
@@ -111,10 +111,10 @@ class Standardized(Likelihood):
         return LossOutput(loss + more, recon + more, kl)
 
     def mean(self, params: Tensor) -> Tensor:
-        return self.undone(self.inner.mean(params))
+        return self.unstandardized(self.inner.mean(params))
 
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        return self.undone(self.inner.sample(params, generator=generator))
+        return self.unstandardized(self.inner.sample(params, generator=generator))
 
     def log_volume(self, x: Tensor) -> Tensor:
         """sum(log scale) over the elements of one sample of x (N, ...), in nats."""

@@ -62,7 +62,7 @@ class Steps(Objective):
         return now
 
 
-def against(model: Model, judge: nn.Module | None, name: str, lr: float) -> list[Phase]:
+def adversarial_phases(model: Model, judge: nn.Module | None, name: str, lr: float) -> list[Phase]:
     """The phases ``name``, of all the model's trained parameters but the judge's, and
     "discriminator", of the judge's at ``lr`` times the run's rate. Without a judge: one phase."""
     own = [] if judge is None else list(judge.parameters())

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective, Terms, against
-from vae_fast.models.phases import Phase, fixed
+from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases
+from vae_fast.models.phases import Phase, call_frozen
 from vae_fast.networks import mlp
 
 
@@ -38,14 +38,14 @@ class Factor(Objective):
         self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")
 
     def phases(self, model: Model) -> list[Phase]:
-        return against(model, self.discriminator, "model", self.discriminator_lr)
+        return adversarial_phases(model, self.discriminator, "model", self.discriminator_lr)
 
     def terms(self, call: Call, phase: str | None = None) -> Terms:
         wanted = phases_wanted(phase, ("model", "discriminator"))
         _, z, kl = call.draw()
         loss = recon = torch.zeros_like(kl)
         if "model" in wanted:
-            logits = fixed(self.discriminator, z)
+            logits = call_frozen(self.discriminator, z)
             recon = call.nll_at(z)
             loss = recon + call.beta * kl + self.gamma * (logits[:, 0] - logits[:, 1])
         else:

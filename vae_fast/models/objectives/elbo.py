@@ -47,7 +47,7 @@ class MSSSIM(Objective):
 
     def terms(self, call: Call) -> Terms:
         _, z, kl = call.draw()
-        made = call.made_at(z)
+        made = call.mean_at(z)
         wide = torch.promote_types(made.dtype, torch.float32)
         truth = call.model.network_input(call.x).to(wide)
         recon = self.weight * (1 - ms_ssim(made.to(wide), truth))

@@ -44,16 +44,18 @@ class Hamiltonian(Objective):
         q, p = model.encode(x, *condition), model.prior(*condition)
         z, log_q = model.drawn(q, noise_key=call.noise_key)
         gamma = call.normals(z)
-        moved, rho, recon = self.moved(call, z, gamma, p)
+        moved, rho, recon = self.leapfrog(call, z, gamma, p)
         kinetic = 0.5 * (rho.square() - gamma.square()).sum(1)
         kl = log_q - model.log_prior(moved, p) + kinetic
         return recon + call.beta * kl, recon, kl
 
-    def moved(self, call: Call, z: Tensor, gamma: Tensor, p: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def leapfrog(
+        self, call: Call, z: Tensor, gamma: Tensor, p: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """z_K, rho_K and -log p(x | z_K), after K leapfrog steps, each followed by tempering."""
         rho, step = gamma / math.sqrt(self.temperature), torch.exp(self.log_step)
         force, recon = slope(call, z, p)
-        for cooling in coolings(self.temperature, self.leaps):
+        for cooling in tempering_factors(self.temperature, self.leaps):
             z = z + step * (rho - step / 2 * force)
             before, (force, recon) = force, slope(call, z, p)
             rho = (rho - step / 2 * (before + force)) * cooling
@@ -72,7 +74,7 @@ def slope(call: Call, z: Tensor, p: Any) -> tuple[Tensor, Tensor]:
     return force, nll if needs else nll.detach()
 
 
-def coolings(temperature: float, leaps: int) -> Iterator[float]:
+def tempering_factors(temperature: float, leaps: int) -> Iterator[float]:
     """The momentum's factor after each leap, by the quadratic scheme of section 3.2. Their product
     is sqrt(temperature)."""
     start = before = math.sqrt(temperature)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.joined import joined_mean
-from vae_fast.models.objectives.common import Steps, Terms, against
+from vae_fast.models.objectives.common import Steps, Terms, adversarial_phases
 from vae_fast.models.objectives.perceptual import make_perceptual
-from vae_fast.models.phases import Phase, fixed
+from vae_fast.models.phases import Phase, call_frozen
 from vae_fast.networks import image_shape
 
 HIGHEST = 1e4  # the bound of the adaptive weight
@@ -79,7 +79,7 @@ class LatentDiffusion(Steps):
             self.discriminator = patches(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
-        return against(model, self.discriminator, "autoencoder", self.discriminator_lr)
+        return adversarial_phases(model, self.discriminator, "autoencoder", self.discriminator_lr)
 
     def terms(self, call: Call, phase: str | None = None) -> Terms:
         phases_wanted(phase, ("autoencoder", "discriminator"))
@@ -87,15 +87,15 @@ class LatentDiffusion(Steps):
         begun = torch.ge(self.steps, self.start).to(self.steps.dtype)
         if phase == "discriminator":
             with torch.no_grad():
-                made = call.made_at(call.draw().z)
+                made = call.mean_at(call.draw().z)
             zero = self.log_scale.new_zeros(len(truth))
             return begun * self.of_discriminator(truth, made), zero, zero
         _, z, kl = call.draw()
-        made = call.made_at(z)
+        made = call.mean_at(z)
         nll = self.nll(truth, made)
         loss = nll + call.beta * kl
         if self.discriminator is not None and torch.is_grad_enabled():
-            fooled = -fixed(self.discriminator, made).flatten(1).mean(1)
+            fooled = -call_frozen(self.discriminator, made).flatten(1).mean(1)
             weight = begun * self.adversarial * self._weight(call.model, nll, fooled)
             loss = loss + weight * fooled
             if phase is None:

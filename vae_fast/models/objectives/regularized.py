@@ -31,7 +31,7 @@ class RAE(Objective):
 
     def terms(self, call: Call) -> Terms:
         model, x = call.model, call.x
-        z = model.followed(x, *call.condition)
+        z = model.tracked_codes(x, *call.condition)
         if self.penalty == "gp" and not z.requires_grad:
             z = z.detach().requires_grad_(torch.is_grad_enabled())
         params = model.decode(z)

@@ -14,7 +14,7 @@ from vae_fast.models import importance
 from vae_fast.models.call import Call
 from vae_fast.models.joined import of_first
 from vae_fast.models.objectives.common import Objective, Terms
-from vae_fast.models.objectives.hamiltonian import coolings, slope
+from vae_fast.models.objectives.hamiltonian import slope, tempering_factors
 from vae_fast.networks import mlp
 
 
@@ -31,7 +31,7 @@ class Metric(NamedTuple):
     temperature: float
     floor: float
 
-    def near(self, z: Tensor) -> Tensor:
+    def kernel(self, z: Tensor) -> Tensor:
         """exp(-|z - c_i|^2 / T^2) for z (N, D), (N, K)."""
         square = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist").square()
         return self.weights * torch.exp(-square / self.temperature**2)
@@ -39,7 +39,9 @@ class Metric(NamedTuple):
     def inverse(self, z: Tensor) -> Tensor:
         """G(z)^-1, (N, D, D)."""
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return (self.near(z) @ self.matrices.flatten(1)).unflatten(1, eye.shape) + self.floor * eye
+        return (self.kernel(z) @ self.matrices.flatten(1)).unflatten(
+            1, eye.shape
+        ) + self.floor * eye
 
     def slope(self, z: Tensor, rho: Tensor | None, inverse: Tensor) -> Tensor:
         """d/dz [log det G(z) + rho^T G(z)^-1 rho] / 2, (N, D); no second term without ``rho``."""
@@ -47,7 +49,7 @@ class Metric(NamedTuple):
         share = -torch.linalg.inv(inverse).flatten(1) @ flat  # -tr(G M_i)
         if rho is not None:
             share = share + (rho.unsqueeze(2) * rho.unsqueeze(1)).flatten(1) @ flat
-        share = self.near(z) * share / self.temperature**2
+        share = self.kernel(z) * share / self.temperature**2
         return share @ self.centers - share.sum(1, keepdim=True) * z
 
 
@@ -148,23 +150,23 @@ class Riemannian(Objective):
             lower.transpose(1, 2), noise.unsqueeze(2), upper=True
         ).squeeze(2)
         start = importance.standard_log_density(noise) + _log_diagonal(lower)
-        moved, rho, recon = self.moved(call, z, gamma, p, metric)
+        moved, rho, recon = self.leapfrog(call, z, gamma, p, metric)
         lower = torch.linalg.cholesky(metric.inverse(moved))
         whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
         end = importance.standard_log_density(whitened) + _log_diagonal(lower)
         kl = log_q + start - end - model.log_prior(moved, p)
         return recon + call.beta * kl, recon, kl
 
-    def moved(
+    def leapfrog(
         self, call: Call, z: Tensor, gamma: Tensor, p: Any, metric: Metric
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z_K, rho_K and -log p(x | z_K), by the generalised leapfrog with tempering (section
         3.3.2)."""
         rho, half = gamma / math.sqrt(self.temperature), torch.exp(self.log_step) / 2
         force, recon = slope(call, z, p)
-        for cooling in coolings(self.temperature, self.leaps):
+        for cooling in tempering_factors(self.temperature, self.leaps):
             rho = self.first(rho, z, force, metric, half)
-            z = self.second(rho, z, metric, half)
+            z = self.move_position(rho, z, metric, half)
             force, recon = slope(call, z, p)
             rho = (rho - half * (force + metric.slope(z, rho, metric.inverse(z)))) * cooling
         return z, rho, recon
@@ -176,7 +178,7 @@ class Riemannian(Objective):
             new = rho - half * (force + metric.slope(z, new, inverse))
         return new
 
-    def second(self, rho: Tensor, z: Tensor, metric: Metric, half: Tensor) -> Tensor:
+    def move_position(self, rho: Tensor, z: Tensor, metric: Metric, half: Tensor) -> Tensor:
         """z' = z + half (G(z)^-1 + G(z')^-1) rho, by fixed-point iteration."""
 
         def speed(at: Tensor) -> Tensor:

@@ -66,21 +66,21 @@ class VAEGAN(Objective):
                 at = self._features(truth)
         if "encoder" in wanted:
             with constant(list(call.model.decoder.parameters())):
-                made = call.made_at(z)
+                made = call.mean_at(z)
             recon = self._off(at, self._features(made, fixed=True))
             loss = loss + recon + call.beta * kl
         else:
             kl = torch.zeros_like(kl)
         z = z.detach()
         if "decoder" in wanted:
-            made, fresh = call.made_at(z), call.made_at(call.from_prior(z))
+            made, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
             features, logits = self._judged(made, fixed=True)
             fooled = _mean(F.softplus(-logits))
             fooled = fooled + _mean(F.softplus(-self._judged(fresh, fixed=True)[1]))
             loss = loss + self.gamma * self._off(at, features) + fooled
         if "discriminator" in wanted:
             with torch.no_grad():
-                made, fresh = call.made_at(z), call.made_at(call.from_prior(z))
+                made, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
             real, *fakes = (self._judged(t)[1] for t in (truth, made, fresh))
             loss = loss + _mean(F.softplus(-real)) + sum(_mean(F.softplus(t)) for t in fakes)
         return loss, recon, kl

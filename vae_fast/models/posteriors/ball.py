@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.models.importance import log_density, standard_log_density
-from vae_fast.models.posteriors.common import PosteriorPart, normals, wide
+from vae_fast.models.posteriors.common import PosteriorPart, at_least_float32, normals
 
 EDGE = 1e-5  # the least distance to the ball's boundary, as a fraction of its radius
 
@@ -33,24 +33,24 @@ class PoincareNormal(PosteriorPart):
         self.dim, self.root = latent_dim, math.sqrt(curvature)
 
     def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
-        mu, logvar = self._expmap0(wide(q[0])), wide(q[1])
+        mu, logvar = self._expmap0(at_least_float32(q[0])), at_least_float32(q[1])
         v = torch.exp(0.5 * logvar) * normals((self.dim,), mu, **noise)
         z = self._expmap(mu, v)
         log_q = log_density(v, torch.zeros_like(mu), logvar) - self._log_volume(_norm(v))
         return z.to(q[0].dtype), log_q
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
-        return self._expmap0(wide(q[0])).to(q[0].dtype)
+        return self._expmap0(at_least_float32(q[0])).to(q[0].dtype)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        z = wide(z)
+        z = at_least_float32(z)
         length = _norm(z)
         r = 2 * torch.atanh((self.root * length).clamp(max=1 - EDGE / 2)) / self.root
         v = z * (r / length).unsqueeze(-1)
         return standard_log_density(v) - self._log_volume(r)
 
     def sample_prior(self, eps: Tensor) -> Tensor:
-        return self._expmap0(wide(eps) / 2).to(eps.dtype)
+        return self._expmap0(at_least_float32(eps) / 2).to(eps.dtype)
 
     def _log_volume(self, r: Tensor) -> Tensor:
         """(D - 1) log(sinh(sqrt(c) r) / (sqrt(c) r)), without overflow."""
@@ -63,13 +63,13 @@ class PoincareNormal(PosteriorPart):
     def _expmap0(self, v: Tensor) -> Tensor:
         length = _norm(v)
         scale = torch.tanh(self.root * length) / (self.root * length)
-        return self.within(v * scale.unsqueeze(-1))
+        return self.project(v * scale.unsqueeze(-1))
 
     def _expmap(self, x: Tensor, v: Tensor) -> Tensor:
         """exp_x(v / lambda_x), at the distance |v| from x."""
         length = _norm(v)
         step = v * (torch.tanh(self.root * length / 2) / (self.root * length)).unsqueeze(-1)
-        return self.within(self._added(x, step))
+        return self.project(self._added(x, step))
 
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
         """Moebius addition."""
@@ -79,7 +79,7 @@ class PoincareNormal(PosteriorPart):
         top = (1 + 2 * c * xy + c * yy) * x + (1 - c * xx) * y
         return top / (1 + 2 * c * xy + c * c * xx * yy)
 
-    def within(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         most = (1 - EDGE) / self.root
         return z * (most / _norm(z)).clamp(max=1.0).unsqueeze(-1)
 

@@ -45,7 +45,7 @@ class PosteriorPart(nn.Module):
         """The deterministic code of x, (N, D)."""
         raise NotImplementedError(f"{type(self).__name__} must implement center(q)")
 
-    def within(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         """z projected into the posterior's space."""
         return z
 
@@ -92,5 +92,5 @@ def normals(shape: tuple[int, ...], like: Tensor, **noise: Any) -> Tensor:
     return reparameterize(zeros, zeros, **noise)
 
 
-def wide(t: Tensor) -> Tensor:
+def at_least_float32(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))

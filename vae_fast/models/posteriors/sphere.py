@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_fast.models.posteriors.common import PosteriorPart, normals, wide
+from vae_fast.models.posteriors.common import PosteriorPart, at_least_float32, normals
 
 NODES = 128  # quadrature nodes of the integrals over the angle
 TRIES = 16  # proposals for each sample; at least two in three are accepted
@@ -40,7 +40,7 @@ class VonMisesFisher(PosteriorPart):
 
     def parameters_of(self, q: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """mu (N, D) of length 1, and kappa (N,)."""
-        mu, raw = wide(q[0]), wide(q[1])
+        mu, raw = at_least_float32(q[0]), at_least_float32(q[1])
         return F.normalize(mu, dim=-1), 1 + F.softplus(raw.mean(-1))
 
     def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
@@ -66,12 +66,12 @@ class VonMisesFisher(PosteriorPart):
         return kappa * (mean - 1) - log_integral - self._log_rim() + self.log_area
 
     def log_prior(self, z: Tensor) -> Tensor:
-        return torch.full_like(wide(z)[..., 0], -self.log_area)
+        return torch.full_like(at_least_float32(z)[..., 0], -self.log_area)
 
     def sample_prior(self, eps: Tensor) -> Tensor:
         return F.normalize(eps, dim=-1)
 
-    def within(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         return F.normalize(z, dim=-1)
 
     def _log_rim(self) -> float:

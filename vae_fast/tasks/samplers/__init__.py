@@ -135,5 +135,5 @@ def draw_from(sampler: Sampler, model: Model, n: int, temperature: float, *y: Te
         z = z.to(device_and_dtype(model)[1])
         posterior = part_of(model, "posterior")
         if posterior is not None and posterior.has_own_space:
-            z = posterior.within(z)
+            z = posterior.project(z)
         return model.likelihood.mean(model.decode(z, *y))

@@ -65,7 +65,7 @@ class PixelCNN(nn.Module):
             for n in sizes
         )
 
-    def before(self, codes: Tensor) -> Tensor:
+    def features_before(self, codes: Tensor) -> Tensor:
         """Features of each position from the positions before it, (N, H, W, channels), for codes
         (N, H, W, C)."""
         h = sum(e(c) for e, c in zip(self.embeddings, codes.unbind(-1), strict=True))
@@ -82,7 +82,7 @@ class PixelCNN(nn.Module):
 
     def nll(self, codes: Tensor) -> Tensor:
         """-log p(codes) in nats, (N,)."""
-        h = self.before(codes)
+        h = self.features_before(codes)
         total: Any = 0.0
         for c in range(len(self.sizes)):
             logits = self.logits(h, codes, c).movedim(-1, 1)
@@ -97,7 +97,7 @@ class PixelCNN(nn.Module):
         codes = torch.zeros((n, height, width, len(self.sizes)), dtype=torch.int64, device=device)
         for i in range(height):
             for j in range(width):
-                h = self.before(codes)[:, i, j]
+                h = self.features_before(codes)[:, i, j]
                 for c in range(len(self.sizes)):
                     logits = self.logits(h, codes[:, i, j], c)
                     if temperature == 0 or n == 0:
