@@ -116,7 +116,7 @@ def plane(codes: Tensor) -> tuple[np.ndarray, str]:
         centered = codes - codes.mean(0)
         _, _, axes = torch.linalg.svd(centered, full_matrices=False)
         return (centered @ axes[:2].T).numpy(), "principal components"
-    return umap.UMAP(random_state=0).fit_transform(codes.numpy()), "UMAP"
+    return umap.UMAP(random_state=0, n_jobs=1).fit_transform(codes.numpy()), "UMAP"
 
 
 def draw(path: Path, codes: dict[str, Tensor], kind: Tensor, lab: Tensor) -> None:

@@ -9,7 +9,7 @@ and function transforms, with the reference backend and in other dtypes it behav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,19 +44,11 @@ class MLP(nn.Sequential):
         if torch.jit.is_scripting():
             for layer in self:
                 x = layer(x)
+        elif torch.compiler.is_compiling() or type(x) is not Tensor or not _fast_path_allowed(x):
+            x = super().forward(x)  # type: ignore[no-untyped-call]
         else:
-            x = in_turn(x, self._modules.values())
+            x = _in_runs(x, list(self._modules.values()))
         return x
-
-
-def in_turn(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
-    """What the layers, one after another, make of x: linear layers and the ReLUs between them in one
-    function, if this is unobservable."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or not _fast_path_allowed(x):
-        for layer in layers:
-            x = layer(x)
-        return x
-    return _in_runs(x, list(layers))
 
 
 def _fast_path_allowed(x: Tensor) -> bool:
@@ -92,18 +84,18 @@ def _leading_run(modules: list[nn.Module]) -> tuple[tuple[bool, ...], list[Tenso
     relus: list[bool] = []
     parameters: list[Tensor | None] = []
     for layer in modules:
-        if type(layer) is nn.Linear and is_unmodified(layer):
+        if type(layer) is nn.Linear and _is_unmodified(layer):
             own = layer._parameters
             parameters += own["weight"], own["bias"]
             relus.append(False)
-        elif type(layer) is nn.ReLU and relus and not relus[-1] and is_unmodified(layer):
+        elif type(layer) is nn.ReLU and relus and not relus[-1] and _is_unmodified(layer):
             relus[-1] = True
         else:
             break
     return tuple(relus), parameters
 
 
-def is_unmodified(layer: nn.Module) -> bool:
+def _is_unmodified(layer: nn.Module) -> bool:
     """Whether a call of the layer is only its class's ``forward`` on its own parameters."""
     own = layer.__dict__
     return not any(name in own for name in _REPLACED) and not _has_hooks(layer)

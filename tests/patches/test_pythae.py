@@ -253,29 +253,3 @@ def test_total_correlation_in_one_node():
             for a, b in zip(mine, grads, strict=True):
                 torch.testing.assert_close(a.double(), b, rtol=rtol, atol=10 * rtol)
     assert torch.autograd.gradgradcheck(node, [t[:4].detach().requires_grad_() for t in inputs])
-
-
-def test_default_networks(monkeypatch):
-    """Their layers run as one function: the same outputs and gradients, and hooks are still called."""
-    from pythae.models.nn import default_architectures
-
-    calls = []
-    whole = vae_fast.layers.mlp
-    monkeypatch.setattr(vae_fast.layers, "mlp", lambda *a: calls.append(a[1]) or whole(*a))
-    x, model = torch.rand(7, 1, 6, 6), model_of("VAE", reconstruction_loss="bce")
-    assert type(model.encoder) is default_architectures.Encoder_VAE_MLP
-    expected, levels = step(model, x), model.encoder(x, [1]).embedding_layer_1
-    assert not calls
-    seen = []
-    with vae_fast.patch("pythae", noise="torch"):
-        found = step(model, x)
-        assert calls == [(True,), (True, False)]
-        assert torch.equal(model.encoder(x, [1]).embedding_layer_1, levels)
-        for module in (model.encoder.layers[0], model.decoder.layers[1][0]):
-            module.register_forward_hook(lambda m, *_: seen.append(m))
-        step(model, x)
-    assert seen == [model.encoder.layers[0], model.decoder.layers[1][0]]
-    for a, b in zip(found, expected, strict=True):
-        for own, theirs in zip(a, b, strict=True):
-            scale = theirs.abs().max().clamp_min(1e-3).item()
-            torch.testing.assert_close(own, theirs, rtol=1e-5, atol=2e-6 * scale)

@@ -1,5 +1,5 @@
-"""pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE, its
-default networks, and the trainer's Adam.
+"""pythae's models (Chadebec et al. 2022): sampling, reconstruction, KL, IWAE's weights, beta-TCVAE, and
+the trainer's Adam.
 
 RHVAE, HVAE, SVAE and PoincareVAE have other latent spaces than Gaussian ones and are not changed.
 """
@@ -26,7 +26,6 @@ from vae_fast.functional import (
 )
 from vae_fast.functional.importance import negligible
 from vae_fast.functional.pairwise import _ops_for
-from vae_fast.layers import in_turn, is_unmodified
 from vae_fast.ops.autograd import beyond_native, differentiable_again
 from vae_fast.patches.core import Noise, Table, Target
 
@@ -236,46 +235,6 @@ def _samples_first(
             recon_x=made[0].reshape_as(x),
             z=z[0],
         )
-
-    return forward
-
-
-# --- the default networks ------------------------------------------------------------------------
-
-
-def _whole(self: Any) -> list[nn.Module] | None:
-    """The layers of a network of pythae's, one after another; None if its groups of layers are watched
-    or others than pythae's."""
-    groups = list(self.layers)
-    if len(groups) != self.depth or not all(
-        type(group) is nn.Sequential and is_unmodified(group) for group in groups
-    ):
-        return None
-    return [layer for group in groups for layer in group]
-
-
-def _encode(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def forward(self: Any, x: Tensor, output_layer_levels: Any = None) -> Any:
-        layers = _whole(self)
-        if layers is None or output_layer_levels is not None:
-            return original(self, x, output_layer_levels)
-        h = in_turn(x.reshape(-1, math.prod(self.input_dim)), layers)
-        return original.__globals__["ModelOutput"](
-            embedding=self.embedding(h), log_covariance=self.log_var(h)
-        )
-
-    return forward
-
-
-def _decode(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def forward(self: Any, z: Tensor, output_layer_levels: Any = None) -> Any:
-        layers = _whole(self)
-        if layers is None or output_layer_levels is not None:
-            return original(self, z, output_layer_levels)
-        made = in_turn(z, layers).reshape(z.shape[0], *self.input_dim)
-        return original.__globals__["ModelOutput"](reconstruction=made)
 
     return forward
 
@@ -512,11 +471,6 @@ def _targets(noise: Noise) -> list[Target]:
     for name, known, bound, dims in _FORWARDS:
         whole = functools.partial(_samples_first, noise, name.split(".")[-1], bound, dims)
         found.append(Target(f"{_MODELS}{name}.forward", (known,), whole))
-    networks = "pythae.models.nn.default_architectures."
-    found += [
-        Target(f"{networks}Encoder_VAE_MLP.forward", ("ef4bc1d8c3aedc3e",), _encode),
-        Target(f"{networks}Decoder_AE_MLP.forward", ("9b76b4f1fa7929b3",), _decode),
-    ]
     trainer = "pythae.trainers.base_trainer.base_trainer.BaseTrainer.set_optimizer"
     found.append(Target(trainer, ("80453102d5888d6e",), _set_optimizer))
     return found
