@@ -43,9 +43,10 @@ HEAD = """\
 # Gallery
 
 Every example of `examples/`, trained as it stands, drawn and measured by
-`python -m experiments gallery`; `--only NAME` makes one again. A table at the end has every model and part,
-trained with one small budget; `--only parts` makes its missing rows, `--only part-NAME` one. Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood give a
-customary cross-entropy and no log-likelihood, and densities are not to be compared with
+`python -m experiments gallery`; `--only NAME` makes one again. A table at the end has every model and
+part, trained with one small budget; `--only parts` makes its missing rows, `--only part-NAME` one.
+Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood
+give a customary cross-entropy and no log-likelihood, and densities are not to be compared with
 probabilities: compare numbers of one likelihood on one data set only.
 """
 

@@ -41,8 +41,8 @@ HEAD = f"""\
 
 One training of each: {STEPS} steps of {BATCH} images of fashion10k, the first seed, the command's
 defaults except for the arguments shown and, where these are too large for a CPU, sizes of networks and
-numbers of samples (`experiments/gallery_parts.py`). That is enough to see that each part learns, and too little to compare them.
-Rows of a picture: validation images, their reconstructions, samples. NLL is an importance-sampled bound
+numbers of samples (`experiments/gallery_parts.py`). That is enough to see that each part learns, and too
+little to compare them. Rows of a picture: validation images, their reconstructions, samples. NLL is an importance-sampled bound
 (K = {NLL_SAMPLES}) over {TEST_SAMPLES} grey validation images, in nats; error is squared, per pixel.
 
 | `vae-fast train` | parameters | NLL | KL | error | picture |
