@@ -145,7 +145,7 @@ $(DONE)/venv:
 
 # Pinned: a new version brings new rules, and those are taken on purpose. mypy reads the types of what
 # the tests need, torch's above all.
-$(DONE)/lint: $(DONE)/venv pyproject.toml
+$(DONE)/lint: $(DONE)/venv Makefile
 	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5" "clang-tidy==23.1.4" types-PyYAML types-tqdm
 	touch $@
 

@@ -46,6 +46,7 @@ def test_partitions_are_compared_right():
     assert rand_index(one, other) == pytest.approx((2 - 7 * 7 / 28) / (7 - 7 * 7 / 28))
 
 
+@pytest.mark.slow
 def test_the_latent_picture_by_umap():
     """Groups far apart in ten dimensions stay groups in the plane."""
     pytest.importorskip("umap", reason="umap-learn is not installed: pip install umap-learn")

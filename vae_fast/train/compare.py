@@ -84,7 +84,9 @@ def compare(
     if reason is not None:
         raise RuntimeError(f"there are no native kernels to compare: {reason}")
     every_pass = chain.from_iterable(repeat(trainer.batches))
-    batches = list(islice(every_pass, min(steps, len(trainer.batches))))
+    batches = [
+        Share(*batch).gathered() for batch in islice(every_pass, min(steps, len(trainer.batches)))
+    ]
     work = list(islice(chain.from_iterable(repeat(batches)), steps))
     samples = sum(len(batch.images) for batch in work)
     made, absent = _contenders(trainer, work, compiled)
@@ -159,7 +161,7 @@ def _step(trainer: Trainer, runner: str) -> Step:
 
 def _round(step: Step, work: list[Any]) -> float:
     for number, batch in enumerate(work):
-        step(Share(*batch), number)
+        step(batch, number)
     step.read_guards()
     return step.meter.read()[0]["loss"]
 
