@@ -270,6 +270,8 @@ def group_norm(
         return (F.silu(x) if silu else x).to(given.dtype)
     if weight is None and bias is not None:  # torch 2.13 has no gradient of a bias alone
         weight = torch.ones_like(bias)
+    if torch.is_grad_enabled() and not x.requires_grad:  # there torch 2.13 crashes in channels-last
+        x = x.contiguous()
     with torch.autocast(x.device.type, enabled=False):
         y = torch.group_norm(x, groups, weight, bias, eps)
         y = (F.silu(y) if silu else y).to(given.dtype)

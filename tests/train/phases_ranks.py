@@ -1,4 +1,4 @@
-"""Models with several losses on ranks that share them out by FSDP2, beside DDP on the same ranks.
+"""Models with several losses, sharded by FSDP2, compared with DDP on the same ranks.
 
 ``python -m tests.train.phases_ranks OUT``, a process for each rank, writes what ``compared`` gives.
 """

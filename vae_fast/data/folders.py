@@ -51,9 +51,10 @@ class ImageFolder(Dataset[Any]):
     are skipped. One warning line counts other files that are not used.
 
     All headers are read at the start, so sizes, colours and files that are not images are known
-    early; if that takes long, the logger vae_fast.data says how far it is. Pillow decodes pixels on access: turned upright, the first page only, transparent pixels
-    over `background`. Grey pixels of 16 bits are shifted to 8 bits, by as much as the largest value
-    in the folder needs. Formats: PNG, JPEG, BMP, GIF, PPM, TIFF, WebP, by suffix and by content.
+    early. If that takes long, the logger vae_fast.data logs the progress. Pillow decodes pixels on
+    access: turned upright, the first page only, transparent pixels over `background`. Grey pixels
+    of 16 bits are shifted to 8 bits, by as much as the largest value in the folder needs. Formats:
+    PNG, JPEG, BMP, GIF, PPM, TIFF, WebP, by suffix and by content.
 
     Attributes:
         files: each file's path below `root`.

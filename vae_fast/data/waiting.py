@@ -1,4 +1,4 @@
-"""Long reading says how far it is, through the logger vae_fast.data."""
+"""Progress lines for reading that takes long, by the logger vae_fast.data."""
 
 from __future__ import annotations
 
