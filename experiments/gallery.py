@@ -1,4 +1,4 @@
-"""The gallery: every unchanged example trained, drawn and measured."""
+"""The gallery: examples trained, drawn and measured."""
 
 from __future__ import annotations
 
@@ -42,9 +42,17 @@ ANSWERS = {
 HEAD = """\
 # Gallery
 
-Every example of `examples/`, trained as it stands, drawn and measured by
-`python -m experiments gallery`; `--only NAME` makes one again. A table at the end has every model and
-part, trained with one small budget; `--only parts` makes its missing rows, `--only part-NAME` one.
+Most examples of `examples/`, trained, drawn and measured by `python -m experiments gallery`;
+`--only NAME` makes one again. `LEFT_OUT` in `experiments/gallery.py` has those that are not for this
+page, with the reasons. A table at the end has most models and parts, trained with one small budget;
+`--only parts` makes its missing rows, `--only part-NAME` one. "Not made yet" names what is missing, of
+the examples and of the table.
+
+Each caption has the date and the commit of its training. Two examples of 2026-11-22 would be trained
+otherwise today. `beta_vae` has transposed convolutions, the default at that time; today this takes
+`network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
+(`precision: bf16`); its file says float32 today.
+
 Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood
 give a customary cross-entropy and no log-likelihood, and densities are not to be compared with
 probabilities: compare numbers of one likelihood on one data set only.
