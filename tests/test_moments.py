@@ -57,6 +57,26 @@ def test_moments_of_the_drop_in_model_are_flushed_and_nothing_else(monkeypatch, 
     assert largest(ours) == pytest.approx(0.9e-37)
 
 
+def test_other_optimizers_and_dtypes_keep_their_moments_and_copies_are_flushed():
+    model = vae_fast.VAE(6, 5, 2)
+    copied = copy.deepcopy(model)
+    ours = with_small_moments(copied)
+    ours.step()
+    assert largest(ours) == 0.0
+    # Adafactor's eps is a pair.
+    adafactor = torch.optim.Adafactor(model.parameters())
+    for _ in range(FLUSHED_EVERY):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        adafactor.step()
+    # 1e-5 is subnormal in float16, and large beside an eps of 1e-8.
+    half = with_small_moments(model.half())
+    for state in half.state.values():
+        state["exp_avg"].fill_(1e-5)
+    half.step()
+    assert largest(half) == pytest.approx(0.9e-5, rel=0.02)
+
+
 def test_the_trainer_flushes_moments_outside_the_flat_buffer():
     parameters = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(3))]
     config = TrainConfig(optimizer=OptimizerConfig())

@@ -18,6 +18,7 @@ logger = logging.getLogger("vae_fast")
 
 FLUSHED_EVERY = 32  # steps
 LEAST_EPS = 1e-15  # beside a smaller eps, subnormal moments are not negligible
+LARGEST_TINY = torch.finfo(torch.float32).tiny  # float16's subnormal numbers are not negligible
 # Modules whose parameters' moments are flushed under any optimizer of torch.
 _watched: WeakSet[nn.Module] = WeakSet()
 _state = {"is_hooked": False, "has_said": False}
@@ -36,7 +37,8 @@ def flush_subnormals(optimizer: torch.optim.Optimizer, among: set[Tensor] | None
     """
     found = False
     for group in optimizer.param_groups:
-        if not group.get("eps", 0.0) >= LEAST_EPS:
+        eps = group.get("eps")  # a tuple, for Adafactor
+        if not isinstance(eps, float) or eps < LEAST_EPS:
             continue
         for p in group["params"]:
             state = optimizer.state.get(p, {})
@@ -49,9 +51,10 @@ def flush_subnormals(optimizer: torch.optim.Optimizer, among: set[Tensor] | None
                 if not (isinstance(value, Tensor) and value.shape == p.shape):
                     continue
                 value = getattr(value, "_local_tensor", value)  # of a sharded one
-                if value.is_floating_point():
+                tiny = torch.finfo(value.dtype).tiny if value.is_floating_point() else 1.0
+                if tiny <= LARGEST_TINY:
                     found = True
-                    torch.hardshrink(value, torch.finfo(value.dtype).tiny, out=value)
+                    torch.hardshrink(value, tiny, out=value)
     return found
 
 

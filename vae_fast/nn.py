@@ -169,6 +169,10 @@ class VAE(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_flat_names)  # type: ignore[no-untyped-call]
         moments.watch(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        moments.watch(self)  # a copy's moments too
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mu, logvar = self.encoder(x.flatten(1) if x.dim() > 2 else x)
         # torch.randn's noise instead of the kernels', so that a seed gives the script's own draws:

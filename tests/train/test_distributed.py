@@ -76,11 +76,10 @@ model = build("ae", (1, 8, 8), latent_dim=3)
 config = TrainConfig(model="ae", lr=0.01)
 step = Step(model, config, cpu, world, 10)
 gradients = []
-guard = step.updates[0].guard.__call__
 class Watching:
-    def __call__(self, optimizer, parameters, loss):
+    def take(self, optimizer, parameters, *arguments, **options):
         gradients.append([p.grad.clone() for p in parameters])
-        return guard(optimizer, parameters, loss)
+        return step_guard.take(optimizer, parameters, *arguments, **options)
     def __getattr__(self, name):
         return getattr(step_guard, name)
 step_guard, step.updates[0].guard = step.updates[0].guard, Watching()
@@ -126,6 +125,7 @@ def test_the_gradient_of_two_ranks_is_that_of_the_joined_batch(tmp_path):
     assert one_samples == two_samples == 21
     for name in one_means:
         assert two_means[name] == pytest.approx(one_means[name], rel=1e-5)
+    assert len(one) == 3
     for a, b in zip(one, two, strict=True):
         for x, y in zip(a, b, strict=True):
             assert torch.allclose(x, y, rtol=1e-4, atol=1e-5)

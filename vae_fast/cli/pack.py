@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from math import prod
 
@@ -18,7 +19,7 @@ def pack(arguments: list[str], program: str) -> int:
         "--split",
         type=str,
         default=None,
-        help="train, val or test; all of one's own data if not given",
+        help="train, val or test; if not given, all of one's own data, or train where a folder has splits",
     )
     parser.add_argument("--shard_bytes", type=int, default=16 << 20, help="size of a shard, about")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
@@ -47,6 +48,6 @@ def pack(arguments: list[str], program: str) -> int:
     bytes_ = len(packed) * prod(packed.shape) * packed.dtype.itemsize
     print(
         f"{len(packed):,} samples of {'x'.join(map(str, packed.shape))} in {values.out}, "
-        f"{bytes_ / 1e6:,.0f} MB; vae-fast train --data {values.out} trains on them"
+        f"{bytes_ / 1e6:,.0f} MB; vae-fast train --data {shlex.quote(values.out)} trains on them"
     )
     return 0

@@ -60,5 +60,6 @@ def __getattr__(name: str) -> Any:
     if name == "VAE":  # the name until version 0.2
         return _vae.VAE
     if name == "load_stable_diffusion":  # so until version 0.2
-        raise AttributeError("load_stable_diffusion is in vae_fast.hub now")
+        # An AttributeError's words would be lost in `from vae_fast.models import ...`.
+        raise ImportError("load_stable_diffusion is in vae_fast.hub now")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

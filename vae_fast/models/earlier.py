@@ -12,6 +12,7 @@ from typing import Any
 NOW = {"upsampling": "resize"}
 EARLIER = {"upsampling": "transposed"}
 _NETWORKS = ("conv", "resnet")
+_IGNORED = ("latent_dim", "network", "network_options", "decoder_network", "decoder_options")
 _OTHERS = ("hvae", "vrae", "autoencoder-kl")  # models without these networks
 
 
@@ -22,6 +23,8 @@ def written_out(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_saved(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
     """``model_args`` as a run or an export saved them, with the defaults of their time."""
+    if model == "autoencoder-kl":  # it took these, and ignored them
+        model_args = {name: v for name, v in model_args.items() if name not in _IGNORED}
     return _filled(model, model_args, EARLIER)
 
 

@@ -136,8 +136,7 @@ class World:
 
     def shares(self, batches: Batches) -> Iterator[Share]:
         """A pass over ``batches``, with the weights of this rank's share of each batch."""
-        start, stop = batches.cuts.global_bounds(0)
-        whole = stop - start
+        whole = min(batches.cuts.global_batch, batches.cuts.count)
         for images, labels in batches:
             weight, samples = 1.0, images.shape[0]
             if self.is_distributed:

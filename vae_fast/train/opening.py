@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vae_fast import data as datasets
-from vae_fast.data import DataOptions
+from vae_fast.data import DataOptions, holds_images
+from vae_fast.data.catalog import canonical
 from vae_fast.train.callbacks import Callback
 from vae_fast.train.config import GIVEN, TrainConfig
 
@@ -38,18 +39,20 @@ def opening(trainer: Trainer) -> str:
 
 def _decoding(config: TrainConfig, data: Any) -> str:
     """How to spare a large folder of image files the decoding in every epoch; "" for other data."""
-    given = config.data.startswith(GIVEN)
-    if given or len(data) < MANY or config.epochs < 2 or not datasets.holds_images(config.data):
+    few = len(data) < MANY or config.epochs < 2
+    named = config.data.startswith(GIVEN) or canonical(config.data)
+    # The folders of splits would need a pack each.
+    if few or named or getattr(data, "splits", None) or not holds_images(config.data):
         return ""
     how = config.data_options
     flags = "".join(
-        f" --data.{name} {getattr(how, name)}"
+        f" --data.{name} {shlex.quote(str(getattr(how, name)))}"
         for name in ("size", "mode", "background", "damaged")
         if getattr(how, name) != getattr(DataOptions(), name)
     )
     return (
         "\nEvery epoch decodes these files again. To decode them once: "
-        f"vae-fast pack {config.data} FOLDER{flags}, and then train with --data FOLDER"
+        f"vae-fast pack {shlex.quote(config.data)} FOLDER{flags}, and then train with --data FOLDER"
     )
 
 

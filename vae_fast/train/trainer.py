@@ -201,6 +201,9 @@ class Trainer:
         )
         if saved is not None:
             before = saved.state.get("config")
+            if before is not None:
+                args = earlier.of_saved(before["model"], before["model_args"])
+                before = {**before, "model_args": args}
             lines += config_changes.compare(before, config, asked, str(run))
             trainer.restore(saved, say)
             if "runner" in asked:  # asked for again, even if it was refused before
@@ -261,6 +264,7 @@ class Trainer:
                         self.leave()
                     if progress.step == self.total_steps:
                         break
+                self.batches.by_rows = False  # others who iterate over them want images
                 self.log_training()
                 progress.epoch = progress.step // len(self.batches)
                 self.validate()

@@ -66,7 +66,12 @@ def slope(call: Call, z: Tensor, p: Any) -> tuple[Tensor, Tensor]:
     """d (-log p(x, z)) / dz, (N, D), and -log p(x | z), (N,); differentiable if gradients are
     enabled. p is the result of the model's ``prior``."""
     needs = torch.is_grad_enabled()
-    with torch.enable_grad():
+    # cuDNN's recurrent networks have no second derivative.
+    recurrent = any(isinstance(m, nn.RNNBase) for m in call.model.modules())
+    with (
+        torch.enable_grad(),
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent),
+    ):
         at = z if z.requires_grad else z.detach().requires_grad_()
         nll = call.nll_at(at)
         energy = nll - call.model.log_prior(at, p)
