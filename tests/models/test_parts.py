@@ -403,6 +403,7 @@ def test_riemannian_by_hand():
         ("vae", {"condition": "labels"}, "BetaVAE takes no condition: cvae and vrae do"),
         ("vae", {"objective": "rae-l2"}, "RAE is for models whose z has no density, and that of"),
         ("ae", {"objective": "rae-gp", "prior": "maf"}, "AE has no density of z"),
+        ("ae", {"objective": "latent-diffusion"}, "is for models that draw z, or quantise it"),
         ("autoencoder-kl", {"latent_dim": 3}, "takes no latent_dim"),
         ("vae", {"objective": "dip-i", "posterior": "iaf"}, "not defined for the posterior iaf"),
         ("vae", {"objective": "riemannian", "posterior": "iaf"}, "takes the Gaussian$"),
