@@ -7,6 +7,7 @@ the same weights, and how many parameters have moved.
 
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def trained(world, name):
     update, found = step.updates[0], {}
     follow = update.follow
 
-    def watched(loss):
+    def watched(loss, *part):
         found.setdefault("first", [p.grad.clone() for p in update.parameters])
-        return follow(loss)
+        return follow(loss, *part)
 
     update.follow = watched
     batches = world.batches(data(), 8, shuffle=False)
@@ -81,6 +82,7 @@ def main():
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
     world.leave()
+    os._exit(0)  # the teardown may abort: docs/design-traps.md
 
 
 if __name__ == "__main__":

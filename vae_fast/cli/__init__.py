@@ -33,9 +33,9 @@ def script() -> int:
 def _end(status: int) -> NoReturn:
     """End the process without the interpreter's teardown.
 
-    Threads of torch.distributed outlive the process group while a device mesh refers to it. One
-    that releases a Python object during the teardown aborts the process, and torchrun then
-    reports a finished run as a failed one.
+    A thread of torch.distributed releases a collective's tensors after the waiting thread has gone
+    on. During the teardown this aborts the process, and torchrun then reports a finished run as a
+    failed one.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
