@@ -23,7 +23,8 @@
   FIELD(GaussianBackward, mu) FIELD(GaussianBackward, logvar) FIELD(GaussianBackward, prior_mu)  \
   FIELD(GaussianBackward, prior_logvar) FIELD(GaussianBackward, key)                             \
   FIELD(GaussianBackward, num_samples) FIELD(GaussianBackward, grad_z)                           \
-  FIELD(GaussianBackward, slope) FIELD(GaussianBackward, has_kl) FIELD(GaussianBackward, grad_kl) \
+  FIELD(GaussianBackward, slope) FIELD(GaussianBackward, has_kl)                                 \
+  FIELD(GaussianBackward, grad_kl)                                                               \
   FIELD(GaussianBackward, grad_mu) FIELD(GaussianBackward, grad_logvar)                          \
   FIELD(GaussianBackward, grad_prior_mu) FIELD(GaussianBackward, grad_prior_logvar)              \
   END(GaussianBackward)                                                                          \
@@ -47,23 +48,25 @@
   FIELD(Gather, cols) FIELD(Gather, data) FIELD(Gather, index) FIELD(Gather, out)                \
   FIELD(Gather, key) FIELD(Gather, first_row) FIELD(Gather, first_row_tensor)                    \
   END(Gather)                                                                                    \
-  BEGIN(GroupNorm)                                                                           \
-  FIELD(GroupNorm, dtype) FIELD(GroupNorm, channels_last) FIELD(GroupNorm, silu) FIELD(GroupNorm, rows)     \
-  FIELD(GroupNorm, channels) FIELD(GroupNorm, groups) FIELD(GroupNorm, inner)        \
-  FIELD(GroupNorm, eps) FIELD(GroupNorm, x) FIELD(GroupNorm, weight)                 \
-  FIELD(GroupNorm, bias) FIELD(GroupNorm, y) FIELD(GroupNorm, mean)                  \
-  FIELD(GroupNorm, rstd)                                                                     \
-  END(GroupNorm)                                                                             \
-  BEGIN(GroupNormBackward)                                                                   \
-  FIELD(GroupNormBackward, dtype) FIELD(GroupNormBackward, channels_last) FIELD(GroupNormBackward, silu)                \
-  FIELD(GroupNormBackward, rows) FIELD(GroupNormBackward, channels)                      \
-  FIELD(GroupNormBackward, groups) FIELD(GroupNormBackward, inner)                       \
-  FIELD(GroupNormBackward, x) FIELD(GroupNormBackward, weight)                           \
-  FIELD(GroupNormBackward, bias) FIELD(GroupNormBackward, mean)                          \
-  FIELD(GroupNormBackward, rstd) FIELD(GroupNormBackward, grad_y)                        \
-  FIELD(GroupNormBackward, grad_x) FIELD(GroupNormBackward, grad_weight)                 \
-  FIELD(GroupNormBackward, grad_bias)                                                        \
-  END(GroupNormBackward)                                                                     \
+  BEGIN(GroupNorm)                                                                               \
+  FIELD(GroupNorm, dtype) FIELD(GroupNorm, channels_last) FIELD(GroupNorm, silu)                 \
+  FIELD(GroupNorm, rows)                                                                         \
+  FIELD(GroupNorm, channels) FIELD(GroupNorm, groups) FIELD(GroupNorm, inner)                    \
+  FIELD(GroupNorm, eps) FIELD(GroupNorm, x) FIELD(GroupNorm, weight)                             \
+  FIELD(GroupNorm, bias) FIELD(GroupNorm, y) FIELD(GroupNorm, mean)                              \
+  FIELD(GroupNorm, rstd)                                                                         \
+  END(GroupNorm)                                                                                 \
+  BEGIN(GroupNormBackward)                                                                       \
+  FIELD(GroupNormBackward, dtype) FIELD(GroupNormBackward, channels_last)                        \
+  FIELD(GroupNormBackward, silu)                                                                 \
+  FIELD(GroupNormBackward, rows) FIELD(GroupNormBackward, channels)                              \
+  FIELD(GroupNormBackward, groups) FIELD(GroupNormBackward, inner)                               \
+  FIELD(GroupNormBackward, x) FIELD(GroupNormBackward, weight)                                   \
+  FIELD(GroupNormBackward, bias) FIELD(GroupNormBackward, mean)                                  \
+  FIELD(GroupNormBackward, rstd) FIELD(GroupNormBackward, grad_y)                                \
+  FIELD(GroupNormBackward, grad_x) FIELD(GroupNormBackward, grad_weight)                         \
+  FIELD(GroupNormBackward, grad_bias)                                                            \
+  END(GroupNormBackward)                                                                         \
   BEGIN(StepSample)                                                                              \
   FIELD(StepSample, rows) FIELD(StepSample, latent) FIELD(StepSample, heads)                     \
   FIELD(StepSample, key) FIELD(StepSample, z)                                                    \

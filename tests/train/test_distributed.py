@@ -55,6 +55,9 @@ def test_weights_are_those_of_the_place_resumed_at(monkeypatch):
     batches = world.batches(data, 4, shuffle=False)
     batches.load_state_dict(batches.state_dict() | {"batch": 2})
     assert [share[2:] for share in world.shares(batches)] == whole[2:]
+    four = world_of(monkeypatch, 4, 0)  # 9 samples in batches of 5 and 4, so that none is empty
+    shares = four.shares(four.batches(torch.rand(9, 2), 8, shuffle=False))
+    assert [share.part for share in shares] == [5 / 8, 4 / 8]
     alone = world_of(monkeypatch, 1, 0)
     for size, parts in ((4, [1.0, 1.0, 0.75]), (11, [1.0]), (100, [1.0])):
         shares = list(alone.shares(alone.batches(data, size, shuffle=False)))

@@ -424,6 +424,8 @@ def test_native_steps_read_rows_where_they_lie(monkeypatch, tmp_path):
         trainer = Trainer(config, train_data=images, val_data=images[:9])
         trainer.fit()
         assert trainer.step.runner.name == "native" and trainer.step.runner.taken == 12
+        # After the run the batches hold images again.
+        assert torch.is_tensor(next(iter(trainer.batches)).images)
         found.append(trainer.model.state_dict())
     assert seen == [True] * 12 + [False] * 12
     assert all(map(torch.equal, found[0].values(), found[1].values()))
