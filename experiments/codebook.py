@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from experiments.cells import gaps
 from experiments.results import Result, Verdict
 from experiments.statistics import mean, shown
 from experiments.training import Clock, fashion, train
@@ -70,33 +72,43 @@ def run(settings: dict[str, Any], clock: Clock) -> Result:
         "network_options": {"hidden": settings["hidden"]},
         "places": settings["places"],
     }
-    values: dict[str, dict[str, list[float]]] = {}
-    for name, method in methods(settings).items():
-        found = values.setdefault(name, {metric: [] for metric in METRICS})
-        for seed in settings["seeds"]:
+    chosen = methods(settings)
+    values = {name: {metric: [] for metric in METRICS} for name in chosen}
+    # Seeds come first, so that an interrupted run has something of every row.
+    for seed in settings["seeds"]:
+        for name, method in chosen.items():
             config = {
                 "model": "vq-vae",
                 "model_args": {**network, **method},
                 "seed": seed,
                 **{key: settings[key] for key in ("epochs", "batch_size", "lr")},
             }
-            model = train(config, data, test)
-            with torch.no_grad():
-                codes = torch.cat([model.codes(x) for x in test.images.split(250)])
-                terms = model.code_report(codes)
-                nll = torch.cat(
-                    [model.loss(x, reduction="none").recon for x in test.images.split(250)]
-                )
-                off = torch.cat([model.squared_error(x) for x in test.images.split(250)])
-            measured = {**terms, "nll": float(nll.mean()), "mse": float(off.mean())}
+
+            def scores(config=config) -> dict[str, float]:
+                return judge(train(config, data, test), test.images)
+
+            measured = clock.once(f"{name}, seed {seed}", scores)
             clock.say(f"{name}, seed {seed}: {measured}")
-            for metric in METRICS:
-                found[metric].append(measured[metric])
+            for key, value in (measured or {}).items():
+                values[name][key].append(value)
     return report(values, settings)
+
+
+@torch.no_grad()
+def judge(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Use and perplexity of the images' codes, the loss in nats and the squared error per pixel."""
+    parts = images.split(250)
+    report = model.code_report(torch.cat([model.codes(x) for x in parts]))
+    nll = torch.cat([model.loss(x, reduction="none").recon for x in parts])
+    off = torch.cat([model.squared_error(x) for x in parts])
+    measured = {**report, "nll": float(nll.mean()), "mse": float(off.mean())}
+    return {metric: float(measured[metric]) for metric in METRICS}
 
 
 def report(values: dict[str, Any], settings: dict[str, Any]) -> Result:
     digits = {"code_perplexity": 1, "codes_used": 3, "nll": 1, "mse": 4}
+    counts = {name: len(found["nll"]) for name, found in values.items()}
+    values = {name: found for name, found in values.items() if found["nll"]}
 
     def more(kept: str, bare: str, claim: str) -> Verdict:
         if kept not in values or bare not in values:
@@ -136,4 +148,5 @@ def report(values: dict[str, Any], settings: dict[str, Any]) -> Result:
                 "LFQ: a higher perplexity with its entropy term than without",
             ),
         ],
+        notes=gaps(counts, len(settings["seeds"])),
     )

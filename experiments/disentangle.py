@@ -20,8 +20,8 @@ from vae_fast.evaluate import factors
 TITLE = "Disentanglement on sprites"
 SETTINGS = {
     "seeds": [0, 1, 2],
-    "train_samples": 16_000,
-    "epochs": 5,
+    "train_samples": 32_000,
+    "epochs": 10,
     "batch_size": 64,
     "hidden": [128, 128],
     "latent_dim": 10,
