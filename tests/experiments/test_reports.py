@@ -6,7 +6,17 @@ import math
 import pytest
 import torch
 
-from experiments import anomaly, bounds, disentangle, few_labels, hierarchy, inpaint, page, results
+from experiments import (
+    anomaly,
+    bounds,
+    codebook,
+    disentangle,
+    few_labels,
+    hierarchy,
+    inpaint,
+    page,
+    results,
+)
 from experiments.__main__ import NAMES, main
 from experiments.training import Clock, parameters
 from vae_fast.data import load
@@ -114,6 +124,31 @@ def test_scores_that_are_better_when_higher():
               few_labels.LINEAR: [0.75, 0.77]}  # fmt: skip
     verdicts = few_labels.report(values, few_labels.SETTINGS, 10).verdicts
     assert [v.holds for v in verdicts] == [True, False]
+
+
+def test_the_codebooks_rows_are_those_measured_so_far(tmp_path, monkeypatch):
+    """Stopped in its second seed, the table has the first seed of every row."""
+    from experiments.__main__ import run
+
+    monkeypatch.setattr(codebook, "QUICK", {**codebook.SETTINGS, "seeds": [0, 1]})
+    monkeypatch.setattr(codebook, "train", lambda config, *_: config["seed"])
+    judged = []
+
+    def judge(seed, _):
+        if seed == 1 and len(judged) == 14:
+            raise KeyboardInterrupt
+        judged.append(seed)
+        return dict.fromkeys(codebook.METRICS, 2.0 + seed)
+
+    monkeypatch.setattr(codebook, "judge", judge)
+    with pytest.raises(KeyboardInterrupt):
+        run("codebook", True, tmp_path)
+    run("codebook", True, tmp_path, so_far=True)
+    found = results.load(tmp_path / "codebook.json")
+    assert len(found.rows) == 12 and judged == [0] * 12 + [1] * 2
+    seeds = [len(row["nll"]) for row in found.values.values()]
+    assert seeds == [2] * 2 + [1] * 10 and len(found.notes) == 1
+    assert [v.holds for v in found.verdicts] == [False, False]
 
 
 def test_anomaly_averages_over_classes():
