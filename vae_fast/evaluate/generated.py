@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast.import_paths import imported
 from vae_fast.models.batched import in_batches
+from vae_fast.models.interface import uses_labels
 
 
 def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -47,7 +48,7 @@ def feature_network(name: str, device: str = "auto") -> nn.Module:
 class _Codes(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
-        if getattr(model, "uses_labels", False):
+        if uses_labels(model):
             raise ValueError("features come from a model that sees samples alone, without labels")
         self.model: Any = model
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vae_fast.backend import set_backend
 from vae_fast.extras import need
 from vae_fast.models.base import LatentModel
-from vae_fast.models.interface import Model
+from vae_fast.models.interface import Model, uses_labels
 from vae_fast.networks import device_and_dtype
 
 FORMATS = ("torch", "onnx")
@@ -66,7 +66,7 @@ def programs(model: Model) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], Seq
     z = torch.randn(2, model.latent_dim, device=device, dtype=dtype)
     y: tuple[Tensor, ...] = ()
     names: list[str] = []
-    if model.uses_labels:
+    if uses_labels(model):
         y, names = (torch.zeros(2, dtype=torch.int64, device=device),), ["y"]
     decoder = DecoderOf(model)
     parts: dict[str, tuple[nn.Module, tuple[Tensor, ...], Sequence[str]]] = {

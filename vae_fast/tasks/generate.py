@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.models.batched import evaluating, in_batches
-from vae_fast.models.interface import Model
+from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.networks import device_and_dtype
 from vae_fast.tasks.samplers import Sampler, draw_from
 
@@ -39,8 +39,8 @@ def generate(
     options: dict[str, object] = {} if temperature == 1.0 else {"temperature": temperature}
     if draw:
         options["draw"] = True
-    if y is None and getattr(model, "condition", None) is not None:
-        y = model.condition.default(n, device)  # for all batches
+    if y is None and (condition := conditioning_of(model)) is not None:
+        y = condition.default(n, device)  # for all batches
     made = []
     with evaluating(model), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:

@@ -130,8 +130,7 @@ def in_support(model: Model, data: Any) -> Any:
 
 def needs_unit(model: Model) -> bool:
     """Whether the model takes only values in [0, 1]; assumed if its likelihood is not known."""
-    likelihood = likelihood_of(model)
-    return likelihood is None or getattr(likelihood, "target", None) in ("unit", "level")
+    return likelihood_of(model) is None or target_of(model) in ("unit", "level")
 
 
 def record(folder: Path, train: Any, val: Any) -> None:

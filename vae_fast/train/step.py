@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast.models.interface import Model
+from vae_fast.models.interface import Model, uses_labels
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
 from vae_fast.train.config import TrainConfig, total_steps
@@ -174,7 +174,7 @@ class Step:
             options["free_bits"] = self.config.objective.free_bits
         if phase is not None:
             options["phase"] = phase
-        labels = (share.labels,) if getattr(self.model, "uses_labels", False) else ()
+        labels = (share.labels,) if uses_labels(self.model) else ()
         with self.updates[0].objective(), self.autocast(), self.world.joint_batch(share):
             terms = self.network(share.images, *labels, **options)
         if not isinstance(terms, LossOutput):

@@ -78,7 +78,7 @@ def make_sampler(name: str, model: Any, **options: Any) -> Sampler | None:
     if name == "normal":
         return Normal(model.latent_dim, torch.empty(0, device=device, dtype=dtype))
     if name == "metric":
-        objective = getattr(model, "objective", None)
+        objective = part_of(model, "objective")
         if not isinstance(objective, Riemannian):
             raise ValueError("the sampler metric is for models of the objective riemannian")
         return MetricSampler(objective, **options)
