@@ -15,7 +15,7 @@ from experiments.training import Clock, fashion, train
 from vae_fast import data as datasets
 from vae_fast import models
 from vae_fast.evaluate import accuracy
-from vae_fast.models.batched import in_batches
+from vae_fast.tasks.batched import in_batches
 
 TITLE = "SSVAE with 100 labels"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ssvae.yaml"

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "design.md"
 
 # A room imports rooms above it in this list, never below. A module or a package has one room.
 ROOMS = {
-    "basics": "types extras files import_paths data_options moments",
+    "basics": "types extras files import_paths data_options moments joined",
     "pictures": "figures pictures",
     "likelihoods": "likelihoods",
     "reference": "reference reference_pairwise",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vae_fast.hub import load_stable_diffusion
-from vae_fast.models.tiles import in_tiles
+from vae_fast.networks.tiles import in_tiles
 
 
 def saved(tmp_path, **options):

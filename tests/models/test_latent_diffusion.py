@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vae_fast import noise
+from vae_fast.joined import Ranks, batch_joined_by
 from vae_fast.models import build
-from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.models.phases import phases_of
 
 SHAPE = (1, 8, 8)

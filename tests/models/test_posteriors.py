@@ -9,10 +9,10 @@ from tests.models.gradients import check_gradients
 from vae_fast import noise
 from vae_fast.evaluate import evaluate
 from vae_fast.models import build, importance
-from vae_fast.models.flows import FLOWS, make_flow
 from vae_fast.models.posteriors import make_posterior
 from vae_fast.models.posteriors.common import normals
 from vae_fast.models.priors import make_prior
+from vae_fast.networks.flows import FLOWS, make_flow
 from vae_fast.tasks import compress
 
 SHAPE = (1, 2, 3)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vae_fast.joined import Ranks, batch_joined_by
 from vae_fast.models import build, make_quantizer
-from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.models.quantize import FSQ, LFQ, VQ, perplexity
 
 

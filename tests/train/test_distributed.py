@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from vae_fast.joined import batch_joined_by
 from vae_fast.models import build
 from vae_fast.models.divergence import floored_kl
-from vae_fast.models.joined import batch_joined_by
 from vae_fast.train import rng
 from vae_fast.train.distributed import RankFailed, World
 from vae_fast.train.sharded import shard

@@ -11,7 +11,7 @@ from torch import nn
 from tests.train import small
 from tests.train.small import batches, counting
 from vae_fast.models import build
-from vae_fast.models.scaling import _rows, scaled
+from vae_fast.networks.scaling import _rows, scaled
 from vae_fast.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.python_snapshot import PythonSnapshot

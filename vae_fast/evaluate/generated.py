@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.import_paths import imported
-from vae_fast.models.batched import in_batches
 from vae_fast.models.interface import uses_labels
+from vae_fast.tasks.batched import in_batches
 
 
 def network_features(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:

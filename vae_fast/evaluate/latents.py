@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches, needs_density
 from vae_fast.models.interface import Model
+from vae_fast.tasks.batched import in_batches, needs_density
 
 
 def kl_per_dimension(

@@ -10,9 +10,9 @@ from torch import Tensor
 from vae_fast.evaluate.latents import active_units, kl_per_dimension
 from vae_fast.evaluate.scores import accuracy
 from vae_fast.functional.images import psnr, ssim
-from vae_fast.models.batched import in_batches
 from vae_fast.models.interface import Classifies, Model, ReportsCodes, divides_kl, is_probabilistic
 from vae_fast.models.likelihoods import Categorical
+from vae_fast.tasks.batched import in_batches
 from vae_fast.tasks.encode import features
 from vae_fast.tasks.likelihood import (
     bits_per_dimension,

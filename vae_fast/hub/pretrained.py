@@ -18,8 +18,8 @@ from torch import nn
 from vae_fast import models
 from vae_fast.extras import need
 from vae_fast.import_paths import Trust, named_by, plain
-from vae_fast.models import earlier
 from vae_fast.tasks import load_model
+from vae_fast.train import earlier
 
 CARD = """---
 library_name: vae_fast

@@ -19,10 +19,10 @@ from vae_fast.functional import reparameterize, sample_and_kl
 from vae_fast.models.base import Posterior
 from vae_fast.models.call import Call
 from vae_fast.models.divergence import free_bits_kl
-from vae_fast.models.tiles import in_tiles
 from vae_fast.models.vae import BetaVAE
 from vae_fast.networks import device_and_dtype
 from vae_fast.networks.blocks import Recomputable
+from vae_fast.networks.tiles import in_tiles
 from vae_fast.types import LossOutput
 
 

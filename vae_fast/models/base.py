@@ -27,8 +27,8 @@ from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.likelihoods.standardized import standardized
 from vae_fast.models.priors import MixturePrior
-from vae_fast.models.scaling import scaled
 from vae_fast.networks import device_and_dtype
+from vae_fast.networks.scaling import scaled
 from vae_fast.networks.scripting import NotScriptable
 from vae_fast.types import LossOutput, Reduction
 

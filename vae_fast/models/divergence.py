@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional import gaussian_kl
+from vae_fast.joined import joined_mean
 from vae_fast.models.base import Posterior
-from vae_fast.models.joined import joined_mean
 from vae_fast.types import Reduction
 
 

@@ -14,9 +14,9 @@ from vae_fast.models import importance
 from vae_fast.models.base import LatentModel, Posterior
 from vae_fast.models.call import Call, streams_of
 from vae_fast.models.divergence import floored_kl, kl_by_dimension
-from vae_fast.models.hierarchy import BottomUp, Level, Stage
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.iwae import ImportanceWeighted
+from vae_fast.networks.hierarchy import BottomUp, Level, Stage
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
 
@@ -65,8 +65,8 @@ class HVAE(LatentModel):
         h, drawn = self.top.expand(n, *self.top.shape[1:]), []
         for number, level in enumerate(self.levels):
             h = level.resize(h)
-            p, below = level.prior(h)
-            z = draw(number, p, h)
+            mu, logvar, below = level.prior(h)
+            z = draw(number, Posterior(mu, logvar), h)
             drawn.append(z.flatten(1))
             h = level.merge(below, z)
         return self.decoder(h), torch.cat(drawn, 1)
@@ -191,7 +191,8 @@ class HVAE(LatentModel):
         activations = self.encoder(self.network_input(x))
 
         def posterior(number: int, h: Tensor) -> Posterior:
-            return self.levels[number].posterior(h, activations[self.stage_of[number]])
+            found = self.levels[number].posterior(h, activations[self.stage_of[number]])
+            return Posterior(*found.chunk(2, dim=1))
 
         return posterior
 

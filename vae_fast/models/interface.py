@@ -129,6 +129,13 @@ def uses_labels(model: nn.Module) -> bool:
     return bool(getattr(model, "uses_labels", False))
 
 
+def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
+    """The arguments that follow x in ``model``'s methods, for samples x with labels y."""
+    if isinstance(model, MakesCondition):
+        return model.condition_from(x, y)
+    return (y,) if uses_labels(model) else ()
+
+
 def is_probabilistic(model: nn.Module) -> bool:
     """Whether z has a density, so that the KL and the ELBO are defined; True by default."""
     return bool(getattr(model, "is_probabilistic", True))

@@ -16,11 +16,11 @@ from vae_fast.models.call import Call
 from vae_fast.models.conditions import Condition
 from vae_fast.models.divergence import free_bits_kl
 from vae_fast.models.iwae import ImportanceWeighted
-from vae_fast.models.scaling import scaled
 from vae_fast.models.sequences import Sequences
 from vae_fast.models.vae import BetaVAE
 from vae_fast.networks import device_and_dtype
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder
+from vae_fast.networks.scaling import scaled
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
 

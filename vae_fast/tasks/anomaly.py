@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches
 from vae_fast.models.interface import Model
+from vae_fast.tasks.batched import in_batches
 from vae_fast.tasks.likelihood import elbo, importance_nll
 
 SCORES = ("elbo", "nll", "reconstruction")

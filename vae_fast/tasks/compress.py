@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches
 from vae_fast.models.interface import Model, is_probabilistic, learned_prior_of, part_of
+from vae_fast.tasks.batched import in_batches
 from vae_fast.tasks.encode import features
 from vae_fast.tasks.latent import decode
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches
 from vae_fast.models.interface import HasFeatures, Model
+from vae_fast.tasks.batched import in_batches
 
 
 def features(model: Model, x: Tensor, y: Tensor | None = None, *, batch_size: int = 256) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import evaluating, in_batches
 from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.networks import device_and_dtype
+from vae_fast.tasks.batched import evaluating, in_batches
 from vae_fast.tasks.samplers import Sampler, draw_from
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import condition_of, evaluating
-from vae_fast.models.interface import Model
+from vae_fast.models.interface import Model, condition_of
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.networks import device_and_dtype
+from vae_fast.tasks.batched import evaluating
 
 
 class Imputed(NamedTuple):

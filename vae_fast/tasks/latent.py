@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import evaluating
 from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.networks import device_and_dtype
+from vae_fast.tasks.batched import evaluating
 from vae_fast.tasks.encode import features
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches, needs_density
 from vae_fast.models.interface import Model
+from vae_fast.tasks.batched import in_batches, needs_density
 from vae_fast.types import LossOutput
 
 

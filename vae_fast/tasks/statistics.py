@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import in_batches, needs_density
 from vae_fast.models.interface import Model, latent_shape
+from vae_fast.tasks.batched import in_batches, needs_density
 
 
 class LatentStatistics(NamedTuple):

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_fast.data import Batches
 from vae_fast.data.rows import Rows
+from vae_fast.joined import Ranks, batch_joined_by
 from vae_fast.models.interface import Model
-from vae_fast.models.joined import Ranks, batch_joined_by
 from vae_fast.train.config import TrainConfig
 from vae_fast.train.sharded import shard
 

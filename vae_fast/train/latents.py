@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from vae_fast.data import Batches
-from vae_fast.models.batched import condition_of
-from vae_fast.models.interface import DividesKL, Model, divides_kl, is_probabilistic
+from vae_fast.models.interface import DividesKL, Model, condition_of, divides_kl, is_probabilistic
 from vae_fast.train.distributed import ALONE, World
 from vae_fast.train.sharded import run_whole
 

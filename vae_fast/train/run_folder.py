@@ -31,8 +31,8 @@ import torch
 from vae_fast.extras import need
 from vae_fast.files import Say, atomic_write, read_text, read_yaml, set_aside, warn
 from vae_fast.import_paths import Trust
-from vae_fast.models import earlier
 from vae_fast.system import info
+from vae_fast.train import earlier
 from vae_fast.train.config import GIVEN, TrainConfig, from_dict, to_dict
 
 try:

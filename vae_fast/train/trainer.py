@@ -21,9 +21,8 @@ from vae_fast import files
 from vae_fast.data import build_augment
 from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
-from vae_fast.models import earlier
 from vae_fast.ops import matmul
-from vae_fast.train import checkpoint, config_changes, rng, run_data, standardize
+from vae_fast.train import checkpoint, config_changes, earlier, rng, run_data, standardize
 from vae_fast.train.callbacks import Callback, loggers
 from vae_fast.train.checkpoint import Checkpoint, CheckpointError
 from vae_fast.train.config import TrainConfig, resolve_device, total_steps

@@ -11,12 +11,12 @@ from torch import nn
 from vae_fast.models.builders.vectors import NETWORKS, Choices, conditional, gaussian
 from vae_fast.models.conditions import Condition, make_condition
 from vae_fast.models.cvae import ConditionalIWAE
-from vae_fast.models.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
 from vae_fast.networks import image_shape, mlp, pyramid
+from vae_fast.networks.hierarchy import conv_ends, mlp_ends, stages_of
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import bce_kl_loss, bernoulli_nll_samples
+from vae_fast.joined import joined_mean
 from vae_fast.likelihoods import SPECS
-from vae_fast.models.joined import joined_mean
 from vae_fast.models.likelihoods.common import OfSpec
 from vae_fast.reference import as_probability, compute_dtype
 from vae_fast.types import LossOutput, Reduction

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.joined import WideBuffers
 from vae_fast.models.call import Call
 from vae_fast.models.interface import Model
-from vae_fast.models.joined import WideBuffers
 from vae_fast.models.phases import Phase
 from vae_fast.types import LossOutput
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.joined import joined_mean
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.joined import joined_mean
 from vae_fast.models.objectives.common import Steps, Terms, adversarial_phases
-from vae_fast.models.objectives.perceptual import make_perceptual
 from vae_fast.models.phases import Phase, call_frozen
-from vae_fast.networks import image_shape
+from vae_fast.networks.discriminator import patch_discriminator
+from vae_fast.networks.perceptual import make_perceptual
 
 HIGHEST = 1e4  # the bound of the adaptive weight
 
@@ -35,7 +35,7 @@ class LatentDiffusion(Steps):
         distance: "l1" or "l2", the squared error without a factor of 1/2.
         log_scale: the initial s.
         perceptual: "lpips" (the package of that name), an import path or a module
-            (``perceptual.make_perceptual``), or None.
+            (``networks.perceptual.make_perceptual``), or None.
         perceptual_weight: the weight of P.
         adversarial: the weight of D(x'); 0 for no discriminator.
         loss: the discriminator's loss, "hinge" or "vanilla".
@@ -76,7 +76,7 @@ class LatentDiffusion(Steps):
         self.perceptual = make_perceptual(perceptual)
         self.discriminator: nn.Module | None = None
         if adversarial > 0:
-            self.discriminator = patches(input_shape, channels, layers)
+            self.discriminator = patch_discriminator(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
         return adversarial_phases(model, self.discriminator, "autoencoder", self.discriminator_lr)
@@ -139,24 +139,3 @@ class LatentDiffusion(Steps):
         if self.perceptual is not None:
             self.perceptual.eval()
         return self
-
-
-def patches(input_shape: Sequence[int], channels: int, layers: int) -> nn.Sequential:
-    """Images (N, C, H, W) to a logit for each patch, (N, 1, h, w) (Isola et al. 2017).
-
-    Group norms replace batch norms, so a sample's loss does not depend on the rest of the batch.
-    """
-    n, height, width = image_shape(input_shape)
-    depth = max(1, min(layers, min(height, width).bit_length() - 3))
-    made: list[nn.Module] = [nn.Conv2d(n, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-    wide = channels
-    for i in range(1, depth + 1):
-        out, stride = channels * min(2**i, 8), 2 if i < depth else 1
-        made += [nn.Conv2d(wide, out, 4, stride, 1, bias=False), _norm(out), nn.LeakyReLU(0.2)]
-        wide = out
-    return nn.Sequential(*made, nn.Conv2d(wide, 1, 4, 1, 1))
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)

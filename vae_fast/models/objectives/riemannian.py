@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
+from vae_fast.joined import of_first
 from vae_fast.models import importance
 from vae_fast.models.call import Call
-from vae_fast.models.joined import of_first
 from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.models.objectives.hamiltonian import slope, tempering_factors
 from vae_fast.networks import mlp

@@ -12,8 +12,8 @@ from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.models.objectives.importance import constant, encoders
-from vae_fast.models.objectives.latent_diffusion import patches
 from vae_fast.models.phases import Phase
+from vae_fast.networks.discriminator import patch_discriminator
 
 
 class VAEGAN(Objective):
@@ -25,7 +25,7 @@ class VAEGAN(Objective):
     features before its last layer. recon is L.
 
     Args:
-        channels, layers: the discriminator's sizes (``latent_diffusion.patches``).
+        channels, layers: the discriminator's sizes (``networks.discriminator``).
         discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """
 
@@ -40,7 +40,7 @@ class VAEGAN(Objective):
     ) -> None:
         super().__init__()
         self.gamma, self.discriminator_lr = gamma, discriminator_lr
-        self.discriminator = patches(input_shape, channels, layers)
+        self.discriminator = patch_discriminator(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
         judge = list(self.discriminator.parameters())

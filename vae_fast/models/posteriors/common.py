@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
-from vae_fast.models.flows import make_flow
 from vae_fast.models.importance import log_density
+from vae_fast.networks.flows import make_flow
 
 
 class PosteriorPart(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import nearest_code
-from vae_fast.models.joined import WideBuffers, joined_sum, of_first
+from vae_fast.joined import WideBuffers, joined_sum, of_first
 from vae_fast.models.quantize.common import Quantized, Quantizer, count, rotated, straight_through
 
 UPDATES = ("ema", "gradient")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.models.joined import joined_mean
+from vae_fast.joined import joined_mean
 from vae_fast.models.quantize.common import Quantized, Quantizer, straight_through
 
 BATCH_ENTROPIES = ("joint", "bits")

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vae_fast.models.batched import evaluating, in_batches
 from vae_fast.models.interface import HasCodes, Model, is_probabilistic, part_of
 from vae_fast.models.objectives.riemannian import Riemannian
 from vae_fast.networks import device_and_dtype
+from vae_fast.tasks.batched import evaluating, in_batches
 from vae_fast.tasks.samplers.learned import CodeSampler, FlowSampler, SecondStage
 from vae_fast.tasks.samplers.metric import MetricSampler
 from vae_fast.tasks.samplers.mixture import GaussianMixture

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.base import Posterior
-from vae_fast.networks import image_shape, pyramid, upsample
+from vae_fast.networks.images import image_shape, pyramid, upsample
 from vae_fast.networks.scripting import NotScriptable
 
 Stage = tuple[tuple[int, int], int]  # ((height, width), number of levels)
@@ -84,16 +83,16 @@ class Level(nn.Module):
     def resize(self, h: Tensor) -> Tensor:
         return h if h.shape[2:] == self.size else F.interpolate(h, self.size, mode="nearest")
 
-    def prior(self, h: Tensor) -> tuple[Posterior, Tensor]:
-        """p(z_l | h), and h plus the prior network's residual."""
+    def prior(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mu and logvar of p(z_l | h), and h plus the prior network's residual."""
         mu, logvar, added = self.prior_network(h).split(
             [self.z_channels, self.z_channels, h.shape[1]], dim=1
         )
-        return Posterior(mu, logvar), h + added
+        return mu, logvar, h + added
 
-    def posterior(self, h: Tensor, activation: Tensor) -> Posterior:
-        """q(z_l | h, x)."""
-        return Posterior(*self.posterior_network(torch.cat([h, activation], 1)).chunk(2, 1))
+    def posterior(self, h: Tensor, activation: Tensor) -> Tensor:
+        """mu and logvar of q(z_l | h, x), stacked: (N, 2 * z_channels, h, w)."""
+        return self.posterior_network(torch.cat([h, activation], 1))
 
     def merge(self, h: Tensor, z: Tensor) -> Tensor:
         h = h + self.z_to_h(z)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.flows.autoregressive import Autoregressive, Coupling, Flow
-from vae_fast.models.flows.residual import Planar, Radial
+from vae_fast.networks.flows.autoregressive import Autoregressive, Coupling, Flow
+from vae_fast.networks.flows.residual import Planar, Radial
 
 FLOWS = ("planar", "radial", "maf", "iaf", "realnvp")
 

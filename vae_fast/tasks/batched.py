@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.interface import MakesCondition, Model, is_probabilistic, uses_labels
+from vae_fast.models.interface import Model, condition_of, is_probabilistic
 from vae_fast.networks import device_and_dtype
 
 
@@ -24,13 +23,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes:
             module.training = was_training
-
-
-def condition_of(model: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
-    """The arguments that follow x in ``model``'s methods, for samples x with labels y."""
-    if isinstance(model, MakesCondition):
-        return model.condition_from(x, y)
-    return (y,) if uses_labels(model) else ()
 
 
 def in_batches(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.flows.autoregressive import Flow
+from vae_fast.networks.flows.autoregressive import Flow
 
 
 class ParametricFlow(Flow):

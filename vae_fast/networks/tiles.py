@@ -20,7 +20,8 @@ def in_tiles(
     Args:
         decode: (1, C, h, w) to (1, C', f h, f w), for any h and w.
         maps: (N, C, H, W).
-        tile, overlap: as for ``AutoencoderKL.decode_tiled``.
+        tile: height and width of a tile, in positions of ``maps``.
+        overlap: the fraction of a tile that it shares with the next, in [0, 0.5].
     """
     if tile < 1 or not 0.0 <= overlap <= 0.5:
         raise ValueError(
