@@ -52,7 +52,7 @@ PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 # The run folder: runs/first, or the next number where that is taken.
 .PHONY: train
 train: $(DONE)/train $(DONE)/native ## train a VAE on real images, compare with plain PyTorch, draw pictures
-	@run=runs/first; n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=runs/first-$$n; done; \
+	@run=runs/first; n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=runs/first-$$n; done; set -x; \
 	$(BIN)/vae-fast train --model vae --data fashion10k --epochs 10 --out "$$run" --compare-reference
 
 .PHONY: test
@@ -161,7 +161,7 @@ $(DONE)/docs: $(DONE)/venv scripts/requirements-docs.txt
 	touch $@
 
 $(TORCH_DONE): $(DONE)/venv
-	@echo "installing $(TORCH): this can be several GB, and takes a minute or two"
+	@echo "installing $(TORCH): several GB are downloaded and unpacked, which takes minutes"
 	@$(TOLD) "installing $(TORCH)" $(PIP) install -q "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" ninja numpy
 	rm -f $(DONE)/torch* && touch $@
 

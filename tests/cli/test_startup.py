@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from vae_fast.cli import main
+from vae_fast.cli import flags, main
 from vae_fast.train import RunFolder, TrainConfig, Trainer
 
 PROGRAM = [sys.executable, "-m", "vae_fast"]
@@ -65,6 +65,15 @@ def test_help_and_mistakes_need_no_torch(workplace):
         loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert done.returncode == status, (arguments, done.stderr[-300:])
         assert not loaded & {"torch", "numpy"}, arguments
+
+
+def test_an_import_of_torch_that_takes_long_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("vae_fast._load", lambda: time.sleep(0.2))
+    for patience, told in ((0.0, True), (60.0, False)):
+        monkeypatch.setattr(flags, "SILENT", patience)
+        flags.load_package()
+        assert ("loading PyTorch" in capsys.readouterr().err) == told
+
 
 
 def test_the_package_is_complete_in_the_program_and_outside():

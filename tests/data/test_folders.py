@@ -58,7 +58,7 @@ def test_size_resizes_all_images(tmp_path):
 
 
 def test_long_reading_is_logged(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("vae_fast.data.waiting.FIRST", 0.0)
+    monkeypatch.setattr("vae_fast.data.logged_progress.FIRST", 0.0)
     for i in range(3):
         write(tmp_path / "photos" / f"{i}.png", PIXELS[i])
     with caplog.at_level("INFO", logger="vae_fast.data"):

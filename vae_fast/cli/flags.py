@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
+import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from typing import Any
+
+
+SILENT = 2.0  # seconds until a word about an import that takes long
 
 
 class Usage(Exception):
@@ -96,13 +102,22 @@ def parse(
 
 
 def load_package() -> None:
-    """Import torch and the package's public names, which takes seconds and registers all ops.
+    """Import torch and the package's public names, which takes seconds and registers all ops. If it
+    takes longer, a line on stderr says what is going on.
 
     Call this before importing anything else that imports torch.
     """
     import vae_fast
 
-    vae_fast._load()
+    line = "loading PyTorch; the first time after it was installed this can take half a minute"
+    told = threading.Timer(SILENT, print, (line,), {"file": sys.stderr, "flush": True})
+    told.daemon = True
+    if os.environ.get("RANK", "0") == "0":
+        told.start()
+    try:
+        vae_fast._load()
+    finally:
+        told.cancel()
 
 
 def whole_numbers(*names: str, least: int = 1) -> Callable[[Any], None]:

@@ -247,6 +247,9 @@ def _fit(trainer: Any, compare_too: bool) -> int:
     if compare_too:
         from vae_fast.train.compare import compare
 
+        print(
+            "Comparing with loops in plain PyTorch; torch.compile first takes some 20 s", flush=True
+        )
         try:
             print(compare(trainer))
         except RuntimeError as error:

@@ -24,7 +24,7 @@ from vae_fast.data.images import (
     read_header,
 )
 from vae_fast.data.message_words import counted, shown
-from vae_fast.data.waiting import Waiting
+from vae_fast.data.logged_progress import LoggedProgress
 from vae_fast.data_options import DataOptions
 
 # Folders that programs leave behind. Names that begin with a dot are skipped as well.
@@ -263,10 +263,10 @@ def _headers(
         # threads, because network drives answer late
         with ThreadPoolExecutor(8, "vae_fast-headers") as pool:
             what = "images checked" if pixels else "image headers read"
-            waiting, looked = Waiting(shown(root), len(found), what), []
+            progress, looked = LoggedProgress(shown(root), len(found), what), []
             for header in pool.map(look, found):
                 looked.append(header)
-                waiting.show(len(looked))
+                progress.show(len(looked))
     good = {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, Header)}
     return good, {p: h for p, h in zip(found, looked, strict=True) if isinstance(h, str)}
 

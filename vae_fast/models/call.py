@@ -1,4 +1,4 @@
-"""A call of a model's loss: its arguments as one value, and what losses make of them."""
+"""The arguments of a model's loss as one value, and what the losses compute from them."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli
 from vae_fast.models.vae import BetaVAE
 from vae_fast.train import rng
+from vae_fast.train.display import ProgressBar
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.native import plain_layers
 from vae_fast.train.step import Step
@@ -92,15 +93,20 @@ def compare(
     made, absent = _contenders(trainer, work, compiled)
     speeds: dict[str, list[float]] = {name: [] for name in made}
     losses: dict[str, list[float]] = {name: [] for name in made}
-    with rng.forked(trainer.config.seed):
-        for round_number in range(rounds + 1):
-            for name in list(made)[:: 1 if round_number % 2 else -1]:
-                _wait(trainer.device)
-                began = time.perf_counter()
-                losses[name].append(made[name]())
-                _wait(trainer.device)
-                if round_number > 0:  # the first round warms up
-                    speeds[name].append(samples / (time.perf_counter() - began))
+    turns = [
+        (number, name)
+        for number in range(rounds + 1)
+        for name in list(made)[:: 1 if number % 2 else -1]
+    ]
+    with rng.forked(trainer.config.seed), ProgressBar("comparing", "turns") as bar:
+        for done, (round_number, name) in enumerate(turns):
+            bar.show(done, len(turns))
+            _wait(trainer.device)
+            began = time.perf_counter()
+            losses[name].append(made[name]())
+            _wait(trainer.device)
+            if round_number > 0:  # the first round warms up
+                speeds[name].append(samples / (time.perf_counter() - began))
     return Comparison(
         {name: statistics.median(values) for name, values in speeds.items()},
         {name: statistics.mean(values) for name, values in losses.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, final
 
-from vae_fast.data.waiting import Waiting
+from vae_fast.data.logged_progress import LoggedProgress
 from vae_fast.extras import need
 
 
@@ -75,14 +75,14 @@ class ProgressBar:
     def __init__(self, what: str, unit: str) -> None:
         self._what, self._unit = what, unit
         self._bar: Any = None
-        self._lines: Waiting | None = None
+        self._lines: LoggedProgress | None = None
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def show(self, done: int, total: int) -> None:
         if not sys.stderr.isatty():
-            self._lines = self._lines or Waiting(self._what, total, self._unit)
+            self._lines = self._lines or LoggedProgress(self._what, total, self._unit)
             self._lines.show(done)
             return
         if self._bar is None:

@@ -350,7 +350,7 @@ def merged(step: Step) -> MergedStep | str:
     if config.compile:
         return "the networks are to run under torch.compile"
     if config.objective.free_bits > 0:
-        return "it knows no free bits"
+        return "free bits are not supported"
     if changed := replaced_in(step.model):
         return f"{changed} is not its class's"
     if update.flat is not None and update.flat.whole.dtype != torch.float32:

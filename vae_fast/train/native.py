@@ -146,7 +146,7 @@ class NativeStep:
         flat, layers, places = optimizer.flat, parts.layers, parts.places
         _need(
             flat.whole.dtype == torch.float32 and flat.whole.is_cpu,
-            f"its weights are {flat.whole.dtype} on {flat.whole.device}",
+            f"the model's weights are {flat.whole.dtype} on {flat.whole.device}",
         )
         self.model, self.optimizer, self.average = model, optimizer, average
         self.clip_norm, self.bf16 = clip_norm, bf16
@@ -351,13 +351,13 @@ class NativeStep:
 
 def take_apart(model: Model, optimizer: Any) -> Parts:
     """The parts of ``model``; raises if its step needs more than these."""
-    _need(isinstance(optimizer, FlatAdam), "its optimizer is not Adam or AdamW over one buffer")
-    _need(not optimizer.defaults["amsgrad"], "its optimizer uses amsgrad")
-    _need(not has_hooks(model), "its forward pass has hooks, which a native step cannot call")
+    _need(isinstance(optimizer, FlatAdam), "the optimizer is not Adam or AdamW over one buffer")
+    _need(not optimizer.defaults["amsgrad"], "the optimizer uses amsgrad")
+    _need(not has_hooks(model), "the model's forward pass has hooks, which it cannot call")
     kind = type(model)
     _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
     for part in ("learned_prior", "objective", "posterior"):
-        _need(part_of(model, part) is None, f"it does not know the model's {part}")
+        _need(part_of(model, part) is None, f"it has no code for the model's {part.replace('_', ' ')}")
     layers, encoder_layers = _layers_of(model)
     flat = optimizer.flat
     places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
@@ -366,12 +366,12 @@ def take_apart(model: Model, optimizer: Any) -> Parts:
     params, learned = _params_of(p_x, places)
     used = [p for layer in layers for p in (layer.linear.weight, layer.linear.bias)]
     used = [*(p for p in used if p is not None), *learned]
-    _need(len(set(map(id, used))) == len(used), "two of its layers share a weight")
+    _need(len(set(map(id, used))) == len(used), "two layers share a weight")
     _need(
         {id(p) for p in used} == set(places) and all(p.is_contiguous() for p in used),
-        "some of its parameters are frozen, or not its linear layers' or its likelihood's",
+        "some parameters are frozen, or belong neither to a linear layer nor to the likelihood",
     )
-    _need(len(layers) <= MOST_LAYERS, f"it has more than {MOST_LAYERS} linear layers")
+    _need(len(layers) <= MOST_LAYERS, f"the model has more than {MOST_LAYERS} linear layers")
     return Parts(layers, encoder_layers, p_x, params, learned, places)
 
 
@@ -382,28 +382,28 @@ def _need(condition: bool, why_not: str) -> None:
 
 def _layers_of(model: Model) -> tuple[list[_Layer], int]:
     """The model's linear layers in order, and the number of the encoder's."""
-    encoder = _chain(model.encoder, "its encoder")
-    decoder = _chain(model.decoder, "its decoder")
+    encoder = _chain(model.encoder, "the encoder")
+    decoder = _chain(model.decoder, "the decoder")
     if type(model) is CVAE:
-        _need(model.prior_network is None, "its prior is learned")
+        _need(model.prior_network is None, "the prior is learned")
         condition = model.condition
-        _need(type(condition) in (Labels, Attributes), "it is conditioned on more than labels")
-        head = _chain(model.head, "its head")
+        _need(type(condition) in (Labels, Attributes), "the model is conditioned on more than labels")
+        head = _chain(model.head, "the head")
         head[0].condition = decoder[0].condition = condition.features
         encoder += head
     sizes = [math.prod(model.input_shape)]
     for layer in encoder:
-        _need(layer.linear.in_features == sizes[-1] + layer.condition, "its layers do not fit")
+        _need(layer.linear.in_features == sizes[-1] + layer.condition, "the layers' sizes do not fit")
         sizes.append(layer.linear.out_features)
     per_latent = 1 if type(model) is AE else 2
-    _need(sizes[-1] == per_latent * model.latent_dim, "its encoder's features are not its latent's")
+    _need(sizes[-1] == per_latent * model.latent_dim, "the encoder's output does not have the latent's size")
     _need(encoder[-1].after == 0 and decoder[-1].after == 0, "an activation follows a last layer")
     size = model.latent_dim
     for layer in decoder:
-        _need(layer.linear.in_features == size + layer.condition, "its layers do not fit")
+        _need(layer.linear.in_features == size + layer.condition, "the layers' sizes do not fit")
         size = layer.linear.out_features
     parameters = model.likelihood.parameters_per_element * math.prod(model.input_shape)
-    _need(size == parameters, "its decoder's features are not its likelihood's")
+    _need(size == parameters, "the decoder's output does not have the likelihood's size")
     return encoder + decoder, len(encoder)
 
 
@@ -417,7 +417,7 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
         elif kind in _ACTIVATIONS and layers and layers[-1].after == 0:
             layers[-1].after = _ACTIVATIONS[kind]
         elif kind is not nn.Flatten and kind is not nn.Unflatten:
-            raise Refusal(f"{name} is not linear layers with ReLU or SiLU: it has {kind.__name__}")
+            raise Refusal(f"{name} has {kind.__name__}, and only linear layers with ReLU or SiLU are taken")
     _need(bool(layers), f"{name} has no linear layer")
     return layers
 
@@ -453,7 +453,7 @@ def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.
         return _Param(source=0, plane=plane, **options)
 
     def once(parameter: nn.Parameter, **options: Any) -> _Param:
-        _need(id(parameter) in places, "a parameter of its likelihood is frozen")
+        _need(id(parameter) in places, "a parameter of the likelihood is frozen")
         learned.append(parameter)
         place, count = places[id(parameter)], parameter.numel()
         return _Param(source=2, place=place, count=count, **options)
@@ -465,7 +465,7 @@ def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.
         return Refusal(f"the likelihood {kind.__name__} has no native step")
 
     if kind is likelihoods.Gaussian:
-        _need(not p_x._waits, "its likelihood's scale begins with the first batch")
+        _need(not p_x._waits, "the likelihood's scale is set by the first batch")
         floor = {"factor": 0.5, **above(p_x.min_logvar)}
         log_scale = {
             "fixed": lambda: _Param(source=1, value=0.5 * float(p_x.logvar)),

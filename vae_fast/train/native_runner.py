@@ -75,7 +75,7 @@ class NativeRunner:
         if config.precision == "bf16" and config.runner == "auto" and has_tiles():
             return "this processor's bf16 tiles (AMX) are faster, and the native step does not use them"
         if config.objective.free_bits > 0:
-            return "it does not support free bits"
+            return "free bits are not supported"
         if changed := replaced_in(step.model):
             return f"{changed} is not its class's"
         native = build(
@@ -108,7 +108,7 @@ class NativeRunner:
             return f"the images are {share.images.dtype}"
         if self._step.first_of_epoch or self.taken == 0:
             if has_hooks(self._step.model):
-                return "its forward pass has hooks, which a native step cannot call"
+                return "the model's forward pass has hooks, which it cannot call"
             if not all(p.requires_grad for p in self._step.updates[0].parameters):
                 return "a parameter was frozen after the start"
             if changed := replaced_in(self._step.model):

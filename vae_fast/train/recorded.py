@@ -98,15 +98,15 @@ class RecordedStep:
                     "taken eagerly from here on. --capture false takes all of them eagerly",
                     stacklevel=5,
                 )
-                return self._leave(outputs, "its calls have changed")
+                return self._leave(outputs, "the model's calls have changed")
             state.tape, state.attempts = tape, state.attempts + 1
             if state.attempts > ATTEMPTS:
-                return self._leave(outputs, "its calls differ from one time to the next")
+                return self._leave(outputs, "the model's calls differ from step to step")
         elif not state.trusted:
             assert before is not None  # set whenever there was a tape
             state.trusted = _replays_exactly(state.tape, inputs, before, outputs)
             if not state.trusted:
-                return self._leave(outputs, "its calls alone do not repeat it")
+                return self._leave(outputs, "replaying the model's calls does not repeat a step")
         return outputs
 
     def _leave(self, outputs: Sequence[Tensor], why_not: str) -> Sequence[Tensor]:

@@ -85,7 +85,7 @@ class RecordedRunner:
             return step.differentiate(share, phase, update)
 
         if (step.first_of_epoch or self.played == 0) and has_hooks(step.model):
-            self.why_not = "its modules have hooks, which a recording cannot call"
+            self.why_not = "the model's modules have hooks, which a recording cannot call"
             return work()
         kind, check = (step.schedule_values.beta, share.weight), step.first_of_epoch
         return LossOutput(*self.recorded(work, share[:2], kind, check=check))
@@ -116,15 +116,15 @@ def choose(step: Step, refused: Mapping[str, str]) -> tuple[Runner, str]:
     for name in order:
         found = refused.get(name) or _MAKERS[name](step)
         if not isinstance(found, str):
-            why = "".join(f"; {reason}" for reason in reasons)
+            why = "".join(reasons)
             return found, f"Steps are taken by the {name} runner{getattr(found, 'how', '')}{why}"
-        reasons.append(f"not the {name} one: {found}")
+        reasons.append(f"; the {name} runner can't take them: {found}")
     raise AssertionError("eager steps serve every run")
 
 
 def _native(step: Step) -> Runner | str:
     if step.device.type != "cpu":
-        return "it is the CPU's"
+        return "it is for CPUs"
     if step.config.compile:
         return "the networks are to run under torch.compile"
     return _not_over_one_buffer(step) or NativeRunner.make(step)
@@ -132,7 +132,7 @@ def _native(step: Step) -> Runner | str:
 
 def _recorded(step: Step) -> Runner | str:
     if step.device.type != "cpu":
-        return "it is the CPU's"
+        return "it is for CPUs"
     if step.config.compile:
         return "the networks are to run under torch.compile"
     return _unasked(step) or _not_over_one_buffer(step) or RecordedRunner(step)

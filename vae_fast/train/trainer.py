@@ -362,10 +362,10 @@ class Trainer:
         if config.runner == "auto":  # a copy: the caller may use the configuration again
             self.config = step.config = replace(config, runner=step.runner.name)
         elif must and config.runner != step.runner.name:
-            why = step.runner_is.partition("; ")[2]
+            why = step.runner_is.partition(": ")[2]
             raise ValueError(
-                f"runner {config.runner} was asked for, and can't take this run's steps ({why}): "
-                f"use --runner {step.runner.name}, or auto"
+                f"the {config.runner} runner can't take this run's steps: {why}. Use --runner "
+                f"{step.runner.name}, or auto"
             )
         self.said_of_runner = ""
 
@@ -461,6 +461,7 @@ class Trainer:
             row = self.last_validation()
         assert row is not None  # the one just made
         speed = self.progress.samples / self.progress.seconds
+        self.display.say("Drawing the pictures")
         paths = self.draw("", curves=True)
         if row["loss"] is None:
             raise TrainingError(

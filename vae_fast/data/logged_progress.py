@@ -9,7 +9,7 @@ logger = logging.getLogger("vae_fast.data")
 FIRST, EACH = 3.0, 10.0  # seconds until the first line, and between lines
 
 
-class Waiting:
+class LoggedProgress:
     """Logs ``what: done of total unit``, at first after three seconds, then every ten."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
