@@ -75,7 +75,6 @@ def test_an_import_of_torch_that_takes_long_is_told(monkeypatch, capsys):
         assert ("loading PyTorch" in capsys.readouterr().err) == told
 
 
-
 def test_the_package_is_complete_in_the_program_and_outside():
     """After the deferred import, names and ops are those of a plain import."""
     code = (

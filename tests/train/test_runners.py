@@ -48,7 +48,11 @@ def make(runner="auto", model="vae", **options):
         ({"model": "cvae"}, "native", "native"),
         ({"runner": "recorded"}, "recorded", "by the recorded runner"),
         ({"runner": "eager"}, "eager", "by the eager runner"),
-        ({"runner": "graph"}, "native", "runner; the graph runner can't take them: it needs a CUDA GPU"),
+        (
+            {"runner": "graph"},
+            "native",
+            "runner; the graph runner can't take them: it needs a CUDA GPU",
+        ),
         ({"capture": False}, "eager", "capture is false"),
         ({"capture": False, "runner": "native"}, "native", "native"),
         ({"compile": True}, "eager", "torch.compile"),
@@ -80,7 +84,10 @@ def test_a_users_own_classes_are_recorded_where_that_is_asked_for(monkeypatch):
 
     step = made_with("auto")
     assert step.runner.name == "eager"
-    assert "the recorded runner can't take them: the class" in step.runner_is and "Mine" in step.runner_is
+    assert (
+        "the recorded runner can't take them: the class" in step.runner_is
+        and "Mine" in step.runner_is
+    )
     assert "--capture true" in step.runner_is
     assert made_with("recorded").runner.name == "recorded"
     assert made_with("auto", capture=True).runner.name == "recorded"
@@ -383,7 +390,9 @@ def test_checkpoints_keep_refused_runners_which_may_be_asked_for_again(config, c
     assert again.step.runner.name == "recorded"
     assert "its loss differed from the eager step's" in again.step.runner_is
     assert go_on(run, clothes, changes={"runner": "native"}).step.runner.name == "native"
-    with pytest.raises(ValueError, match="graph runner can.t take this run.s steps: it needs a CUDA GPU"):
+    with pytest.raises(
+        ValueError, match="graph runner can.t take this run.s steps: it needs a CUDA GPU"
+    ):
         go_on(run, clothes, changes={"runner": "graph"})
 
 
@@ -397,7 +406,9 @@ def test_a_run_without_a_recorded_runner_resumes_to_its_bits(config, clothes):
 
 
 def test_a_runner_that_cannot_serve_is_refused_before_there_is_a_folder(config, clothes, tmp_path):
-    with pytest.raises(ValueError, match=r"native runner can.t take this run.s steps: IWAE.*Use --runner recorded"):
+    with pytest.raises(
+        ValueError, match=r"native runner can.t take this run.s steps: IWAE.*Use --runner recorded"
+    ):
         started(config, clothes, "no", runner="native", model="iwae")
     assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match="did you mean 'native'"):

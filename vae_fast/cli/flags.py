@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-
 SILENT = 2.0  # seconds until a word about an import that takes long
 
 

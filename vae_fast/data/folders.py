@@ -23,8 +23,8 @@ from vae_fast.data.images import (
     pillow,
     read_header,
 )
-from vae_fast.data.message_words import counted, shown
 from vae_fast.data.logged_progress import LoggedProgress
+from vae_fast.data.message_words import counted, shown
 from vae_fast.data_options import DataOptions
 
 # Folders that programs leave behind. Names that begin with a dot are skipped as well.

@@ -357,7 +357,9 @@ def take_apart(model: Model, optimizer: Any) -> Parts:
     kind = type(model)
     _need(kind in (BetaVAE, AE, CVAE), f"{kind.__name__} is not a VAE, CVAE or AE of vae_fast")
     for part in ("learned_prior", "objective", "posterior"):
-        _need(part_of(model, part) is None, f"it has no code for the model's {part.replace('_', ' ')}")
+        _need(
+            part_of(model, part) is None, f"it has no code for the model's {part.replace('_', ' ')}"
+        )
     layers, encoder_layers = _layers_of(model)
     flat = optimizer.flat
     places = dict(zip(map(id, flat.parameters), flat._begins, strict=True))
@@ -387,16 +389,23 @@ def _layers_of(model: Model) -> tuple[list[_Layer], int]:
     if type(model) is CVAE:
         _need(model.prior_network is None, "the prior is learned")
         condition = model.condition
-        _need(type(condition) in (Labels, Attributes), "the model is conditioned on more than labels")
+        _need(
+            type(condition) in (Labels, Attributes), "the model is conditioned on more than labels"
+        )
         head = _chain(model.head, "the head")
         head[0].condition = decoder[0].condition = condition.features
         encoder += head
     sizes = [math.prod(model.input_shape)]
     for layer in encoder:
-        _need(layer.linear.in_features == sizes[-1] + layer.condition, "the layers' sizes do not fit")
+        _need(
+            layer.linear.in_features == sizes[-1] + layer.condition, "the layers' sizes do not fit"
+        )
         sizes.append(layer.linear.out_features)
     per_latent = 1 if type(model) is AE else 2
-    _need(sizes[-1] == per_latent * model.latent_dim, "the encoder's output does not have the latent's size")
+    _need(
+        sizes[-1] == per_latent * model.latent_dim,
+        "the encoder's output does not have the latent's size",
+    )
     _need(encoder[-1].after == 0 and decoder[-1].after == 0, "an activation follows a last layer")
     size = model.latent_dim
     for layer in decoder:
@@ -417,7 +426,9 @@ def _chain(network: nn.Module, name: str) -> list[_Layer]:
         elif kind in _ACTIVATIONS and layers and layers[-1].after == 0:
             layers[-1].after = _ACTIVATIONS[kind]
         elif kind is not nn.Flatten and kind is not nn.Unflatten:
-            raise Refusal(f"{name} has {kind.__name__}, and only linear layers with ReLU or SiLU are taken")
+            raise Refusal(
+                f"{name} has {kind.__name__}, and only linear layers with ReLU or SiLU are taken"
+            )
     _need(bool(layers), f"{name} has no linear layer")
     return layers
 
