@@ -9,17 +9,9 @@ from torch import nn
 
 from vae_fast.import_paths import imported
 from vae_fast.models.ae import AE
-from vae_fast.models.builders import (
-    adversarial,
-    conditional,
-    gaussian,
-    hierarchical,
-    importance_weighted,
-    latent_maps,
-    quantized,
-    recurrent,
-    semi_supervised,
-)
+from vae_fast.models.builders.maps import latent_maps, quantized
+from vae_fast.models.builders.structured import hierarchical, importance_weighted, recurrent
+from vae_fast.models.builders.vectors import adversarial, conditional, gaussian, semi_supervised
 from vae_fast.models.cvae import CVAE
 from vae_fast.models.infovae import WAE, InfoVAE
 from vae_fast.models.interface import Model

@@ -99,6 +99,42 @@ class Level(nn.Module):
         return h + self.residual(h)
 
 
+def networks_of_hierarchy(
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    network: str | None,
+    levels: Sequence[Sequence[int]] | int | None,
+    width: int,
+    hidden: Sequence[int],
+) -> tuple[nn.Module, nn.Module, list[Stage]]:
+    """The stem, the output and the stages of a hierarchy.
+
+    Args:
+        network: "mlp" or "conv"; None for the one that takes these ``levels``, an mlp by default.
+        levels: of an mlp their number (3). Of a conv network pairs (height, number of levels),
+            coarse to fine, by default like VDVAE's for small images.
+        width: channels of all activations.
+        hidden: hidden sizes of an mlp's stem and output.
+    """
+    if network is None:
+        network = "mlp" if levels is None or isinstance(levels, int) else "conv"
+    if network == "mlp":
+        if not isinstance(levels, int | None):
+            raise TypeError(f"levels of an mlp is their number, got {levels!r}")
+        ends = mlp_ends(input_shape, output_shape, width, hidden)
+        return *ends, [((1, 1), 1)] * (3 if levels is None else levels)
+    if network != "conv":
+        raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
+    if levels is None:
+        sides = pyramid(*image_shape(input_shape)[1:], 16)
+        coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
+        levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
+    if isinstance(levels, int):
+        raise TypeError(f"levels of a conv network are pairs, got {levels!r}")
+    stages = stages_of(levels, input_shape)
+    return *conv_ends(input_shape, output_shape, width, stages[-1][0]), stages
+
+
 def mlp_ends(
     input_shape: Sequence[int], output_shape: Sequence[int], width: int, hidden: Sequence[int]
 ) -> tuple[nn.Module, nn.Module]:

@@ -32,18 +32,13 @@ def latent_maps(
     chosen = Choices.among(options, input_shape, without=("latent_dim", *NETWORKS))
     if unknown := set(options) - {*SIZES, "channels", "z_channels", "groups"}:
         raise TypeError(f"an autoencoder-kl takes no {', '.join(sorted(unknown))}")
-    p_x = chosen.made_likelihood()
     sizes = {**SIZES, "channels": 32, "z_channels": 4, "groups": 8, **options}
-    planes = p_x.parameters_shape(input_shape)[0]
+    planes = chosen.p_x.parameters_shape(input_shape)[0]
     encoder, decoder, latent_shape = networks_of_maps(input_shape, planes, **sizes)
-    chosen.latent_dim, chosen.likelihood, chosen.likelihood_options = (
-        math.prod(latent_shape),
-        p_x,
-        None,
-    )
+    chosen.latent_dim = math.prod(latent_shape)
     parts = chosen.parts()
     del parts["latent_dim"]
-    if "posterior" in parts and parts["posterior"].context:
+    if chosen.q is not None and chosen.q.context:
         raise ValueError("a flow's context is of models with one latent vector, not of maps")
     return AutoencoderKL(
         encoder,
@@ -78,7 +73,7 @@ def quantized(
     if code_dim is None:
         levels = len(given.get("levels", (8, 5, 5, 5))) * given.get("groups", 1)
         code_dim = {"fsq": levels, "lfq": 10}.get(quantizer, 32)
-    p_x, q = chosen.made_likelihood(), make_quantizer(quantizer, code_dim, **given)
+    quantize = make_quantizer(quantizer, code_dim, **given)
     encoder: nn.Module
     shape: tuple[int, ...]
     if chosen.network == "maps":
@@ -89,7 +84,7 @@ def quantized(
         sizes = {**SIZES, "channels": 16, "groups": 4, **(chosen.network_options or {})}
         encoder, of_maps, shape = networks_of_maps(
             input_shape,
-            p_x.parameters_shape(input_shape)[0],
+            chosen.p_x.parameters_shape(input_shape)[0],
             z_channels=code_dim,
             features_per_latent=1,
             **sizes,
@@ -98,8 +93,8 @@ def quantized(
     else:
         shape = (code_dim, places)
         encoder = chosen.encoder(code_dim * places)
-        decoder = chosen.decoder(code_dim * places, p_x)
-    chosen.latent_dim, chosen.likelihood, chosen.likelihood_options = math.prod(shape), p_x, None
+        decoder = chosen.decoder(code_dim * places)
+    chosen.latent_dim = math.prod(shape)
     parts = chosen.parts()
     del parts["latent_dim"]
-    return VQVAE(encoder, decoder, q, latent_shape=shape, **parts, **options)
+    return VQVAE(encoder, decoder, quantize, latent_shape=shape, **parts, **options)

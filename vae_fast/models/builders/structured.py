@@ -15,8 +15,8 @@ from vae_fast.models.hvae import HVAE, HierarchicalIWAE
 from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
-from vae_fast.networks import image_shape, mlp, pyramid
-from vae_fast.networks.hierarchy import conv_ends, mlp_ends, stages_of
+from vae_fast.networks import mlp
+from vae_fast.networks.hierarchy import networks_of_hierarchy
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
 
 
@@ -66,11 +66,10 @@ def recurrent(
     c = 0 if y is None else y.features
     outputs = p_x.parameters_per_element * size
     reads, writes = (StepInput(size, tokens, embedding) for _ in range(2))
-    more = parts["posterior"].context if "posterior" in parts else 0
     return model(
         RecurrentEncoder(reads, hidden, layers),
         RecurrentDecoder(writes, latent_dim + c, hidden, outputs, layers),
-        mlp([hidden + c, hidden, 2 * latent_dim + more]),
+        mlp([hidden + c, hidden, chosen.features()]),
         learned_prior=chosen.made_prior(),
         condition=y,
         **parts,
@@ -106,31 +105,12 @@ def hierarchical(
     hidden: Sequence[int] = (400,),
     **options: Any,
 ) -> nn.Module:
-    """An HVAE. For network="mlp", the default, ``levels`` is their number. For "conv" it is pairs
-    (height, number of levels), coarse to fine, by default like VDVAE's for small images.
-    """
-    if network is None:
-        network = "mlp" if levels is None or isinstance(levels, int) else "conv"
+    """An HVAE with ``networks_of_hierarchy``'s options: by default an MLP of three levels."""
     chosen = Choices.among(options, input_shape, without=("latent_dim", *NETWORKS))
     if chosen.prior != "standard":
         raise ValueError(f"a hierarchy learns its own prior: leave it standard, not {chosen.prior}")
     parts = chosen.parts()
     del parts["latent_dim"]
-    output_shape = parts["likelihood"].parameters_shape(input_shape)
-    if network == "mlp":
-        if not isinstance(levels, int | None):
-            raise TypeError(f"levels of an mlp is their number, got {levels!r}")
-        stages = [((1, 1), 1)] * (3 if levels is None else levels)
-        ends = mlp_ends(input_shape, output_shape, width, hidden)
-    elif network == "conv":
-        if levels is None:
-            sides = pyramid(*image_shape(input_shape)[1:], 16)
-            coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
-            levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
-        if isinstance(levels, int):
-            raise TypeError(f"levels of a conv network are pairs, got {levels!r}")
-        stages = stages_of(levels, input_shape)
-        ends = conv_ends(input_shape, output_shape, width, stages[-1][0])
-    else:
-        raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
+    output_shape = chosen.p_x.parameters_shape(input_shape)
+    *ends, stages = networks_of_hierarchy(input_shape, output_shape, network, levels, width, hidden)
     return model(*ends, stages, width=width, z_channels=z_channels, **parts, **options)

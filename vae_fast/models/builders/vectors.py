@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -63,19 +64,25 @@ class Choices:
         made = {
             "input_shape": self.input_shape,
             "latent_dim": self.latent_dim,
-            "likelihood": self.made_likelihood(),
+            "likelihood": self.p_x,
             "objective": make_objective(
                 self.objective, self.latent_dim, self.input_shape, **(self.objective_options or {})
             ),
-            "posterior": self.made_posterior(),
+            "posterior": self.q,
         }
         return {name: part for name, part in made.items() if part is not None}
 
-    def made_likelihood(self) -> Likelihood:
+    @cached_property
+    def p_x(self) -> Likelihood:
         return make_likelihood(self.likelihood, self.input_shape, **(self.likelihood_options or {}))
 
-    def made_posterior(self) -> PosteriorPart | None:
+    @cached_property
+    def q(self) -> PosteriorPart | None:
         return make_posterior(self.posterior, self.latent_dim, **(self.posterior_options or {}))
+
+    def features(self, per_latent: int = 2) -> int:
+        """How many features parametrise q(z | x), with those that condition its flow."""
+        return per_latent * self.latent_dim + (0 if self.q is None else self.q.context)
 
     def made_prior(self) -> nn.Module | None:
         return make_prior(
@@ -87,14 +94,12 @@ class Choices:
             self.network, self.input_shape, features, **(self.network_options or {})
         )
 
-    def decoder(self, features: int, likelihood: Likelihood) -> nn.Module:
+    def decoder(self, features: int) -> nn.Module:
         """A decoder of the encoder's kind and options, unless it has its own."""
         kind, options = self.decoder_network or self.network, self.decoder_options
         if options is None:
             options = (self.network_options or {}) if kind == self.network else {}
-        return make_decoder(
-            kind, features, likelihood.parameters_shape(self.input_shape), **options
-        )
+        return make_decoder(kind, features, self.p_x.parameters_shape(self.input_shape), **options)
 
 
 def gaussian(
@@ -104,11 +109,10 @@ def gaussian(
 
     def build_model(input_shape: Sequence[int], **options: Any) -> nn.Module:
         chosen = Choices.among(options, input_shape, prior=default_prior)
-        parts, features = chosen.parts(), features_per_latent * chosen.latent_dim
-        more = parts["posterior"].context if "posterior" in parts else 0
+        parts = chosen.parts()
         return model(
-            chosen.encoder(features + more),
-            chosen.decoder(chosen.latent_dim, parts["likelihood"]),
+            chosen.encoder(chosen.features(features_per_latent)),
+            chosen.decoder(chosen.latent_dim),
             learned_prior=chosen.made_prior(),
             **parts,
             **options,
@@ -157,11 +161,10 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
             )
         if prior == "learned":
             parts["prior_network"] = mlp([y.features, hidden, 2 * dim])
-        more = parts["posterior"].context if "posterior" in parts else 0
         return model(
             nn.Sequential(chosen.encoder(hidden), nn.SiLU()),
-            mlp([hidden + y.features, hidden, 2 * dim + more]),
-            chosen.decoder(dim + y.features, parts["likelihood"]),
+            mlp([hidden + y.features, hidden, chosen.features()]),
+            chosen.decoder(dim + y.features),
             y,
             **parts,
             **options,
