@@ -74,12 +74,10 @@ class AE(WideBuffers, LatentModel):
             joined = joined_mean(mean)
             buffer.lerp_(mean if joined is None else joined, weight.to(buffer.dtype))
 
-    def sample_prior(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    def prior_from(
+        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
     ) -> Tensor:
-        """z (n, latent_dim) from the Gaussian fitted to the training codes; temperature^2
-        multiplies its covariance."""
-        eps = super().sample_prior(n, temperature, generator)
+        """z of the Gaussian fitted to the training codes, for each row of eps (N, latent_dim)."""
         covariance = self.code_square - torch.outer(self.code_mean, self.code_mean)
         # The floor keeps the covariance positive definite where codes do not vary.
         floor = 1e-5 * covariance.diagonal().mean().clamp_min(1e-6)

@@ -252,24 +252,31 @@ class LatentModel(NotScriptable, Model):
     def sample(
         self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """E[x | z] for z ~ N(0, temperature^2), (n, *input_shape)."""
+        """E[x | z] for z of ``sample_prior``, (n, *input_shape)."""
         return self.likelihood.mean(self.decode(self.sample_prior(n, temperature, generator)))
 
     def sample_prior(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        *condition: Tensor,
     ) -> Tensor:
-        """z ~ N(0, temperature^2), (n, latent_dim), or z from the learned prior with its standard
-        deviations multiplied by temperature."""
+        """z ~ p(z), (n, latent_dim), with standard deviations multiplied by temperature."""
         if n < 0 or temperature < 0:
             raise ValueError(f"n and temperature can't be negative, got {n} and {temperature}")
         device, dtype = device_and_dtype(self)
         shape = (n, self.latent_dim)
         eps = temperature * torch.randn(shape, generator=generator, device=device, dtype=dtype)
-        return eps if self.learned_prior is None else self._from_learned_prior(eps, generator)
+        return self.prior_from(eps, generator, *condition)
 
-    @torch.no_grad()
-    def _from_learned_prior(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
-        assert self.learned_prior is not None
+    def prior_from(
+        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
+    ) -> Tensor:
+        """z ~ p(z) for each row of eps (N, latent_dim): draws from N(0, 1), times a temperature if
+        any."""
+        if self.learned_prior is None:
+            return eps
         return self.learned_prior.sample(eps, self.encode, generator)
 
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:

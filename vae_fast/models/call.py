@@ -49,7 +49,7 @@ class Call(NamedTuple):
     @torch.no_grad()
     def from_prior(self, like: Tensor) -> Tensor:
         """z of the model's prior for each sample, in the shape of ``like``, without gradients."""
-        return self.model.prior_from(self.normals(like), *self.condition)
+        return self.model.prior_from(self.normals(like), None, *self.condition)
 
     def stream(self, i: int) -> Tensor | None:
         """The i-th noise key of this call; None draws new noise."""

@@ -54,21 +54,20 @@ class CVAE(BetaVAE):
         """The condition's features, (N, condition.features)."""
         return self.condition(y, device_and_dtype(self)[1])
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
-        if y is None:
-            (y,) = self.condition_from(x, y)
-        h = self.encoder(self.network_input(x))
-        return split_gaussian(
-            self.head(torch.cat([h, self.condition_features(y)], dim=-1)), self.context
-        )
+    def _given(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """y, or what ``condition_from`` gives without it."""
+        found: Tensor = self.condition_from(x, None)[0] if y is None else y
+        return found
 
-    def prior(self, y: Tensor) -> Posterior | None:  # type: ignore[override]  # y comes after x
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
+        h, c = self.encoder(self.network_input(x)), self.condition_features(self._given(x, y))
+        return split_gaussian(self.head(torch.cat([h, c], dim=-1)), self.context)
+
+    def prior(self, *condition: Tensor) -> Posterior | None:
         """p(z | y): mu and logvar, each (N, latent_dim); None for N(0, 1)."""
-        return (
-            None
-            if self.prior_network is None
-            else split_gaussian(self.prior_network(self.condition_features(y)))
-        )
+        if self.prior_network is None:
+            return None
+        return split_gaussian(self.prior_network(self.condition_features(*condition)))
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # y comes after x
         """The likelihood's parameters for z (..., N, latent_dim) and the condition y of N
@@ -80,14 +79,10 @@ class CVAE(BetaVAE):
 
     def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4)."""
-        if y is None:
-            (y,) = self.condition_from(x, y)
-        return super().loss(x, y, **options)
+        return super().loss(x, self._given(x, y), **options)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
-        if y is None:
-            (y,) = self.condition_from(x, y)
-        return super().reconstruct(x, y)
+        return super().reconstruct(x, self._given(x, y))
 
     def sample(
         self,
@@ -103,10 +98,7 @@ class CVAE(BetaVAE):
             y = self.condition.default(n, device_and_dtype(self)[0])
         if y.shape[0] != n:
             raise ValueError(f"n is {n}, but y has {y.shape[0]} entries")
-        z = self.sample_prior(n, temperature, generator)
-        p = self.prior(y)
-        if p is not None:
-            z = p.mu + torch.exp(0.5 * p.logvar) * z
+        z = self.sample_prior(n, temperature, generator, y)
         return self.likelihood.mean(self.decode(z, y))
 
 

@@ -118,14 +118,13 @@ class HVAE(LatentModel):
         params = self.run_top_down(flat.shape[0], lambda number, p, h: levels[number])[0]
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
-    def sample_prior(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    def prior_from(
+        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
     ) -> Tensor:
-        """z_l ~ p(z_l | z_<l) from the top down, (n, latent_dim); temperature multiplies the
-        standard deviations."""
-        eps = self._by_level(super().sample_prior(n, temperature, generator))
+        """z_l ~ p(z_l | z_<l) from the top down, for each row of eps (N, latent_dim)."""
+        levels = self._by_level(eps)
         return self.run_top_down(
-            n, lambda number, p, h: p.mu + torch.exp(0.5 * p.logvar) * eps[number]
+            len(eps), lambda number, p, h: p.mu + torch.exp(0.5 * p.logvar) * levels[number]
         )[1]
 
     def _by_level(self, z: Tensor) -> list[Tensor]:

@@ -63,6 +63,7 @@ class MixturePrior(nn.Module):
         columns = zip(z.split(1, 1), mu.split(1, 1), logvar.split(1, 1), strict=True)
         return torch.stack([mixture_log_density(*c, logits) for c in columns], dim=1)
 
+    @torch.no_grad()
     def sample(
         self,
         eps: Tensor,
@@ -122,6 +123,7 @@ class FlowPrior(nn.Module):
         noise, log_det = (self.flow.inverse if self.from_noise else self.flow)(flat)
         return (standard_log_density(noise) + log_det).view(z.shape[:-1])
 
+    @torch.no_grad()
     def sample(
         self, eps: Tensor, encode: object = None, generator: torch.Generator | None = None
     ) -> Tensor:

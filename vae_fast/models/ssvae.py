@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
 from vae_fast.models import importance
-from vae_fast.models.base import Posterior, split_gaussian
+from vae_fast.models.base import split_gaussian
 from vae_fast.models.call import Call, streams_of
 from vae_fast.models.conditions import Labels
 from vae_fast.models.cvae import CVAE
@@ -24,6 +24,7 @@ class SSVAE(CVAE):
 
     Labels y are integers (N,); -1 marks an unlabelled sample. Each sample is decoded under every
     class, so the expectation over q(y | x) is exact, and shapes do not depend on the labels.
+    ``encode`` and ``reconstruct`` take the class probabilities q(y | x) in place of a missing y.
 
     Args:
         classifier: the encoder's features (N, features) to (N, num_classes) logits of q(y | x).
@@ -47,7 +48,7 @@ class SSVAE(CVAE):
         alpha: float = 10.0,
         **options: Any,
     ) -> None:
-        super().__init__(encoder, head, decoder, condition, **options)
+        super().__init__(encoder, head, decoder, condition, None, **options)
         self.classifier = classifier
         self.alpha = alpha
 
@@ -58,17 +59,6 @@ class SSVAE(CVAE):
     def condition_from(self, x: Tensor, y: Tensor | None) -> tuple[Any, ...]:
         """(y,), or (q(y | x),) if y is None."""
         return (self.predict(x) if y is None else y,)
-
-    def prior(self, y: Tensor | None = None) -> Posterior | None:
-        return None
-
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
-        """q(z | x, y); without y, the class probabilities q(y | x) take its place."""
-        return super().encode(x, self.predict(x) if y is None else y)
-
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
-        """E[x | z, y] at the posterior's mean; without y, q(y | x) takes its place."""
-        return super().reconstruct(x, self.predict(x) if y is None else y)
 
     def predict(self, x: Tensor) -> Tensor:
         """q(y | x), (N, num_classes)."""

@@ -93,21 +93,14 @@ class BetaVAE(LatentModel):
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant else q
         return z, importance.log_density(z, *density_of)
 
-    def sample_prior(
-        self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    def prior_from(
+        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
     ) -> Tensor:
-        z = super().sample_prior(n, temperature, generator)
-        own = self.posterior is not None and self.posterior.has_own_space
-        return self.posterior.sample_prior(z) if own else z
-
-    def prior_from(self, eps: Tensor, *condition: Tensor) -> Tensor:
-        """z ~ p(z) for each row of eps (N, latent_dim), draws from N(0, 1)."""
-        if self.learned_prior is not None:
-            return self._from_learned_prior(eps, None)
         if self.posterior is not None and self.posterior.has_own_space:
             return self.posterior.sample_prior(eps)
-        p = self.prior(*condition)
-        return eps if p is None else p.mu + torch.exp(0.5 * p.logvar) * eps
+        if self.learned_prior is None and (p := self.prior(*condition)) is not None:
+            return p.mu + torch.exp(0.5 * p.logvar) * eps
+        return super().prior_from(eps, generator)
 
     def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
         """log p(z) in nats, (...,) for z (..., latent_dim); p is the result of ``prior``."""
@@ -117,7 +110,7 @@ class BetaVAE(LatentModel):
             return self.posterior.log_prior(z)
         return importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
 
-    def prior(self) -> Posterior | None:
+    def prior(self, *condition: Tensor) -> Posterior | None:
         """p(z) if it is a Gaussian that depends on a condition. None: N(0, 1) or
         ``learned_prior``."""
         return None

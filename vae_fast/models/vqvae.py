@@ -123,7 +123,7 @@ class VQVAE(WideBuffers, LatentModel):
             "codes_used": sum(used) / len(used),
         }
 
-    def sample_prior(
+    def sample_prior(  # type: ignore[override]  # no condition
         self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """z (n, latent_dim) of independent codes, drawn in proportion to

@@ -93,9 +93,6 @@ class VRAE(Sequences, BetaVAE):
             return LossOutput(recon + call.beta * kl, recon, kl)
         return call.output(recon + call.beta * kl, recon, kl)
 
-    def prior(self, *condition: Tensor) -> None:
-        """None: the prior does not depend on the condition."""
-
     def nll_of_draws(
         self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
