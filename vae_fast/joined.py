@@ -28,9 +28,14 @@ class Ranks(NamedTuple):
 _ranks: Ranks | None = None
 
 
-def joined_mean(mean: Tensor) -> Tensor | None:
-    """The batch's mean over all processes; None if this process has the whole batch."""
-    return None if _ranks is None else _ranks.mean(mean)
+def is_split() -> bool:
+    """Whether other processes have parts of the batch."""
+    return _ranks is not None
+
+
+def joined_mean(mean: Tensor) -> Tensor:
+    """The batch's mean over all processes; ``mean`` if this process has the whole batch."""
+    return mean if _ranks is None else _ranks.mean(mean)
 
 
 def joined_sum(part: Tensor) -> Tensor:

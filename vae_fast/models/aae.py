@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.functional import reparameterize
 from vae_fast.models.base import LatentModel, Posterior, point_mass
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.phases import Phase, call_frozen
@@ -74,12 +73,11 @@ class AAE(LatentModel):
         call.refuse(free_bits="bounds a KL, and an adversarial autoencoder has none")
         wanted = phases_wanted(phase, ("reconstruction", "discriminator", "generator"))
         z = self.features(call.x, *call.condition)
-        recon = kl = of_discriminator = zero = z.new_zeros(z.shape[0])
+        recon = kl = of_discriminator = z.new_zeros(z.shape[0])
         if "reconstruction" in wanted:
             recon = call.nll_at(z)
         if "discriminator" in wanted:
-            prior = zero.unsqueeze(1).expand_as(z)
-            prior = reparameterize(prior, prior, noise_key=call.noise_key)
+            prior = call.normals(z, stream=0)
             real, fake = self.discriminator(prior), self.discriminator(z.detach())
             of_discriminator = (F.softplus(-real) + F.softplus(fake)).squeeze(1)
         if "generator" in wanted:

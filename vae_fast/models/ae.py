@@ -71,8 +71,7 @@ class AE(WideBuffers, LatentModel):
         self.batches_seen.add_(1)
         weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
         for buffer, mean in ((self.code_mean, z.mean(0)), (self.code_square, square)):
-            joined = joined_mean(mean)
-            buffer.lerp_(mean if joined is None else joined, weight.to(buffer.dtype))
+            buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))
 
     def prior_from(
         self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor

@@ -29,8 +29,7 @@ class Call(NamedTuple):
 
     def draw(self) -> Draw:
         """The model's ``draw`` for x."""
-        drawn: Draw = self.model.draw(self.x, *self.condition, noise_key=self.noise_key)
-        return drawn
+        return self.model.draw(self.x, *self.condition, noise_key=self.noise_key)
 
     def nll_at(self, z: Tensor) -> Tensor:
         """-log p(x | z) of each sample, (N,), in nats."""
@@ -41,10 +40,10 @@ class Call(NamedTuple):
         params = self.model.decode(z, *self.condition)
         return self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)
 
-    def normals(self, like: Tensor) -> Tensor:
-        """Draws from N(0, 1) in the shape of ``like``, from the noise stream after z's own."""
+    def normals(self, like: Tensor, stream: int = 1) -> Tensor:
+        """Draws from N(0, 1) in the shape of ``like``; the noise stream 0 is that of z's draw."""
         zeros = torch.zeros_like(like)
-        return reparameterize(zeros, zeros, noise_key=self.stream(1))
+        return reparameterize(zeros, zeros, noise_key=self.stream(stream))
 
     @torch.no_grad()
     def from_prior(self, like: Tensor) -> Tensor:

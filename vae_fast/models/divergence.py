@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional import gaussian_kl
-from vae_fast.joined import joined_mean
+from vae_fast.joined import is_split, joined_mean
 from vae_fast.models.base import Posterior
 from vae_fast.types import Reduction
 
@@ -37,10 +37,10 @@ def floored_kl(mean_kl: Tensor, n: int, free_bits: float, *, reduction: Reductio
     """sum_j max(free_bits, mean_kl_j), times n for reduction="sum"."""
     if reduction == "none":
         raise ValueError("free_bits is defined on the batch's mean KL: use batchmean or sum")
-    joined = joined_mean(mean_kl.detach())
-    if joined is None:
+    if not is_split():
         kl = torch.clamp_min(mean_kl, free_bits).sum()
     else:
+        joined = joined_mean(mean_kl.detach())
         # The floor applies to the mean over all processes; each process has its part's gradient.
         own = torch.where(joined >= free_bits, mean_kl, mean_kl.detach())
         kl = (own + (joined.clamp_min(free_bits) - own.detach())).sum()

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fast.functional.importance import log_mean_exp
-
 
 class WeightedSamples(NamedTuple):
-    """K samples of z for each x, with their importance weights.
+    """K samples of z for each x, with their importance weights w.
+
+    log (1/K) sum_k w_k, ``log_mean_exp(log_weight, 0)``, is at most log p(x) in expectation (Burda
+    et al. 2015, equation 8). Its gradient weights each sample's by the normalised weight, as in
+    equation 14.
 
     ``log_weight``: (K, N); ``nll``: -log p(x | z), (K, N); ``kl``: the ELBO's KL(q(z | x) || p(z)),
     (N,); all in nats. ``z``: (K, N, D), or None if z has several parts.
@@ -27,20 +29,15 @@ class WeightedSamples(NamedTuple):
     z: Tensor | None = None
 
 
-def bound(log_weight: Tensor) -> Tensor:
-    """log (1/K) sum_k w_k of (K, N) log-weights, (N,) in nats: at most log p(x) in expectation.
-
-    Burda et al. 2015, equation 8. The gradient of logsumexp weights each sample's gradient by its
-    normalised weight, as in equation 14.
-    """
-    return log_mean_exp(log_weight, 0)
+def log_densities(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mu, exp(logvar)) of each element, in nats."""
+    scaled = (z - mu) * torch.exp(-0.5 * logvar)  # scaled before squared: exp(-logvar) may overflow
+    return -0.5 * (scaled * scaled + logvar + math.log(2.0 * math.pi))
 
 
 def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp(logvar)) summed over the last dimension, in nats."""
-    scaled = (z - mu) * torch.exp(-0.5 * logvar)  # scaled before squared: exp(-logvar) may overflow
-    terms = scaled * scaled + logvar + math.log(2.0 * math.pi)
-    return -0.5 * terms.sum(-1)
+    return log_densities(z, mu, logvar).sum(-1)
 
 
 def standard_log_density(z: Tensor) -> Tensor:

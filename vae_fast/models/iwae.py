@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vae_fast.models import importance
+from vae_fast.functional.importance import log_mean_exp
 from vae_fast.models.call import Call
 from vae_fast.models.vae import BetaVAE
 from vae_fast.types import LossOutput
@@ -54,7 +54,7 @@ class ImportanceWeighted:
             noise_key=call.noise_key,
             **options,
         )
-        loss = -importance.bound(samples.log_weight)
+        loss = -log_mean_exp(samples.log_weight, 0)
         if self.dreg and samples.z.requires_grad:
             # d loss / d z_k contains one normalised weight v. The encoder's estimator needs v^2,
             # and z's gradient reaches only the encoder (equation 8). With q^beta in w, the omitted

@@ -5,7 +5,6 @@ The beta-VAE (Higgins et al. 2017) is this model with beta != 1 in the loss.
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -193,8 +192,7 @@ class BetaVAE(LatentModel):
         if self.learned_prior is None:
             return kl_by_dimension(q, p) / x.shape[0]
         z = reparameterize(*q)
-        scaled = (z - q.mu) * torch.exp(-0.5 * q.logvar)
-        log_q = -0.5 * (scaled * scaled + q.logvar + math.log(2.0 * math.pi))
+        log_q = importance.log_densities(z, *q)
         return (log_q - self.learned_prior.log_marginals(z, self.encode)).mean(0)
 
 

@@ -161,19 +161,15 @@ class VQVAE(WideBuffers, LatentModel):
                 continue
             counts = count(place * size + codes[:, c], self.places * size, buffer.dtype)
             mean = counts.view(self.places, size) * (self.places / len(codes))
-            joined = joined_mean(mean)
-            buffer.lerp_(mean if joined is None else joined, weight.to(buffer.dtype))
+            buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))
 
 
 def _perplexities(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     """The perplexity of each column of codes (M, C), (C,)."""
     if len(codes) == 0:
         return torch.ones(len(sizes))
-    each = zip(codes.t(), sizes, strict=True)
-    dense = MOST_COUNTED
-    return torch.stack(
-        [
-            perplexity(count(c, n) if n <= dense else c.unique(return_counts=True)[1].float())
-            for c, n in each
-        ]
-    )
+
+    def used(c: Tensor, n: int) -> Tensor:
+        return count(c, n) if n <= MOST_COUNTED else c.unique(return_counts=True)[1].float()
+
+    return torch.stack([perplexity(used(c, n)) for c, n in zip(codes.t(), sizes, strict=True)])

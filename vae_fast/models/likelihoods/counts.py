@@ -91,11 +91,11 @@ class NegativeBinomial(OfSpec):
             raise ValueError(
                 f"dispersion must be per_feature, shared or per_element, got {dispersion!r}"
             )
-        if dispersion == "per_feature" and shape is None:
-            raise ValueError("a dispersion per feature needs the data's shape, shape=(C, ...)")
         self.dispersion = dispersion
         self.parameters_per_element = len(self.spec.params) - (dispersion != "per_element")
-        if dispersion == "per_feature" and shape is not None:
+        if dispersion == "per_feature":
+            if shape is None:
+                raise ValueError("a dispersion per feature needs the data's shape, shape=(C, ...)")
             self.log_dispersion = nn.Parameter(torch.zeros(shape[0], *[1] * (len(shape) - 1)))
         elif dispersion == "shared":
             self.log_dispersion = nn.Parameter(torch.zeros(()))
@@ -132,13 +132,9 @@ class Categorical(OfSpec):
         self.parameters_per_element = num_classes
 
     def given(self, params: Tensor) -> list[Tensor | float]:
-        return [self._by_class(params)]
+        return [params.unflatten(1, (self.parameters_per_element, -1))]  # (N, P, C, ...)
 
     def data(self, x: Tensor, params: Tensor) -> Tensor:
         if x.is_floating_point():
             raise TypeError(f"the categorical likelihood needs integer classes, x is {x.dtype}")
         return x.to(torch.uint8) if x.dtype == torch.bool else x
-
-    def _by_class(self, params: Tensor) -> Tensor:
-        """(N, P * C, ...) to (N, P, C, ...)."""
-        return params.unflatten(1, (self.parameters_per_element, -1))

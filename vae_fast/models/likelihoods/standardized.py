@@ -49,16 +49,11 @@ class Standardized(Likelihood):
         size = (shape[0], *[1] * (len(shape) - 1))
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("scale", torch.zeros(size))
-        self._fitted = False
+        self.fitted = False  # whether ``shift`` and ``scale`` are set
 
     @property
     def described(self) -> str:
         return f"{self.inner.described} of standardized columns"
-
-    @property
-    def fitted(self) -> bool:
-        """Whether ``shift`` and ``scale`` are set."""
-        return self._fitted
 
     @torch.no_grad()
     def fit(self, mean: Tensor, std: Tensor) -> None:
@@ -67,7 +62,7 @@ class Standardized(Likelihood):
         self.shift.copy_(mean.reshape(self.shift.shape))
         std = std.reshape(self.scale.shape)
         self.scale.copy_(torch.where(std > 0, std, torch.ones_like(std)))
-        self._fitted = True
+        self.fitted = True
 
     def standardized(self, x: Tensor) -> Tensor:
         """(x - shift) / scale, in float32 or wider."""
@@ -126,7 +121,7 @@ class Standardized(Likelihood):
         return each * len(x) if reduction == "sum" else each
 
     def _check_fitted(self) -> None:
-        if not self._fitted:
+        if not self.fitted:
             raise RuntimeError(
                 "this model standardizes columns and has no statistics of them yet: a Trainer takes "
                 "those of its training data; by hand, "
@@ -138,7 +133,7 @@ class Standardized(Likelihood):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if f"{prefix}scale" in state_dict:
-            self._fitted = bool((state_dict[f"{prefix}scale"] > 0).all())
+            self.fitted = bool((state_dict[f"{prefix}scale"] > 0).all())
 
 
 def standardized(likelihood: nn.Module | None) -> Standardized | None:

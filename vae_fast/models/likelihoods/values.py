@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.functional import bce_kl_loss, bernoulli_nll_samples
+from vae_fast.functional import bernoulli_nll_samples
 from vae_fast.joined import joined_mean
 from vae_fast.likelihoods import SPECS
 from vae_fast.models.likelihoods.common import OfSpec
 from vae_fast.reference import as_probability, compute_dtype
-from vae_fast.types import LossOutput, Reduction
 
 
 class Bernoulli(OfSpec):
@@ -32,16 +31,6 @@ class Bernoulli(OfSpec):
 
     def nll_samples(self, params: Tensor, x: Tensor) -> Tensor:
         return bernoulli_nll_samples(params, x)  # without K copies of x
-
-    def loss(
-        self,
-        params: Tensor,
-        x: Tensor,
-        *q: Tensor,
-        beta: float | Tensor = 1.0,
-        reduction: Reduction = "batchmean",
-    ) -> LossOutput:
-        return bce_kl_loss(params, x, *q, beta=beta, reduction=reduction)
 
 
 class ContinuousBernoulli(OfSpec):
@@ -111,9 +100,7 @@ class Gaussian(OfSpec):
     def _start(self, square: Tensor) -> None:
         """Start a shared s^2 at the mean of ``square`` over all processes, if it is finite. This
         waits for the device, once."""
-        mean = square.mean()
-        joined = joined_mean(mean)
-        best = (mean if joined is None else joined).to(self.logvar.dtype)
+        best = joined_mean(square.mean()).to(self.logvar.dtype)
         start = self._above_floor(best.log().clamp_min(self.min_logvar + _LEAST))
         is_finite = best.isfinite()
         self.logvar.copy_(torch.where(is_finite, start, self.logvar))

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional.importance import negligible
-from vae_fast.models import importance
+from vae_fast.functional.importance import log_mean_exp, negligible
 from vae_fast.models.call import Call
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.interface import Model
@@ -28,19 +27,18 @@ class Samples(Objective):
         self.samples, self.estimates = samples, estimates
 
     def weights(self, call: Call) -> WeightedSamples:
-        found: WeightedSamples = call.model.weighted_samples(
+        return call.model.weighted_samples(
             call.x,
             *call.condition,
             num_samples=self.samples * self.estimates,
             beta=call.beta,
             noise_key=call.noise_key,
         )
-        return found
 
     def mean_bound(self, log_weight: Tensor) -> Tensor:
         """The mean of M K-sample bounds, (N,), from log weights (M K, N) (equation 10)."""
         parts = log_weight.unflatten(0, (self.estimates, self.samples)).transpose(0, 1)
-        return importance.bound(parts).mean(0)
+        return log_mean_exp(parts, 0).mean(0)
 
 
 class MIWAE(Samples):
@@ -87,7 +85,7 @@ class PIWAE(Samples):
             decoded.register_hook(lambda gradient: gradient * ratio.to(gradient.dtype))
         slope = floored * nll - call.beta * (e * (log_p - log_q) + c * log_p_of_prior)
         slope = slope.sum(0)
-        loss = -importance.bound(log_w) + (slope - slope.detach())
+        loss = -log_mean_exp(log_w, 0) + (slope - slope.detach())
         return loss, nll.mean(0).detach(), (log_q - log_p).mean(0).detach()
 
 
@@ -103,7 +101,7 @@ class CIWAE(Samples):
     def terms(self, call: Call) -> Terms:
         found = self.weights(call)
         log_w = found.log_weight
-        loss = -self.mix * log_w.mean(0) - (1 - self.mix) * importance.bound(log_w)
+        loss = -self.mix * log_w.mean(0) - (1 - self.mix) * log_mean_exp(log_w, 0)
         return loss, found.nll.mean(0).detach(), found.kl.detach()
 
 

@@ -131,8 +131,8 @@ class LatentDiffusion(Steps):
             torch.autograd.grad(value.mean(), last, retain_graph=True)[0].detach().norm()
             for value in (nll, fooled)
         ]
-        norms = [n if (m := joined_mean(n.clone())) is None else m for n in norms]
-        return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, HIGHEST)
+        of_nll, of_fooled = (joined_mean(norm.clone()) for norm in norms)
+        return (of_nll / (of_fooled + 1e-4)).clamp(0.0, HIGHEST)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         super().train(mode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from vae_fast.functional import reparameterize
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.common import Objective, Terms
 
@@ -22,12 +21,9 @@ class RAE(Objective):
 
     deterministic = True
 
-    def __init__(
-        self, *, penalty: str, embedding: float = 1e-2, decoder: float | None = None
-    ) -> None:
+    def __init__(self, *, penalty: str, embedding: float = 1e-2, decoder: float = 1e-4) -> None:
         super().__init__()
-        self.penalty, self.embedding = penalty, embedding
-        self.decoder = {"l2": 1e-4, "gp": 1e-4}[penalty] if decoder is None else decoder
+        self.penalty, self.embedding, self.decoder = penalty, embedding, decoder
 
     def terms(self, call: Call) -> Terms:
         model, x = call.model, call.x
@@ -42,9 +38,7 @@ class RAE(Objective):
             smooth = smooth + torch.stack(squares).sum()
         elif torch.is_grad_enabled():
             made = model.as_input(model.likelihood.mean(params), x.dtype)
-            zeros = torch.zeros_like(made)
-            noise = reparameterize(zeros, zeros, noise_key=call.noise_key)
-            sign = torch.where(noise > 0, 1, -1).to(made.dtype)
+            sign = torch.where(call.normals(made, stream=0) > 0, 1, -1).to(made.dtype)
             slope = torch.autograd.grad(made, z, sign, create_graph=True)[0]
             smooth = slope.flatten(1).to(recon.dtype).square().sum(1)
         off = 0.5 * self.embedding * z.to(recon.dtype).square().sum(1) + self.decoder * smooth

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.joined import joined_mean
+from vae_fast.joined import is_split, joined_mean
 from vae_fast.models.quantize.common import Quantized, Quantizer, straight_through
 
 BATCH_ENTROPIES = ("joint", "bits")
@@ -147,9 +147,9 @@ def _products(p: Tensor) -> Tensor:
 
 def _entropy(p: Tensor) -> Tensor:
     """-sum p log p in nats, of p averaged over all processes; the gradient is this process's."""
-    joined = joined_mean(p.detach().clone())
-    if joined is None:
+    if not is_split():
         return -torch.xlogy(p, p).sum()
+    joined = joined_mean(p.detach().clone())
     log = joined.clamp_min(torch.finfo(joined.dtype).tiny).log()
     return -torch.xlogy(joined, joined).sum() - ((log + 1) * (p - p.detach())).sum()
 
