@@ -40,6 +40,10 @@ def binary() -> Tensor:
     return images(10_000).unsqueeze(1) > 127
 
 
+def _options(pair: Pair) -> dict[str, Any]:
+    return {**pythae_models.options_of(pair, LATENT, HIDDEN), **pair.step}
+
+
 class Engine:
     """Our engine's step of a model, with the phases it has."""
 
@@ -47,7 +51,7 @@ class Engine:
         config = from_dict(
             {
                 "model": pair.model,
-                "model_args": pythae_models.options_of(pair, LATENT, HIDDEN),
+                "model_args": _options(pair),
                 "objective": {"beta": pair.beta},
                 "batch_size": batch,
                 "lr": LEARNING_RATE,
@@ -79,7 +83,7 @@ class Plain:
 
     def __init__(self, pair: Pair) -> None:
         torch.manual_seed(0)
-        args = pythae_models.options_of(pair, LATENT, HIDDEN)
+        args = _options(pair)
         self.model, self.beta = models.build(pair.model, (1, 28, 28), **args), pair.beta
         self.parts = [
             ({} if p.name is None else {"phase": p.name},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ class Pair(NamedTuple):
     ``model``, ``args``, ``beta``: our model. ``theirs``: pythae's class. ``options``: those of its
     configuration. ``nll``: what can compute pythae's log-likelihood: "ours" (its posterior is a
     Gaussian, so its networks are evaluated in our model), "theirs" (its own ``get_nll``) or "".
+    ``step``: more arguments of ours, for a step that computes what pythae's does.
     """
 
     model: str
@@ -24,6 +26,7 @@ class Pair(NamedTuple):
     options: dict[str, Any]
     beta: float = 1.0
     nll: str = ""
+    step: Mapping[str, Any] = MappingProxyType({})
 
 
 def _objective(name: str, **options: Any) -> dict[str, Any]:
@@ -48,6 +51,7 @@ PAIRS: dict[str, Pair] = {
     "FactorVAE": Pair(
         "vae", _objective("factor", gamma=6.4, hidden=[200, 200]), "FactorVAE", {"gamma": 6.4},
         nll="ours",
+        step=_objective("factor", gamma=6.4, hidden=[200, 200], simultaneous=True),
     ),
     "InfoVAE": Pair(
         "infovae", {"alpha": 0.5, "mmd_weight": 100.0}, "INFOVAE_MMD", {"alpha": 0.5, "lbd": 100.0},
@@ -96,7 +100,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "WAE-MMD": Pair("wae-mmd", {}, "WAE_MMD", {"reg_weight": 10.0}, beta=10.0),
     "AAE": Pair("aae", {"discriminator_hidden": [200, 200]}, "Adversarial_AE",
-                {"deterministic_posterior": True}),
+                {"deterministic_posterior": True}, step={"simultaneous": True}),
     "VAE-GAN": Pair("vae", _objective("vae-gan", channels=16), "VAEGAN", {}),
     "VQ-VAE": Pair(
         "vq-vae",

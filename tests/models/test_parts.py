@@ -67,6 +67,8 @@ def test_factor_by_hand():
         model.objective.of_discriminator(z[:1].expand(6, D)), _cross(model, z[:1])
     )
     model_phase, judge = phases_of(model)
+    (one,) = phases_of(made("factor", gamma=5.0, hidden=(4,), simultaneous=True))
+    assert one.name is None and len(one.parameters) == len(list(model.parameters()))
     for value, phase, other in (
         (of_model.loss, model_phase, judge),
         (of_judge, judge, model_phase),
@@ -291,11 +293,11 @@ def test_hamiltonian_by_hand():
 
 
 def test_vae_gan_by_hand_and_without_leaks():
-    model, x, key = (
-        made("vae-gan", shape=(1, 8, 8), channels=4, gamma=0.3),
-        images(5, (1, 8, 8)),
-        noise.new_key(),
-    )
+    """By phases, and all at once: then each network has its own loss's gradient too, and each image
+    passes the discriminator once."""
+    options = {"shape": (1, 8, 8), "channels": 4, "gamma": 0.3}
+    model = made("vae-gan", **options, simultaneous=False)
+    x, key = images(5, (1, 8, 8)), noise.new_key()
     mu, logvar = model.encode(x)
     z = mu + torch.exp(0.5 * logvar) * reference.normal(key, mu.shape, torch.float64)
     fresh = reference.normal(torch.stack([key[0], key[1] + 1]), mu.shape, torch.float64)
@@ -325,7 +327,27 @@ def test_vae_gan_by_hand_and_without_leaks():
         torch.testing.assert_close([p.grad for p in phase.parameters], list(theirs))
         for name, p in model.named_parameters():
             assert id(p) in own or p.grad is None, (phase.name, name)
-    torch.testing.assert_close(model.loss(x, noise_key=key).loss, total)
+    at_once = made("vae-gan", **options)
+    at_once.load_state_dict(model.state_dict())
+    seen = []
+    at_once.objective.discriminator[0].register_forward_hook(lambda *_: seen.append(1))
+    out = at_once.loss(x, noise_key=key).loss
+    torch.testing.assert_close(out, total)
+    assert len(seen) == 3
+    (phase,) = phases_of(at_once)
+    assert phase.name is None and len(phase.parameters) == len(list(model.parameters()))
+    out.backward()
+    for phase in phases:
+        theirs = torch.autograd.grad(wanted[phase.name], phase.parameters, retain_graph=True)
+        names = {id(p): name for name, p in model.named_parameters()}
+        found = [at_once.get_parameter(names[id(p)]).grad for p in phase.parameters]
+        torch.testing.assert_close(found, list(theirs))
+
+
+@pytest.mark.parametrize("name", ["factor", "vae-gan"])
+def test_simultaneous_losses_have_one_rate(name):
+    with pytest.raises(ValueError, match="discriminator_lr 0.5.*simultaneous to false"):
+        made(name, shape=(1, 8, 8), simultaneous=True, discriminator_lr=0.5)
 
 
 def test_riemannian_by_hand():

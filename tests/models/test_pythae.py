@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.models.test_parts import by_hand, images, made
-from vae_fast import noise
+from vae_fast import noise, reference
+from vae_fast.models import build
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.hamiltonian import slope
 from vae_fast.tasks.samplers.metric import MetricSampler
@@ -50,6 +51,66 @@ def test_factor():
     given = (torch.sigmoid(model.decoder(alike)), x, mu, logvar, alike, alike)
     judge = models.FactorVAE.loss_function(that, *given)[2]
     agree(model.objective.of_discriminator(alike).mean(), judge, list(model.objective.parameters()))
+
+
+def judge_of(network):
+    """A discriminator by pythae's interface, of codes or with the features of images."""
+
+    def found(x, output_layer_levels=None):
+        if output_layer_levels is not None:
+            return {f"embedding_layer_{output_layer_levels[0]}": network[:-1](x)}
+        return SimpleNamespace(embedding=torch.sigmoid(network(x)).float())
+
+    return found
+
+
+def test_adversarial_ae_at_once():
+    """All at once: pythae's step, whose two losses share an encoder pass."""
+    torch.manual_seed(0)
+    model = build("aae", (1, 2, 3), latent_dim=2, network_options={"hidden": [5]},
+                  discriminator_hidden=[4], simultaneous=True).double()  # fmt: skip
+    x, key = images(), noise.new_key()
+    z, eps = model.encoder(x), reference.normal(key, (6, 2), torch.float64)
+    that = SimpleNamespace(
+        model_config=BCE, reconstruction_loss_scale=1.0, adversarial_loss_scale=0.7,
+        discriminator=judge_of(model.discriminator),
+    )  # fmt: skip
+    given = (torch.sigmoid(model.decoder(z)), x, z, eps)
+    _, theirs, judge = models.Adversarial_AE.loss_function(that, *given)
+    ours = model.loss(x, beta=0.7, noise_key=key).loss
+    torch.testing.assert_close(ours, theirs + judge, rtol=1e-5, atol=1e-5)
+    (phase,) = model.phases()
+    own = list(model.discriminator.parameters())
+    others = [p for p in phase.parameters if not any(p is q for q in own)]
+    found = torch.autograd.grad(ours, [*others, *own])
+    wanted = torch.autograd.grad(theirs, others, retain_graph=True)
+    wanted += torch.autograd.grad(judge, own)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_vae_gans_encoder():
+    """The encoder's loss agrees. pythae's discriminator leaves reconstructions out, and its decoder
+    maximises the discriminator's loss; in ours it minimises -log D, as in the GAN's paper."""
+    model = made("vae-gan", shape=(1, 8, 8), channels=4)
+    x, key = images(5, (1, 8, 8)), noise.new_key()
+    mu, logvar = model.encode(x)
+    z = mu + torch.exp(0.5 * logvar) * reference.normal(key, mu.shape, torch.float64)
+    y, network = torch.sigmoid(model.decoder(z)), model.objective.discriminator
+    score = lambda t: SimpleNamespace(
+        embedding=torch.sigmoid(network(t).flatten(1).mean(1)).float()
+    )
+    judge = judge_of(network)
+    that = SimpleNamespace(
+        discriminator=lambda t, **k: judge(t, **k) if k else score(t), reconstruction_layer=2,
+        decoder=lambda t: SimpleNamespace(reconstruction=torch.sigmoid(model.decoder(t))),
+        adversarial_loss_scale=0.5, equilibrium=0.68, margin=0.4,
+    )  # fmt: skip
+    _, theirs, *_ = models.VAEGAN.loss_function(that, y, x, z, torch.randn_like(z), mu, logvar)
+    encoder = list(model.encoder.parameters())
+    agree(model.loss(x, noise_key=key, phase="encoder").loss, theirs, encoder)
+    found = torch.autograd.grad(model.loss(x, noise_key=key).loss, encoder)
+    wanted = torch.autograd.grad(theirs, encoder)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def weighted(model, x, key, k, m):

@@ -21,7 +21,16 @@ MAPS = {"channels": 4, "multipliers": [1, 2], "groups": 2, "z_channels": 2}
 CASES = {
     "aae": ("aae", {**SMALL, "discriminator_hidden": [8]}),
     "factor": ("vae", {**SMALL, "objective": "factor", "objective_options": {"hidden": [8]}}),
+    "aae at once": ("aae", {**SMALL, "discriminator_hidden": [8], "simultaneous": True}),
     "vae-gan": ("vae", {**SMALL, "objective": "vae-gan", "objective_options": {"channels": 4}}),
+    "vae-gan in turn": (
+        "vae",
+        {
+            **SMALL,
+            "objective": "vae-gan",
+            "objective_options": {"channels": 4, "simultaneous": False},
+        },
+    ),
     "latent-diffusion": (
         "autoencoder-kl",
         {

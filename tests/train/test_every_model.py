@@ -29,6 +29,10 @@ PARTS = {
     "capacity": {"objective": "capacity", "objective_options": {"rise": 12}},
     "factor": {"objective": "factor", "objective_options": {"hidden": [8]}},
     "vae-gan": {"objective": "vae-gan", "objective_options": {"channels": 4}},
+    "vae-gan in turn": {
+        "objective": "vae-gan",
+        "objective_options": {"channels": 4, "simultaneous": False},
+    },
     "hamiltonian": {"objective": "hamiltonian"},
     "vmf": {"posterior": "vmf"},
     "iaf": {"posterior": "iaf", "prior": "realnvp"},

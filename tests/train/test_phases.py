@@ -18,7 +18,7 @@ from vae_fast.models import build
 from vae_fast.models.phases import Phase
 from vae_fast.train import TrainConfig
 from vae_fast.train.config import OptimizerConfig
-from vae_fast.train.distributed import World
+from vae_fast.train.distributed import Share, World
 from vae_fast.train.step import Step
 from vae_fast.types import LossOutput
 
@@ -28,10 +28,10 @@ IMAGES = torch.randint(
 )
 
 
-def made(**optimizer):
+def made(simultaneous=False, **optimizer):
     torch.manual_seed(0)
     model = build("aae", (1, 6, 6), latent_dim=2, network_options={"hidden": [8]},
-                  discriminator_hidden=[8])  # fmt: skip
+                  discriminator_hidden=[8], simultaneous=simultaneous)  # fmt: skip
     config = TrainConfig(model="aae", lr=0.01, optimizer=OptimizerConfig(**optimizer))
     return Step(model, config, CPU, World(), 5)
 
@@ -71,6 +71,43 @@ def test_a_step_is_the_phases_in_turn():
     row = step.read_guards()
     assert {f"grad_norm_{name}" for name, *_ in by_hand.phases()} | {"skipped"} == set(row)
     assert row["skipped"] == 0 and all(value >= 0 for value in row.values())
+
+
+def test_losses_at_once_take_one_step():
+    """Each network's update is that of its own losses, all at the same weights, and the step can be
+    recorded."""
+    step, x = made(simultaneous=True), torch.rand(8, 1, 6, 6)
+    by_hand = made().model
+    losses = {name: by_hand.loss(x, phase=name).loss for name, *_ in by_hand.phases()}
+    codes = [*by_hand.encoder.parameters(), *by_hand.decoder.parameters()]
+    own = list(by_hand.discriminator.parameters())
+    (losses["reconstruction"] + losses["generator"]).backward()
+    assert all(p.grad is None for p in own)
+    torch.manual_seed(7)
+    by_hand.loss(x, phase="discriminator").loss.backward()
+    torch.optim.Adam([*codes, *own], lr=0.01).step()
+    torch.manual_seed(7)
+    step(Share(x, None), 0)
+    assert "recorded" in step.runner_is and len(step.updates) == 1
+    for one, two in zip(step.model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_ddp_knows_whether_a_loss_reaches_every_parameter():
+    """VAE-GAN's losses do not depend on the likelihood's own parameter."""
+    seen = []
+
+    class Watched(World):
+        def wrap(self, model, *_, every_parameter):
+            seen.append(every_parameter)
+            return model
+
+    gan = {"objective": "vae-gan", "objective_options": {"channels": 4}}
+    shared = {"likelihood": "gaussian", "likelihood_options": {"variance": "shared"}}
+    for options in (gan, {**gan, **shared}):
+        Step(build("vae", (1, 8, 8), **options), TrainConfig(), CPU, Watched(), 5)
+    Step(build("aae", (1, 6, 6)), TrainConfig(model="aae"), CPU, Watched(), 5)
+    assert seen == [True, False, False]
 
 
 def test_a_resumed_step_has_the_same_bits():
@@ -184,7 +221,7 @@ def test_phases_shared_out_by_fsdp_are_those_of_ddp(tmp_path):
     processes = ranks.start(2, "-m", "tests.train.phases_ranks", out)
     assert [p.wait() for p in processes] == [0, 0]
     results = json.loads(out.read_text())
-    assert len(results) == 5
+    assert len(results) == 7
     for name, found in results.items():
         assert found["off"] < 1e-4 and found["leaked"] == [] and found["resumed"], (name, found)
         assert found["loss"][1] == pytest.approx(found["loss"][0], rel=1e-5), name

@@ -28,6 +28,11 @@ class AAE(LatentModel):
         discriminator: (N, latent_dim) to (N, 1), logits of "z is from the prior".
         generator_lr: the encoder's learning rate against the discriminator, as a multiple of the
             run's. At 1 the encoder outruns the discriminator, and training oscillates.
+        simultaneous: all three losses are of one encoder pass and the same weights, and one
+            optimizer minimises their sum, as in pythae and many scripts. The paper alternates. Here
+            the encoder moves once, by the sum of its two gradients, and ``generator_lr`` is not
+            used; the discriminator sees codes from before the update, and the encoder the
+            discriminator from before its own.
     """
 
     is_probabilistic = False
@@ -39,19 +44,22 @@ class AAE(LatentModel):
         discriminator: nn.Module,
         *,
         generator_lr: float = 0.7,
+        simultaneous: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(encoder, decoder, **options)
         if not generator_lr > 0:
             raise ValueError(f"generator_lr must be above 0, got {generator_lr}")
         self.discriminator = discriminator
-        self.generator_lr = generator_lr
+        self.generator_lr, self.simultaneous = generator_lr, simultaneous
 
     def phases(self) -> list[Phase]:
         encoder, decoder, discriminator = (
             list(part.parameters()) for part in (self.encoder, self.decoder, self.discriminator)
         )
         learned = list(self.likelihood.parameters())
+        if self.simultaneous:
+            return [Phase(None, encoder + decoder + learned + discriminator)]
         return [
             Phase("reconstruction", encoder + decoder + learned),
             Phase("discriminator", discriminator),
@@ -72,13 +80,14 @@ class AAE(LatentModel):
         """
         call.refuse(free_bits="bounds a KL, and an adversarial autoencoder has none")
         wanted = phases_wanted(phase, ("reconstruction", "discriminator", "generator"))
-        z = self.features(call.x, *call.condition)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted != ("discriminator",)):
+            z = self.features(call.x, *call.condition)
         recon = kl = of_discriminator = z.new_zeros(z.shape[0])
         if "reconstruction" in wanted:
             recon = call.nll_at(z)
         if "discriminator" in wanted:
             prior = call.normals(z, stream=0)
-            real, fake = self.discriminator(prior), self.discriminator(z.detach())
+            real, fake = self.discriminator(torch.cat([prior, z.detach()])).chunk(2)
             of_discriminator = (F.softplus(-real) + F.softplus(fake)).squeeze(1)
         if "generator" in wanted:
             kl = F.softplus(-call_frozen(self.discriminator, z)).squeeze(1)

@@ -43,13 +43,17 @@ class Step:
         steps_per_epoch: int,
     ) -> None:
         self.model = model
-        alone = len(phases_of(model)) == 1
+        phases = phases_of(model)
+        alone = len(phases) == 1
+        every = alone and {id(p) for p in phases[0].parameters}.issuperset(
+            id(p) for p in model.parameters() if p.requires_grad
+        )
         if config.accumulate > 1 and world.is_distributed:
             raise ValueError(
                 f"accumulate {config.accumulate} needs a single process, and {world.size} share each "
                 "batch: start more processes, or set accumulate to 1"
             )
-        self.network = world.wrap(model, device, config, every_parameter=alone)
+        self.network = world.wrap(model, device, config, every_parameter=every)
         self.phases = phases_of(model)
         self.config = config
         self.device = device

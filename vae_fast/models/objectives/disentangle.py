@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases
+from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases, rate_of
 from vae_fast.models.phases import Phase, call_frozen
 from vae_fast.networks import mlp
 
@@ -22,6 +22,9 @@ class Factor(Objective):
 
     Args:
         hidden: hidden sizes of the discriminator.
+        simultaneous: both losses are of one z of each sample and the same weights, and one
+            optimizer minimises their sum. It saves an encoder pass; otherwise D sees codes of the
+            model as just updated.
         discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
     """
 
@@ -31,18 +34,24 @@ class Factor(Objective):
         *,
         gamma: float = 35.0,
         hidden: tuple[int, ...] = (1000,) * 5,
+        simultaneous: bool = False,
         discriminator_lr: float = 1.0,
     ) -> None:
         super().__init__()
-        self.gamma, self.discriminator_lr = gamma, discriminator_lr
+        self.gamma, self.simultaneous = gamma, simultaneous
+        self.discriminator_lr = rate_of(simultaneous, discriminator_lr)
         self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")
 
     def phases(self, model: Model) -> list[Phase]:
-        return adversarial_phases(model, self.discriminator, "model", self.discriminator_lr)
+        found = adversarial_phases(model, self.discriminator, "model", self.discriminator_lr)
+        if self.simultaneous:
+            return [Phase(None, [p for phase in found for p in phase.parameters])]
+        return found
 
     def terms(self, call: Call, phase: str | None = None) -> Terms:
         wanted = phases_wanted(phase, ("model", "discriminator"))
-        _, z, kl = call.draw()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "model" in wanted):
+            _, z, kl = call.draw()
         loss = recon = torch.zeros_like(kl)
         if "model" in wanted:
             logits = call_frozen(self.discriminator, z)
@@ -65,7 +74,7 @@ class Factor(Objective):
             generator = torch.Generator(z.device).manual_seed(int(noise_key.sum()) & (1 << 62) - 1)
         order = torch.rand(other.shape, device=z.device, generator=generator).argsort(0)
         shuffled = other.gather(0, order)
-        real, fake = self.discriminator(joint), self.discriminator(shuffled)
+        real, fake = self.discriminator(torch.cat([joint, shuffled])).chunk(2)
         each = 0.5 * (F.softplus(real[:, 1] - real[:, 0]) + F.softplus(fake[:, 0] - fake[:, 1]))
         return each.mean().expand(n) if n > 0 else each
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +10,7 @@ from vae_fast.models.call import Call
 from vae_fast.models.importance import WeightedSamples
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms
+from vae_fast.models.ways import constant
 
 
 class Samples(Objective):
@@ -110,19 +108,6 @@ def encoders(model: Model) -> list[nn.Module]:
     names = ("encoder", "head", "posterior")
     found = [getattr(model, name, None) for name in names]
     return [part for part in found if isinstance(part, nn.Module)]
-
-
-@contextmanager
-def constant(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """A context in which computations have no gradient for ``parameters``."""
-    changed = [p for p in parameters if p.requires_grad]
-    for p in changed:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in changed:
-            p.requires_grad_(True)
 
 
 def _precision(t: Tensor) -> float:

@@ -10,23 +10,30 @@ from torch import Tensor
 
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
-from vae_fast.models.objectives.common import Objective, Terms
-from vae_fast.models.objectives.importance import constant, encoders
+from vae_fast.models.objectives.common import Objective, Terms, rate_of
+from vae_fast.models.objectives.importance import encoders
 from vae_fast.models.phases import Phase
+from vae_fast.models.ways import Outputs, by_ways, constant
 from vae_fast.networks.discriminator import patch_discriminator
 
 
 class VAEGAN(Objective):
-    """Three phases on every batch (algorithm 1), each with its own loss.
+    """Three losses, each with gradients for its own network alone.
 
     The encoder minimises L + beta KL, and the decoder gamma L plus its adversarial loss. The
     discriminator separates data from x', decoded from codes and from draws of the prior.
     L = |D_l(x) - D_l(x')|^2 / 2, up to a constant the NLL of a Gaussian over the discriminator's
     features before its last layer. recon is L.
 
+    As in algorithm 1, all gradients are of one forward pass and the same weights, so one optimizer
+    minimises the sum of the losses.
+
     Args:
         channels, layers: the discriminator's sizes (``networks.discriminator``).
-        discriminator_lr: the discriminator's learning rate, as a multiple of the run's.
+        simultaneous: False trains the three networks in turn, each with its own optimizer and after
+            the update of the one before.
+        discriminator_lr: with ``simultaneous=False``, the discriminator's learning rate as a
+            multiple of the run's.
     """
 
     def __init__(
@@ -36,10 +43,12 @@ class VAEGAN(Objective):
         gamma: float = 0.05,
         channels: int = 32,
         layers: int = 3,
+        simultaneous: bool = True,
         discriminator_lr: float = 1.0,
     ) -> None:
         super().__init__()
-        self.gamma, self.discriminator_lr = gamma, discriminator_lr
+        self.gamma, self.simultaneous = gamma, simultaneous
+        self.discriminator_lr = rate_of(simultaneous, discriminator_lr)
         self.discriminator = patch_discriminator(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
@@ -50,6 +59,8 @@ class VAEGAN(Objective):
         # These losses do not depend on the likelihood's own parameters.
         of_decoder = {id(p) for p in model.likelihood.parameters()}
         decoder = [p for p in others if id(p) not in of_decoder]
+        if self.simultaneous:
+            return [Phase(None, encoder + decoder + judge)]
         return [
             Phase("encoder", encoder),
             Phase("decoder", decoder),
@@ -61,45 +72,53 @@ class VAEGAN(Objective):
         truth = call.model.network_input(call.x)
         _, z, kl = call.draw()
         loss = recon = torch.zeros_like(kl)
-        if phase != "discriminator":
-            with torch.no_grad():
-                at = self._features(truth)
+        # x' with gradients for the encoder alone and for the decoder alone.
+        of_encoder, of_decoder, fresh = None, None, None
         if "encoder" in wanted:
             with constant(list(call.model.decoder.parameters())):
-                made = call.mean_at(z)
-            recon = self._off(at, self._features(made, fixed=True))
+                of_encoder = call.mean_at(z)
+        if phase != "encoder":
+            z = z.detach()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "decoder" in wanted):
+                of_decoder, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
+
+        # Each image passes the discriminator once, for all losses.
+        trained = "discriminator" in wanted
+        judge = list(self.discriminator.parameters()) if trained else []
+        at, *real = by_ways(self._judged if trained else self._features, judge, truth)[0]
+        given = [t for t in (of_encoder, of_decoder) if t is not None]
+        judged, *ways = by_ways(
+            self._features if phase == "encoder" else self._judged, judge, *given
+        )
+        if "encoder" in wanted:
+            recon = self._off(at, ways[0][0])
             loss = loss + recon + call.beta * kl
         else:
             kl = torch.zeros_like(kl)
-        z = z.detach()
-        if "decoder" in wanted:
-            made, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
-            features, logits = self._judged(made, fixed=True)
-            fooled = _mean(F.softplus(-logits))
-            fooled = fooled + _mean(F.softplus(-self._judged(fresh, fixed=True)[1]))
-            loss = loss + self.gamma * self._off(at, features) + fooled
-        if "discriminator" in wanted:
-            with torch.no_grad():
-                made, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
-            real, *fakes = (self._judged(t)[1] for t in (truth, made, fresh))
-            loss = loss + _mean(F.softplus(-real)) + sum(_mean(F.softplus(t)) for t in fakes)
+        if fresh is not None:
+            judged_fresh, (_, told_fresh) = by_ways(self._judged, judge, fresh)
+            if "decoder" in wanted:
+                features, told = ways[-1]
+                fooled = _mean(F.softplus(-told)) + _mean(F.softplus(-told_fresh))
+                loss = loss + self.gamma * self._off(at, features) + fooled
+            if trained:
+                fakes = _mean(F.softplus(judged[1])) + _mean(F.softplus(judged_fresh[1]))
+                loss = loss + _mean(F.softplus(-real[0])) + fakes
         return loss, recon, kl
 
     @staticmethod
     def _off(at: Tensor, features: Tensor) -> Tensor:
-        return 0.5 * (at - features).square().flatten(1).sum(1)
+        return 0.5 * (at.detach() - features).square().flatten(1).sum(1)
 
-    def _features(self, x: Tensor, fixed: bool = False) -> Tensor:
-        """The features before the discriminator's last layer; ``fixed`` keeps gradients from it."""
-        x = x.contiguous(memory_format=torch.channels_last)  # the faster for its convolutions
-        with constant(list(self.discriminator.parameters()) if fixed else []):
-            return self.discriminator[:-1](x)
+    def _features(self, x: Tensor) -> Outputs:
+        """The features before the discriminator's last layer."""
+        # The faster layout for its convolutions.
+        return (self.discriminator[:-1](x.contiguous(memory_format=torch.channels_last)),)
 
-    def _judged(self, x: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
+    def _judged(self, x: Tensor) -> Outputs:
         """The features before the discriminator's last layer, and its logits."""
-        features = self._features(x, fixed)
-        with constant(list(self.discriminator.parameters()) if fixed else []):
-            return features, self.discriminator[-1](features)
+        (features,) = self._features(x)
+        return features, self.discriminator[-1](features)
 
 
 def _mean(patches: Tensor) -> Tensor:
