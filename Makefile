@@ -40,7 +40,7 @@ endif
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Tests that are skipped if another library is not installed.
 CLIENT_TESTS = tests/patches tests/loops tests/hub tests/test_distributions.py
@@ -103,7 +103,9 @@ lint: $(DONE)/lint $(DONE)/test ## style, types, and that the kernels stay free 
 .PHONY: dist
 dist: $(DONE)/dist $(TORCH_DONE) ## an sdist and a wheel in dist/, which passes the quick tests in an empty environment
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation > build/dist.log 2>&1 || { tail -n 40 build/dist.log; exit 1; }
+	@echo "building: some minutes; what is said goes to build/dist.log"
+	@$(TOLD) "building" sh -c '$(BIN)/python -m build --no-isolation > build/dist.log 2>&1' || \
+		{ tail -n 40 build/dist.log; exit 1; }
 	@ls -lh dist
 	PYTHON="$(PYTHON)" NEW_TORCH="$(TORCH)" scripts/check_dist.sh dist/*.whl
 
@@ -125,6 +127,10 @@ build: $(DONE)/native ## compile the kernels in place
 .PHONY: verify
 verify: ## the checks of building and installing (scripts/check_*.sh); they download several torches
 	PYTHON="$(PYTHON)" NEW_FROM="$(if $(wildcard $(DONE)/torch),$(VENV))" scripts/verify_builds.sh
+
+.PHONY: aarch64-check
+aarch64-check: ## the CPU kernels' accuracy on aarch64, under qemu; downloads a torch
+	PYTHON="$(PYTHON)" NEW_TORCH="$(TORCH)" scripts/check_aarch64.sh || [ $$? = 77 ]
 
 .PHONY: clean
 clean: ## remove what was compiled; the environment and your runs stay

@@ -9,7 +9,8 @@
 #   NEW_FROM     an environment that has NEW_TORCH already: it is copied, not downloaded again
 #   TESTS        the tests to run, for a quick look       default: those that each check needs
 #
-# Where pip knows no "+cpu" builds, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels.
+# Where pip knows no "+cpu" builds, the usual one of that version is taken, which is several GB; pointing
+# PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels avoids that.
 
 set -euo pipefail
 shopt -s inherit_errexit
@@ -48,9 +49,14 @@ environment() {
         else
             "$PYTHON" -m venv "$folder"
         fi
-        "$folder/bin/python" -m pip install -q --disable-pip-version-check "$torch" \
-            "setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark pytest-xdist \
-            "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm >&2
+        local packages=("setuptools>=77" wheel "pybind11>=2.13" ninja numpy pytest pytest-benchmark
+            pytest-xdist "jsonargparse[signatures]" matplotlib pillow pyyaml safetensors tqdm)
+        local pip=("$folder/bin/python" -m pip install -q --disable-pip-version-check)
+        if ! "${pip[@]}" "$torch" "${packages[@]}" >&2; then
+            [ "$torch" != "${torch%+cpu}" ] || fail "pip could not install $torch (above)"
+            say "pip knows no $torch here, so ${torch%+cpu} is taken" >&2
+            "${pip[@]}" "${torch%+cpu}" "${packages[@]}" >&2
+        fi
         touch "$stamp"
     fi
     "$folder/bin/python" -m pip uninstall -q -y vae_fast >&2 2>/dev/null || true
@@ -67,21 +73,27 @@ sources() {
 
 have_nvcc() { command -v nvcc || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; } >/dev/null
 
-# build_wheel: prints the path of the wheel that pip makes of the sources, as `pip install .` does: with
-# build isolation, so against the newest torch, and with CUDA kernels for every architecture of the
-# default list if there is an nvcc. It is built again only if the sources have changed.
+# build_wheel: prints the path of the wheel that pip makes of the sdist, as for somebody who has neither a
+# clone nor a wheel: with build isolation, so against the newest torch, and with CUDA kernels for every
+# architecture of the default list if there is an nvcc. It is built again only if the sources have changed.
+# The environment "new" makes the sdist.
 build_wheel() {
     local folder="$VERIFY_DIR/wheel" source="$VERIFY_DIR/wheel-src" log="$VERIFY_DIR/wheel.log" state
     sources "$source"
     state="${TORCH_CUDA_ARCH_LIST:-} $(cd "$source" &&
-        find setup.py pyproject.toml csrc vae_fast -type f -print0 | sort -z |
+        find setup.py pyproject.toml MANIFEST.in README.md csrc vae_fast -type f -print0 | sort -z |
         xargs -0 cat | cksum)"
     if [ "$(cat "$folder/state" 2>/dev/null)" != "$state" ]; then
         say "building a wheel; all that pip says is in $log" >&2
         rm -rf "$folder"
+        local sdist
+        sdist="$(cd "$source" && "$VERIFY_DIR/new/bin/python" -W ignore -c '
+import sys
+from setuptools import build_meta
+print(build_meta.build_sdist(sys.argv[1]))' "$folder" 2>"$log" | tail -n 1)"
         # A GPU here would narrow the list of architectures, and a build must not need one.
         CUDA_VISIBLE_DEVICES="" "$PYTHON" -m pip wheel -v --disable-pip-version-check \
-            --no-deps -w "$folder" "$source" >"$log" 2>&1 ||
+            --no-deps -w "$folder" "$folder/$sdist" >"$log" 2>&1 ||
             { tail -n 40 "$log" >&2; fail "pip could not build a wheel"; }
         local wanted="building CPU kernels against torch"
         if have_nvcc; then wanted="building CUDA kernels with"; fi

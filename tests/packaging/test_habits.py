@@ -1,5 +1,6 @@
 """One version, one list of CI's steps, and the same tools everywhere."""
 
+import fnmatch
 import re
 import runpy
 import subprocess
@@ -58,3 +59,24 @@ def test_actions_and_tools_are_pinned():
     for tool in wanted:
         name, version = tool.split("==")
         assert makefile[name] == version
+
+
+def test_the_wheel_and_the_sdist_leave_no_file_of_the_package_out():
+    tracked = subprocess.run(
+        ["git", "ls-files", "vae_fast"], cwd=ROOT, check=False, capture_output=True, text=True
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("this is no clone")
+    assert "vae_fast/py.typed" in tracked  # without it the package's types count for nothing
+    package_data = re.search(r"package-data\]\n((?:.+\n)+)", read("pyproject.toml"))[1]
+    patterns = []
+    for package, globs in re.findall(r'^"?([\w.]+)"? = \[(.+)\]$', package_data, re.MULTILINE):
+        patterns += [
+            f"{package.replace('.', '/')}/{glob}" for glob in re.findall(r'"(.+?)"', globs)
+        ]
+    manifest = [word for word in read("MANIFEST.in").split() if word.startswith("vae_fast/")]
+    for wanted in (patterns, manifest):
+        matched = {pattern: fnmatch.filter(tracked, pattern) for pattern in wanted}
+        assert all(matched.values()), matched
+        rest = set(tracked).difference(*matched.values())
+        assert [name for name in rest if not name.endswith(".py")] == []
