@@ -280,8 +280,8 @@ def test_a_learned_variance_does_not_collapse(variance):
 
 def test_a_shared_variance_starts_at_its_scale_or_says_why_not():
     for scale, floor in [(1.0, -9.0), (0.05, -6.0), (3.0, -2000.0)]:
-        _, logvar = Gaussian("shared", scale, floor)._mean_logvar(torch.zeros(1, 1))
-        assert logvar.item() == pytest.approx(2.0 * math.log(scale), abs=1e-3)
+        _, log_scale = Gaussian("shared", scale, floor).given(torch.zeros(1, 1))
+        assert log_scale.item() == pytest.approx(math.log(scale), abs=5e-4)
     with pytest.raises(
         ValueError, match=r"scale 0.01 is a log-variance of -9.21.*min_logvar is -9"
     ):
@@ -341,10 +341,10 @@ def test_a_shared_variance_starts_from_the_first_training_batch():
     # A scale given by the caller stays. Exact predictions start at the floor.
     asked = Gaussian("shared", scale=0.5)
     asked.nll(x + 0.2, x)
-    assert asked._mean_logvar(x)[1].item() == pytest.approx(2 * math.log(0.5), abs=1e-3)
+    assert asked.given(x)[1].item() == pytest.approx(math.log(0.5), abs=5e-4)
     floor = Gaussian("shared", min_logvar=-5.0)
     floor.nll(x, x)
-    assert -5.0 < floor._mean_logvar(x)[1].item() < -4.8
+    assert -2.5 < floor.given(x)[1].item() < -2.4
 
 
 def test_the_old_name_warns_and_is_the_same_class():

@@ -97,8 +97,7 @@ class AutoencoderKL(BetaVAE):
         return self.check_latent(z).unflatten(-1, self.latent_shape)
 
     def encode(self, x: Tensor) -> Posterior:
-        q = self.posterior_maps(x)
-        return Posterior(q.mu.flatten(1), q.logvar.flatten(1))
+        return self.posterior_maps(x).flat()
 
     def run_decoder(self, h: Tensor) -> Tensor:
         params = self.decode_maps(self.as_maps(h).reshape(-1, *self.latent_shape))
@@ -111,8 +110,7 @@ class AutoencoderKL(BetaVAE):
         q = self.posterior_maps(call.x)
         if call.free_bits > 0:
             z = reparameterize(*q, noise_key=call.noise_key)
-            flat = Posterior(q.mu.flatten(1), q.logvar.flatten(1))
-            kl = free_bits_kl(flat, None, call.free_bits, reduction=call.reduction)
+            kl = free_bits_kl(q.flat(), None, call.free_bits, reduction=call.reduction)
         else:
             z, kl = sample_and_kl(*q, noise_key=call.noise_key, reduction=call.reduction)
         # x takes the parameters' layout: copying x as bytes is cheaper than copying the parameters.

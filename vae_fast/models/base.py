@@ -39,6 +39,10 @@ class Posterior(NamedTuple):
     mu: Tensor
     logvar: Tensor
 
+    def flat(self) -> Posterior:
+        """That of maps, (N, ...), as vectors."""
+        return Posterior(self.mu.flatten(1), self.logvar.flatten(1))
+
 
 class Contextual(Posterior):
     """A Gaussian and ``context``, (N, C): the features that condition a flow applied to it."""

@@ -161,7 +161,7 @@ class HVAE(LatentModel):
                 q = posterior(number, h)
                 z, kl_of_level = sample_and_kl(*q, *p, noise_key=key, reduction="none")
                 kl = kl + kl_of_level
-                flat, p, q = z.flatten(1), _flat(p), _flat(q)
+                flat, p, q = z.flatten(1), p.flat(), q.flat()
                 log_p, log_q = importance.log_density(flat, *p), importance.log_density(flat, *q)
                 log_ratio = log_ratio + log_p - log_q
                 return z
@@ -200,10 +200,6 @@ class HierarchicalIWAE(ImportanceWeighted, HVAE):
     """A hierarchy trained on the K-sample bound."""
 
 
-def _flat(g: Posterior) -> Posterior:
-    return Posterior(g.mu.flatten(1), g.logvar.flatten(1))
-
-
 def _side_by_side(levels: Sequence[Posterior]) -> Posterior:
-    flat = [_flat(g) for g in levels]
-    return Posterior(torch.cat([g.mu for g in flat], 1), torch.cat([g.logvar for g in flat], 1))
+    mus, logvars = zip(*(g.flat() for g in levels), strict=True)
+    return Posterior(torch.cat(mus, 1), torch.cat(logvars, 1))

@@ -84,9 +84,13 @@ class BetaVAE(LatentModel):
 
     def drawn(self, q: Posterior, *, constant: bool = False, **noise: Any) -> tuple[Tensor, Tensor]:
         """z ~ q(z | x), (N, D) or (K, N, D), and log q(z | x), constant in q's own parameters if
-        ``constant``. ``noise``: num_samples and noise_key."""
+        ``constant``, which only the Gaussian can be. ``noise``: num_samples and noise_key."""
         if self.posterior is not None:
-            drawn: tuple[Tensor, Tensor] = self.posterior.sample(q, constant=constant, **noise)
+            if constant:
+                raise ValueError(
+                    f"dreg is for Gaussian posteriors, not for {self.posterior.name}: leave it false"
+                )
+            drawn: tuple[Tensor, Tensor] = self.posterior.sample(q, **noise)
             return drawn
         z = reparameterize(*q, **noise)
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant else q

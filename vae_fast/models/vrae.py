@@ -16,16 +16,16 @@ from vae_fast.models.call import Call
 from vae_fast.models.conditions import Condition
 from vae_fast.models.divergence import free_bits_kl
 from vae_fast.models.iwae import ImportanceWeighted
-from vae_fast.models.sequences import Sequences
 from vae_fast.models.vae import BetaVAE
 from vae_fast.networks import device_and_dtype
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 from vae_fast.networks.scaling import scaled
+from vae_fast.networks.sequences import from_steps, to_steps
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
 
 
-class VRAE(Sequences, BetaVAE):
+class VRAE(BetaVAE):
     """q(z | x_1..x_T), p(z) = N(0, 1), p(x | z) = prod_t p(x_t | x_<t, z).
 
     x is (N, T, F) real values, (N, T) tokens or real values, or images (N, C, T, W), row by row.
@@ -77,7 +77,7 @@ class VRAE(Sequences, BetaVAE):
         Each step's mean, for tokens the most probable one, is the input of the next step.
         """
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
-        params = self.from_steps(self._write(self._with(flat, *condition), length)[0])
+        params = self._laid_out(self._write(self._with(flat, *condition), length)[0])
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
     def own_loss(self, call: Call, lengths: Tensor | None = None) -> LossOutput:
@@ -147,10 +147,16 @@ class VRAE(Sequences, BetaVAE):
         z = self._with(self.sample_prior(n, temperature, generator), *condition)
         params, steps = self._write(z, length, draw=draw, generator=generator)
         if not draw:
-            return self.likelihood.mean(self.from_steps(params))
-        if len(self.input_shape) == 3:
-            return steps.unflatten(2, (self.input_shape[0], -1)).transpose(1, 2)
-        return steps.squeeze(2) if len(self.input_shape) == 1 else steps
+            return self.likelihood.mean(self._laid_out(params))
+        return from_steps(steps, self.input_shape)
+
+    def to_steps(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x as steps (N, T, F) with zeros for padding, and the lengths (N,)."""
+        return to_steps(x, self.input_shape, self.padding, lengths)
+
+    def _laid_out(self, params: Tensor) -> Tensor:
+        """The steps' parameters (N, T, P * F) in the likelihood's layout for x."""
+        return from_steps(params, self.input_shape, self.likelihood.parameters_per_element)
 
     def _with(self, features: Tensor, *condition: Tensor) -> Tensor:
         if self.condition is None:

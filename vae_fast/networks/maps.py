@@ -17,6 +17,16 @@ from vae_fast.networks.blocks import (
 )
 from vae_fast.networks.images import image_shape
 
+# Default options of ``networks_of_maps``.
+SIZES: dict[str, Any] = {
+    "multipliers": (1, 2, 4),
+    "blocks": 1,
+    "attention": (),
+    "head_channels": 64,
+    "dropout": 0.0,
+    "checkpointing": "none",
+}
+
 
 class Encoder(nn.Sequential):
     """(N, C, H, W) to (N, out_channels, H / f, W / f), f = 2^(levels - 1).

@@ -12,17 +12,7 @@ from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.builders.vectors import NETWORKS, Choices
 from vae_fast.models.quantize import make_quantizer
 from vae_fast.models.vqvae import VQVAE
-from vae_fast.networks.maps import networks_of_maps
-
-# Default options of ``networks_of_maps``.
-SIZES: dict[str, Any] = {
-    "multipliers": (1, 2, 4),
-    "blocks": 1,
-    "attention": (),
-    "head_channels": 64,
-    "dropout": 0.0,
-    "checkpointing": "none",
-}
+from vae_fast.networks.maps import SIZES, networks_of_maps
 
 
 def latent_maps(

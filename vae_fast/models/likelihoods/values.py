@@ -116,16 +116,12 @@ class Gaussian(OfSpec):
             self._waits = not bool(state_dict[f"{prefix}started"])
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _mean_logvar(self, params: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        parts = self._split(params, x)
-        if self.variance == "fixed":
-            return parts[0], self.logvar
-        above = (parts[1] if self.variance == "learned" else self.logvar) - self.min_logvar
-        return parts[0], self.min_logvar + F.softplus(above)
-
     def given(self, params: Tensor) -> list[Tensor | float]:
-        mean, logvar = self._mean_logvar(params)
-        return [mean, 0.5 * logvar]
+        mean, *of_decoder = self._split(params)
+        if self.variance == "fixed":
+            return [mean, 0.5 * self.logvar]
+        above = (of_decoder[0] if of_decoder else self.logvar) - self.min_logvar
+        return [mean, 0.5 * (self.min_logvar + F.softplus(above))]
 
     def data(self, x: Tensor, params: Tensor) -> Tensor:
         if self._waits and self.training and torch.is_grad_enabled() and not _is_transformed():

@@ -32,7 +32,7 @@ class PoincareNormal(PosteriorPart):
             raise ValueError(f"curvature must be above 0, got {curvature}")
         self.dim, self.root = latent_dim, math.sqrt(curvature)
 
-    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+    def sample(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         mu, logvar = self._expmap0(at_least_float32(q[0])), at_least_float32(q[1])
         v = torch.exp(0.5 * logvar) * normals((self.dim,), mu, **noise)
         z = self._expmap(mu, v)

@@ -23,23 +23,12 @@ class PosteriorPart(nn.Module):
     has_own_space = False
     context = 0
 
-    def sample(
-        self, q: tuple[Tensor, Tensor], *, constant: bool = False, **noise: Any
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         """z (N, D) and log q(z | x) (N,) in nats; (K, N, D) and (K, N) with num_samples=K.
 
-        ``noise``: num_samples and noise_key of ``reparameterize``. ``constant``, which doubly
-        reparameterised gradients need, raises ValueError.
+        ``noise``: num_samples and noise_key of ``reparameterize``.
         """
-        if constant:
-            raise ValueError(
-                f"dreg is for Gaussian posteriors, not for {self.name}: leave it false"
-            )
-        return self.draw(q, **noise)
-
-    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
-        """``sample`` of this posterior."""
-        raise NotImplementedError(f"{type(self).__name__} must implement draw(q)")
+        raise NotImplementedError(f"{type(self).__name__} must implement sample(q)")
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
         """The deterministic code of x, (N, D)."""
@@ -73,7 +62,7 @@ class FlowPosterior(PosteriorPart):
         self.name, self.context = name, context
         self.flow = make_flow(name, latent_dim, context=context, **options)
 
-    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+    def sample(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         z = reparameterize(*q, **noise)
         log_q = log_density(z, *q)
         moved, log_det = self.flow(z, *self._given(q))

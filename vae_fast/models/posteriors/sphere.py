@@ -43,7 +43,7 @@ class VonMisesFisher(PosteriorPart):
         mu, raw = at_least_float32(q[0]), at_least_float32(q[1])
         return F.normalize(mu, dim=-1), 1 + F.softplus(raw.mean(-1))
 
-    def draw(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
+    def sample(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         mu, kappa = self.parameters_of(q)
         d = self.dim
         drawn = normals((TRIES * (d + 1) + d,), mu, **noise)
