@@ -11,7 +11,8 @@ from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
 from vae_fast.functional.images import ms_ssim, psnr, ssim
 from vae_fast.functional.importance import log_mean_exp
-from vae_fast.models import build, importance
+from vae_fast.models import build
+from vae_fast.models.gaussian import log_density, standard_log_density
 from vae_fast.models.phases import phases_of
 
 SHAPE, D = (1, 2, 3), 2
@@ -264,7 +265,7 @@ def test_hamiltonian_by_hand():
     )
     mu, logvar, z, *_ = by_hand(model, x, key)
     gamma = reference.normal(torch.stack([key[0], key[1] + 1]), mu.shape, torch.float64)
-    log_q = importance.log_density(z, mu, logvar)
+    log_q = log_density(z, mu, logvar)
 
     def energy(z):
         bce = F.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="none")
@@ -395,7 +396,7 @@ def test_riemannian_by_hand():
             at = z + 0.025 * (slopes(z, rho)[1] + slopes(at, rho)[1])
         z = at
         rho = (rho - 0.025 * slopes(z, rho)[0]) * roots[k] / roots[k + 1]
-    log_q = importance.log_density(z0, mu, logvar)
+    log_q = log_density(z0, mu, logvar)
     wanted = minus_log_p(z) + log_q + start - log_normal(rho, z)
     out = model.loss(x, noise_key=key)
     torch.testing.assert_close(out.loss, wanted.mean())
@@ -475,7 +476,7 @@ def test_hamiltonian_starts_from_the_flows_z():
     q = model.encode(x)
     z, log_q = model.posterior.sample(q, noise_key=key)
     assert (z - q.mu).abs().max() > 0.1
-    wanted = model.nll_at(x, z) + log_q - importance.standard_log_density(z)
+    wanted = model.nll_at(x, z) + log_q - standard_log_density(z)
     torch.testing.assert_close(model.loss(x, noise_key=key).loss, wanted.mean())
 
 

@@ -8,8 +8,9 @@ from vae_fast.models import vae as _vae
 from vae_fast.models.aae import AAE
 from vae_fast.models.ae import AE
 from vae_fast.models.autoencoder_kl import AutoencoderKL
-from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.base import LatentModel
 from vae_fast.models.cvae import CVAE, ConditionalIWAE
+from vae_fast.models.gaussian import Posterior
 from vae_fast.models.hvae import HVAE
 from vae_fast.models.infovae import WAE, InfoVAE
 from vae_fast.models.iwae import IWAE, ImportanceWeighted

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call, phases_wanted
-from vae_fast.models.phases import Phase, call_frozen
+from vae_fast.models.gaussian import Posterior, point_mass
+from vae_fast.models.phases import Phase
+from vae_fast.networks.ways import call_frozen
 from vae_fast.types import LossOutput
 
 

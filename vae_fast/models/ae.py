@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from vae_fast.backend import is_transforming
 from vae_fast.joined import WideBuffers, joined_mean
-from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call
+from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.types import LossOutput
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vae_fast.backend import use_native
 from vae_fast.functional import reparameterize, sample_and_kl
-from vae_fast.models.base import Posterior
 from vae_fast.models.call import Call
 from vae_fast.models.divergence import free_bits_kl
+from vae_fast.models.gaussian import Posterior
 from vae_fast.models.vae import BetaVAE
 from vae_fast.networks import device_and_dtype
 from vae_fast.networks.blocks import Recomputable

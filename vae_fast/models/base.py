@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.models.call import Call
+from vae_fast.models.gaussian import Posterior
 from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.likelihoods.standardized import standardized
@@ -31,33 +32,6 @@ from vae_fast.networks import device_and_dtype
 from vae_fast.networks.scaling import scaled
 from vae_fast.networks.scripting import NotScriptable
 from vae_fast.types import LossOutput, Reduction
-
-
-class Posterior(NamedTuple):
-    """q(z | x) = N(mu, exp(logvar)), diagonal; both (N, latent_dim)."""
-
-    mu: Tensor
-    logvar: Tensor
-
-    def flat(self) -> Posterior:
-        """That of maps, (N, ...), as vectors."""
-        return Posterior(self.mu.flatten(1), self.logvar.flatten(1))
-
-
-class Contextual(Posterior):
-    """A Gaussian and ``context``, (N, C): the features that condition a flow applied to it."""
-
-    context: Tensor
-
-
-class Draw(NamedTuple):
-    """One z ~ q(z | x) of each sample: ``q``, ``z`` (N, latent_dim) and ``kl`` (N,), in nats.
-
-    ``kl`` is KL(q || p) if it has a closed form, else log q(z | x) - log p(z)."""
-
-    q: Posterior
-    z: Tensor
-    kl: Tensor
 
 
 class LatentModel(NotScriptable, Model):
@@ -286,23 +260,3 @@ class LatentModel(NotScriptable, Model):
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
         """``loss``, under the name that DistributedDataParallel and torch.compile wrap."""
         return self.loss(x, *condition, **options)
-
-
-def point_mass(z: Tensor) -> Posterior:
-    """The posterior of a deterministic encoder: z, with logvar = -inf."""
-    return Posterior(z, torch.full_like(z, -torch.inf))
-
-
-def split_gaussian(features: Tensor, context: int = 0) -> Posterior:
-    """Split an encoder's output (N, 2 D + context) into mu (N, D), logvar (N, D) and, if context is
-    above 0, the context (N, context)."""
-    if context > 0:
-        features, more = features.tensor_split([features.shape[-1] - context], dim=-1)
-    mu, logvar = features.chunk(2, dim=-1)
-    # The ops need contiguous inputs: one copy here saves one in each op.
-    q = (mu.contiguous(), logvar.contiguous())
-    if context == 0:
-        return Posterior(*q)
-    found = Contextual(*q)
-    found.context = more
-    return found

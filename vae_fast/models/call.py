@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vae_fast.functional import reparameterize
+from vae_fast.models.gaussian import Draw
+from vae_fast.models.interface import Model
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput, Reduction
-
-if TYPE_CHECKING:
-    from vae_fast.models.base import Draw
-    from vae_fast.models.interface import Model
 
 
 class Call(NamedTuple):

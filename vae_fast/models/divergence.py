@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae_fast.functional import gaussian_kl
 from vae_fast.joined import is_split, joined_mean
-from vae_fast.models.base import Posterior
+from vae_fast.models.gaussian import Posterior
 from vae_fast.types import Reduction
 
 

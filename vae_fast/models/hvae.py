@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize, sample_and_kl
-from vae_fast.models import importance
-from vae_fast.models.base import LatentModel, Posterior
+from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call, streams_of
 from vae_fast.models.divergence import floored_kl, kl_by_dimension
-from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.gaussian import Posterior, WeightedSamples, log_density
 from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.networks.hierarchy import BottomUp, Level, Stage
 from vae_fast.reference import reduce
@@ -162,7 +161,7 @@ class HVAE(LatentModel):
                 z, kl_of_level = sample_and_kl(*q, *p, noise_key=key, reduction="none")
                 kl = kl + kl_of_level
                 flat, p, q = z.flatten(1), p.flat(), q.flat()
-                log_p, log_q = importance.log_density(flat, *p), importance.log_density(flat, *q)
+                log_p, log_q = log_density(flat, *p), log_density(flat, *q)
                 log_ratio = log_ratio + log_p - log_q
                 return z
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vae_fast.functional import gaussian_kl, mmd, reparameterize
 from vae_fast.functional.pairwise import Kernel
-from vae_fast.models.base import LatentModel, Posterior, point_mass
+from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call
+from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.models.vae import BetaVAE
 from vae_fast.types import LossOutput
 

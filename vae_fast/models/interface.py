@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from vae_fast.models.base import Draw
     from vae_fast.models.conditions import Condition
-    from vae_fast.models.importance import WeightedSamples
+    from vae_fast.models.gaussian import Draw, WeightedSamples
     from vae_fast.models.likelihoods import Likelihood
     from vae_fast.models.phases import Phase
     from vae_fast.models.priors import MixturePrior

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vae_fast.models.interface import HasPhases, Model, part_of
 
@@ -31,9 +30,3 @@ def phases_of(model: Model) -> list[Phase]:
     if hasattr(objective, "phases"):
         return objective.phases(model)
     return [Phase(None, list(model.parameters()))]
-
-
-def call_frozen(module: nn.Module, *inputs: Tensor) -> Tensor:
-    """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
-    constants = {name: p.detach() for name, p in module.named_parameters()}
-    return torch.func.functional_call(module, constants, inputs)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import mixture_log_density
-from vae_fast.models.importance import standard_log_density
+from vae_fast.models.gaussian import standard_log_density
 from vae_fast.networks.flows import make_flow
 
 PRIORS = ("standard", "gaussian", "mixture", "vamp", "maf", "iaf", "realnvp")

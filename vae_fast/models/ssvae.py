@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
-from vae_fast.models import importance
-from vae_fast.models.base import split_gaussian
 from vae_fast.models.call import Call, streams_of
 from vae_fast.models.conditions import Labels
 from vae_fast.models.cvae import CVAE
-from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.gaussian import (
+    WeightedSamples,
+    log_density,
+    split_gaussian,
+    standard_log_density,
+)
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
 
@@ -143,5 +146,5 @@ class SSVAE(CVAE):
         kl = gaussian_kl(*q, reduction="none").view(k, n)
         params = self.run_decoder(torch.cat([z, y.flatten(0, 1)], dim=-1)).unflatten(0, (k, n))
         nll = self.likelihood.nll_samples(params, x)
-        log_ratio = importance.standard_log_density(z) - importance.log_density(z, *q)
+        log_ratio = standard_log_density(z) - log_density(z, *q)
         return nll, kl, log_ratio.view(k, n) - nll

@@ -8,8 +8,8 @@ from torch import nn
 
 from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
 from vae_fast.functional.pairwise import Sampling
-from vae_fast.models import importance
 from vae_fast.models.call import Call
+from vae_fast.models.gaussian import log_density, standard_log_density
 from vae_fast.models.vae import BetaVAE
 from vae_fast.types import LossOutput
 
@@ -59,7 +59,7 @@ class BetaTCVAE(BetaVAE):
         size = max(self.dataset_size, len(z))
         whole, parts = aggregate_log_densities(z, *q, size, sampling=self.sampling)
         marginals = parts.sum(1)
-        information = importance.log_density(z, *q) - whole
-        by_dimension = marginals - importance.standard_log_density(z)
+        information = log_density(z, *q) - whole
+        by_dimension = marginals - standard_log_density(z)
         kl = self.alpha * information + call.beta * (whole - marginals) + self.gamma * by_dimension
         return call.output(recon + kl, recon, gaussian_kl(*q, reduction="none").detach())

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import gaussian_kl, reparameterize
-from vae_fast.models import importance
-from vae_fast.models.base import Draw, LatentModel, Posterior, split_gaussian
+from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call
 from vae_fast.models.divergence import free_bits_kl, kl_by_dimension
-from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.gaussian import (
+    Draw,
+    Posterior,
+    WeightedSamples,
+    log_densities,
+    log_density,
+    split_gaussian,
+    standard_log_density,
+)
 from vae_fast.types import LossOutput
 
 
@@ -94,7 +101,7 @@ class BetaVAE(LatentModel):
             return drawn
         z = reparameterize(*q, **noise)
         density_of = Posterior(q.mu.detach(), q.logvar.detach()) if constant else q
-        return z, importance.log_density(z, *density_of)
+        return z, log_density(z, *density_of)
 
     def prior_from(
         self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
@@ -111,7 +118,7 @@ class BetaVAE(LatentModel):
             return self.learned_prior.log_density(z, self.encode)
         if self.posterior is not None and self.posterior.has_own_space:
             return self.posterior.log_prior(z)
-        return importance.standard_log_density(z) if p is None else importance.log_density(z, *p)
+        return standard_log_density(z) if p is None else log_density(z, *p)
 
     def prior(self, *condition: Tensor) -> Posterior | None:
         """p(z) if it is a Gaussian that depends on a condition. None: N(0, 1) or
@@ -196,7 +203,7 @@ class BetaVAE(LatentModel):
         if self.learned_prior is None:
             return kl_by_dimension(q, p) / x.shape[0]
         z = reparameterize(*q)
-        log_q = importance.log_densities(z, *q)
+        log_q = log_densities(z, *q)
         return (log_q - self.learned_prior.log_marginals(z, self.encode)).mean(0)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.base import Posterior, split_gaussian
 from vae_fast.models.call import Call
 from vae_fast.models.conditions import Condition
 from vae_fast.models.divergence import free_bits_kl
+from vae_fast.models.gaussian import Posterior, split_gaussian
 from vae_fast.models.iwae import ImportanceWeighted
 from vae_fast.models.vae import BetaVAE
 from vae_fast.networks import device_and_dtype

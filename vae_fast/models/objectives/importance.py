@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from vae_fast.functional.importance import log_mean_exp, negligible
 from vae_fast.models.call import Call
-from vae_fast.models.importance import WeightedSamples
+from vae_fast.models.gaussian import WeightedSamples
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms
-from vae_fast.models.ways import constant
+from vae_fast.networks.ways import constant
 
 
 class Samples(Objective):

@@ -12,9 +12,10 @@ from vae_fast.joined import joined_mean
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Steps, Terms, adversarial_phases
-from vae_fast.models.phases import Phase, call_frozen
+from vae_fast.models.phases import Phase
 from vae_fast.networks.discriminator import patch_discriminator
 from vae_fast.networks.perceptual import make_perceptual
+from vae_fast.networks.ways import call_frozen
 
 HIGHEST = 1e4  # the bound of the adaptive weight
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.joined import of_first
-from vae_fast.models import importance
 from vae_fast.models.call import Call
+from vae_fast.models.gaussian import log_density, standard_log_density
 from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.models.objectives.hamiltonian import slope, tempering_factors
 from vae_fast.networks import mlp
@@ -144,16 +144,16 @@ class Riemannian(Objective):
                 centers=q.mu, matrices=matrices, weights=torch.ones_like(q.mu[:, 0])
             )
             self._keep(q.mu.detach(), matrices.detach())
-        noise, log_q = call.normals(z), importance.log_density(z, *q)
+        noise, log_q = call.normals(z), log_density(z, *q)
         lower = torch.linalg.cholesky(metric.inverse(z))  # so that G = lower^-T lower^-1
         gamma = torch.linalg.solve_triangular(
             lower.transpose(1, 2), noise.unsqueeze(2), upper=True
         ).squeeze(2)
-        start = importance.standard_log_density(noise) + _log_diagonal(lower)
+        start = standard_log_density(noise) + _log_diagonal(lower)
         moved, rho, recon = self.leapfrog(call, z, gamma, p, metric)
         lower = torch.linalg.cholesky(metric.inverse(moved))
         whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
-        end = importance.standard_log_density(whitened) + _log_diagonal(lower)
+        end = standard_log_density(whitened) + _log_diagonal(lower)
         kl = log_q + start - end - model.log_prior(moved, p)
         return recon + call.beta * kl, recon, kl
 

@@ -13,8 +13,8 @@ from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms, rate_of
 from vae_fast.models.objectives.importance import encoders
 from vae_fast.models.phases import Phase
-from vae_fast.models.ways import Outputs, by_ways, constant
 from vae_fast.networks.discriminator import patch_discriminator
+from vae_fast.networks.ways import Outputs, by_ways, constant
 
 
 class VAEGAN(Objective):

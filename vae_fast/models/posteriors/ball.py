@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast.models.importance import log_density, standard_log_density
+from vae_fast.models.gaussian import log_density, standard_log_density
 from vae_fast.models.posteriors.common import PosteriorPart, at_least_float32, normals
 
 EDGE = 1e-5  # the least distance to the ball's boundary, as a fraction of its radius

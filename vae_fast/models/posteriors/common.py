@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
-from vae_fast.models.importance import log_density
+from vae_fast.models.gaussian import log_density
 from vae_fast.networks.flows import make_flow
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_fast.models.ways import by_ways
+from vae_fast.networks.ways import by_ways
 
 
 def network():

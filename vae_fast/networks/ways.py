@@ -1,4 +1,4 @@
-"""One forward pass of a network whose gradients go separate ways.
+"""Calls of a network with gradients for its parameters alone, for its input alone, or for each.
 
 An adversarial loss needs a network's output several times: with gradients for its parameters, and
 with gradients for its input alone, of other losses. The output is the same, so one pass is enough.
@@ -90,3 +90,9 @@ def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for p in changed:
             p.requires_grad_(True)
+
+
+def call_frozen(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """``module(*inputs)``, with gradients for the inputs but not for its parameters."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, constants, inputs)
