@@ -2,14 +2,20 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from vae_fast.evaluate import (
+    accuracy,
+    active_units,
+    auroc,
     dci,
+    factor_vae_score_of_codes,
     frechet_distance,
     modularity,
+    mutual_information_gap,
     network_features,
     precision_recall,
     sap,
@@ -92,7 +98,7 @@ def test_precision_and_recall():
     assert precision_recall(
         line, torch.tensor([[-0.5], [2.5], [7.5]]).double(), k=1
     ).precision == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k must be below the numbers of samples, 3 and 3"):
         precision_recall(line, line, k=3)
 
 
@@ -134,3 +140,53 @@ def test_samples_are_measured_on_the_command_line(tmp_path, monkeypatch, capsys)
     assert found["frechet_distance"] == pytest.approx(wanted, rel=1e-3)
     assert main(["evaluate", "run", *options, "nowhere"]) == 1
     assert "neither" in capsys.readouterr().err
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_number_is_not_scored_where_it_is_none(bad):
+    """Bins, sorting and argmax would give a score all the same."""
+    torch.manual_seed(0)
+    codes, factors = torch.randn(50, 4), torch.randint(0, 3, (50, 3))
+    broken = codes.clone()
+    broken[3, 1] = bad
+    scores = (
+        mutual_information_gap, dci, sap, modularity, partial(factor_vae_score_of_codes, votes=4)
+    )  # fmt: skip
+    for score in scores:
+        assert 0 <= torch.tensor(score(codes, factors)).min()
+        words = "codes hold NaN or infinity in 1 of 50 rows, the first of them 3"
+        with pytest.raises(ValueError, match=words):
+            score(broken, factors)
+        with pytest.raises(ValueError, match="numbered from 0, and one is -1"):
+            score(codes, factors - 1)
+        with pytest.raises(ValueError, match="no codes"):
+            score(codes[:0], factors[:0])
+    for distance in (frechet_distance, precision_recall):
+        with pytest.raises(ValueError, match="features of the data hold NaN or infinity"):
+            distance(broken, codes)
+        with pytest.raises(ValueError, match="features of the made samples hold NaN or infinity"):
+            distance(codes, broken)
+    with pytest.raises(ValueError, match="means hold NaN or infinity"):
+        active_units(broken)
+
+
+def test_options_that_no_score_has_are_named():
+    codes, factors = torch.randn(50, 4), torch.randint(0, 3, (50, 3))
+    with pytest.raises(ValueError, match="bins must be at least 2, got 1"):
+        mutual_information_gap(codes, factors, bins=1)
+    with pytest.raises(TypeError, match="bins must be a whole number, got 2.5"):
+        modularity(codes, factors, bins=2.5)
+    for penalty in (-1.0, NAN):
+        with pytest.raises(ValueError, match="penalty can't be negative"):
+            dci(codes, factors, penalty=penalty)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        precision_recall(codes, codes, k=0)
+    with pytest.raises(ValueError, match="two factors that vary"):
+        modularity(codes, factors[:, :1])
+    with pytest.raises(ValueError, match="probability is NaN"):
+        accuracy(torch.tensor([[NAN, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="a score is NaN"):
+        auroc(torch.tensor([1.0, NAN]), torch.tensor([True, False]))

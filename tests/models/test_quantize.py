@@ -206,7 +206,7 @@ def test_two_ranks_follow_as_one():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="heads divide the vectors"):
+    with pytest.raises(ValueError, match="heads must divide the vectors"):
         VQ(7, heads=2)
     with pytest.raises(ValueError, match="update must be one of ema, gradient"):
         VQ(4, update="adam")

@@ -412,6 +412,18 @@ def test_bad_arguments_are_named(call, words):
         call(torch.zeros(6, 3))
     with pytest.raises(TypeError):
         nearest_code(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3))
+    for bandwidths in (1.0, "1", [1.0, "2"], [None]):
+        with pytest.raises(TypeError, match="bandwidths must be numbers, one or several"):
+            mmd(torch.zeros(2, 3), torch.zeros(2, 3), bandwidths=bandwidths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_batch_of_no_rows_has_the_dtype_of_sums(implementation, dtype):
+    z = torch.zeros(0, 3, dtype=dtype, device=implementation)
+    whole, parts = aggregate_log_densities(z, z, z, 100)
+    assert (whole.shape, parts.shape) == ((0,), (0, 3))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert whole.dtype == parts.dtype == wide
 
 
 def test_a_code_with_a_nan_is_near_to_none(implementation):

@@ -105,6 +105,11 @@ def test_threshold_is_the_quantile():
     assert tasks.anomaly_threshold(values, 0.3) == pytest.approx(float(values.quantile(0.3)))
     with pytest.raises(ValueError, match="between 0 and 1"):
         tasks.anomaly_threshold(values, 95)
+    with pytest.raises(ValueError, match="there are none"):
+        tasks.anomaly_threshold(values[:0])
+    values[7] = float("nan")  # sorted to the end, where lower quantiles do not see it
+    with pytest.raises(ValueError, match="a score is NaN"):
+        tasks.anomaly_threshold(values, 0.3)
     with pytest.raises(ValueError, match="must be one of"):
         tasks.anomaly_scores(small(), torch.rand(2, 1, 6, 6), score="likelihood")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.evaluate.latents import mutual_information_bins
+from vae_fast.functional.checks import check_finite
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
@@ -133,3 +134,8 @@ def _check(codes: Tensor, factors: Tensor) -> None:
         raise ValueError("a gap needs a latent_dim of 2 or more")
     if factors.is_floating_point():
         raise TypeError(f"factors must be integers, got {factors.dtype}")
+    if len(codes) == 0:
+        raise ValueError("there are no codes to score")
+    if factors.min() < 0:
+        raise ValueError(f"factors are numbered from 0, and one is {int(factors.min())}")
+    check_finite("codes", codes)

@@ -29,6 +29,8 @@ def dci(codes: Tensor, factors: Tensor, *, penalty: float = 0.02) -> DCI:
         penalty: weight of the coefficients' sizes, for codes and factors of standard deviation 1.
     """
     _check(codes, factors)
+    if not penalty >= 0:
+        raise ValueError(f"penalty can't be negative, got {penalty}")
     z, v = _standard(codes), _standard(_varying(factors))
     half = len(z) // 2
     weights = lasso(z[:half], v[:half], penalty)

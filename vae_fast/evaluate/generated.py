@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count, check_finite
 from vae_fast.import_paths import imported
 from vae_fast.models.interface import uses_labels
 from vae_fast.tasks.batched import in_batches
@@ -113,10 +114,10 @@ def precision_recall(real: Tensor, made: Tensor, *, k: int = 3) -> PrecisionReca
         real, made: features (N, F) and (M, F), more than k each.
     """
     _check(real, made)
-    if k < 1 or min(len(real), len(made)) <= k:
+    check_count("k", k)
+    if min(len(real), len(made)) <= k:
         raise ValueError(
-            f"k must be at least 1 and below the numbers of samples, {len(real)} and {len(made)}; "
-            f"got {k}"
+            f"k must be below the numbers of samples, {len(real)} and {len(made)}; got {k}"
         )
     return PrecisionRecall(_among(made, real, k), _among(real, made, k))
 
@@ -142,3 +143,5 @@ def _check(real: Tensor, made: Tensor) -> None:
         )
     if min(len(real), len(made)) < 2:
         raise ValueError(f"two samples of each are needed, got {len(real)} and {len(made)}")
+    check_finite("features of the data", real)
+    check_finite("features of the made samples", made)

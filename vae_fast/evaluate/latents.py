@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count, check_finite
 from vae_fast.models.interface import Model
 from vae_fast.tasks.batched import in_batches, needs_density
 
@@ -29,11 +30,13 @@ def active_units(means: Tensor, threshold: float = 0.01) -> int:
     """
     if means.dim() != 2 or len(means) < 2:
         raise ValueError(f"means must be (N, D) with N of 2 or more, got {tuple(means.shape)}")
+    check_finite("means", means)
     return int((means.double().var(0) > threshold).sum())
 
 
 def mutual_information_bins(values: Tensor, bins: int = 20) -> Tensor:
     """Each column of (N, D) cut into equal-width bins: integers in [0, bins), (N, D)."""
+    check_count("bins", bins, 2)
     low, high = values.min(0).values, values.max(0).values
     width = (high - low).clamp_min(torch.finfo(values.dtype).tiny)
     return ((values - low) / width * bins).long().clamp_(0, bins - 1)

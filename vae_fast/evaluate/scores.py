@@ -16,7 +16,9 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     if scores.shape != positive.shape:
         raise ValueError(f"{len(scores)} scores, but {len(positive)} labels: they must be equal")
     if scores.isnan().any():
-        raise ValueError("a score is NaN")
+        raise ValueError(
+            "a score is NaN: leave its sample out, or look at the model's output for it"
+        )
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if n_positive == 0 or n_negative == 0:
         raise ValueError(
@@ -33,6 +35,8 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 def accuracy(predicted: Tensor, truth: Tensor) -> float:
     """The fraction of correct predictions (N,), or of correct most probable classes (N, K)."""
     if predicted.dim() == 2:
+        if predicted.isnan().any():  # which argmax would take for the largest
+            raise ValueError("a class's probability is NaN: look at the model that predicts them")
         predicted = predicted.argmax(1)
     if predicted.shape != truth.shape or len(truth) == 0:
         raise ValueError(

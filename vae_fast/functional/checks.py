@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral
 from typing import overload
 
 import torch
@@ -32,6 +34,33 @@ def reduction_code(reduction: str, elementwise: bool = False) -> int | None:
             f"reduction must be one of {', '.join(map(repr, allowed))}, got {reduction!r}{hint}"
         )
     return code
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """TypeError unless ``value`` is a whole number, ValueError if it is below ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_counts(name: str, values: object, least: int = 1) -> None:
+    """``check_count`` of each of a sequence: sizes of layers, for example."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {values!r}")
+    for value in values:
+        check_count(f"each of {name}", value, least)
+
+
+def check_finite(name: str, t: torch.Tensor) -> None:
+    """ValueError if rows of ``t`` (N, ...) hold NaN or infinity: sorting, bins and comparisons would
+    make a number of them all the same."""
+    wrong = t.isfinite().flatten(1).all(1).logical_not()
+    if wrong.any():
+        raise ValueError(
+            f"{name} hold NaN or infinity in {int(wrong.sum())} of {len(t)} rows, the first of them "
+            f"{int(wrong.nonzero()[0])}: leave them out, or look at the model that made them"
+        )
 
 
 def check_floating(name: str, t: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vae_fast import reference_pairwise as reference
 from vae_fast.backend import has_native, use_native
 from vae_fast.functional.checks import check_floating, gaussian_pair
+from vae_fast.reference import compute_dtype
 
 if has_native("cpu"):
     from vae_fast.ops import pairwise as _pairwise
@@ -148,7 +149,8 @@ def aggregate_log_densities(
             "samples that batches are drawn from"
         )
     if rows == 0:
-        return (z + mu + logvar).float().sum(1), (z + mu + logvar).float()
+        parts = (z + mu + logvar).to(compute_dtype(z))
+        return parts.sum(1), parts
     n, m = dataset_size, rows - 1
     own, next, offset = 1.0, 1.0, -math.log(n) - math.log(rows)
     if sampling == "stratified" and m > 0:
@@ -230,7 +232,9 @@ def mmd(
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     try:
-        scales = tuple(float(h) for h in bandwidths if not isinstance(h, str))
+        if isinstance(bandwidths, str) or any(isinstance(h, str) for h in bandwidths):
+            raise TypeError
+        scales = tuple(map(float, bandwidths))
     except TypeError:
         raise TypeError(f"bandwidths must be numbers, one or several; got {bandwidths!r}") from None
     if not scales or not all(math.isfinite(h) and h > 0 for h in scales):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
+from vae_fast.functional.checks import check_count
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import Posterior
 from vae_fast.models.interface import Model
@@ -78,8 +79,7 @@ class LatentModel(NotScriptable, Model):
     ) -> None:
         super().__init__()
         self._check_parts(learned_prior, objective, posterior, unknown)
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        check_count("latent_dim", latent_dim)
         self.encoder = encoder
         self.decoder = decoder
         self.input_shape = tuple(input_shape)

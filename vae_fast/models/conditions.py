@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.networks import make_encoder
 from vae_fast.networks.scripting import NotScriptable
 from vae_fast.ops.autograd import is_batched
@@ -43,8 +44,7 @@ class Labels(Condition):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_count("num_classes", num_classes)
         self.features = num_classes
         self.scale = num_classes**0.5
         self.register_buffer("classes", torch.arange(num_classes), persistent=False)

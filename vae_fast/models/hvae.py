@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize, sample_and_kl
+from vae_fast.functional.checks import check_count
 from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call, streams_of
 from vae_fast.models.divergence import floored_kl, kl_by_dimension
@@ -49,6 +50,7 @@ class HVAE(LatentModel):
         z_channels: int,
         **options: Any,
     ) -> None:
+        check_count("z_channels", z_channels)
         depth = sum(count for _, count in stages)
         sizes = [size for size, count in stages for _ in range(count)]
         latent_dim = sum(z_channels * h * w for h, w in sizes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vae_fast.functional.checks import check_count
 from vae_fast.functional.importance import log_mean_exp
 from vae_fast.models.call import Call
 from vae_fast.models.vae import BetaVAE
@@ -32,8 +33,7 @@ class ImportanceWeighted:
         self, *networks: object, num_samples: int = 5, dreg: bool = False, **options: Any
     ) -> None:
         super().__init__(*networks, **options)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_count("num_samples", num_samples)
         self.num_samples = num_samples
         self.dreg = dreg
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import mixture_log_density
+from vae_fast.functional.checks import check_count
 from vae_fast.models.gaussian import standard_log_density
 from vae_fast.networks.flows import make_flow
 
@@ -41,8 +42,7 @@ class MixturePrior(nn.Module):
 
     def __init__(self, latent_dim: int, *, components: int = 100) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"a prior's components must be at least 1, got {components}")
+        check_count("a prior's components", components)
         mu = torch.randn(components, latent_dim)
         self.mu = nn.Parameter(mu if components > 1 else torch.zeros_like(mu))
         self.logvar = nn.Parameter(torch.zeros(components, latent_dim))
@@ -92,8 +92,7 @@ class VampPrior(MixturePrior):
         self, input_shape: Sequence[int], *, components: int = 100, bounded: bool = True
     ) -> None:
         nn.Module.__init__(self)
-        if components < 1:
-            raise ValueError(f"a prior's components must be at least 1, got {components}")
+        check_count("a prior's components", components)
         self.bounded = bounded
         self.pseudo_inputs = nn.Parameter(torch.randn(components, *input_shape))
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.networks.images import image_shape, pyramid, upsample
 from vae_fast.networks.scripting import NotScriptable
 
@@ -118,21 +119,28 @@ def networks_of_hierarchy(
     """
     if network is None:
         network = "mlp" if levels is None or isinstance(levels, int) else "conv"
+    check_count("width", width)
     if network == "mlp":
-        if not isinstance(levels, int | None):
+        levels = 3 if levels is None else levels
+        if not isinstance(levels, int):
             raise TypeError(f"levels of an mlp is their number, got {levels!r}")
-        ends = mlp_ends(input_shape, output_shape, width, hidden)
-        return *ends, [((1, 1), 1)] * (3 if levels is None else levels)
+        check_count("levels", levels)
+        check_counts("hidden", hidden)
+        return *mlp_ends(input_shape, output_shape, width, hidden), [((1, 1), 1)] * levels
     if network != "conv":
         raise ValueError(f"a hierarchy's network must be mlp or conv, got {network!r}")
     if levels is None:
         sides = pyramid(*image_shape(input_shape)[1:], 16)
         coarse_to_fine = sorted({side for side, _ in sides[1:5]} | {1})
         levels = [(side, min(i + 1, 4)) for i, side in enumerate(coarse_to_fine)]
-    if isinstance(levels, int):
-        raise TypeError(f"levels of a conv network are pairs, got {levels!r}")
+    if not isinstance(levels, Sequence) or not levels or not all(map(is_pair, levels)):
+        raise TypeError(f"levels of a conv network are pairs (height, count), got {levels!r}")
     stages = stages_of(levels, input_shape)
     return *conv_ends(input_shape, output_shape, width, stages[-1][0]), stages
+
+
+def is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2
 
 
 def mlp_ends(
@@ -178,7 +186,7 @@ def stages_of(levels: Sequence[Sequence[int]], input_shape: Sequence[int]) -> li
     sizes = {h: (h, w) for h, w in pyramid(height, width, 16)}
     stages = []
     for side, count in levels:
-        if side not in sizes or count < 1:
+        if side not in sizes or not isinstance(count, int) or count < 1:
             raise ValueError(
                 f"levels are pairs (height, count) with a height of the image's pyramid "
                 f"{sorted(sizes)} and a count of 1 or more, got {(side, count)}"

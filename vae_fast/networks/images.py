@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_counts
 from vae_fast.layers import MLP
 from vae_fast.networks.vectors import activation_of, mlp, norm_of
 from vae_fast.upsampling import spread
@@ -45,6 +46,7 @@ def stage_shapes(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[in
     """Shapes (channels, height, width) from the image to the smallest feature map, one stage of
     stride 2 apart. Encoders go through them forwards, decoders backwards.
     """
+    check_counts("channels", channels)
     n_channels, height, width = image_shape(shape)
     sizes = pyramid(height, width, len(channels))
     return [(n, *size) for n, size in zip((n_channels, *channels), sizes, strict=True)]

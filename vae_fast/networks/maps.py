@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.networks.blocks import (
     Downsample,
     NormConv,
@@ -129,8 +130,7 @@ def networks_of_maps(
     in_channels, height, width = image_shape(input_shape)
     sizes = {"channels": channels, "blocks": blocks, "z_channels": z_channels}
     for name, value in [*sizes.items(), *(("a multiplier", m) for m in multipliers)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
     if not multipliers:
         raise ValueError("multipliers must have an entry for each level, and there is none")
     f = 2 ** (len(multipliers) - 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from vae_fast.functional.checks import check_counts
 from vae_fast.layers import MLP
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -44,6 +45,7 @@ def mlp(
     """Linear layers of the given sizes, all but the last followed by norm, activation, dropout."""
     if len(sizes) < 2:
         raise ValueError(f"an MLP needs an input and an output size, got {tuple(sizes)}")
+    check_counts("an MLP's sizes", sizes)
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(n_in, n_out), *norm_of(norm, n_out, spatial=False)]
@@ -59,6 +61,7 @@ def mlp_encoder(
 ) -> nn.Sequential:
     """(N, *input_shape) to (N, features); by default one hidden layer of 400, as in PyTorch's VAE
     tutorial."""
+    check_counts("hidden", hidden)
     return MLP(nn.Flatten(), *mlp([math.prod(input_shape), *hidden, features], **options))
 
 
@@ -66,5 +69,6 @@ def mlp_decoder(
     features: int, output_shape: Sequence[int], *, hidden: Sequence[int] = (400,), **options: Any
 ) -> nn.Sequential:
     """(N, features) to (N, *output_shape), hidden layers in reverse order."""
+    check_counts("hidden", hidden)
     sizes = [features, *reversed(hidden), math.prod(output_shape)]
     return MLP(*mlp(sizes, **options), nn.Unflatten(1, tuple(output_shape)))

@@ -49,6 +49,10 @@ def anomaly_threshold(normal_scores: Tensor, quantile: float = 0.95) -> float:
         raise ValueError(f"quantile must be between 0 and 1, got {quantile}")
     if normal_scores.numel() == 0:
         raise ValueError("a threshold needs the scores of normal samples; there are none")
+    if normal_scores.isnan().any():
+        raise ValueError(
+            "a score is NaN: leave its sample out, or look at the model's output for it"
+        )
     # torch.quantile refuses more than 2^24 values.
     ordered = normal_scores.flatten().double().sort().values
     place = quantile * (len(ordered) - 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.models.autoencoder_kl import AutoencoderKL
 from vae_fast.models.builders.vectors import NETWORKS, Choices
 from vae_fast.models.quantize import make_quantizer
@@ -60,9 +61,12 @@ def quantized(
         raise TypeError("a vq-vae has codes: it takes no posterior, prior or latent_dim")
     chosen = Choices.among(options, input_shape, network="maps" if len(input_shape) == 3 else "mlp")
     given = dict(quantizer_options or {})
+    check_counts("levels", given.get("levels", ()), 2)
     if code_dim is None:
         levels = len(given.get("levels", (8, 5, 5, 5))) * given.get("groups", 1)
         code_dim = {"fsq": levels, "lfq": 10}.get(quantizer, 32)
+    check_count("code_dim", code_dim)
+    check_count("places", places)
     quantize = make_quantizer(quantizer, code_dim, **given)
     encoder: nn.Module
     shape: tuple[int, ...]

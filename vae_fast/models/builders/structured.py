@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.builders.vectors import NETWORKS, Choices, conditional, gaussian
 from vae_fast.models.conditions import Condition, make_condition
 from vae_fast.models.cvae import ConditionalIWAE
@@ -37,6 +38,8 @@ def recurrent(
     """
     if options.get("likelihood") is None:
         options["likelihood"] = {1: "categorical", 2: "gaussian"}.get(len(input_shape), "bernoulli")
+    for name, size in (("hidden", hidden), ("layers", layers), ("embedding", embedding)):
+        check_count(name, size)
     chosen = Choices.among(options, input_shape, without=NETWORKS)
     if (chosen.likelihood_options or {}).get("standardize"):
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.models.aae import AAE
 from vae_fast.models.base import LatentModel
 from vae_fast.models.conditions import Condition, Labels, make_condition
@@ -44,6 +45,9 @@ class Choices:
     objective_options: Options = None
     posterior: str = "gaussian"
     posterior_options: Options = None
+
+    def __post_init__(self) -> None:
+        check_count("latent_dim", self.latent_dim)
 
     @classmethod
     def among(
@@ -129,6 +133,8 @@ def adversarial(
     **options: Any,
 ) -> nn.Module:
     """An AAE; the discriminator has hidden layers of ``discriminator_hidden``."""
+    check_count("latent_dim", latent_dim)
+    check_counts("discriminator_hidden", discriminator_hidden)
     judge = mlp([latent_dim, *discriminator_hidden, 1], activation="leaky_relu")
     builder = gaussian(lambda encoder, decoder, **rest: AAE(encoder, decoder, judge, **rest), 1)
     return builder(input_shape, latent_dim=latent_dim, **options)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.likelihoods import SPECS
 from vae_fast.models.likelihoods.common import OfSpec
 from vae_fast.reference import compute_dtype
@@ -42,8 +43,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
 
     def __init__(self, components: int = 10) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        check_count("components", components)
         self.components = components
 
     def parameters_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

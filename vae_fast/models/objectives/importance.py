@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.functional.importance import log_mean_exp, negligible
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import WeightedSamples
@@ -18,10 +19,8 @@ class Samples(Objective):
 
     def __init__(self, *, samples: int = 8, estimates: int = 8) -> None:
         super().__init__()
-        if samples < 1 or estimates < 1:
-            raise ValueError(
-                f"samples and estimates must be at least 1, got {samples} and {estimates}"
-            )
+        check_count("samples", samples)
+        check_count("estimates", estimates)
         self.samples, self.estimates = samples, estimates
 
     def weights(self, call: Call) -> WeightedSamples:

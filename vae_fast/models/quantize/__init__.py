@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.quantize.codebook import VQ
 from vae_fast.models.quantize.common import Quantized, Quantizer, perplexity
 from vae_fast.models.quantize.composed import Grouped, Residual
@@ -37,13 +38,13 @@ def make_quantizer(name: str, dim: int, *, groups: int = 1, **options: Any) -> Q
     """
     if name not in QUANTIZERS:
         raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {name!r}")
+    check_count("groups", groups)
     if groups > 1:
         if dim % groups:
             raise ValueError(f"groups must divide the vectors' {dim} dimensions, got {groups}")
         return Grouped(make_quantizer(name, dim // groups, **options) for _ in range(groups))
     if name == "rvq":
         layers = options.pop("layers", 4)
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+        check_count("layers", layers)
         return Residual(VQ(dim, **options) for _ in range(layers))
     return {"vq": VQ, "fsq": FSQ, "lfq": LFQ}[name](dim, **options)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional import nearest_code
+from vae_fast.functional.checks import check_count
 from vae_fast.joined import WideBuffers, joined_sum, of_first
 from vae_fast.models.quantize.common import Quantized, Quantizer, count, rotated, straight_through
 
@@ -60,11 +61,10 @@ class VQ(WideBuffers, Quantizer):
         epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        if size < 1 or heads < 1 or dim % heads:
-            raise ValueError(
-                f"a codebook has at least 1 code, and its heads divide the vectors: got size {size} "
-                f"and {heads} heads for vectors of {dim}"
-            )
+        check_count("size", size)
+        check_count("heads", heads)
+        if dim % heads:
+            raise ValueError(f"heads must divide the vectors' {dim} dimensions, got {heads}")
         if update not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
         if not 0 <= decay < 1 or commitment < 0 or dead_below < 0 or kmeans < 0:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_counts
 from vae_fast.joined import is_split, joined_mean
 from vae_fast.models.quantize.common import Quantized, Quantizer, straight_through
 
@@ -27,10 +28,11 @@ class FSQ(Quantizer):
 
     def __init__(self, dim: int, *, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
         super().__init__()
-        if dim != len(levels) or any(n < 2 for n in levels):
+        check_counts("levels", levels, 2)
+        if dim != len(levels):
             raise ValueError(
-                f"an fsq has one number of levels, 2 or more, for each dimension: got {list(levels)} "
-                f"for vectors of {dim}"
+                f"an fsq has one number of levels for each dimension: got {list(levels)} for "
+                f"vectors of {dim}"
             )
         self.dim, self.levels = dim, tuple(levels)
         self.sizes = (math.prod(levels),)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.networks.flows.autoregressive import Autoregressive, Coupling, Flow
 from vae_fast.networks.flows.residual import Planar, Radial
 
@@ -53,8 +54,8 @@ def make_flow(
     """
     if name not in FLOWS:
         raise ValueError(f"a flow must be one of {', '.join(FLOWS)}, got {name!r}")
-    if steps < 1:
-        raise ValueError(f"a flow's steps must be at least 1, got {steps}")
+    check_count("a flow's steps", steps)
+    check_counts("hidden", hidden)
     if name in ("planar", "radial"):
         kind = Planar if name == "planar" else Radial
         return Steps([kind(dim, context) for _ in range(steps)], turned=False)
