@@ -1,6 +1,7 @@
 """bernoulli_nll: its accuracy, its targets, layouts, upstream gradients and extremes."""
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -317,6 +318,40 @@ def test_double_backward_in_plain_pytorch():
             return reference.nll(spec, [x], target)
 
         assert torch.autograd.gradgradcheck(loss, (x.clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean"])
+def test_double_backward_of_the_native_op(reduction):
+    """By a few ops, to any order, right where a sigmoid is 1 up to rounding."""
+    x = torch.tensor([[-30.0, -2, 0.3], [1.5, 20, 37]], dtype=torch.float64).requires_grad_()
+    target = torch.tensor([[0, 51, 255], [102, 255, 0]], dtype=torch.uint8)
+
+    def loss(x, weight):
+        return bernoulli_nll(x, target, reduction=reduction) * weight
+
+    weight = torch.tensor([0.7, 1.3] if reduction == "none" else 0.7, dtype=torch.float64)
+    weight.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (slope,) = torch.autograd.grad(loss(x, weight).sum(), x, create_graph=True)
+    scale = 0.5 if reduction == "batchmean" else 1.0
+    rows = scale * weight.detach().expand(2).unsqueeze(1)
+    p, q = torch.sigmoid(x).detach(), torch.sigmoid(-x).detach()
+    t = target / 255
+    torch.testing.assert_close(slope.detach(), rows * ((1 - t) * p - t * q), rtol=1e-6, atol=0)
+    curved, of_weight = torch.autograd.grad(
+        slope.cos().sum(), (x, weight), retain_graph=True, create_graph=True
+    )
+    wanted = -slope.sin() * rows * p * q
+    torch.testing.assert_close(curved, wanted, rtol=1e-6, atol=0)
+    each = (-slope.sin() * scale * ((1 - t) * p - t * q)).sum(1)
+    torch.testing.assert_close(of_weight, each if reduction == "none" else each.sum())
+    (third,) = torch.autograd.grad(curved.sum(), x)
+    with vae_fast.set_backend("reference"):
+        (slope,) = torch.autograd.grad(loss(x, weight).sum(), x, create_graph=True)
+        (curved,) = torch.autograd.grad(slope.cos().sum(), x, create_graph=True)
+        torch.testing.assert_close(third, torch.autograd.grad(curved.sum(), x)[0])
+    torch.autograd.gradgradcheck(loss, (x.detach().requires_grad_(), weight))
 
 
 # --- extremes ------------------------------------------------------------------------------------

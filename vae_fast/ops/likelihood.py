@@ -23,9 +23,11 @@ from vae_fast.ops.autograd import (
     beyond_native,
     differentiable_again,
     distinct,
+    is_batched,
     is_plain,
     needs_grad,
 )
+from vae_fast.ops.bernoulli_slope import BernoulliSlope
 from vae_fast.ops.fake import register_fake
 from vae_fast.ops.gaussian import _pair as gaussian_pair
 from vae_fast.ops.gaussian import grads_again as gaussian_grads_again
@@ -251,6 +253,8 @@ def _nll_grads(
     ``grads``: the parameters' gradients for an upstream gradient of 1, if forward computed them.
     """
     if beyond_native(grad_nll):
+        if name == "bernoulli" and (slope := _bernoulli_slope(saved, grad_nll, needs, reduction)):
+            return slope
 
         def value(t: Tensor, *p: Tensor) -> Tensor:
             return _reference_nll(name, reduction, t, p)
@@ -264,6 +268,28 @@ def _nll_grads(
     if needs[0]:
         grad_target = _target_grad(name, reduction, target, params, grad_nll)
     return grad_target, *_spread(grads or (), needs[1:])
+
+
+def _bernoulli_slope(
+    saved: Sequence[Tensor], grad_nll: Tensor, needs: Sequence[bool], reduction: int
+) -> Sequence[Maybe]:
+    """``_nll_grads`` for gradients that will be differentiated; empty for arguments that this does
+    not serve."""
+    target, logits = saved
+    usual = logits.dtype in (torch.float32, torch.float64) and grad_nll.dtype == logits.dtype
+    if not usual or needs[0] or target.dim() < 2 or logits.shape != target.shape:
+        return ()
+    if is_batched(grad_nll):
+        return ()
+
+    def native(upstream: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        params, target = prepare(SPECS["bernoulli"], [logits], target)
+        wanted = ops_of("bernoulli").nll_backward
+        (grad,) = wanted(upstream.contiguous(), params, target, reduction, 1)
+        return cast(Tensor, grad.view_as(logits))
+
+    scale = mean_scale(target, reduction)
+    return None, BernoulliSlope.apply(native, scale, grad_nll, logits, target)
 
 
 def _reference_nll(name: str, reduction: int, target: Tensor, params: Sequence[Tensor]) -> Tensor:
