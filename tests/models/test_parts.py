@@ -345,6 +345,16 @@ def test_vae_gan_by_hand_and_without_leaks():
         torch.testing.assert_close(found, list(theirs))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vae_gans_discriminator_runs_channels_last(channels):
+    shape = (channels, 16, 16)
+    model, x = made("vae-gan", shape=shape, channels=4).float(), images(2, shape).float()
+    (features,) = model.objective._features(x)
+    torch.testing.assert_close(features, model.objective.discriminator[:-1](x))
+    if torch.backends.mkldnn.is_available():
+        assert features.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("name", ["factor", "vae-gan"])
 def test_simultaneous_losses_have_one_rate(name):
     with pytest.raises(ValueError, match="discriminator_lr 0.5.*simultaneous to false"):

@@ -112,7 +112,11 @@ class VAEGAN(Objective):
 
     def _features(self, x: Tensor) -> Outputs:
         """The features before the discriminator's last layer."""
-        # The faster layout for its convolutions.
+        # The faster layout for its convolutions. A single channel is in that layout too, but its
+        # strides have to say so.
+        n, c, h, w = x.shape
+        if c == 1:
+            x = x.reshape(n, h, w, 1).permute(0, 3, 1, 2)
         return (self.discriminator[:-1](x.contiguous(memory_format=torch.channels_last)),)
 
     def _judged(self, x: Tensor) -> Outputs:
