@@ -1,7 +1,7 @@
-"""Statistics of a batch that is split over several processes.
+"""Statistics of a batch that is split over several processes, or taken in several parts.
 
 An engine sets how the processes communicate (``batch_joined_by``). Without it, a process has the
-whole batch.
+whole batch. It also says when a part of a batch is not the last (``before_last_part``).
 """
 
 from __future__ import annotations
@@ -58,6 +58,25 @@ def batch_joined_by(ranks: Ranks | Callable[[Tensor], Tensor] | None) -> Iterato
         yield
     finally:
         _ranks = before
+
+
+_more_follows = False
+
+
+def more_of_batch_follows() -> bool:
+    """Whether this is a part of a batch, and not the last: steps are counted with the last."""
+    return _more_follows
+
+
+@contextmanager
+def before_last_part(more_follows: bool = True) -> Iterator[None]:
+    """A context for a part of a batch; ``more_follows``: whether it is not the last."""
+    global _more_follows
+    before, _more_follows = _more_follows, more_follows
+    try:
+        yield
+    finally:
+        _more_follows = before
 
 
 class WideBuffers(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.extras import need
+from vae_fast.joined import before_last_part
 from vae_fast.models.interface import Model, uses_labels
 from vae_fast.models.phases import phases_of
 from vae_fast.train.config import ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -96,14 +97,20 @@ class VAEModule(lightning.LightningModule):  # type: ignore[misc]  # found at ru
         beta = self._beta_now()
         self.log("train/beta", beta)
         if self.automatic_optimization:
-            terms, size = self.terms(batch, beta)
+            parts = self.trainer.accumulate_grad_batches
+            steps = (batch_idx + 1) % parts == 0 or self.trainer.is_last_batch
+            with before_last_part(not steps):
+                terms, size = self.terms(batch, beta)
             self._log("train", terms, size)
             return terms.loss
         optimizers, schedulers = self.optimizers(), self.lr_schedulers() or []
         total: Any = None
         for phase, optimizer in zip(phases_of(self.model), optimizers, strict=True):
-            terms, size = self.terms(batch, beta, phase.name)
             optimizer.zero_grad()
+            if not phase.is_due():
+                optimizer.step()  # without gradients it changes nothing, and Lightning counts it
+                continue
+            terms, size = self.terms(batch, beta, phase.name)
             self.manual_backward(terms.loss)
             optimizer.step()
             own = [t.detach() for t in terms]

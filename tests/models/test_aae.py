@@ -85,7 +85,7 @@ def test_codes_come_to_match_the_prior():
                   likelihood_options={"scale": 0.5})  # fmt: skip
     optimizers = {
         name: torch.optim.Adam(parameters, lr=2e-3, betas=(0.5, 0.99))
-        for name, parameters, _ in model.phases()
+        for name, parameters, *_ in model.phases()
     }
 
     def points(n):

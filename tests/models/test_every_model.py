@@ -71,7 +71,7 @@ def test_gradients_in_float64(name):
     with torch.no_grad():  # away from the start, where last layers and residuals are zero
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    for phase, parameters, _ in phases_of(model):
+    for phase, parameters, *_ in phases_of(model):
         given = options if phase is None else {**options, "phase": phase}
         if name in STRAIGHT_THROUGH:  # the encoder's gradient is that of another function
             parameters = list(model.decoder.parameters())

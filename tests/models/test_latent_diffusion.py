@@ -1,9 +1,13 @@
 """Latent diffusion's loss by hand, its phases without leaks, and the perceptual distance's gradient."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vae_fast.models.objectives.perceptual import LPIPS, make_perceptual
 
 from vae_fast import noise
 from vae_fast.joined import Ranks, batch_joined_by
@@ -139,7 +143,54 @@ def test_ranks_share_the_adaptive_weight():
     torch.testing.assert_close(out.loss, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_perceptual_distance_in_half_precision(dtype):
+    """Features of 400 have squares beyond float16, and dark places have no features at all."""
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Features().first
+
+        def forward(self, x):
+            return torch.relu(400 * self.conv(x) - 1) * (x[:, :, :6, :6] > 0)
+
+    distance, x = make_perceptual(Large()), images()
+    y = (x + 0.1 * torch.cos(9 * x)).clamp(0.01, 1)
+    x[0, :, :3], y[0, :, :3] = 0, 0
+    wanted = distance.double()(x, y)
+    distance.float()
+    x, y = x.float(), y.float().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        found = distance(x, y)
+    torch.testing.assert_close(found.double(), wanted, rtol=0.05, atol=0)
+    assert torch.autograd.grad(found.sum(), y)[0].isfinite().all()
+
+
+def test_lpips_is_given_images_that_it_knows(monkeypatch):
+    class Fake(nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+
+        def forward(self, x, y):
+            assert x.shape[1] == 3 and x.min() >= -1
+            return (x - y).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Fake))
+    x, y = images(), images().flip(0)
+    torch.testing.assert_close(LPIPS()(x, y), 4 * (x - y).square().mean((1, 2, 3)))
+    with pytest.raises(ValueError, match="1 or 3 channels, and the data are \\(2, 8, 8\\)"):
+        LPIPS()(x.expand(-1, 2, -1, -1), y)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], and the data range from -0\.9"):
+        LPIPS()(2 * x - 1, y)
+
+
 def test_refusals():
+    for name in ("latent-diffusion", "vae-gan", "ms-ssim"):
+        model = build("vae", SHAPE, objective=name, likelihood="categorical",
+                      likelihood_options={"num_classes": 4})  # fmt: skip
+        with pytest.raises(ValueError, match="needs the gradient of E.*classes .categorical. have"):
+            model.loss(torch.randint(4, (5, *SHAPE)))
     with pytest.raises(ValueError, match="distance must be l1 or l2"):
         made(distance="huber")
     with pytest.raises(ValueError, match="perceptual must be lpips, none or an import path"):

@@ -215,7 +215,14 @@ def test_ssim_is_the_papers():
         torch.testing.assert_close(
             ms_ssim(a.float(), b.float()).double(), ms_ssim(a, b), rtol=1e-4, atol=1e-5
         )
+        for one, two in ((a.bfloat16(), b.float()), (a.half(), b), (a.bfloat16(), b.bfloat16())):
+            for measure in (ssim, ms_ssim, psnr):  # a decoder's output has autocast's dtype
+                found = measure(one, two)
+                wanted = measure(one.double(), two.double())
+                torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(psnr(a, a + 0.1), torch.full((2,), 20.0).double())
+    with pytest.raises(TypeError, match="divide bytes by 255"):
+        ssim(a.to(torch.uint8), b)
     with pytest.raises(ValueError, match="both alike"):
         ssim(a, b[:1])
 
@@ -229,7 +236,7 @@ def test_gradients_of_objectives(name):
     of = "ae" if name.startswith("rae") else "vae"
     shape = (1, 12, 12) if name == "ms-ssim" else SHAPE
     model, x, key = made(name, of, shape, **small).eval(), images(5, shape), noise.new_key()
-    for phase, parameters, _ in phases_of(model):
+    for phase, parameters, *_ in phases_of(model):
         given = {} if phase is None else {"phase": phase}
         check_gradients(
             model, lambda given=given: model(x, noise_key=key, **given).loss, parameters

@@ -132,6 +132,58 @@ def test_a_resumed_step_has_the_same_bits():
         )
 
 
+def latent_diffusion(start, **config):
+    torch.manual_seed(0)
+    sizes = {"channels": 4, "multipliers": [1, 2], "groups": 2}
+    options = {"channels": 4, "start": start, "adversarial": 5.0}
+    model = build("autoencoder-kl", (1, 6, 6), objective="latent-diffusion",
+                  objective_options=options, **sizes)  # fmt: skip
+    config = TrainConfig(model="autoencoder-kl", lr=0.01, **config)
+    return Step(model, config, CPU, World(), 5)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"name": "adamw", "args": {"weight_decay": 0.5}}])
+def test_a_discriminator_that_has_not_begun_is_left_as_it_is(optimizer):
+    """Its optimizer counts no step, so that its first ones have Adam's bias correction, also after
+    resuming."""
+    step = latent_diffusion(start=3, optimizer=OptimizerConfig(**optimizer))
+    judge = step.model.objective.discriminator
+    first = copy.deepcopy(judge.state_dict())
+    moved, counts = [], []
+    for number, share in enumerate(shares()):
+        if number == 3:
+            torch.manual_seed(6)
+            kept = copy.deepcopy((step.model.state_dict(), step.state_dict()))
+        step(share, number)
+        state = step.updates[1].optimizer.state.values()
+        counts.append({int(s["step"]) for s in state})
+        moved.append(max((p - first[k]).abs().max().item() for k, p in judge.state_dict().items()))
+        row = step.read_guards()
+        assert (row["grad_norm_discriminator"] is None) == (number < 2)
+    assert counts == [set(), set(), {1}, {2}, {3}]
+    assert moved[:2] == [0, 0] and moved[2] == pytest.approx(0.01, rel=0.6)
+    again = latent_diffusion(start=3, optimizer=OptimizerConfig(**optimizer))
+    assert not again.model.objective.has_begun()
+    again.model.load_state_dict(kept[0])
+    again.load_state_dict(kept[1])
+    torch.manual_seed(6)
+    for number, share in enumerate(shares()[3:], start=3):
+        again(share, number)
+    for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_batch_in_parts_is_one_step():
+    step = latent_diffusion(start=9, accumulate=4)
+    risen = build("vae", (1, 6, 6), latent_dim=2, objective="capacity",
+                  network_options={"hidden": [8]})  # fmt: skip
+    other = Step(risen, TrainConfig(accumulate=3), CPU, World(), 5)
+    for number, share in enumerate(shares()):
+        step(share, number)
+        other(share, number)
+    assert step.model.objective.steps == 5 and risen.objective.steps == 5
+
+
 class Rivals(nn.Module):
     """Two parameters, one of whose losses turns infinite."""
 

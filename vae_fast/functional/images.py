@@ -13,7 +13,7 @@ WINDOW, SIGMA = 11, 1.5
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """The peak signal-to-noise ratio of each image, (N,), in decibels, for values in [0, 1]."""
-    _check(a, b)
+    a, b = _alike(a, b)
     return -10 * (a - b).flatten(1).square().mean(1).log10()
 
 
@@ -26,7 +26,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a, b: (N, C, H, W) in [0, 1].
     """
-    _check(a, b)
+    a, b = _alike(a, b)
     whole, _ = _similarity(a, b)
     return whole
 
@@ -41,7 +41,7 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a, b: (N, C, H, W) in [0, 1].
     """
-    _check(a, b)
+    a, b = _alike(a, b)
     scales = max(1, min(len(SCALES), min(a.shape[2:]).bit_length() - 1))
     total = sum(SCALES[:scales])
     product = torch.ones_like(a[:, 0, 0, 0])
@@ -84,8 +84,15 @@ def _blur(side: int, like: Tensor) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-def _check(a: Tensor, b: Tensor) -> None:
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least float32: variances are small differences."""
     if a.dim() != 4 or a.shape != b.shape:
         raise ValueError(
             f"images must be (N, C, H, W), both alike, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise TypeError(
+            f"images must be floating point in [0, 1], got {a.dtype} and {b.dtype}: divide bytes by 255"
+        )
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(wide), b.to(wide)

@@ -36,7 +36,13 @@ class Call(NamedTuple):
     def mean_at(self, z: Tensor) -> Tensor:
         """E[x | z], scaled like ``network_input``."""
         params = self.model.decode(z, *self.condition)
-        return self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)
+        made = self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)
+        if params.requires_grad and not made.requires_grad:
+            raise ValueError(
+                f"this loss needs the gradient of E[x | z], and classes ({self.model.likelihood.described}) "
+                "have none: use another likelihood, or another objective"
+            )
+        return made
 
     def normals(self, like: Tensor, stream: int = 1) -> Tensor:
         """Draws from N(0, 1) in the shape of ``like``; the noise stream 0 is that of z's draw."""

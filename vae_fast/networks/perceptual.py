@@ -34,6 +34,8 @@ class Perceptual(nn.Module):
     def _features(self, x: Tensor) -> list[Tensor]:
         found = self.network(x)
         layers = [found] if isinstance(found, Tensor) else list(found)
+        # float16's squares overflow, and in it 1e-10 is 0.
+        layers = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in layers]
         return [f / f.square().sum(1, keepdim=True).add(1e-10).sqrt() for f in layers]
 
 
@@ -50,10 +52,28 @@ class LPIPS(nn.Module):
                 "network of your own, package.module:Class"
             ) from error
         self.distance = lpips.LPIPS(net=network, verbose=False).eval().requires_grad_(False)
+        self._is_checked = False
 
     def forward(self, x: Tensor, made: Tensor) -> Tensor:
+        if not self._is_checked and not torch.compiler.is_compiling():
+            self._check(x)
+            self._is_checked = True  # reading the range waits for the device
         x, made = ((2 * t - 1).expand(-1, 3, -1, -1) for t in (x, made))
         return self.distance(x, made).flatten(1).mean(1)
+
+    @staticmethod
+    def _check(x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(
+                f"lpips compares images of 1 or 3 channels, and the data are {tuple(x.shape[1:])}: "
+                "give perceptual the import path of a network for them, package.module:Class"
+            )
+        low, high = (v.item() for v in x.aminmax()) if x.numel() else (0.0, 1.0)
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"lpips compares images in [0, 1], and the data range from {low:g} to {high:g}: scale "
+                "them to [0, 1]"
+            )
 
 
 def make_perceptual(what: str | nn.Module | None) -> nn.Module | None:

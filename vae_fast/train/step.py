@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_fast.joined import before_last_part
 from vae_fast.models.interface import Model, uses_labels
 from vae_fast.models.phases import Phase, phases_of
 from vae_fast.train.average import WeightAverage
@@ -98,7 +99,8 @@ class Step:
             share = share.gathered()
         outcomes = self.runner(share)
         for update, *outcome in zip(self.updates, outcomes[::2], outcomes[1::2], strict=True):
-            update.guard.record(*outcome)
+            if outcome[1] is not None:  # the phase was due
+                update.guard.record(*outcome)
         self.meter.samples += share.images.shape[0]
         if self.runner.why_not:
             self.refused[self.runner.name] = self.runner.why_not
@@ -114,7 +116,8 @@ class Step:
 
         Values that differ between steps are in ``schedule_values``, on a GPU as tensors there, so a
         CUDA graph can capture and replay this. Returns, for each phase in turn, the gradient's norm
-        and whether the step was skipped; the guards record both.
+        and whether the step was skipped; the guards record both. For a phase that is not due, both
+        are None.
 
         Args:
             differentiate: called instead of the method of that name.
@@ -124,6 +127,9 @@ class Step:
         skipped: Any = None
         outcomes: list[Any] = []
         for phase, update in self.each():
+            if not phase.is_due():
+                outcomes += [None, None]
+                continue
             of_phase = differentiate(share, phase, update)
             norm, skip = update.follow(of_phase.loss, share.part)
             terms = of_phase if terms is None else _sum(terms, of_phase)
@@ -149,13 +155,15 @@ class Step:
         count = len(share.images)
         rows = torch.arange(count, device=share.images.device).tensor_split(self.config.accumulate)
         terms: LossOutput | None = None
-        for part in filter(len, rows):
+        parts = [part for part in rows if len(part)]
+        for number, part in enumerate(parts, 1):
             labels = None if share.labels is None else share.labels[part]
-            one = self.objective(
-                Share(share.images[part], labels, share.weight),
-                self.schedule_values.beta,
-                phase.name,
-            )
+            with before_last_part(number < len(parts)):
+                one = self.objective(
+                    Share(share.images[part], labels, share.weight),
+                    self.schedule_values.beta,
+                    phase.name,
+                )
             weight = len(part) / count
             update.backward(one.loss, share.weight * weight)
             own = LossOutput(*(term.detach() * weight for term in one))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.joined import WideBuffers
+from vae_fast.joined import WideBuffers, more_of_batch_follows
 from vae_fast.models.call import Call
 from vae_fast.models.interface import Model
 from vae_fast.models.phases import Phase
@@ -54,23 +55,38 @@ class Steps(Objective):
         self.register_buffer("steps", torch.zeros(()))
 
     def part(self, whole: int) -> Tensor:
-        """The fraction of ``whole`` steps taken, in [0, 1]; in training each call counts a step."""
+        """The fraction of ``whole`` steps taken, in [0, 1]; in training each call counts a step, or
+        each batch, if batches are taken in parts."""
         now = (self.steps / max(whole, 1)).clamp(max=1.0)
-        if self.training and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.steps.add_(1)
+        self.count()
         return now
 
+    def count(self) -> bool:
+        """Count a step, in training; returns whether it did."""
+        counts = self.training and torch.is_grad_enabled() and not more_of_batch_follows()
+        if counts:
+            with torch.no_grad():
+                self.steps.add_(1)
+        return counts
 
-def adversarial_phases(model: Model, judge: nn.Module | None, name: str, lr: float) -> list[Phase]:
+
+def adversarial_phases(
+    model: Model,
+    judge: nn.Module | None,
+    name: str,
+    lr: float,
+    is_due: Callable[[], bool] | None = None,
+) -> list[Phase]:
     """The phases ``name``, of all the model's trained parameters but the judge's, and
-    "discriminator", of the judge's at ``lr`` times the run's rate. Without a judge: one phase."""
+    "discriminator", of the judge's at ``lr`` times the run's rate, from when it ``is_due``. Without a
+    judge: one phase."""
     own = [] if judge is None else list(judge.parameters())
     known = {id(p) for p in own}
     others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
     if not own:
         return [Phase(None, others)]
-    return [Phase(name, others), Phase("discriminator", own, lr)]
+    of_judge = Phase("discriminator", own, lr)
+    return [Phase(name, others), of_judge if is_due is None else of_judge._replace(is_due=is_due)]
 
 
 def rate_of(simultaneous: bool, discriminator_lr: float) -> float:

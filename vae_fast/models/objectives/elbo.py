@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from vae_fast.functional.images import ms_ssim
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.common import Objective, Steps, Terms
@@ -48,7 +46,5 @@ class MSSSIM(Objective):
     def terms(self, call: Call) -> Terms:
         _, z, kl = call.draw()
         made = call.mean_at(z)
-        wide = torch.promote_types(made.dtype, torch.float32)
-        truth = call.model.network_input(call.x).to(wide)
-        recon = self.weight * (1 - ms_ssim(made.to(wide), truth))
+        recon = self.weight * (1 - ms_ssim(made, call.model.network_input(call.x)))
         return recon + call.beta * kl, recon, kl

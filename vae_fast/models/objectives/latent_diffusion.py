@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ class LatentDiffusion(Steps):
 
     Each batch runs two phases: "autoencoder", then "discriminator" with the updated autoencoder.
     Neither leaves gradients in the other's parameters. The adversarial terms begin after ``start``
-    steps. Without gradients, as in validation, the loss omits D.
+    steps. Until then the discriminator is not computed and its optimizer takes no step. (After many
+    steps with gradients of zero, Adam's first real ones would be several times too long.) Without
+    gradients, as in validation, the loss omits D.
 
     Args:
         distance: "l1" or "l2", the squared error without a factor of 1/2.
@@ -73,6 +76,7 @@ class LatentDiffusion(Steps):
             raise ValueError(f"adversarial and start can't be negative, got {adversarial}, {start}")
         self.distance, self.adversarial, self.loss, self.start = distance, adversarial, loss, start
         self.perceptual_weight, self.discriminator_lr = perceptual_weight, discriminator_lr
+        self._counted: int | None = None  # ``steps`` as the host knows it
         self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]))
         self.perceptual = make_perceptual(perceptual)
         self.discriminator: nn.Module | None = None
@@ -80,29 +84,46 @@ class LatentDiffusion(Steps):
             self.discriminator = patch_discriminator(input_shape, channels, layers)
 
     def phases(self, model: Model) -> list[Phase]:
-        return adversarial_phases(model, self.discriminator, "autoencoder", self.discriminator_lr)
+        return adversarial_phases(
+            model, self.discriminator, "autoencoder", self.discriminator_lr, self.has_begun
+        )
+
+    def has_begun(self) -> bool:
+        """Whether ``start`` steps were taken. Waits for the device once, not at every step."""
+        if self._counted is None or self.steps.is_cpu:
+            self._counted = int(self.steps)
+        return self._counted >= self.start
+
+    def count(self) -> bool:
+        counted = super().count()
+        if torch.compiler.is_compiling():  # a compiled graph must not depend on the number
+            self._counted = None
+        elif self._counted is not None:
+            self._counted += counted
+        return counted
 
     def terms(self, call: Call, phase: str | None = None) -> Terms:
         phases_wanted(phase, ("autoencoder", "discriminator"))
         truth = call.model.network_input(call.x)
-        begun = torch.ge(self.steps, self.start).to(self.steps.dtype)
+        # A compiled graph serves all steps, so there the discriminator is computed before its start.
+        compiled = torch.compiler.is_compiling()
+        begun = torch.ge(self.steps, self.start) if compiled else self.has_begun()
         if phase == "discriminator":
             with torch.no_grad():
                 made = call.mean_at(call.draw().z)
             zero = self.log_scale.new_zeros(len(truth))
-            return begun * self.of_discriminator(truth, made), zero, zero
+            return self.of_discriminator(truth, made) * begun, zero, zero
         _, z, kl = call.draw()
         made = call.mean_at(z)
         nll = self.nll(truth, made)
         loss = nll + call.beta * kl
-        if self.discriminator is not None and torch.is_grad_enabled():
+        if self.discriminator is not None and torch.is_grad_enabled() and begun is not False:
             fooled = -call_frozen(self.discriminator, made).flatten(1).mean(1)
-            weight = begun * self.adversarial * self._weight(call.model, nll, fooled)
+            weight = self.adversarial * self._weight(call.model, nll, fooled) * begun
             loss = loss + weight * fooled
-            if phase is None:
-                loss = loss + begun * self.of_discriminator(truth, made.detach())
-        if self.training and torch.is_grad_enabled():
-            self.part(1)  # counts the step
+        if self.discriminator is not None and torch.is_grad_enabled() and phase is None:
+            loss = loss + self.of_discriminator(truth, made.detach()) * begun
+        self.count()
         return loss, nll, kl
 
     def nll(self, x: Tensor, made: Tensor) -> Tensor:
@@ -134,6 +155,10 @@ class LatentDiffusion(Steps):
         ]
         of_nll, of_fooled = (joined_mean(norm.clone()) for norm in norms)
         return (of_nll / (of_fooled + 1e-4)).clamp(0.0, HIGHEST)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._counted = None
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         super().train(mode)
