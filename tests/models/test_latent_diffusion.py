@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from vae_fast.models.objectives.perceptual import LPIPS, make_perceptual
 
 from vae_fast import noise
 from vae_fast.joined import Ranks, batch_joined_by
 from vae_fast.models import build
 from vae_fast.models.phases import phases_of
+from vae_fast.networks.perceptual import LPIPS, make_perceptual
 
 SHAPE = (1, 8, 8)
 
