@@ -31,6 +31,12 @@ HOW = """\
 - **peak**: what one call allocates beyond its inputs, its results included.
 """
 
+GOALS = """\
+# Required and measured
+
+What the project set itself as goals, for those who develop it. Each row's worst size counts.
+"""
+
 MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"
 
 # By name, so that a peer looks the same in both pictures and in every run. (Okabe and Ito's
@@ -58,7 +64,8 @@ PASS_WORDS = {"both": "value and gradient"}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write report.md and results.csv, and pictures where rows have what they show.
+    """Write report.md and results.csv, and pictures where rows have what they show; requirements.md
+    of a run of must-show.
 
     Returns what was written. Without matplotlib the report says so and has no pictures.
     """
@@ -73,7 +80,11 @@ def write(results: Results, folder: Path) -> list[Path]:
     report.write_text(markdown(results, pictures, word))
     numbers = folder / "results.csv"
     numbers.write_text(table.rows_csv(results))
-    return [report, numbers, *pictures]
+    written = [report, numbers, *pictures]
+    if text := goals(results):
+        written.append(folder / "requirements.md")
+        written[-1].write_text(text)
+    return written
 
 
 def markdown(results: Results, pictures: list[Path], word: str = "") -> str:
@@ -87,18 +98,21 @@ def markdown(results: Results, pictures: list[Path], word: str = "") -> str:
     for (op, pass_), rows in by_op(results).items():
         part = dict(results, rows=rows)
         parts += [f"## {op}, {pass_}", "", table.rows_table(part, markdown=True), ""]
+    absent = table.left_out(results)
+    if absent:
+        parts += ["## Left out", "", *(f"- {line}" for line in absent), ""]
+    return "\n".join(parts)
+
+
+def goals(results: Results) -> str:
+    """What a run of must-show required and measured, as Markdown; "" of any other run."""
     verdicts = [
         v
         for group in requirements.GROUPS.values()
         for v in requirements.judge(group, results)
         if v.measured is not None and results["suite"] == "must-show"
     ]
-    if verdicts:
-        parts += ["## Required and measured", "", table.requirements_table(verdicts, True), ""]
-    absent = table.left_out(results)
-    if absent:
-        parts += ["## Left out", "", *(f"- {line}" for line in absent), ""]
-    return "\n".join(parts)
+    return f"{GOALS}\n{table.requirements_table(verdicts, True)}\n" if verdicts else ""
 
 
 def by_op(results: Results) -> dict[tuple[str, str], list[Row]]:

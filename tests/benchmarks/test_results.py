@@ -267,6 +267,13 @@ def test_the_report_without_matplotlib_says_how_to_get_pictures(results, tmp_pat
     assert "pip install 'vae_fast[train]'" in written.read_text()
 
 
+def test_the_projects_goals_are_in_a_file_of_their_own(results, tmp_path):
+    results["suite"] = "must-show"
+    written = report.write(results, tmp_path)
+    assert written[-1].name == "requirements.md" and "| met |" in written[-1].read_text()
+    assert "equired" not in written[0].read_text()
+
+
 def moved(results, factor, spread=0.1):
     """The same run with ours at ``factor`` of its time and quartiles ``spread`` apart."""
     rows = []
