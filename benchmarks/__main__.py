@@ -10,10 +10,12 @@ import os
 
 # Set before importing torch: its profiler, which counts memory, otherwise writes a line per use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # JAX would reserve three quarters of a GPU's memory at its first use.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -33,6 +35,8 @@ from benchmarks.suites import Spec
 from benchmarks.timing import Budget
 
 EXAMPLE = "bce_kl_loss/both"
+# Of a CUDA toolkit without a GPU, torch.compile warns here in each row.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -177,11 +181,12 @@ class Run:
         self.before = load(options.against) if options.against else None
 
     def measure(self) -> None:
-        self.results["bandwidth"] = measure_bandwidth(self.device, self.budget)
-        terminal, started = sys.stderr.isatty(), time.perf_counter()
-        count = len(self.specs)
+        terminal, count = sys.stderr.isatty(), len(self.specs)
         print(f"{count} rows; {'a row takes' if count > 1 else 'it takes'} 10 s to a minute, "
-              "most of it torch.compile", file=sys.stderr)  # fmt: skip
+              "most of it torch.compile. First the memory's bandwidth",
+              file=sys.stderr, flush=True)  # fmt: skip
+        self.results["bandwidth"] = measure_bandwidth(self.device, self.budget)
+        started = time.perf_counter()
         for number, spec in enumerate(self.specs, start=1):
             key, began = requirements.key_of(spec), time.perf_counter()
             row = f"[{number}/{count}] {key}"

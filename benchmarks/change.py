@@ -63,7 +63,9 @@ def changes(before: Results, now: Results) -> str:
             name == peer or name.startswith(peer + "-") for _, row in pairs for name in peers(row)
         )
     ]
-    head = ["row", *(["before", "now", "change", "verdict"] if same else [])]
+    is_busy = any(table.busy(run["machine"]) for run in (before, now))
+    head = ["row", *(["before", "now", "change"] if same else [])]
+    head += ["verdict"] if same and not is_busy else []
     for peer in shown:
         head += [f"x {peer} before", "now"]
     body = []
@@ -73,15 +75,17 @@ def changes(before: Results, now: Results) -> str:
         if same:
             percent = 100 * (new["median"] / old["median"] - 1)
             line += [table.seconds(old["median"]), table.seconds(new["median"]), f"{percent:+.0f}%"]
-            line.append(verdict(old, new))
+            line += [] if is_busy else [verdict(old, new)]
         for peer in shown:
             line += _ratios(was, row, peer)
         body.append(line)
-    said = f"Beside the run of {before['date']} (commit {before['commit']})"
+    said = f"Compared with the run of {before['date']} (commit {before['commit']})"
     if not same:
         said += ", on another machine: only ratios compare"
-    elif any(table.busy(run["machine"]) for run in (before, now)):
-        said += ", and others were using the machine in one of the two: trust ratios, not times"
+    elif is_busy:
+        said += "; others were using the machine in one of the two, so trust ratios, not times"
+    if len(pairs) < len(now["rows"]):
+        said += f"; {len(pairs)} of {len(now['rows'])} rows are in both"
     return f"{said}:\n\n{table.align([head, *body], markdown=False)}"
 
 

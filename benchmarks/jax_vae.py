@@ -23,7 +23,7 @@ def contender(
     leaves out the last, smaller batch: a scan's batches are all alike.
     """
     if importlib.util.find_spec("jax") is None:
-        return Absence("jax", "jax is not installed")
+        return Absence("jax", "jax is not installed: pip install jax")
     import jax
     import jax.numpy as jnp
 

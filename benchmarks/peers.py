@@ -102,7 +102,7 @@ def jax_contender(
 ) -> Contender | Absence:
     """``jax.jit`` of ``fn(jnp, *inputs)``, or of its VJP; with ``key``, ``fn(key, *inputs)``."""
     if importlib.util.find_spec("jax") is None:
-        return Absence("jax", "jax is not installed")
+        return Absence("jax", "jax is not installed: pip install jax")
     import jax
     import jax.numpy as jnp
 

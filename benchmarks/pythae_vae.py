@@ -23,7 +23,7 @@ def contender(
     ``tutorial`` has the Encoder and Decoder to train.
     """
     if importlib.util.find_spec("pythae") is None:
-        return Absence("pythae", "pythae is not installed")
+        return Absence("pythae", "pythae is not installed: pip install pythae==0.1.2")
     try:
         from pythae.data.datasets import BaseDataset
         from pythae.models import VAE, VAEConfig

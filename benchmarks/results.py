@@ -76,7 +76,8 @@ def load(path: Path) -> Results:
         results = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"{path} does not exist: give a JSON that `python -m benchmarks` wrote"
+            f"{path} does not exist: give the folder of a run's --out; "
+            "benchmarks/results has this project's runs"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a results file: {error}") from error

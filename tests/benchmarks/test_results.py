@@ -310,9 +310,16 @@ def test_runs_of_two_machines_are_compared_by_ratios_alone(results):
     assert "%" not in text
     busy = results["machine"] | {"load average at start": 9.0}
     for pair in ((results, dict(results, machine=busy)), (dict(results, machine=busy), results)):
-        assert "others were using the machine" in change.changes(*pair)
+        text = change.changes(*pair)
+        assert "others were using the machine" in text and "verdict" not in text
     quiet = dict(results, machine=results["machine"] | {"load average at start": 0.1})
     assert "others were using" not in change.changes(quiet, quiet)
+
+
+def test_the_number_of_rows_that_both_runs_have_is_told(results):
+    fewer = dict(results, rows=results["rows"][:1])
+    assert f"1 of {len(results['rows'])} rows are in both" in change.changes(fewer, results)
+    assert "rows are in both" not in change.changes(results, fewer)
 
 
 def test_runs_without_a_row_in_common_are_refused(results):

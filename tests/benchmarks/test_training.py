@@ -76,7 +76,7 @@ def test_pythae_is_named_absent_where_it_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     absent = pythae_vae.contender(bench_training.tutorial(), torch.zeros(4, 784), 2)
     assert isinstance(absent, Absence)
-    assert absent.why == "pythae is not installed"
+    assert absent.why.startswith("pythae is not installed: pip")
 
 
 def test_busy_processes_run_only_while_something_is_timed():

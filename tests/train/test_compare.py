@@ -31,6 +31,7 @@ def test_contenders_train_alike_and_the_run_is_unchanged(config, clothes, model,
         assert found.samples_per_second[name] > 0
         assert found.loss[name] == pytest.approx(found.loss[names[-1]], rel=0.02)
     assert torch.equal(noise, torch.get_rng_state())
+    assert 0 < found.cores < 2 * torch.get_num_threads() + 1
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name])
     assert vae_fast.get_backend() == "auto"
@@ -39,19 +40,21 @@ def test_contenders_train_alike_and_the_run_is_unchanged(config, clothes, model,
 
 def test_words():
     names = (TUTORIAL, IN_MEMORY, "vae_fast (native steps)")
-    text = str(
-        Comparison(
-            dict(zip(names, (750.0, 1500.0, 3000.0), strict=True)),
-            dict(zip(names, (1.75, 1.5, 1.25), strict=True)),
-            40,
-            7,
-        )
+    found = Comparison(
+        dict(zip(names, (750.0, 1500.0, 3000.0), strict=True)),
+        dict(zip(names, (1.75, 1.5, 1.25), strict=True)),
+        40,
+        7,
     )
+    text = str(found)
     assert "images in memory       1,500 samples/s   1.50 nats" in text
     assert (
         "vae_fast (native steps): 4.00 times the tutorial's loop, "
         "2.00 times plain PyTorch, images in memory"
     ) in text
+    for cores, told in ((None, False), (1.7, False), (0.31, True)):
+        found.cores = cores
+        assert ("Others were using this machine: the loops had 0.31 CPU" in str(found)) == told
 
 
 @native

@@ -33,6 +33,7 @@ from vae_fast.train.trainer import Trainer
 TUTORIAL = "the tutorial's loop"
 IN_MEMORY = "plain PyTorch, images in memory"
 COMPILED = "the same under torch.compile"
+FREE = 0.9  # cores that a training loop has at least on a machine which nobody else uses
 
 Round = Callable[[], float]  # trains for a round; returns the mean loss, nats per sample
 
@@ -41,7 +42,8 @@ Round = Callable[[], float]  # trains for a round; returns the mean loss, nats p
 class Comparison:
     """Samples per second (median over rounds) and the mean training loss of each, ours last.
 
-    ``absent`` says why a contender is missing.
+    ``absent`` says why a contender is missing. ``cores`` is how many CPU cores the process had on
+    average, where the steps are the CPU's.
     """
 
     samples_per_second: dict[str, float]
@@ -49,6 +51,7 @@ class Comparison:
     steps: int
     rounds: int
     absent: dict[str, str] = field(default_factory=dict)
+    cores: float | None = None
 
     def __str__(self) -> str:
         work = f"{self.rounds} rounds of {self.steps} steps"
@@ -62,6 +65,11 @@ class Comparison:
         own = self.samples_per_second[ours]
         times = [f"{own / self.samples_per_second[name]:.2f} times {name}" for name in others]
         lines.append(f"  {ours}: " + ", ".join(times))
+        if self.cores is not None and self.cores < FREE:
+            lines.append(
+                f"  Others were using this machine: the loops had {self.cores:.2f} CPU cores, so these "
+                "numbers say little. Compare again when it is idle"
+            )
         return "\n".join(lines)
 
 
@@ -98,6 +106,7 @@ def compare(
         for number in range(rounds + 1)
         for name in list(made)[:: 1 if number % 2 else -1]
     ]
+    started, used = time.perf_counter(), time.process_time()
     with rng.forked(trainer.config.seed), ProgressBar("comparing", "turns") as bar:
         for done, (round_number, name) in enumerate(turns):
             bar.show(done, len(turns))
@@ -107,12 +116,14 @@ def compare(
             _wait(trainer.device)
             if round_number > 0:  # the first round warms up
                 speeds[name].append(samples / (time.perf_counter() - began))
+    cores = (time.process_time() - used) / (time.perf_counter() - started)
     return Comparison(
         {name: statistics.median(values) for name, values in speeds.items()},
         {name: statistics.mean(values) for name, values in losses.items()},
         steps,
         rounds,
         absent,
+        cores if trainer.device.type == "cpu" else None,
     )
 
 
