@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.interface import Model
 from vae_fast.tasks.batched import in_batches
 from vae_fast.tasks.likelihood import elbo, importance_nll
@@ -31,6 +32,7 @@ def anomaly_scores(
     """
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    check_count("num_samples", num_samples)
     if score == "nll":
         return importance_nll(model, x, y, num_samples=num_samples, batch_size=batch_size)
     if score == "elbo":

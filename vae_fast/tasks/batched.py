@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.interface import Model, condition_of, is_probabilistic
+from vae_fast.functional.checks import check_count
+from vae_fast.models.interface import (
+    Model,
+    condition_of,
+    conditioning_of,
+    is_probabilistic,
+    uses_labels,
+)
 from vae_fast.networks import device_and_dtype
 
 
@@ -37,8 +44,7 @@ def in_batches(
 
     x may be rows of a sparse matrix (``vae_fast.data.sparse_rows``); each batch becomes dense.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     if y is not None and len(y) != len(x):
         raise ValueError(f"x has {len(x)} samples, y has {len(y)}: they must be equal")
     device = device_and_dtype(model)[0]
@@ -51,6 +57,14 @@ def in_batches(
             label = None if y is None else y[start : start + batch_size].to(device)
             results.append(function(part, *condition_of(model, part, label)).to(x.device))
     return torch.cat(results)
+
+
+def check_condition(model: nn.Module, y: Tensor | None) -> None:
+    """ValueError for a condition ``y`` of a model that takes none."""
+    if y is not None and conditioning_of(model) is None and not uses_labels(model):
+        raise ValueError(
+            f"{type(model).__name__} is not conditional, and y was given: leave it out"
+        )
 
 
 def needs_density(model: Model, what: str) -> None:

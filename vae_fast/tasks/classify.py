@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_finite
+
 
 class LinearProbe(nn.Module):
     """Standardised features (N, D) to class probabilities (N, num_classes)."""
@@ -36,6 +38,7 @@ def linear_probe(
             f"features must be (N, D) and labels (N,), N of 1 or more, got "
             f"{tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    check_finite("features", features)
     labels = labels.long()
     if int(labels.min()) < 0:
         raise ValueError("a label is negative: leave unlabelled samples out")

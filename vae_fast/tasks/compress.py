@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_finite
 from vae_fast.models.interface import Model, is_probabilistic, learned_prior_of, part_of
 from vae_fast.tasks.batched import in_batches
 from vae_fast.tasks.encode import features
@@ -32,9 +33,10 @@ def compress(model: Model, x: Tensor, y: Tensor | None = None, *, step: float = 
     N(0, s^2) with each dimension's scale over x, which is assumed known. In a hierarchy a level's
     prior depends on the levels above; P then is N(0, 1).
     """
-    if not step > 0:
-        raise ValueError(f"step must be positive, got {step}")
+    if not 0 < step < math.inf:
+        raise ValueError(f"step must be positive and finite, got {step}")
     codes = features(model, x, y).double()
+    check_finite("codes", codes)
     symbols = (codes / step).round()
     if symbols.abs().max() > torch.iinfo(torch.int16).max:
         raise ValueError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.networks import device_and_dtype
-from vae_fast.tasks.batched import evaluating, in_batches
+from vae_fast.tasks.batched import check_condition, evaluating, in_batches
 from vae_fast.tasks.samplers import Sampler, draw_from
 
 
@@ -33,6 +34,11 @@ def generate(
             of taking its mean or most probable value.
         sampler: draws z instead of the prior (``fit_sampler``).
     """
+    check_condition(model, y)
+    check_count("n", n, 0)
+    check_count("batch_size", batch_size)
+    if not temperature >= 0:
+        raise ValueError(f"temperature can't be negative, got {temperature}")
     if y is not None and len(y) != n:
         raise ValueError(f"n is {n}, but y has {len(y)} entries")
     device = device_and_dtype(model)[0]
@@ -75,8 +81,7 @@ def denoise(
     Each step reconstructs the result of the last one (Rezende et al. 2014, appendix F, at the
     means).
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_count("steps", steps)
     made = reconstruct(model, x, y, batch_size=batch_size)
     for _ in range(steps - 1):
         classes = not made.is_floating_point()  # classes of pixels, in x's units

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.interface import Model, condition_of
 from vae_fast.models.likelihoods import Likelihood
 from vae_fast.networks import device_and_dtype
@@ -50,8 +51,8 @@ def impute(
             grey images under a Bernoulli likelihood. The chains then spread less than p(missing |
             known): ``std`` contains only the uncertainty of z.
     """
-    if steps < 1 or draws < 1:
-        raise ValueError(f"steps and draws must be at least 1, got {steps} and {draws}")
+    for name, count in (("steps", steps), ("draws", draws), ("batch_size", batch_size)):
+        check_count(name, count)
     if known.dtype != torch.bool:
         raise TypeError(f"known must be bool, True where x is known, got {known.dtype}")
     try:

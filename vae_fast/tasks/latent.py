@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.interface import Model, conditioning_of
 from vae_fast.networks import device_and_dtype
-from vae_fast.tasks.batched import evaluating
+from vae_fast.tasks.batched import check_condition, evaluating
 from vae_fast.tasks.encode import features
 
 
@@ -19,12 +20,16 @@ def decode(model: Model, z: Tensor, y: Tensor | None = None, *, batch_size: int 
         raise ValueError(
             f"{type(model).__name__} is conditional: codes are decoded under conditions, give y"
         )
+    check_condition(model, y)
+    check_count("batch_size", batch_size)
+    if z.dim() < 2:
+        raise ValueError(f"z must be (N, latent_dim), got {tuple(z.shape)}")
     if y is not None and len(y) != len(z):
         raise ValueError(f"z has {len(z)} rows, y has {len(y)} entries: they must be equal")
     device = device_and_dtype(model)[0]
     made = []
     with evaluating(model):
-        for start in range(0, len(z), batch_size):
+        for start in range(0, max(len(z), 1), batch_size):
             part = slice(start, start + batch_size)
             condition = () if y is None else (y[part].to(device),)
             params = model.decode(z[part].to(device), *condition)
@@ -93,13 +98,17 @@ def traverse(
     y: Tensor | None = None,
 ) -> Tensor:
     """Decode one code (latent_dim,) with each dimension set to each value: (dimensions, values,
-    *shape)."""
+    *shape), under one condition y (1, ...)."""
     if z.dim() != 1:
         raise ValueError(f"traverse walks from one code (latent_dim,), got {tuple(z.shape)}")
     dimensions = list(range(len(z))) if dimensions is None else list(dimensions)
-    out_of_range = [d for d in dimensions if not 0 <= d < len(z)]
+    for dimension in dimensions:
+        check_count("a dimension", dimension, 0)
+    out_of_range = [d for d in dimensions if d >= len(z)]
     if out_of_range:
         raise ValueError(f"the code has dimensions 0 to {len(z) - 1}, not {out_of_range}")
+    if y is not None and len(y) != 1:
+        raise ValueError(f"one code is decoded under one condition, got {len(y)}")
     walks = z.repeat(len(dimensions), len(values), 1)
     for row, dimension in enumerate(dimensions):
         walks[row, :, dimension] = torch.tensor(values, dtype=z.dtype, device=z.device)
@@ -140,6 +149,5 @@ def _fractions(start: Tensor, end: Tensor, steps: int) -> Tensor:
         raise ValueError(
             f"start and end must be (N, D) alike, got {tuple(start.shape)} and {tuple(end.shape)}"
         )
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
+    check_count("steps", steps, 2)
     return torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[None, :, None]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.interface import Model
 from vae_fast.tasks.batched import in_batches, needs_density
 from vae_fast.types import LossOutput
@@ -42,11 +43,8 @@ def importance_nll(
     ``batch_size * samples_at_once`` decoded samples for any K.
     """
     needs_density(model, "importance-sampled NLL")
-    if num_samples < 1 or samples_at_once < 1:
-        raise ValueError(
-            f"num_samples and samples_at_once must be at least 1, got {num_samples} and "
-            f"{samples_at_once}"
-        )
+    check_count("num_samples", num_samples)
+    check_count("samples_at_once", samples_at_once)
 
     def nll(part: Tensor, *condition: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -74,6 +72,8 @@ def bits_per_dimension(
     """
     if dimensions < 1:
         raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+    if levels is not None:
+        check_count("levels", levels, 2)
     of_cells = 0.0 if levels is None else math.log2(levels - 1)
     return nats / (dimensions * math.log(2.0)) + of_cells
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vae_fast.functional.checks import check_finite
 from vae_fast.models.interface import HasCodes, Model, is_probabilistic, part_of
 from vae_fast.models.objectives.riemannian import Riemannian
 from vae_fast.networks import device_and_dtype
@@ -123,6 +124,7 @@ def fit_sampler(
             probabilistic = is_probabilistic(model)
             code = model.sample_posterior if probabilistic else model.features
             codes = in_batches(model, code, x, y, batch_size=batch_size)
+        check_finite("codes", codes)
         return made.fit(codes.to(device_and_dtype(model)[0]))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.priors import FlowPrior
 from vae_fast.tasks.samplers.pixelcnn import PixelCNN
 
@@ -18,8 +19,8 @@ class Trained(nn.Module):
 
     def __init__(self, steps: int, batch: int, lr: float) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_count("steps", steps)
+        check_count("batch", batch)
         self.steps, self.batch, self.lr = steps, batch, lr
 
     def nll(self, codes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import nearest_code
+from vae_fast.functional.checks import check_count
 
 
 class GaussianMixture(nn.Module):
@@ -19,8 +20,7 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, dim: int, *, components: int = 10) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"a mixture's components must be at least 1, got {components}")
+        check_count("a mixture's components", components)
         self.register_buffer("weights", torch.full((components,), 1 / components).double())
         self.register_buffer("mu", torch.zeros(components, dim).double())
         self.register_buffer("factors", torch.eye(dim).double().repeat(components, 1, 1))
