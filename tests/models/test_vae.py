@@ -127,11 +127,20 @@ def test_resize_is_one_convolution_and_equals_two():
         x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
         seen = []
         hooked = copy.deepcopy(folded)
-        hooked[1].register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        for part in hooked:
+            part.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
         with mock.patch.object(F, "interpolate", wraps=F.interpolate) as doubled:
             y = folded(x)
         assert doubled.call_count == calls  # sides that do not double go the long way
-        assert torch.equal(hooked(x), plain(x)) and len(seen) == 1
+        assert torch.equal(hooked(x), plain(x)) and len(seen) == 2
+        hooked = copy.deepcopy(folded)
+        hooked[0].register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        assert torch.equal(hooked(x), plain(x)) and len(seen) == 3
+        with torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1)):  # noqa: B023
+            folded(x)
+        assert len(seen) == 6  # of all modules: Resize and its two
+        short = copy.deepcopy(folded).bfloat16()
+        assert torch.equal(short(x.bfloat16()), torch.nn.Sequential(*short)(x.bfloat16()))
         scripted = torch.jit.script(folded)
         for other in (plain(x), scripted(x)):
             torch.testing.assert_close(y, other, rtol=0, atol=1e-13)
@@ -142,6 +151,22 @@ def test_resize_is_one_convolution_and_equals_two():
             strict=True,
         ):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
+def test_conv_networks_halve_large_images_more_often():
+    for shape, channels in (
+        ((1, 28, 28), (32, 64)),
+        ((3, 32, 32), (32, 64)),
+        ((1, 4, 4), (32, 64)),
+        ((1, 64, 20), (32, 64, 64)),
+        ((3, 65, 64), (32, 64, 64, 64)),
+    ):
+        by_default = build("vae", shape, network="conv")
+        chosen = build("vae", shape, network="conv", network_options={"channels": channels})
+        shapes = [[p.shape for p in model.parameters()] for model in (by_default, chosen)]
+        assert shapes[0] == shapes[1]
+        x = torch.rand(2, *shape)
+        assert by_default.reconstruct(x).shape == x.shape
 
 
 def test_reconstruct_uses_the_posterior_mean():

@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from vae_fast import hub, tasks
+from vae_fast import hub, models, tasks
 from vae_fast.data import load
-from vae_fast.train import TrainConfig, Trainer, manifest
+from vae_fast.train import TrainConfig, Trainer, earlier, manifest
 
 CONV = {"network": "conv", "network_options": {"channels": [4], "hidden": 8}}
 
@@ -34,7 +34,7 @@ def test_a_run_without_the_option_has_transposed_convolutions(tmp_path, monkeypa
         args, key = {**decoder, "decoder_options": CONV["network_options"]}, "decoder_options"
     trained(tmp_path / "new", **args)
     written = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["model_args"]
-    assert written[key]["upsampling"] == "resize"
+    assert written[key]["upsampling"] == "resize" and written[key]["channels"] == [4]
     assert "Resize" in kinds(tasks.load_model(tmp_path / "new", device="cpu").model)
 
     run = tmp_path / "before"
@@ -70,3 +70,27 @@ def test_a_run_without_the_option_has_transposed_convolutions(tmp_path, monkeypa
     assert torch.equal(
         hub.pretrained_class().from_pretrained(folder).reconstruct(x), fresh.eval().reconstruct(x)
     )
+
+
+def test_a_run_without_channels_has_two_stages():
+    """The default was (32, 64) for images of all sizes; a new run's follows its images."""
+    for args, key in (
+        ({"network": "conv"}, "network_options"),
+        ({"network": "mlp", "decoder_network": "conv"}, "decoder_options"),
+        ({"network": "conv", "decoder_options": {}}, "decoder_options"),
+    ):
+        before, now = earlier.of_saved("vae", args), earlier.written_out("vae", args)
+        assert before[key] == {"upsampling": "transposed", "channels": [32, 64]}
+        assert now[key] == {"upsampling": "resize", "channels": None}
+        assert earlier.of_saved("vae", now) == now
+        sizes = [
+            sum(isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) for m in
+                models.build("vae", (1, 40, 40), **given).decoder.modules())
+            for given in (args, now, before)
+        ]  # fmt: skip
+        assert sizes == [3, 3, 2]
+    resnet = {"network": "resnet", "network_options": {"blocks": 0}}
+    assert earlier.written_out("vae", resnet)["network_options"] == {
+        "blocks": 0,
+        "upsampling": "resize",
+    }

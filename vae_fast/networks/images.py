@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional.checks import check_counts
 from vae_fast.layers import MLP
 from vae_fast.networks.vectors import activation_of, mlp, norm_of
-from vae_fast.upsampling import spread
+from vae_fast.upsampling import can_spread, doubled, is_unchanged
 
 UPSAMPLINGS = ("transposed", "resize")
+SMALLEST = 8  # the side of the smallest maps of a ``conv`` network, by default
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -52,6 +52,17 @@ def stage_shapes(shape: Sequence[int], channels: Sequence[int]) -> list[tuple[in
     return [(n, *size) for n, size in zip((n_channels, *channels), sizes, strict=True)]
 
 
+def default_channels(shape: Sequence[int]) -> tuple[int, ...]:
+    """(32, 64, 64, ...): stages down to maps of at most ``SMALLEST`` squared, two at least.
+
+    The linear layers beside larger maps would have most of a network's parameters, and take most
+    of a step.
+    """
+    sizes = pyramid(*image_shape(shape)[1:], 32)
+    stages = next(n for n, size in enumerate(sizes) if max(size) <= SMALLEST)
+    return (32, *[64] * max(stages - 1, 1))
+
+
 def downsampling(n_in: int, n_out: int) -> nn.Conv2d:
     """The convolution that goes with ``upsample``."""
     return nn.Conv2d(n_in, n_out, 3, stride=2, padding=1)
@@ -68,9 +79,8 @@ class Resize(nn.Sequential):
         if torch.jit.is_scripting():
             for layer in self:
                 x = layer(x)
-        elif _doubles(self[0], x) and _is_unchanged(self[1]):
-            conv = cast(nn.Conv2d, self[1])
-            x = F.conv_transpose2d(x, spread(conv.weight), conv.bias, stride=2, padding=1)
+        elif _doubles(self[0], x) and can_spread(self[1]):
+            x = doubled(x, cast(nn.Conv2d, self[1]))
         else:
             x = super().forward(x)  # type: ignore[no-untyped-call]
         return x
@@ -78,14 +88,7 @@ class Resize(nn.Sequential):
 
 def _doubles(upsampling: nn.Module, x: Tensor) -> bool:
     height, width = x.shape[-2:]
-    return isinstance(upsampling, nn.Upsample) and upsampling.size == (2 * height, 2 * width)
-
-
-def _is_unchanged(conv: nn.Module) -> bool:
-    """Whether no tool has replaced, wrapped, or hooked the convolution."""
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks,
-             conv._backward_pre_hooks)  # fmt: skip
-    return type(conv) is nn.Conv2d and "forward" not in vars(conv) and not any(hooks)
+    return is_unchanged(upsampling, nn.Upsample) and upsampling.size == (2 * height, 2 * width)
 
 
 def upsample(n_in: int, n_out: int, size: Sequence[int], kind: str = "transposed") -> nn.Module:
@@ -113,17 +116,17 @@ def conv_encoder(
     input_shape: Sequence[int],
     features: int,
     *,
-    channels: Sequence[int] = (32, 64),
+    channels: Sequence[int] | None = None,
     hidden: int = 256,
     activation: str = "relu",
     norm: str = "none",
     dropout: float = 0.0,
     upsampling: str = "resize",
 ) -> nn.Sequential:
-    """Stride-2 convolutions, one per entry of ``channels``, then an MLP with one hidden layer.
-    Only the decoder uses ``upsampling``."""
+    """Stride-2 convolutions, one per entry of ``channels`` (``default_channels``), then an MLP with
+    one hidden layer. Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
-    shapes = stage_shapes(input_shape, channels)
+    shapes = stage_shapes(input_shape, channels or default_channels(input_shape))
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
         layers.append(downsampling(n_in, n_out))
@@ -137,7 +140,7 @@ def conv_decoder(
     features: int,
     output_shape: Sequence[int],
     *,
-    channels: Sequence[int] = (32, 64),
+    channels: Sequence[int] | None = None,
     hidden: int = 256,
     activation: str = "relu",
     norm: str = "none",
@@ -145,6 +148,7 @@ def conv_decoder(
     upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``. ``upsampling`` is the ``kind`` of ``upsample``."""
+    channels = channels or default_channels(output_shape)
     small, *larger = reversed(stage_shapes(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),

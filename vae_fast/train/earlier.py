@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-NOW = {"upsampling": "resize"}
-EARLIER = {"upsampling": "transposed"}
-_NETWORKS = ("conv", "resnet")
+Options = Mapping[str, Mapping[str, Any]]  # of each network
+
+NOW: Options = {
+    "conv": {"upsampling": "resize", "channels": None},  # None: by the images' size
+    "resnet": {"upsampling": "resize"},
+}
+EARLIER: Options = {
+    "conv": {"upsampling": "transposed", "channels": [32, 64]},
+    "resnet": {"upsampling": "transposed"},
+}
 _IGNORED = ("latent_dim", "network", "network_options", "decoder_network", "decoder_options")
 _OTHERS = ("hvae", "vrae", "autoencoder-kl")  # models without these networks
 
@@ -28,18 +35,15 @@ def of_saved(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
     return _filled(model, model_args, EARLIER)
 
 
-def _filled(
-    model: str, model_args: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def _filled(model: str, model_args: Mapping[str, Any], defaults: Options) -> dict[str, Any]:
     args = dict(model_args)
     if ":" in model or model in _OTHERS or args.get("of", "vae") in _OTHERS:
         return args
-    network = args.get("network")
+    network = str(args.get("network"))
     own_network, own_options = args.get("decoder_network"), args.get("decoder_options")
-    if network in _NETWORKS:
-        args["network_options"] = {**defaults, **(args.get("network_options") or {})}
-    if (own_network or network) in _NETWORKS and (
-        own_options is not None or own_network not in (None, network)
-    ):
-        args["decoder_options"] = {**defaults, **(own_options or {})}
+    if network in defaults:
+        args["network_options"] = {**defaults[network], **(args.get("network_options") or {})}
+    kind = str(own_network or network)
+    if kind in defaults and (own_options is not None or own_network not in (None, network)):
+        args["decoder_options"] = {**defaults[kind], **(own_options or {})}
     return args
