@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from experiments.training import Clock, parameters, train
 from vae_fast import data as datasets
 from vae_fast import evaluate
 from vae_fast.evaluate.run import gather
+from vae_fast.train.config import from_dict
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -28,7 +31,15 @@ LEFT_OUT = {
     "binarized": "an option of the data, on the VAE",
     "autoencoder_kl_22m": "for a GPU",
     "autoencoder_kl_84m": "for several GPUs",
+    "latent_diffusion_gpu": "for a GPU",
+    "latent_diffusion_8gpu": "for several GPUs",
     "text": "its data are made first, and it draws words and no pictures",
+}
+# Where an example trains longer than some minutes on one core: what the gallery trains instead.
+SHORTER: dict[str, dict[str, Any]] = {
+    "latent_diffusion": {"epochs": 3, "model_args.objective_options.start": 160},
+    "vae_gan": {"epochs": 3},
+    "vq_vae": {"epochs": 3},
 }
 ANSWERS = {
     "elbo": "ELBO {:.1f}",
@@ -44,11 +55,12 @@ HEAD = """\
 
 Most examples of `examples/`, trained, drawn and measured by `python -m experiments gallery`;
 `--only NAME` makes one again. `LEFT_OUT` in `experiments/gallery.py` has those that are not for this
-page, with the reasons. A table at the end has most models and parts, trained with one small budget;
+page, with the reasons. A table at the end has all models and parts, trained with one small budget;
 `--only parts` makes its missing rows, `--only part-NAME` one. "Not made yet" names what is missing, of
 the examples and of the table.
 
-Each caption has the date and the commit of its training. Two examples of 2026-11-22 would be trained
+Each caption has the command. A flag behind the file's name makes the training shorter than the
+example's own, so that every picture takes some minutes of one core. It also has the date and the commit of its training. Two examples of 2026-11-22 would be trained
 otherwise today. `beta_vae` has transposed convolutions, the default at that time; today this takes
 `network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
 (`precision: bf16`); its file says float32 today.
@@ -117,6 +129,9 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     """Train one example, draw it into ``folder`` and measure it."""
     config = read(name)
     words = config.pop("words")
+    for key, value in SHORTER.get(name, {}).items():
+        *outer, last = key.split(".")
+        reduce(getitem, outer, config)[last] = value
     given: tuple[Any, ...] = ()
     if quick:
         config.update(epochs=1, batch_size=16)
@@ -126,6 +141,7 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     model = train(config, *given)
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     x, y = gather(datasets.load(config["data"], split="val"), 20 if quick else TEST_SAMPLES)
+    count, batch = len(datasets.load(config["data"], split="train")), from_dict(config).batch_size
     pictures = showpieces.draw(name, model, x, y, folder)
     samples = 2 if quick else NLL_SAMPLES
     report = evaluate.evaluate(model, x, y, num_samples=samples)
@@ -134,7 +150,9 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
         "words": words,
         "model": config["model"],
         "data": config["data"],
+        "flags": flags(SHORTER.get(name, {})),
         "epochs": config["epochs"],
+        "steps": config["epochs"] * -(-count // batch),
         "parameters": parameters(model),
         "seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
@@ -153,16 +171,26 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     }
 
 
+def flags(options: dict[str, Any]) -> str:
+    """The flags of ``vae-fast train`` that set ``options``, each after a space."""
+    return "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+
+
 def caption(facts: dict[str, Any]) -> str:
     """An example's measurements in one line."""
+    steps = f" ({facts['steps']:,} steps)" if "steps" in facts else ""
     answers = "; ".join(ANSWERS[key].format(value) for key, value in facts["measured"].items())
     made = facts["made"]
     return (
-        f"{facts['parameters']:,} parameters, {facts['epochs']} epochs on {facts['data']}, "
+        f"{facts['parameters']:,} parameters, {facts['epochs']} epochs{steps} on {facts['data']}, "
         f"{facts['cpu_seconds']:.0f} CPU-seconds of training. On {facts['samples']} validation "
         f"samples ({facts['pixels']}, {facts['likelihood']}): {answers}. "
         f"{made['date']}, commit {made['commit']}, torch {made['torch']}, seed 0."
     )
+
+
+def command(name: str, facts: dict[str, Any]) -> str:
+    return f"vae-fast train --config examples/{name}.yaml{facts.get('flags', '')}"
 
 
 def page(facts: dict[str, dict[str, Any]]) -> str:
@@ -171,7 +199,7 @@ def page(facts: dict[str, dict[str, Any]]) -> str:
     for name, found in facts.items():
         parts += [f"## {name}", "", found["words"], ""]
         parts += [f"![{picture}](gallery/{picture})" for picture in found["pictures"]]
-        parts += ["", f"`vae-fast train --config examples/{name}.yaml`. {caption(found)}", ""]
+        parts += ["", f"`{command(name, found)}`. {caption(found)}", ""]
     missing = [f"`examples/{name}.yaml`" for name in names(None) if name not in facts]
     if missing:
         parts += [f"Not made yet: {', '.join(missing)}.", ""]

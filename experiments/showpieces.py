@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.inpaint import from_half, left_half
 from experiments.pictures import Band, compose, draw_series, ramp, shrink
+from experiments.training import fashion
 from vae_fast import evaluate, tasks
 from vae_fast.data.embedded import CLASSES
 from vae_fast.tasks.pictures import draw_latent_map, draw_score_histogram
@@ -119,9 +121,37 @@ def _tasks(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
     ]
 
 
+def _sampled(name: str, words: str, **options: Any) -> Callable[..., list[Band]]:
+    """Samples of a sampler that is fitted to fashion10k's codes."""
+
+    def bands(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
+        images = fashion("train").images
+        fitted = tasks.fit_sampler(name, model, images, seed=0, **options)
+        made = tasks.generate(model, 3 * COLUMNS, seed=0, sampler=fitted)
+        return [*_reconstructed(model, x, y), Band(words, made)]
+
+    return bands
+
+
+def _walks(model: nn.Module, x: Tensor, y: Tensor | None) -> list[Band]:
+    """Also walks between codes, for a space in which a straight line leaves the codes."""
+    walks = tasks.interpolate(model, x[:2], x[3:5], steps=COLUMNS).flatten(0, 1)
+    return [*_plain(model, x, y, rows=2), Band("from one image to another on an arc", walks)]
+
+
 BANDS: dict[str, Callable[..., list[Band]]] = {
     "ae": _ae,
     "beta_vae": _traversals,
+    "beta_tcvae": _traversals,
+    "factor_vae": _traversals,
+    "spherical_vae": _walks,
+    "rae": _sampled("gmm", "samples of 10 Gaussians fitted to the codes (--sampler gmm)"),
+    "latent_diffusion": _sampled(
+        "gmm", "samples of 10 Gaussians fitted to the codes (--sampler gmm)"
+    ),
+    "vq_vae": _sampled(
+        "pixelcnn", "samples of a PixelCNN of 600 steps (--sampler pixelcnn)", steps=600
+    ),
     "cvae": _by_class,
     "ssvae": _by_class,
     "inpainting_cvae": _half,
