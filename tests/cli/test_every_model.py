@@ -1,5 +1,5 @@
-"""Every model and objective by the commands: trained on fashion10k, resumed to the same bits,
-evaluated, sampled."""
+"""Every model, objective, posterior, prior and quantiser by the commands: trained on fashion10k,
+resumed to the same bits, evaluated, sampled."""
 
 import json
 
@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from vae_fast.cli import main
-from vae_fast.models import MODELS
+from vae_fast.models import MODELS, QUANTIZERS
 from vae_fast.models.objectives import OBJECTIVE_NAMES
+from vae_fast.models.posteriors import POSTERIORS
+from vae_fast.models.priors import PRIORS
 from vae_fast.train import checkpoint
 from vae_fast.train.step import Step
 
 STEPS, KILLED_AT = 8, 6
 # Sizes for a test; what is not here is as the registry builds it.
+_VECTORS = {"network": "mlp", "network_options": {"hidden": [16]}, "places": 4}
 SMALL = {
+    **dict.fromkeys(QUANTIZERS[1:], _VECTORS),
     "autoencoder-kl": {"channels": 4, "multipliers": [1, 2], "groups": 2},
     "vq-vae": {"network_options": {"channels": 4, "multipliers": [1, 2], "groups": 2}},
     "hvae": {"levels": 2, "width": 16},
@@ -24,11 +28,25 @@ SMALL = {
     "latent-diffusion": {"objective_options": {"start": 3, "channels": 8}},
     "vae-gan": {"objective_options": {"channels": 8}},
 }
-WAYS = {name: {"model": name} for name in sorted(MODELS)} | {
+WAYS: dict[str, dict[str, str]] = {name: {"model": name} for name in sorted(MODELS)}
+WAYS |= {
     name: {"model": "ae" if name.startswith("rae") else "vae", "objective": name}
-    for name in OBJECTIVE_NAMES
-    if name != "elbo"
+    for name in OBJECTIVE_NAMES[1:]
 }
+WAYS |= {name: {"model": "vq-vae", "quantizer": name} for name in QUANTIZERS[1:]}
+# Posteriors and priors that combine are trained in pairs.
+PAIRS = [("planar", "gaussian"), ("radial", "mixture"), ("iaf", "maf"), ("realnvp", "iaf"),
+         ("gaussian", "realnvp"), ("vmf", "standard"), ("poincare", "standard")]  # fmt: skip
+WAYS |= {
+    f"{posterior}, {prior}": {"model": "vae", "posterior": posterior, "prior": prior}
+    for posterior, prior in PAIRS
+}
+
+
+def test_every_part_is_among_them():
+    posteriors, priors = (set(names) for names in zip(*PAIRS, strict=True))
+    assert posteriors == set(POSTERIORS)
+    assert priors == set(PRIORS) - {"vamp"}  # the model vamp-vae
 
 
 class Killed(BaseException):
@@ -44,9 +62,9 @@ def test_by_the_commands(name, tmp_path, monkeypatch, capsys):
         status = main([str(argument) for argument in arguments])
         assert status == 0, capsys.readouterr()
 
-    model_args = SMALL.get(name, {})
-    if "objective" in WAYS[name]:
-        model_args = {**model_args, "objective": name}
+    parts = {key: value for key, value in WAYS[name].items() if key != "model"}
+    sizes = SMALL.get(WAYS[name]["model"], {}) | SMALL.get(name, {})
+    model_args = {"latent_dim": 4, **sizes, **parts} if "posterior" in parts else {**sizes, **parts}
     (tmp_path / "config.yaml").write_text(json.dumps({"model_args": model_args}))  # JSON is YAML
     train = ["train", "--config", tmp_path / "config.yaml", "--model", WAYS[name]["model"],
              "--data", "fashion10k", "--max-steps", STEPS, "--batch-size", 32, "--device", "cpu",
