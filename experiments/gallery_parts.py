@@ -19,10 +19,12 @@ STEPS, BATCH = 300, 128
 TEST_SAMPLES, NLL_SAMPLES = 200, 20
 COLUMNS = 10
 MAPS = {"channels": 4, "multipliers": [1, 2, 4], "groups": 4}
+VECTORS = {"network": "mlp", "network_options": {"hidden": [256]}, "places": 49}
 # Networks smaller than the default ones, and options without which a model trains longer.
 SIZES: dict[str, dict[str, Any]] = {
     "autoencoder-kl": MAPS,
     "vq-vae": {"network_options": MAPS},
+    **dict.fromkeys(QUANTIZERS[1:], VECTORS),
     "hvae": {"levels": 3},
     "vrae": {"hidden": 64},
     "factor": {"objective_options": {"hidden": [256, 256]}},
@@ -46,9 +48,12 @@ defaults except for the arguments shown and these (`SIZES` in `experiments/galle
 - `capacity` has a `gamma` of 10 (1000 by default) and a `rise` of {STEPS} steps (25,000).
 - `latent_dim` is 5 (20) for the posteriors `vmf` and `poincare` and the objective `riemannian`.
 - The discriminator of `latent-diffusion` starts at step {STEPS // 2} (50,000).
+- Networks of the quantisers `rvq`, `fsq` and `lfq` are MLPs with {VECTORS["places"]} codes an image; the one
+  of `vq-vae` is convolutional.
 
 That is enough to see that each part learns, and too little to compare them. Rows of a picture:
-validation images, their reconstructions, samples. NLL is an importance-sampled bound (K = {NLL_SAMPLES})
+validation images, their reconstructions, samples. A vq-vae's samples are of codes drawn singly, by
+their frequency, and so show no objects: `--sampler pixelcnn` draws them jointly. NLL is an importance-sampled bound (K = {NLL_SAMPLES})
 over {TEST_SAMPLES} grey validation images, in nats; error is squared, per pixel.
 
 | `vae-fast train` | parameters | NLL | KL | error | picture |
