@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,22 @@ LEFT_OUT = {
     "latent_diffusion_8gpu": "for several GPUs",
     "text": "its data are made first, and it draws words and no pictures",
 }
-# Where an example trains longer than some minutes on one core: what the gallery trains instead.
+# Where an example would take an hour of a busy core: what the gallery trains instead.
 SHORTER: dict[str, dict[str, Any]] = {
-    "latent_diffusion": {"epochs": 3, "model_args.objective_options.start": 160},
-    "vae_gan": {"epochs": 3},
-    "vq_vae": {"epochs": 3},
+    "beta_tcvae": {"epochs": 4},
+    "latent_diffusion": {
+        "epochs": 2,
+        "model_args.channels": 8,
+        "model_args.objective_options.channels": 8,
+        "model_args.objective_options.start": 150,
+    },
+    "vae_gan": {
+        "epochs": 2,
+        "batch_size": 32,
+        "model_args.network_options.channels": [16, 32],
+        "model_args.objective_options.channels": 8,
+    },
+    "vq_vae": {"epochs": 2, "batch_size": 64, "model_args.network_options.channels": 8},
 }
 ANSWERS = {
     "elbo": "ELBO {:.1f}",
@@ -59,10 +69,11 @@ page, with the reasons. A table at the end has all models and parts, trained wit
 `--only parts` makes its missing rows, `--only part-NAME` one. "Not made yet" names what is missing, of
 the examples and of the table.
 
-Each caption has the command. A flag behind the file's name makes the training shorter than the
-example's own, so that every picture takes some minutes of one core. It also has the date and the commit of its training. Two examples of 2026-11-22 would be trained
-otherwise today. `beta_vae` has transposed convolutions, the default at that time; today this takes
-`network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
+Each caption has the command, and the date and commit of its training. Flags behind the file's name
+(`SHORTER` in `experiments/gallery.py`) make a training shorter or its networks smaller than the
+example's own, so that no picture takes more than some minutes of one core. Two examples of 2026-11-22
+would be trained otherwise today. `beta_vae` has transposed convolutions, the default at that time;
+today this takes `network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
 (`precision: bf16`); its file says float32 today.
 
 Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood
@@ -125,13 +136,19 @@ def read(name: str) -> dict[str, Any]:
     return {**yaml.safe_load(text), "words": " ".join(comment)}
 
 
-def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
-    """Train one example, draw it into ``folder`` and measure it."""
+def shortened(name: str) -> dict[str, Any]:
+    """``read``, with the values of ``SHORTER``."""
     config = read(name)
-    words = config.pop("words")
     for key, value in SHORTER.get(name, {}).items():
         *outer, last = key.split(".")
-        reduce(getitem, outer, config)[last] = value
+        reduce(lambda inner, part: inner.setdefault(part, {}), outer, config)[last] = value
+    return config
+
+
+def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """Train one example, draw it into ``folder`` and measure it."""
+    config = shortened(name)
+    words = config.pop("words")
     given: tuple[Any, ...] = ()
     if quick:
         config.update(epochs=1, batch_size=16)
@@ -173,7 +190,10 @@ def show(name: str, folder: Path, quick: bool) -> dict[str, Any]:
 
 def flags(options: dict[str, Any]) -> str:
     """The flags of ``vae-fast train`` that set ``options``, each after a space."""
-    return "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+    return "".join(
+        f" --{key.replace('_', '-')} {json.dumps(value, separators=(',', ':'))}"
+        for key, value in options.items()
+    )
 
 
 def caption(facts: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "miwae": {"objective_options": {"samples": 3, "estimates": 2}},
     "piwae": {"objective_options": {"samples": 3, "estimates": 2}},
     "capacity": {"objective_options": {"rise": STEPS, "gamma": 10.0}},
-    "latent-diffusion": {"objective_options": {"start": STEPS // 2, "channels": 16}},
+    "latent-diffusion": {"objective_options": {"start": STEPS // 2, "channels": 8}},
     "vae-gan": {"objective_options": {"channels": 16}},
     "riemannian": {"latent_dim": 5, "objective_options": {"anchors": 200}},
     "poincare": {"latent_dim": 5},

@@ -7,6 +7,7 @@ import torch
 from experiments import gallery, gallery_parts, pictures, showpieces
 from experiments.pictures import Band
 from vae_fast import models
+from vae_fast.train.config import from_dict, to_dict
 
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("yaml")
@@ -44,6 +45,24 @@ def test_every_example_is_shown_or_left_out_by_name():
         gallery.names(["vea"])
     config = gallery.read("ae")
     assert config["model"] == "ae" and config["words"].startswith("The deterministic baseline")
+
+
+@pytest.mark.parametrize("name", gallery.SHORTER)
+def test_the_captions_command_trains_what_the_gallery_trains(name, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from vae_fast import cli, train
+    from vae_fast.cli import train as command
+
+    found = []
+    monkeypatch.setattr(train, "Trainer", lambda config, **_: found.append(config))
+    monkeypatch.setattr(command, "begin_work", lambda: None)
+    monkeypatch.setattr(command, "_fit", lambda *_: 0)
+    monkeypatch.chdir(gallery.ROOT)
+    made = {"flags": gallery.flags(gallery.SHORTER[name])}
+    assert cli.main(gallery.command(name, made).split()[1:]) == 0
+    values = gallery.shortened(name)
+    assert values.pop("words") and values != gallery.read(name)
+    assert to_dict(found[0]) == to_dict(from_dict(values))
 
 
 def test_a_page_lists_the_measurements():
