@@ -5,8 +5,8 @@ import torch
 
 from tests.models.gradients import check_gradients
 from vae_fast import noise, reference
+from vae_fast.functional.images import edges, left_half
 from vae_fast.models import build
-from vae_fast.models.conditions import edges, left_half
 
 SHAPE = (1, 4, 4)
 

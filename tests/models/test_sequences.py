@@ -99,3 +99,8 @@ def test_characters_train_and_are_written(text, tmp_path):
     assert main(["sample", str(tmp_path / "run"), "--label", "2", "--draw", "--n", "3",
                  "--out", str(lines)]) == 0  # fmt: skip
     assert len(lines.read_text().rstrip("\n").split("\n")) == 3
+
+
+def test_samples_of_more_than_three_dimensions_are_no_sequences():
+    with pytest.raises(ValueError, match=r"samples of a sequence model are .*got \(2, 3, 4, 5\)"):
+        build("vrae", (2, 3, 4, 5), likelihood="bernoulli")

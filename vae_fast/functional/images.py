@@ -1,10 +1,12 @@
-"""Similarity of images: PSNR, SSIM and MS-SSIM, with gradients."""
+"""Images: their similarity (PSNR, SSIM and MS-SSIM, with gradients), edges and halves."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vae_fast.reference import as_probability
 
 # The weights of the scales, finest first (Wang, Simoncelli & Bovik 2003, section 3.2).
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -96,3 +98,22 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         )
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return a.to(wide), b.to(wide)
+
+
+def left_half(x: Tensor) -> Tensor:
+    """The images x with their right half black."""
+    half = x.clone()
+    half[..., x.shape[-1] // 2 :] = 0
+    return half
+
+
+def edges(x: Tensor) -> Tensor:
+    """The edge map of images (N, C, H, W): the Sobel gradient's magnitude, clamped to [0, 1]."""
+    image = as_probability(x, x.dtype if x.is_floating_point() else torch.float32)
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    # (1, 2, 1) / 4 along one dimension and (-1, 0, 1) along the other, without a kernel tensor,
+    # which would be copied from the host.
+    down = (padded[..., :-2, :] + 2.0 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4.0
+    across = (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:]) / 4.0
+    dx, dy = down[..., 2:] - down[..., :-2], across[..., 2:, :] - across[..., :-2, :]
+    return (dx.square() + dy.square()).sqrt().clamp(max=1.0)

@@ -7,14 +7,13 @@ half of an image or its edges, so that image-to-image translation trains on plai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_fast.functional.checks import check_count
-from vae_fast.networks import make_encoder
+from vae_fast.functional.images import edges, left_half
+from vae_fast.networks.chosen import NetworkChoice
 from vae_fast.networks.scripting import NotScriptable
 from vae_fast.ops.autograd import is_batched
 from vae_fast.reference import as_probability
@@ -137,33 +136,13 @@ class Images(Condition):
         return self.network(y)
 
 
-def left_half(x: Tensor) -> Tensor:
-    """The images x with their right half black."""
-    half = x.clone()
-    half[..., x.shape[-1] // 2 :] = 0
-    return half
-
-
-def edges(x: Tensor) -> Tensor:
-    """The edge map of images (N, C, H, W): the Sobel gradient's magnitude, clamped to [0, 1]."""
-    image = as_probability(x, x.dtype if x.is_floating_point() else torch.float32)
-    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    # (1, 2, 1) / 4 along one dimension and (-1, 0, 1) along the other, without a kernel tensor,
-    # which would be copied from the host.
-    down = (padded[..., :-2, :] + 2.0 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4.0
-    across = (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:]) / 4.0
-    dx, dy = down[..., 2:] - down[..., :-2], across[..., 2:, :] - across[..., :-2, :]
-    return (dx.square() + dy.square()).sqrt().clamp(max=1.0)
-
-
 DERIVED = {"left-half": left_half, "edges": edges}
 
 
 def make_condition(
     condition: str | Condition,
     input_shape: Sequence[int],
-    network: str,
-    network_options: dict[str, Any],
+    networks: NetworkChoice,
     *,
     num_classes: int = 10,
     size: int | None = None,
@@ -173,7 +152,8 @@ def make_condition(
     """A condition by name, or the given one.
 
     Names, with their options: labels (num_classes), attributes (size), images (shape, features),
-    and left-half and edges, images derived from x. ``network`` encodes images.
+    and left-half and edges, images derived from x. ``networks`` has the
+    encoder of images.
     """
     if isinstance(condition, Condition):
         return condition
@@ -185,7 +165,7 @@ def make_condition(
         return Attributes(size)
     if condition == "images" or condition in DERIVED:
         shape = tuple(input_shape if shape is None else shape)
-        encoder = make_encoder(network, shape, features, **network_options)
+        encoder = networks.encoder(shape, features)
         return Images(encoder, shape, features, derive=DERIVED.get(condition))
     known = ["labels", "attributes", "images", *DERIVED]
     raise ValueError(f"unknown condition {condition!r}; known: {', '.join(known)}")

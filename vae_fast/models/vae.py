@@ -46,14 +46,15 @@ class BetaVAE(LatentModel):
         self, *networks: nn.Module, posterior: nn.Module | None = None, **options: Any
     ) -> None:
         super().__init__(*networks, posterior=posterior, **options)
-        if posterior is not None and self.learned_prior is not None and posterior.has_own_space:
+        self.has_own_space = posterior is not None and bool(posterior.has_own_space)
+        if posterior is not None and self.learned_prior is not None and self.has_own_space:
             raise ValueError(
                 f"a {posterior.name} posterior has a space and a prior of its own: leave the prior "
                 "standard"
             )
         wants = "any" if self.objective is None else self.objective.posteriors
-        own_space = posterior is not None and posterior.has_own_space
-        if posterior is not None and (wants == "gaussian" or (wants == "flat" and own_space)):
+        refused = wants == "gaussian" or (wants == "flat" and self.has_own_space)
+        if posterior is not None and refused:
             raise ValueError(
                 f"{self.objective.name} is not defined for the posterior {posterior.name}: it takes "
                 + ("the Gaussian" if wants == "gaussian" else "the Gaussian and flows")
@@ -106,7 +107,7 @@ class BetaVAE(LatentModel):
     def prior_from(
         self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
     ) -> Tensor:
-        if self.posterior is not None and self.posterior.has_own_space:
+        if self.has_own_space:
             return self.posterior.sample_prior(eps)
         if self.learned_prior is None and (p := self.prior(*condition)) is not None:
             return p.mu + torch.exp(0.5 * p.logvar) * eps
@@ -116,7 +117,7 @@ class BetaVAE(LatentModel):
         """log p(z) in nats, (...,) for z (..., latent_dim); p is the result of ``prior``."""
         if self.learned_prior is not None:
             return self.learned_prior.log_density(z, self.encode)
-        if self.posterior is not None and self.posterior.has_own_space:
+        if self.has_own_space:
             return self.posterior.log_prior(z)
         return standard_log_density(z) if p is None else log_density(z, *p)
 

@@ -13,6 +13,15 @@ import torch
 from torch import Tensor
 
 
+def step_size(shape: Sequence[int]) -> int:
+    """F, the number of values in a step."""
+    if not 1 <= len(shape) <= 3:
+        raise ValueError(
+            f"samples of a sequence model are (T,), (T, F) or images (C, T, W), got {tuple(shape)}"
+        )
+    return {1: 1, 2: shape[-1], 3: shape[0] * shape[-1]}[len(shape)]
+
+
 def to_steps(
     x: Tensor,
     shape: Sequence[int],

@@ -10,9 +10,10 @@ from torch import nn
 
 from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.models.autoencoder_kl import AutoencoderKL
-from vae_fast.models.builders.vectors import NETWORKS, Choices
+from vae_fast.models.builders.vectors import Choices
 from vae_fast.models.quantize import make_quantizer
 from vae_fast.models.vqvae import VQVAE
+from vae_fast.networks.chosen import NETWORKS
 from vae_fast.networks.maps import SIZES, networks_of_maps
 
 
@@ -24,7 +25,7 @@ def latent_maps(
     if unknown := set(options) - {*SIZES, "channels", "z_channels", "groups"}:
         raise TypeError(f"an autoencoder-kl takes no {', '.join(sorted(unknown))}")
     sizes = {**SIZES, "channels": 32, "z_channels": 4, "groups": 8, **options}
-    planes = chosen.p_x.parameters_shape(input_shape)[0]
+    planes = chosen.output_shape()[0]
     encoder, decoder, latent_shape = networks_of_maps(input_shape, planes, **sizes)
     chosen.latent_dim = math.prod(latent_shape)
     parts = chosen.parts()
@@ -78,7 +79,7 @@ def quantized(
         sizes = {**SIZES, "channels": 16, "groups": 4, **(chosen.network_options or {})}
         encoder, of_maps, shape = networks_of_maps(
             input_shape,
-            chosen.p_x.parameters_shape(input_shape)[0],
+            chosen.output_shape()[0],
             z_channels=code_dim,
             features_per_latent=1,
             **sizes,
@@ -86,8 +87,8 @@ def quantized(
         decoder: nn.Module = nn.Sequential(nn.Unflatten(1, shape), of_maps)
     else:
         shape = (code_dim, places)
-        encoder = chosen.encoder(code_dim * places)
-        decoder = chosen.decoder(code_dim * places)
+        encoder = chosen.encoder(input_shape, code_dim * places)
+        decoder = chosen.decoder(code_dim * places, chosen.output_shape())
     chosen.latent_dim = math.prod(shape)
     parts = chosen.parts()
     del parts["latent_dim"]

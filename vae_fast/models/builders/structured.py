@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vae_fast.functional.checks import check_count
-from vae_fast.models.builders.vectors import NETWORKS, Choices, conditional, gaussian
+from vae_fast.models.builders.vectors import Choices, conditional, gaussian
 from vae_fast.models.conditions import Condition, make_condition
 from vae_fast.models.cvae import ConditionalIWAE
 from vae_fast.models.hvae import HVAE, HierarchicalIWAE
@@ -17,8 +17,10 @@ from vae_fast.models.iwae import IWAE
 from vae_fast.models.likelihoods import Categorical
 from vae_fast.models.vrae import VRAE, RecurrentIWAE
 from vae_fast.networks import mlp
+from vae_fast.networks.chosen import NETWORKS, NetworkChoice
 from vae_fast.networks.hierarchy import networks_of_hierarchy
 from vae_fast.networks.recurrent import RecurrentDecoder, RecurrentEncoder, StepInput
+from vae_fast.networks.sequences import step_size
 
 
 def recurrent(
@@ -49,13 +51,10 @@ def recurrent(
     parts = chosen.parts()
     p_x, latent_dim = parts["likelihood"], chosen.latent_dim
     tokens = p_x.parameters_per_element if isinstance(p_x, Categorical) else None
-    if len(input_shape) == 3:
-        size = input_shape[0] * input_shape[2]
-    else:
-        size = input_shape[1] if len(input_shape) == 2 else 1
+    size = step_size(input_shape)
     y: Condition | None = None
     if condition is not None:
-        y = make_condition(condition, input_shape, "mlp", {}, **(condition_options or {}))
+        y = make_condition(condition, input_shape, NetworkChoice(), **(condition_options or {}))
         if y.derive is not None:
             raise ValueError(
                 f"a vrae is conditioned on labels, attributes or images given with x, not on "
@@ -114,6 +113,6 @@ def hierarchical(
         raise ValueError(f"a hierarchy learns its own prior: leave it standard, not {chosen.prior}")
     parts = chosen.parts()
     del parts["latent_dim"]
-    output_shape = chosen.p_x.parameters_shape(input_shape)
+    output_shape = chosen.output_shape()
     *ends, stages = networks_of_hierarchy(input_shape, output_shape, network, levels, width, hidden)
     return model(*ends, stages, width=width, z_channels=z_channels, **parts, **options)

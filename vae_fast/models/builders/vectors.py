@@ -20,23 +20,18 @@ from vae_fast.models.posteriors import make_posterior
 from vae_fast.models.posteriors.common import PosteriorPart
 from vae_fast.models.priors import PRIORS, make_prior
 from vae_fast.models.ssvae import SSVAE
-from vae_fast.networks import make_decoder, make_encoder, mlp
+from vae_fast.networks import mlp
+from vae_fast.networks.chosen import NetworkChoice
 
 Options = dict[str, Any] | None
-# The options of models with networks by name.
-NETWORKS = ("network", "network_options", "decoder_network", "decoder_options")
 
 
-@dataclass
-class Choices:
+@dataclass(kw_only=True)
+class Choices(NetworkChoice):
     """The options that builders share, and the parts of a model that they name."""
 
     input_shape: Sequence[int]
     latent_dim: int = 20
-    network: str = "mlp"
-    network_options: Options = None
-    decoder_network: str | None = None
-    decoder_options: Options = None
     likelihood: str | Likelihood = "bernoulli"
     likelihood_options: Options = None
     prior: str = "standard"
@@ -61,7 +56,9 @@ class Choices:
         if refused := [name for name in without if name in options]:
             raise TypeError(f"the model takes no {', '.join(refused)}")
         known = [field.name for field in fields(cls) if field.name in options]
-        return cls(input_shape, **{**defaults, **{name: options.pop(name) for name in known}})
+        return cls(
+            input_shape=input_shape, **{**defaults, **{name: options.pop(name) for name in known}}
+        )
 
     def parts(self) -> dict[str, Any]:
         """The arguments of every model's constructor."""
@@ -93,17 +90,9 @@ class Choices:
             self.prior, self.latent_dim, self.input_shape, **(self.prior_options or {})
         )
 
-    def encoder(self, features: int) -> nn.Module:
-        return make_encoder(
-            self.network, self.input_shape, features, **(self.network_options or {})
-        )
-
-    def decoder(self, features: int) -> nn.Module:
-        """A decoder of the encoder's kind and options, unless it has its own."""
-        kind, options = self.decoder_network or self.network, self.decoder_options
-        if options is None:
-            options = (self.network_options or {}) if kind == self.network else {}
-        return make_decoder(kind, features, self.p_x.parameters_shape(self.input_shape), **options)
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the likelihood's parameters for one sample."""
+        return self.p_x.parameters_shape(self.input_shape)
 
 
 def gaussian(
@@ -115,8 +104,8 @@ def gaussian(
         chosen = Choices.among(options, input_shape, prior=default_prior)
         parts = chosen.parts()
         return model(
-            chosen.encoder(chosen.features(features_per_latent)),
-            chosen.decoder(chosen.latent_dim),
+            chosen.encoder(input_shape, chosen.features(features_per_latent)),
+            chosen.decoder(chosen.latent_dim, chosen.output_shape()),
             learned_prior=chosen.made_prior(),
             **parts,
             **options,
@@ -157,8 +146,7 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         if prior not in ("standard", "learned", *of_z):
             known = ", ".join(["standard", "learned", *of_z])
             raise ValueError(f"prior must be one of {known}, got {prior!r}")
-        network = (chosen.network, chosen.network_options or {})
-        y = make_condition(condition, input_shape, *network, **(condition_options or {}))
+        y = make_condition(condition, input_shape, chosen, **(condition_options or {}))
         if prior in of_z:
             parts["learned_prior"] = chosen.made_prior()
         elif chosen.prior_options:
@@ -168,9 +156,9 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
         if prior == "learned":
             parts["prior_network"] = mlp([y.features, hidden, 2 * dim])
         return model(
-            nn.Sequential(chosen.encoder(hidden), nn.SiLU()),
+            nn.Sequential(chosen.encoder(input_shape, hidden), nn.SiLU()),
             mlp([hidden + y.features, hidden, chosen.features()]),
-            chosen.decoder(dim + y.features),
+            chosen.decoder(dim + y.features, chosen.output_shape()),
             y,
             **parts,
             **options,

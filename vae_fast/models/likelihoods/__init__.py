@@ -58,28 +58,23 @@ __all__ = [
 ]
 
 
-def _by_name() -> dict[str, Callable[..., Likelihood]]:
-    classes: dict[str, Callable[..., Likelihood]] = {
-        "bernoulli": Bernoulli,
-        "continuous_bernoulli": ContinuousBernoulli,
-        "gaussian": Gaussian,
-        "laplace": Laplace,
-        "student_t": StudentT,
-        "discretized_logistic": DiscretizedLogistic,
-        "discretized_logistic_mixture": DiscretizedLogisticMixture,
-        "poisson": Poisson,
-        "negative_binomial": NegativeBinomial,
-        "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
-        "categorical": Categorical,
-    }
-    # A likelihood of the list without a class here is an OfSpec.
-    for spec in SPECS.values():
-        if not spec.planes:
-            classes.setdefault(spec.family, partial(OfSpec, spec))
-    return classes
-
-
-LIKELIHOODS: dict[str, Callable[..., Likelihood]] = _by_name()
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "student_t": StudentT,
+    "discretized_logistic": DiscretizedLogistic,
+    "discretized_logistic_mixture": DiscretizedLogisticMixture,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial,
+    "categorical": Categorical,
+}
+# A likelihood of the list without a class here is an OfSpec.
+for _spec in SPECS.values():
+    if not _spec.planes:
+        LIKELIHOODS.setdefault(_spec.family, partial(OfSpec, _spec))
 
 
 def make_likelihood(
