@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.kmeans import count
 from vae_fast.joined import WideBuffers, joined_mean
 from vae_fast.models.base import LatentModel
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import Draw, Posterior, point_mass
 from vae_fast.models.quantize import Quantized, Quantizer, perplexity
-from vae_fast.models.quantize.common import count
 from vae_fast.networks import device_and_dtype
 from vae_fast.types import LossOutput
 

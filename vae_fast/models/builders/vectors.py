@@ -131,7 +131,7 @@ def adversarial(
 
 def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
     """A builder for models that concatenate y to the encoder's features and to z."""
-    of_z = [name for name in PRIORS if name not in ("standard", "vamp")]
+    known = ["standard", "learned", *(name for name in PRIORS[1:] if name != "vamp")]
 
     def build_model(
         input_shape: Sequence[int],
@@ -143,17 +143,16 @@ def conditional(model: Callable[..., CVAE]) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         chosen = Choices.among(options, input_shape)
         parts, dim, prior = chosen.parts(), chosen.latent_dim, chosen.prior
-        if prior not in ("standard", "learned", *of_z):
-            known = ", ".join(["standard", "learned", *of_z])
-            raise ValueError(f"prior must be one of {known}, got {prior!r}")
+        if prior not in known:
+            raise ValueError(f"prior must be one of {', '.join(known)}, got {prior!r}")
         y = make_condition(condition, input_shape, chosen, **(condition_options or {}))
-        if prior in of_z:
+        if prior != "learned":
             parts["learned_prior"] = chosen.made_prior()
         elif chosen.prior_options:
             raise ValueError(
-                f"the {prior} prior has no options, got {sorted(chosen.prior_options)}"
+                f"the learned prior has no options, got {sorted(chosen.prior_options)}"
             )
-        if prior == "learned":
+        else:
             parts["prior_network"] = mlp([y.features, hidden, 2 * dim])
         return model(
             nn.Sequential(chosen.encoder(input_shape, hidden), nn.SiLU()),

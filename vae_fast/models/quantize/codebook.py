@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vae_fast.functional import nearest_code
 from vae_fast.functional.checks import check_count
+from vae_fast.functional.kmeans import count, kmeans
 from vae_fast.joined import WideBuffers, joined_sum, of_first
-from vae_fast.models.quantize.common import Quantized, Quantizer, count, rotated, straight_through
+from vae_fast.models.quantize.common import Quantized, Quantizer, rotated, straight_through
 
 UPDATES = ("ema", "gradient")
 
@@ -179,22 +180,12 @@ class VQ(WideBuffers, Quantizer):
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
-        """Initialise the codes by k-means on the first process's rows (Lloyd 1982), from random
-        rows, unless the result is not finite. This waits for the device, once."""
+        """Initialise the codes by k-means on the first process's rows, unless the result is not
+        finite. This waits for the device, once."""
         for book, part in enumerate(rows):
             if len(part) == 0:
                 return
-            enough = len(part) >= self.size
-            chosen = torch.randperm(len(part), device=part.device)[: self.size]
-            if not enough:
-                chosen = torch.randint(len(part), (self.size,), device=part.device)
-            codes = part[chosen]
-            for _ in range(self.kmeans):
-                index = nearest_code(part, codes)[0]
-                counts = count(index, self.size, part.dtype).unsqueeze(1)
-                sums = torch.ops.aten.embedding_dense_backward(part, index, self.size, -1, False)
-                means = self._normal(sums / counts.clamp_min(1))
-                codes = torch.where(counts > 0, means, codes)
+            codes = kmeans(part, self.size, self.kmeans, self._normal)
             codes = of_first(codes.contiguous())
             if not bool(codes.isfinite().all()):
                 return

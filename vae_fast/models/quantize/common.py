@@ -57,12 +57,6 @@ def rotated(z: Tensor, q: Tensor) -> Tensor:
     return straight_through(stretch * turned, q)
 
 
-def count(codes: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """How often each of ``size`` values occurs in codes (M,): (size,)."""
-    ones = torch.ones(codes.shape, dtype=dtype, device=codes.device)
-    return torch.zeros(size, dtype=dtype, device=codes.device).scatter_add_(0, codes, ones)
-
-
 def perplexity(frequency: Tensor) -> Tensor:
     """exp(entropy) of frequencies (..., K), which need not sum to 1: the effective number of codes
     in use."""
