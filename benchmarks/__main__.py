@@ -35,7 +35,7 @@ from benchmarks.suites import Spec
 from benchmarks.timing import Budget
 
 EXAMPLE = "bce_kl_loss/both"
-# Of a CUDA toolkit without a GPU, torch.compile warns here in each row.
+# torch.compile warns in each row where there is a CUDA toolkit and no GPU.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 

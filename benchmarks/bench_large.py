@@ -36,7 +36,7 @@ CONFIGURATIONS: dict[str, tuple[tuple[int, int, int], float]] = {
     "autoencoder_kl_84m": ((3, 256, 256), 70e9),
 }
 
-# Of the loss, and of the norm of its gradient.
+# Relative tolerances of the loss and of its gradient's norm.
 TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.01, 0.05)}
 
 

@@ -83,7 +83,7 @@ class WithoutCall(WithoutModel):
 
 
 class Fixed(NamedTuple):
-    """In place of the compiled step."""
+    """A stand-in for the compiled step: it returns ``terms`` and trains nothing."""
 
     terms: tuple[Any, ...]
 

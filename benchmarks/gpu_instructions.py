@@ -78,7 +78,7 @@ OPS = {
             ("bfloat16/uint8", "BF16", 2, 4),
         )
     },
-    # Of counts: zeros.
+    # Counts of zero only: other counts take another branch.
     **{
         f"{name}_nll/both/float32": Op(
             "likelihoods",

@@ -34,7 +34,7 @@ HOW = """\
 GOALS = """\
 # Required and measured
 
-What the project set itself as goals, for those who develop it. Each row's worst size counts.
+The project's own goals, for its developers. Each row is judged by its worst size.
 """
 
 MISSING = "pictures need matplotlib: pip install 'vae_fast[train]'"
@@ -64,10 +64,10 @@ PASS_WORDS = {"both": "value and gradient"}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write report.md and results.csv, and pictures where rows have what they show; requirements.md
-    of a run of must-show.
+    """Write report.md, results.csv, pictures of the rows that can be drawn, and for a run of
+    must-show requirements.md. Returns the paths.
 
-    Returns what was written. Without matplotlib the report says so and has no pictures.
+    Without matplotlib there are no pictures, and the report says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []

@@ -110,7 +110,8 @@ def measure(
     device: torch.device,
     budget: Budget,
 ) -> dict[str, Timing]:
-    """Time the contenders in turns; ``sets`` holds each one's own form of the same inputs."""
+    """Time the contenders in turns. ``sets``: each contender's inputs by its name, in its own form;
+    all contenders have the same ones, and a reading goes through them in a circle."""
     runners = {c.name: Runner(c, sets[c.name], device) for c in contenders}
     expected = sum(r.warm_up(budget) * r.calls for r in runners.values())
     rounds = max(budget.least, min(budget.rounds, int(budget.row / max(expected, 1e-9))))

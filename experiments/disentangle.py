@@ -28,7 +28,7 @@ SETTINGS = {
     "lr": 1e-3,
     "test_samples": 5000,
     "votes": 400,
-    # That of Kim & Mnih 2018 has 6 layers of 1000.
+    # Kim & Mnih 2018 have a discriminator with 6 layers of 1000.
     "discriminator": [200, 200, 200],
 }
 QUICK = {**SETTINGS, "seeds": [0, 1], "train_samples": 256, "epochs": 1, "hidden": [16],

@@ -145,6 +145,6 @@ def report(
             beaten("HVAE", long, f"which are trained {settings['longer']} times as long"),
         ],
         notes=[
-            "K samples bound the NLL of many latent dimensions, the HVAE's, less tightly than of 20."
+            "K samples bound the NLL less tightly for the HVAE, with its many latent dimensions, than for 20."
         ],
     )

@@ -281,7 +281,7 @@ def test_changing_the_backend_recompiles():
     ],
 )
 def test_inductor(native, name):
-    """With the code that torch.compile generates by default around the ops."""
+    """torch.compile's default backend generates the code around the ops."""
     function, make = FUNCTIONS[name]
 
     def around(*inputs):

@@ -1,7 +1,7 @@
 """The choice between the native kernels and plain PyTorch.
 
-The native libraries are searched once, at import, and never built then. ``auto`` uses them for
-their devices, and otherwise falls back to ``vae_fast.reference`` with one warning.
+The native libraries are loaded once, at import, if they are there; an import never builds them.
+``auto`` uses each for its device, and otherwise falls back to ``vae_fast.reference`` with one warning.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _load_libraries() -> None:
     elif "cpu" not in _libraries:
         _reasons["cuda"] = "the CPU library, which defines the ops, is missing: " + _reasons["cpu"]
     else:
-        # The ops' schemas are in _C, so _C_cuda comes second and cannot take the CPU with it.
+        # _C defines the ops' schemas, so it comes first. If _C_cuda fails, the CPU's ops stay.
         _load("_C_cuda", "cuda")
 
 

@@ -197,7 +197,7 @@ struct Loss : torch::autograd::Function<Loss> {
     }
     if (!any) return result;
 
-    // They are handed out once: the receiver may write to them.
+    // The gradients are handed out once: the receiver may write to them.
     std::vector<Tensor> grads;
     const auto kept = ctx->saved_data.find("grads");
     if (kept != ctx->saved_data.end()) {

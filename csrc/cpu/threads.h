@@ -22,7 +22,7 @@ namespace vae_fast::cpu {
 void run_pieces(int64_t begin, int64_t end, int64_t grain, Threads::Body body, void* context,
                 int threads);
 
-// As run_pieces, round after round, with the pieces as given.
+// Like run_pieces, one round after another. The rounds say what their pieces are.
 void run_rounds(const Rounds& rounds, int threads);
 
 // run_rounds with as many threads as torch has (library.cpp).

@@ -55,7 +55,7 @@ VF_DEVICE void gather_range(const Gather& args, const Range& range, int lane, in
     __trap();
     return;
   }
-  // So that an element's place in the batch finds it in the data.
+  // Moved back, so that an element's place in the batch is its index from here.
   const void* row = at<1>(args.data, (sample - range.segment) * args.cols + range.origin);
   int64_t noise = 0;
   if constexpr (MODE == GatherMode::binarize) {

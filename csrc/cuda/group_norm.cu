@@ -175,7 +175,7 @@ struct Distances {
   }
 };
 
-// And backward's: of dv and of dv times xhat.
+// Backward's sums: those of dv and of dv times xhat.
 template <class F, int N>
 struct Gradients {
   using C = typename F::C;

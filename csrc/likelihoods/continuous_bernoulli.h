@@ -64,7 +64,7 @@ struct ContinuousBernoulli {
                         0x1.1955fep-26f);
     }
   }
-  // Of y^(2 k + 2) in K: B_2n / (2n (2n)!), n = k + 1.
+  // The coefficient of y^(2 k + 2) in K: B_2n / (2n (2n)!), n = k + 1.
   static VF_FN double coefficient(int k) {
     constexpr double c[10] = {0.041666666666666664,   -0.00034722222222222224,
                               5.5114638447971785e-06, -1.0333994708994709e-07,

@@ -71,7 +71,7 @@ VF_FN T half_step(T a, T t) {
   }
 }
 
-// Its derivative. The polynomial's error is 8e-8 t^2.
+// half_step's derivative. The polynomial's error is 8e-8 t^2.
 template <class M, class T = typename M::T>
 VF_FN T half_step_slope(T a, T t) {
   if constexpr (sizeof(typename M::Element) == 8) {

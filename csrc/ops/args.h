@@ -128,7 +128,7 @@ struct Gather {
   const void* data;
   const int64_t* index;  // (rows), in [0, samples): the bindings check it where they can
   void* out;             // (rows, cols): data's bytes, float or bool
-  // Of binarize: pixel i of the batch, in memory's order, takes the key's word first_row * cols + i.
+  // binarize: pixel i of the batch, in memory's order, takes the key's word first_row * cols + i.
   const int64_t* key = nullptr;
   int64_t first_row = 0;
   const int64_t* first_row_tensor = nullptr;  // added to it, if given: 1 element on the device

@@ -81,7 +81,7 @@ class Step {
 
   // --- rounds ------------------------------------------------------------------------------------
 
-  // The kinds of work: on a block of samples, or on parts of weights.
+  // What a work does: up to latent on a block of samples, from gradients on with parts of weights.
   enum class Kind { input, forward, sample, loss, backward, latent, gradients, update, pack };
   struct Work {
     Kind kind;

@@ -64,7 +64,7 @@ struct GaussianOps {
     check_dense(logvar, "logvar");
     check_key(key, logvar);
     const int64_t samples = num_samples.value_or(1);
-    // By division: the product of any two int64 may wrap round to grad_z's size.
+    // Divided, not multiplied: a product of int64 may wrap round to grad_z's size.
     STD_TORCH_CHECK(samples >= 1 && grad_z.numel() % samples == 0 &&
                         grad_z.numel() / samples == logvar.numel() &&
                         grad_z.scalar_type() == logvar.scalar_type() &&

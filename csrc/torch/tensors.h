@@ -147,7 +147,7 @@ inline void check_upstream(const MaybeTensor& grad, const Tensor& of, Reduction 
                   expected, " elements");
 }
 
-// Of a loss whose weighted sum (weight) or own value (part) was differentiated.
+// The loss has this value `weight` times. `loss` is the loss's gradient, `part` the value's own.
 inline Upstream upstream(const MaybeTensor& loss, const MaybeTensor& part, const Tensor& of,
                          Reduction reduction, double weight = 1.0,
                          const MaybeTensor& weight_tensor = std::nullopt) {

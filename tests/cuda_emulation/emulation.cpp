@@ -63,7 +63,7 @@ void complain(const std::string& what) {
 
 enum class State { ready, at_block_barrier, at_exchange, done };
 
-// Made once, and kept from block to block. The first entry of a fiber is by ucontext, which gives
+// A fiber is made once and kept from block to block. Its first entry is by ucontext, which gives
 // it its stack; from then on setjmp and longjmp switch, which need no system call.
 struct Fiber {
   ucontext_t entry;

@@ -74,7 +74,7 @@ def test_bernoulli(emulation: Emulator, shape, dtype: torch.dtype, from_logits: 
     for number, t in enumerate(targets(shape, dtype)):
         for reduction, up in ways:
             nll, grad = nll_and_grad(x, t, from_logits, up.factor(rows))
-            # Of the largest term, which the gradient's and each sum's rounding are relative to.
+            # The size of the largest term: the rounding of gradients and sums is relative to it.
             bound = max(1.0, nll.max().item() / shape[1] * 8)
             sizes = grad.abs() if not from_logits else None
             emulation.begin(order=2, offset=(shape[1] + number) % 3)

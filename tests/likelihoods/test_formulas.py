@@ -70,7 +70,7 @@ EDGES = {
         [1.0, 1.0, 1e12, 1.0],
         [0.0, 2.0, 3.0, 3.0],
     ),
-    # Both ways to 0 all but impossible, or one of them.
+    # A zero may come from the inflation or from the counts: one way or both are all but impossible.
     "zero_inflated_negative_binomial": (
         [1.0] * 9 + [1e6, 1e4, 1e3, 50.0, 200.0],
         [1.0, 1.0, 1.0, 1e8, 1e8, 1.0, 1e-30, 1e-3, 1.0] + [1e4, 1e4, 1e3, 1e8, 1e8],

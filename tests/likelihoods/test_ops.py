@@ -268,7 +268,7 @@ def test_shared_parameters(spec):
             )
         only_first = [params[0], *[FORMS["per column"](p) for p in params[1:]]]
         same(call(spec, only_first, x), truth(spec, only_first, x), (dtype, "all but the first"))
-    # As genes' dispersions are: many rows, in several pieces.
+    # One value per column, like genes' dispersions: many rows, in several pieces.
     params, x = inputs(spec, (40, 300))
     params[-1] = params[-1][0].clone()
     same(call(spec, params, x), truth(spec, params, x), "many rows")

@@ -22,8 +22,8 @@ from tests.ops.accuracy import (
 )
 from vae_fast import LossOutput, bce_kl_loss, bernoulli_nll, gaussian_kl, reference
 
-# Of the images and of the latents: a batch as it is trained on, odd sizes, images of more dims, one
-# sample, fewer features than latents, none at all.
+# Shapes of images and latents: a usual batch, odd sizes, images of more dims, one sample, fewer
+# features than latents, none at all.
 EXTENTS = (
     ((128, 784), (128, 20)),
     ((41, 401), (41, 33)),

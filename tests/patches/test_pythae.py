@@ -14,7 +14,7 @@ from pythae import models
 
 MODELS = ("VAE", "BetaVAE", "DisentangledBetaVAE", "BetaTCVAE", "FactorVAE", "INFOVAE_MMD",
           "IWAE", "CIWAE", "MIWAE", "PIWAE", "VAE_IAF", "VAE_LinNF", "VAMP", "RHVAE")  # fmt: skip
-# Those of which only the sampling is replaced.
+# Models whose sampling alone is replaced.
 SAMPLED = {"FactorVAE", "INFOVAE_MMD", "VAMP"}
 OPTIONS = {
     "BetaTCVAE": [{"use_mss": True, "alpha": 0.5, "beta": 3.0}, {"use_mss": False, "beta": 2.0}],
@@ -88,7 +88,7 @@ def test_samples_in_front(name, monkeypatch):
         context.setattr(type(model), "loss_function", type(model).loss_function)
         with Counting() as count:
             found = [outputs(m) for m in models_of]
-        # Of the first, the data were not repeated, and its loss_function was not called.
+        # The first model's loss is ours: its data were not repeated, and its loss_function not called.
         calls = []
         usual = vae_fast.patches.pythae_table._recon_of_samples
         context.setattr(

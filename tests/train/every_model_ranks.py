@@ -28,7 +28,7 @@ def data():
 
 
 def mean_gradient(world, step, share):
-    """Of the first phase, by plain autograd on a copy of the model and an average over ranks."""
+    """The first phase's gradient, by plain autograd on a copy of the model, averaged over ranks."""
     model = copy.deepcopy(step.model)
     phase = phases_of(model)[0]
     labels = (share.labels,) if model.uses_labels else ()

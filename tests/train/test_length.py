@@ -88,7 +88,7 @@ def test_early_stop_counts_validations_and_is_resumed(config, clothes):
 
 
 def test_a_batch_in_parts_has_the_batchs_loss_and_gradients(config, clothes):
-    """Of a model without noise; 100 samples in 7 parts of 14 and 15."""
+    """100 samples in 7 parts of 14 and 15, of a model that draws no noise."""
     config.model, found = "ae", []
     for config.accumulate in (1, 7):
         torch.manual_seed(0)

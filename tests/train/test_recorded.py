@@ -108,7 +108,7 @@ def test_a_batch_is_a_part_of_a_larger_one():
 
 @pytest.mark.parametrize(("begin", "called"), [(0, STEPS), (5, STEPS - PER_EPOCH)])
 def test_hooks_are_called(begin, called):
-    """From the next epoch on, if they come while steps are played."""
+    """Hooks that are added while steps are played are called from the next epoch on."""
     step, calls = make(True), []
     for number, share in enumerate(batches([8] * STEPS)):
         if number == begin:

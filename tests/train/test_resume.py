@@ -323,7 +323,7 @@ def test_an_unreadable_checkpoint_is_set_aside_with_its_rows(make, resume, whole
     assert [int(f.name) for f in folders] == [3, 6, 9, 10, 12]
     newer, damaged = folders[-1] / "state.json", folders[-2] / "state.json"
     newer.write_text(newer.read_text().replace('"version": 3', '"version": 4'))
-    # Of version 2, which has no checksum that tells: a key that a run's state has to have is gone.
+    # Version 2 has no checksum to show the damage: a key that a run's state must have is gone.
     content = json.loads(damaged.read_text()) | {"version": 2}
     del content["checksum"], content["bytes"], content["state"]["ranks"]
     damaged.write_text(json.dumps(content))

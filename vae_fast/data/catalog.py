@@ -1,4 +1,4 @@
-"""The data sets known by name, and where their files are searched."""
+"""The data sets known by name, and where their files are looked for."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ def check_unit(found: Range, name: str) -> None:
 
 
 def check_counts(found: Range, rows: Iterable[torch.Tensor], name: str) -> None:
-    """Raise ValueError unless values in this range, and all of ``rows``, are counts: 0, 1, 2, ..."""
+    """Raise ValueError unless the data are counts: 0, 1, 2, ... ``found`` is their range; ``rows`` are
+    those whose values must be whole."""
     low, high = found
     wrong = low < 0 or any(not torch.equal(row, row.round()) for row in rows)
     if wrong:

@@ -215,12 +215,12 @@ class LatentModel(NotScriptable, Model):
         return (self.network_input(x) - made).flatten(1).square().mean(1)
 
     def as_input(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """A likelihood's ``mean`` or ``sample``, scaled like ``network_input`` of ``dtype`` data.
-        Integer classes become ``dtype`` first: classes of 8-bit pixels become uint8."""
+        """A likelihood's ``mean`` or ``sample``, scaled as ``network_input`` scales data of ``dtype``.
+        Integer classes become ``dtype`` first, which decides the scale: uint8 is divided by 255."""
         return self.network_input(made if made.is_floating_point() else made.to(dtype))
 
     def as_values(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """A likelihood's ``mean`` or ``sample``, scaled like ``values`` of ``dtype`` data."""
+        """A likelihood's ``mean`` or ``sample``, scaled as ``values`` scales data of ``dtype``."""
         return self.values(made if made.is_floating_point() else made.to(dtype))
 
     def values_per_sample(self, x: Tensor) -> float:

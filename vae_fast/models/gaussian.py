@@ -16,7 +16,7 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
     def flat(self) -> Posterior:
-        """That of maps, (N, ...), as vectors."""
+        """The same with maps (N, ...) flattened to vectors (N, D)."""
         return Posterior(self.mu.flatten(1), self.logvar.flatten(1))
 
 

@@ -231,7 +231,7 @@ def _plain(
 
     loss_of = torch.compile(objective) if compiled else objective
     if compiled:  # here, where a failure is handled
-        # Of a CUDA toolkit without a GPU torch warns here: the comparison has no use for either.
+        # torch warns here of a CUDA toolkit without a GPU. The comparison needs neither.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         loss_of(next(iter(batches()))).backward()
 

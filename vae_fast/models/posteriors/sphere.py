@@ -87,7 +87,8 @@ class VonMisesFisher(PosteriorPart):
         return kappa.unsqueeze(-1) * below + log_weight, below
 
     def _log_integral(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """log of int exp(kappa (w - 1)) sin^(D - 2) over the angle, and E[w]."""
+        """log of the integral over the angle t of exp(kappa (w - 1)) sin(t)^(D - 2), where w = cos t;
+        and E[w]."""
         terms, below = self._terms(kappa)
         return terms.logsumexp(-1), 1 + (terms.softmax(-1) * below).sum(-1)
 

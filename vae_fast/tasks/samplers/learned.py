@@ -24,7 +24,7 @@ class Trained(nn.Module):
         self.steps, self.batch, self.lr = steps, batch, lr
 
     def nll(self, codes: Tensor) -> Tensor:
-        """A bound of -log p(codes), the batch's mean in nats, 0-d."""
+        """-log p(codes) or an upper bound of it, in nats: the batch's mean, 0-d."""
         raise NotImplementedError(f"{type(self).__name__} must implement nll(codes)")
 
     def prepare(self, codes: Tensor) -> Tensor:
