@@ -88,3 +88,29 @@ def test_the_trainer_flushes_moments_outside_the_flat_buffer():
             for p in parameters:
                 update.optimizer.state[p]["exp_avg"].fill_(SMALL)
     assert largest(update.optimizer) == 0.0
+
+
+def test_between_flushes_a_step_reads_one_count(monkeypatch):
+    """Also where the parameter that led gets no more gradients."""
+    model = vae_fast.VAE(6, 5, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    first, *others = model.parameters()
+    reads, steps_of = [], moments._steps_of
+    monkeypatch.setattr(moments, "_steps_of", lambda *a: reads.append(a) or steps_of(*a))
+    monkeypatch.setattr(moments, "_parameters_watched", lambda: flushed.append(1) or set(others))
+    flushed = []
+    for step in range(1, 2 * FLUSHED_EVERY + 1):
+        for p in others if step > 5 else (first, *others):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert len(flushed) == step // FLUSHED_EVERY
+    assert len(reads) < 2 * FLUSHED_EVERY + 30
+
+
+@pytest.mark.slow
+def test_a_compiled_step_flushes():
+    model = vae_fast.VAE(6, 5, 2)
+    optimizer = with_small_moments(model)
+    torch.compile(lambda: optimizer.step(), backend="eager")()
+    assert largest(optimizer) == 0.0
