@@ -81,9 +81,12 @@ def test_unreadable_files_are_named(tmp_path):
         data = as_data(tmp_path)
     with pytest.raises(ValueError, match=r"2\.png can't be decoded: .*; .*--data.damaged skip"):
         data[1]
-    with pytest.warns(UserWarning, match=r"1 image used; not used: 2 damaged files \(2.png: image"):
+    with pytest.warns(
+        UserWarning, match=r"1 image used; not used: 2 damaged files \(2.png: image.*; also 3.png\)"
+    ):
         data = as_data(tmp_path, options=DataOptions(damaged="skip"))
     assert data.files == ["1.png"]
+    assert [path.name for path in data.dataset.damaged] == ["2.png", "3.png"]
     with pytest.raises(ValueError, match="damaged must be error or skip, and is 'drop'"):
         ImageFolder(tmp_path, damaged="drop")
     with pytest.raises(ValueError, match="mode must be L, RGB or None, and is 'CMYK'"):

@@ -232,6 +232,9 @@ def test_the_report_names_its_measures():
     assert ev.evaluate(model, grey, num_samples=20) == report
     binary = (grey > 127).to(torch.uint8) * 255
     assert ev.evaluate(model, binary, num_samples=0)["pixels"] == "binary"
+    unit = (grey > 127).float()
+    kinds = [ev.pixel_kind(values) for values in (unit, unit / 2, unit - 0.5)]
+    assert kinds == ["binary", "grey", "real"]
     density = build("vae", (1, 4, 4), likelihood="gaussian", network_options={"hidden": [8]})
     other = ev.evaluate(density, grey, num_samples=2)
     assert other["likelihood"] == "gaussian (density)"

@@ -203,14 +203,14 @@ def test_objectives_that_cannot_work(run, objective, message):
 
 def test_models_that_use_labels_are_given_them(config):
     from vae_fast.data import load
-    from vae_fast.train.run_pictures import first_samples, reconstruct, sample
+    from vae_fast.train.run_pictures import reconstruct, sample, some_samples
 
     train, val = (load("fashion10k", split=s).slice(0, 200) for s in ("train", "val"))
     config.model, config.model_args = "cvae", {"latent_dim": 2, "hidden": 16}
     trainer = Trainer(config, train_data=train, val_data=val)
     trainer.fit()
     assert rows(trainer, "val")[-1]["loss"] < 600
-    batch = first_samples(trainer.val_batches, 5)
+    batch = some_samples(trainer.val_batches, 5)
     assert torch.equal(batch.labels, val.labels[:5])
     again = reconstruct(trainer.model, batch)
     with torch.no_grad():

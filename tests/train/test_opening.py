@@ -34,6 +34,9 @@ def test_model_data_steps_and_device_come_first(trainer, capsys):
     assert first.endswith("90 samples of 1x4x4, 10 more for validation")
     assert second.startswith("30 steps of 9 samples, 10 an epoch, on the CPU with ")
     assert runner.startswith("Steps are taken by the ")
+    Trainer.resume(trainer.folder.path, changes={"epochs": 4}).fit()
+    again = next(line for line in capsys.readouterr().out.splitlines() if " an epoch, on" in line)
+    assert again.startswith("10 steps of 9 samples, the last of 40, 10 an epoch, ")
 
 
 def test_a_large_folder_of_images_is_better_packed(tmp_path, monkeypatch):

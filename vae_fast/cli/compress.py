@@ -29,7 +29,7 @@ def compress(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.likelihood import reconstruction_error
 
-    restored, (x, _, y, source, *_) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values, in_order=True)
     packed = tasks.compress(restored.model, x, y, step=values.step)
     again = tasks.decompress(restored.model, packed, y)
     arrays: dict[str, Any] = {

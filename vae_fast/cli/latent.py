@@ -34,7 +34,9 @@ def encode(arguments: list[str], program: str) -> int:
     values = parse(parser, arguments, _fits_statistics)
     from vae_fast import tasks
 
-    restored, (x, labels, y, _, files, classes) = model_and_samples(values, keep_sparse=True)
+    restored, (x, labels, y, _, files, classes) = model_and_samples(
+        values, keep_sparse=True, in_order=True
+    )
     if values.statistics:
         found = tasks.statistics(restored.model, x, y)
         print(f"scaling factor {found.scaling_factor:.5g}")

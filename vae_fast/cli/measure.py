@@ -95,7 +95,7 @@ def anomaly(arguments: list[str], program: str) -> int:
     from vae_fast.tasks import anomaly_scores, anomaly_threshold
     from vae_fast.tasks.pictures import draw_score_histogram
 
-    restored, looked_at = model_and_samples(values, keep_sparse=True)
+    restored, looked_at = model_and_samples(values, keep_sparse=True, in_order=True)
     options = {"score": values.score, "num_samples": values.num_samples}
     torch.manual_seed(values.seed)
     scores = anomaly_scores(restored.model, looked_at.x, looked_at.given, **options)

@@ -95,25 +95,38 @@ def out_path(values: Any, name: str) -> Path:
     return Path(values.out) if values.out is not None else Path(values.run) / name
 
 
-def model_and_samples(values: Any, keep_sparse: bool = False) -> tuple[Any, Samples]:
-    """The model of ``values.run`` and the first ``values.n`` samples of its data."""
+def model_and_samples(
+    values: Any, keep_sparse: bool = False, in_order: bool = False
+) -> tuple[Any, Samples]:
+    """The model of ``values.run`` and ``values.n`` samples of its data.
+
+    They are the first ones with ``in_order``, and for an array as the output. Else they stand for
+    all: they are evenly spaced if the data are sorted by class.
+    """
     restored = restore(values)
     options = None
     if values.data is not None:
         options = data_options(values, restored.config.data_options)
-    return restored, samples_of(restored, values.data, values.n, options, keep_sparse)
+    in_order = in_order or str(values.get("out")).endswith(".npy")
+    return restored, samples_of(restored, values.data, values.n, options, keep_sparse, in_order)
 
 
 def samples_of(
-    restored: Any, data: str | None, n: int, options: Any = None, keep_sparse: bool = False
+    restored: Any,
+    data: str | None,
+    n: int,
+    options: Any = None,
+    keep_sparse: bool = False,
+    in_order: bool = True,
 ) -> Samples:
-    """The first ``n`` samples (all for 0) of ``data``, or of the run's validation data.
+    """``n`` samples (all for 0) of ``data``, or of the run's validation data: see above.
 
     ``keep_sparse`` keeps a sparse matrix sparse, for tasks that process x in batches.
 
     Labels use the numbering of the run's data, matched by class names if both have names.
     """
     from vae_fast.data import holds_images
+    from vae_fast.data.representative import representative_rows
     from vae_fast.evaluate.run import gather
     from vae_fast.models.interface import Classifies, uses_labels
     from vae_fast.train import run_data
@@ -135,8 +148,9 @@ def samples_of(
     device = next(restored.model.parameters()).device
     config = restored.config
     binarize = config.binarize != "none"
+    rows = None if in_order else representative_rows(found, n or None)
     x, labels = gather(
-        found, n or None, binarize=binarize, seed=config.seed, keep_sparse=keep_sparse
+        found, n or None, binarize=binarize, seed=config.seed, keep_sparse=keep_sparse, rows=rows
     )
     classes = run_data.class_names(config)
     labels = run_data.match_class_order(labels, found.classes, classes)
@@ -145,7 +159,9 @@ def samples_of(
     wants = uses_labels(restored.model)
     if wants and labels is None and not isinstance(restored.model, Classifies):
         raise ValueError(f"{restored.config.model} is conditioned on labels, and {source} has none")
-    files = None if found.files is None else list(found.files)[: len(x)]
+    files = None if found.files is None else list(found.files)
+    if files is not None:
+        files = files[: len(x)] if rows is None else [files[row] for row in rows.tolist()]
     return Samples(x, labels, labels if wants else None, source, files, classes or found.classes)
 
 

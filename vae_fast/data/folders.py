@@ -91,6 +91,7 @@ class ImageFolder(Dataset[Any]):
         found, skipped = _find(self.root)
         headers, unusable = _headers(self.root, found, pixels=damaged == "skip")
         self._found = [parts for parts in found if parts in headers]
+        self.damaged = {_path(self.root, parts): reason for parts, reason in unusable.items()}
         if not self._found:
             first, reason = next(iter(unusable.items()))
             raise ValueError(f"{shown(_path(self.root, first))} can't be decoded: {reason}")
@@ -170,9 +171,12 @@ class ImageFolder(Dataset[Any]):
         """Warn, in one line, of files that are not used."""
         words = [f"{counted(count, what)}" for what, count in sorted(skipped.items())]
         if damaged:
-            first, reason = next(iter(damaged.items()))
+            (first, reason), *rest = damaged.items()
+            more = "".join(f", {shown(Path(*parts))}" for parts, _ in rest[:4])
             words.append(
-                f"{counted(len(damaged), 'damaged file')} ({shown(Path(*first))}: {reason})"
+                f"{counted(len(damaged), 'damaged file')} ({shown(Path(*first))}: {reason}"
+                + (f"; also{more[1:]}" if more else "")
+                + (f" and {len(rest) - 4:,} more: ImageFolder(...).damaged)" if rest[4:] else ")")
             )
         if self.splits and loose:
             words.append(f"{counted(len(loose), 'image')} beside the folders of splits")
@@ -183,7 +187,8 @@ class ImageFolder(Dataset[Any]):
         if not self.splits and loose and len(loose) < len(self._found):
             notes.append(
                 f"no classes, as {counted(len(loose), 'image')} ({shown(Path(*loose[0]))}) "
-                f"{'lies' if len(loose) == 1 else 'lie'} beside the subfolders"
+                f"{'lies' if len(loose) == 1 else 'lie'} beside the subfolders, which would be the "
+                "classes"
             )
         if notes:
             warnings.warn("; ".join([used, *notes]), stacklevel=3)

@@ -23,12 +23,14 @@ from vae_fast.tasks.likelihood import (
 
 
 def pixel_kind(x: Tensor) -> str:
-    """ "binary" if every value is one of two extremes, else "grey"; results of the two cannot be
-    compared."""
+    """ "binary" if every value is one of two extremes, "grey" if all are between them, else "real", as
+    in a table. Results of two kinds cannot be compared."""
     if x.dtype == torch.bool:
         return "binary"
     top = 255 if x.dtype == torch.uint8 else 1
-    return "binary" if bool(((x == 0) | (x == top)).all()) else "grey"
+    if bool(((x == 0) | (x == top)).all()):
+        return "binary"
+    return "grey" if bool(((x >= 0) & (x <= top)).all()) else "real"
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.data import Batches, SparseRows
+from vae_fast.data.representative import representative_rows, take
 from vae_fast.evaluate.disentanglement import factor_vae_score_of_codes, mutual_information_gap
 from vae_fast.evaluate.factors import dci, modularity, sap
 from vae_fast.evaluate.generated import feature_network, of_samples
@@ -56,7 +57,8 @@ def evaluate_run(
         run: the folder that ``vae-fast train`` made. checkpoint: best, last or a step.
         data: another data set's name or file; then no file is written.
         data_options: how its image files are read (`DataOptions`); None uses the run's options.
-        samples: the number of samples, the first ones; all if None.
+        samples: the number of samples; all if None. They are the first ones, or evenly spaced if
+            the data are sorted by class.
         num_samples: K of the importance-sampled NLL; 0 leaves it out.
         normal: the normal classes, by number or name; adds the AUROC of each anomaly score.
         labels_per_class: adds the accuracy of a linear probe of the features, fitted to this number
@@ -80,7 +82,13 @@ def evaluate_run(
         loaded = loaded.shuffled(seed)
         factors = loaded.factors
     config = restored.config
-    x, y = gather(loaded, samples, binarize=config.binarize != "none", seed=config.seed)
+    x, y = gather(
+        loaded,
+        samples,
+        binarize=config.binarize != "none",
+        seed=config.seed,
+        rows=representative_rows(loaded, samples),
+    )
     classes = class_names(config)
     y = match_class_order(y, loaded.classes, classes)
     y = labels_for(restored.model, config.model, y, str(source))
@@ -177,8 +185,9 @@ def gather(
     binarize: bool = False,
     seed: int = 0,
     keep_sparse: bool = False,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The first ``samples`` samples of data, and their labels if all have one.
+    """The first ``samples`` samples of data, or these rows, and their labels if all have one.
 
     With ``binarize`` they are the validation images of training with this seed. ``keep_sparse``
     keeps the rows of a sparse matrix sparse.
@@ -186,18 +195,11 @@ def gather(
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     if keep_sparse and isinstance(getattr(data, "images", None), SparseRows):
-        first = data.slice(0, len(data) if samples is None else samples)
-        return first.images, first.labels
-    images, labels, found = [], [], 0
-    for batch in Batches(data, 512, shuffle=False, binarize=binarize, seed=seed):
-        images.append(batch.images)
-        labels.append(batch.labels)
-        found += len(batch.images)
-        if samples is not None and found >= samples:
-            break
-    known = [part for part in labels if part is not None]
-    x = torch.cat(images)[:samples]
-    return x, torch.cat(known)[:samples] if len(known) == len(labels) else None
+        end = len(data) if samples is None else samples
+        some = data.slice(0, end) if rows is None else data.select(rows)
+        return some.images, some.labels
+    batches = Batches(data, 512, shuffle=False, binarize=binarize, seed=seed)
+    return tuple(take(batches, samples, rows))
 
 
 def as_text(report: dict[str, Any]) -> str:

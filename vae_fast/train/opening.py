@@ -28,11 +28,11 @@ def opening(trainer: Trainer) -> str:
     shape = "x".join(map(str, data.shape))
     count = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     left = trainer.total_steps - progress.step
-    begun = f" of {trainer.total_steps:,}" if progress.step else ""
+    begun = f", the last of {trainer.total_steps:,}" if progress.step else ""
     return (
         f"{config.model}, {count:,} parameters, on {data.name}: {len(data):,} samples of {shape}, "
         f"{len(held_out):,} more for validation\n"
-        f"{left:,} steps{begun} of {config.batch_size} samples, {len(trainer.batches):,} an epoch, "
+        f"{left:,} steps of {config.batch_size} samples{begun}, {len(trainer.batches):,} an epoch, "
         f"on {_device(trainer.device)}{_ranks(trainer.world.size)}{_decoding(config, data)}"
     )
 

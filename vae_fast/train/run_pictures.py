@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vae_fast import pictures
 from vae_fast.data import Batch, Batches
+from vae_fast.data.representative import representative_rows, take
 from vae_fast.models.conditions import Labels
 from vae_fast.models.interface import Model, conditioning_of, likelihood_of, uses_labels
 from vae_fast.models.likelihoods.standardized import standardized
@@ -27,17 +28,11 @@ def classes_of(model: Model) -> int:
     return count if 2 <= count <= 20 else 10
 
 
-def first_samples(batches: Batches, n: int) -> Batch:
-    """The first ``n`` samples of ``batches``, or all if there are fewer."""
-    images, labels, found = [], [], 0
-    for batch in batches:
-        images.append(batch.images)
-        labels.append(batch.labels)
-        found += len(batch.images)
-        if found >= n:
-            break
-    known = [part for part in labels if part is not None]
-    return Batch(torch.cat(images)[:n], torch.cat(known)[:n] if known else None)
+def some_samples(batches: Batches, n: int) -> Batch:
+    """``n`` samples of ``batches`` that stand for all, or all if there are fewer. A rank of many
+    takes the first ones of its own."""
+    alone = batches.cuts.world_size == 1 and not batches.shuffle
+    return take(batches, n, representative_rows(batches.data, n) if alone else None)
 
 
 @torch.no_grad()
@@ -72,7 +67,7 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
         columns = classes_of(model) if are_images else 5
         pairs, draws_of_prior = (4 * 10, 10 * columns) if are_images else (SERIES, SERIES)
         try:
-            batch = first_samples(trainer.val_batches, pairs)
+            batch = some_samples(trainer.val_batches, pairs)
             again, drawn = reconstruct(model, batch), sample(model, draws_of_prior, config.seed)
         except Exception as error:
             if trainer.world.is_distributed:  # other ranks may not have failed, and would wait

@@ -1,0 +1,60 @@
+"""A part of data that are sorted by class stands for all of it: measures and pictures take such."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from vae_fast import evaluate, tasks
+from vae_fast.data import Batches, DataOptions, as_data, load
+from vae_fast.data.representative import representative_rows, take
+from vae_fast.train import TrainConfig, Trainer
+from vae_fast.train.run_pictures import some_samples
+
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 4, 4), dtype=np.uint8))
+SORTED = torch.arange(3).repeat_interleave(30)
+
+
+def test_rows_are_spread_over_data_sorted_by_class_alone():
+    data = as_data((IMAGES, SORTED))
+    for given in (data, as_data(TensorDataset(IMAGES[:, None], SORTED))):
+        assert representative_rows(given, 6).tolist() == [0, 15, 30, 45, 60, 75]
+    for given in (data.select(torch.randperm(90)), as_data(IMAGES)):
+        assert representative_rows(given, 6) is None
+    assert representative_rows(data, 90) is None and representative_rows(data, None) is None
+
+
+@pytest.mark.parametrize("binarize", [False, True])
+def test_rows_are_taken_out_of_a_pass(binarize):
+    """Binarised pixels are those of the whole pass."""
+    whole, parts = (
+        Batches((IMAGES, SORTED), size, shuffle=False, binarize=binarize) for size in (90, 8)
+    )
+    (every,) = whole
+    rows = torch.tensor([0, 7, 8, 63])
+    found = take(parts, 4, rows)
+    assert torch.equal(found.images, every.images[rows])
+    assert torch.equal(found.labels, SORTED[rows])
+    assert torch.equal(take(parts, 20).images, every.images[:20])
+    assert len(take(parts, None).images) == 90
+
+
+@pytest.mark.filterwarnings("ignore:.*sorted by class")
+def test_a_runs_measures_and_pictures_are_of_all_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    bright = (IMAGES // 8 + 100 * SORTED[:, None, None]).to(torch.uint8)
+    np.savez(tmp_path / "sorted.npz", images=bright.numpy(), labels=SORTED.numpy())
+    config = TrainConfig(
+        data=str(tmp_path / "sorted.npz"), epochs=1, out=str(tmp_path / "run"), device="cpu",
+        model_args={"latent_dim": 2, "network_options": {"hidden": [4]}}, tensorboard="off",
+        data_options=DataOptions(held_out=0.5),
+    )  # fmt: skip
+    trainer = Trainer(config)
+    trainer.fit()
+    val = load(config.data, split="val", options=trainer.config.data_options)
+    report = evaluate.evaluate_run(config.out, samples=9, num_samples=0)
+    rows = torch.arange(9) * len(val) // 9
+    assert val.labels[rows].unique().tolist() == [0, 1, 2] and not val.labels[:9].any()
+    model = tasks.load_model(config.out).model
+    assert report["recon"] == evaluate.evaluate(model, val.images[rows], num_samples=0)["recon"]
+    assert torch.equal(some_samples(trainer.val_batches, 9).images, val.images[rows])
