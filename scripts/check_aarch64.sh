@@ -31,7 +31,8 @@ END
         skip "apt-get has no Python for arm64 in this machine's sources"
     for package in "$work"/apt/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
     # What torch asks about the processor; it does not start on the host's answers.
-    mkdir -p "$root/proc" "$root/sys/devices/system/cpu"
+    mkdir -p "$root/proc" "$root"/sys/devices/system/cpu/cpu{0,1}/regs/identification
+    echo 0x410fd083 | tee "$root"/sys/devices/system/cpu/cpu{0,1}/regs/identification/midr_el1 >/dev/null
     echo 0-1 | tee "$root/sys/devices/system/cpu/possible" >"$root/sys/devices/system/cpu/present"
     for processor in 0 1; do
         printf '%s\t: %s\n' processor $processor BogoMIPS 50.00 \
