@@ -2,7 +2,8 @@
 
 #include <cstdlib>
 #include <mutex>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #if defined(__linux__)
@@ -73,7 +74,10 @@ void* take_buffer(size_t bytes) {
   void* data = nullptr;
   if (posix_memalign(&data, alignment, size) != 0) {
     release_kept();
-    if (posix_memalign(&data, alignment, size) != 0) throw std::bad_alloc();
+    if (posix_memalign(&data, alignment, size) != 0) {
+      throw std::runtime_error("vae_fast: can't allocate memory: " + std::to_string(bytes) +
+                               " bytes were asked for; take smaller batches");
+    }
   }
 #if defined(__linux__)
   if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a hint: failure is no error

@@ -13,7 +13,7 @@ namespace vae_fast::cpu {
 // Outputs below this many bytes are left to torch's allocator.
 constexpr size_t kPooledBytes = 1 << 18;
 
-// A buffer of at least `bytes`, aligned to a page. Throws std::bad_alloc.
+// A buffer of at least `bytes`, aligned to a page. Throws std::runtime_error.
 void* take_buffer(size_t bytes);
 // Gives back what take_buffer(bytes) returned. Never throws.
 void return_buffer(void* buffer, size_t bytes) noexcept;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "cpu/pool.h"
 #include "likelihoods/list.h"
@@ -99,11 +100,10 @@ void Native::make_room(int64_t samples) {
   lay_out(plan_, counted);
   const size_t bytes = size_t(counted.used) * sizeof(float);
   floats_.reset();  // before the new one: there need not be room for both
+  const int64_t capacity = std::exchange(plan_.capacity, 0);  // until there is memory for it
   floats_ = {static_cast<float*>(cpu::take_buffer(bytes)),
              [bytes](float* data) { cpu::return_buffer(data, bytes); }};
   std::memset(floats_.get(), 0, bytes);
-  Arena handed{floats_.get()};
-  lay_out(plan_, handed);
   packed_for_ = nullptr;
 
   int64_t widest = 0, squares = kMostParams;
@@ -112,9 +112,12 @@ void Native::make_room(int64_t samples) {
     widest = std::max(widest, layer.out);
     squares += (layer.in / kNarrowestPanel + 1) * (layer.out / 64 + 1) + 1;
   }
-  const int64_t blocks = plan_.capacity / kRowBlock;
+  const int64_t blocks = capacity / kRowBlock;
   const int64_t recon = blocks * (widest / kNarrowestPanel + 1);
   sums_.assign(size_t(recon + blocks + squares), 0.0);
+  plan_.capacity = capacity;
+  Arena handed{floats_.get()};
+  lay_out(plan_, handed);
   plan_.recon = sums_.data();
   plan_.kl = plan_.recon + recon;
   plan_.squares = plan_.kl + blocks;

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import vae_fast
 from tests.conftest import NATIVE
+from tests.fresh import python
 from vae_fast import models
 from vae_fast.backend import library
 from vae_fast.models.likelihoods import Gaussian
@@ -380,3 +382,39 @@ def test_wrong_input_is_refused_before_anything_changes():
         with pytest.raises(error_type, match=sentence):
             call()
     assert same(run.state(), before)
+
+
+SHORT_OF_MEMORY = """
+import re, resource, torch
+from tests.train.test_native import Run, batches, made
+
+torch.set_num_threads(1)
+model, shape = made("vae")
+runs = [Run(model, ema=0) for _ in range(2)]
+small, large = batches(shape, (37, 30_000))
+for run in runs:
+    run.step(small[0], key=small[2])
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+try:
+    runs[0].step(large[0], key=large[2])
+except RuntimeError as error:
+    print(error)
+terms = [run.step(small[0], key=small[2]) for run in runs]
+assert torch.equal(*terms), terms
+weights = [run.flat.whole for run in runs]
+assert torch.equal(*weights)
+try:
+    mu = torch.zeros(1000, 784)
+    torch.ops.vae_fast.reparameterize(mu, mu, small[2], 40)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_too_little_memory_is_an_error_and_the_next_step_is_whole():
+    """The next step used memory that was never there, and the process died."""
+    done = python(SHORT_OF_MEMORY)
+    assert done.returncode == 0, done.stderr
+    words = r"vae_fast: can't allocate memory: \d+ bytes were asked for; take smaller batches"
+    assert len(re.findall(words, done.stdout)) == 2, done.stdout
