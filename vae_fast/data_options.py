@@ -48,4 +48,7 @@ class DataOptions:
         if isinstance(self.held_out, bool) or not isinstance(self.held_out, (int, float)):
             raise TypeError(f"held_out must be a number, and is {self.held_out!r}")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a part between 0 and 1, and is {self.held_out}")
+            raise ValueError(
+                "held_out, the part of the data for validation, must be between 0 and 1, such as 0.1, "
+                f"got {self.held_out}"
+            )

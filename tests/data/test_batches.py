@@ -222,7 +222,7 @@ def test_batches_are_contiguous_copies(data):
 def test_bad_arguments(data, arguments, error, words):
     with pytest.raises(error, match=words):
         Batches(data, shuffle=True, **arguments)
-    with pytest.raises(ValueError, match="at least 0, and this one is -1"):
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         Batches(data, 4, shuffle=True).set_epoch(-1)
 
 

@@ -49,7 +49,7 @@ def test_the_embedded_images_keep_ten_of_a_class():
 @pytest.mark.parametrize(
     ("data", "keep", "error", "message"),
     [
-        (thirty(), 31, ValueError, "31 labels are to be kept, and array has 30"),
+        (thirty(), 31, ValueError, "31 labels are to be kept, and array has 30: keep from 1"),
         (thirty(), 0, ValueError, "0 labels are to be kept"),
         (from_array(torch.rand(4, 3)), 2, ValueError, "array has no labels"),
     ],

@@ -148,7 +148,7 @@ def test_as_a_source():
     assert torch.equal(images, render([1003, 1004])) and labels.tolist() == [0, 0]
     assert torch.equal(part[9][0], render(1009)) and len(part) == 10
     assert part.factors(torch.tensor([0])).tolist() == factors_of([1000]).tolist()
-    with pytest.raises(IndexError, match="sample 10 of 10"):
+    with pytest.raises(IndexError, match="no sample 10: they go from 0 to 9"):
         part[10]
 
 

@@ -160,7 +160,7 @@ def test_a_number_is_not_scored_where_it_is_none(bad):
         words = "codes hold NaN or infinity in 1 of 50 rows, the first of them 3"
         with pytest.raises(ValueError, match=words):
             score(broken, factors)
-        with pytest.raises(ValueError, match="numbered from 0, and one is -1"):
+        with pytest.raises(ValueError, match="numbered from 0, got -1"):
             score(codes, factors - 1)
         with pytest.raises(ValueError, match="no codes"):
             score(codes[:0], factors[:0])

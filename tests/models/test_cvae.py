@@ -128,7 +128,10 @@ def test_image_conditions_are_remembered_for_sampling():
         (lambda: tiny().loss(images()), "conditional"),
         (lambda: tiny().loss(images(), torch.tensor([0, 1, 2, 3, 10])), "label 10.*num_classes=10"),
         (lambda: tiny().loss(images(), torch.zeros(5, 1, dtype=torch.int64)), r"\(N,\).*\(5, 1\)"),
-        (lambda: tiny().sample(3, torch.tensor([1, 2])), "n is 3, but y has 2"),
+        (
+            lambda: tiny().sample(3, torch.tensor([1, 2])),
+            "n is 3, but y has 2 entries: they must be equal",
+        ),
         (
             lambda: tiny(condition="attributes", condition_options={"size": 2}).sample(3),
             "conditional",

@@ -68,7 +68,7 @@ def test_sequences_of_sizes_are_sequences():
     for levels in ([], [1, 2], 3, "a"):
         with pytest.raises(TypeError, match=r"are pairs \(height, count\), got"):
             build("hvae", IMAGE, network="conv", levels=levels)
-    with pytest.raises(TypeError, match="levels of an mlp is their number"):
+    with pytest.raises(TypeError, match="levels of an mlp must be a whole number"):
         build("hvae", IMAGE, network="mlp", levels=[(1, 1)])
     with pytest.raises(TypeError, match="levels must be a sequence"):
         build("vq-vae", IMAGE, quantizer="fsq", quantizer_options={"levels": 8})

@@ -163,7 +163,7 @@ def test_weights_average_to_the_elbo():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tiny((6, 2), word_dropout=1.5), "word_dropout is a probability"),
+        (lambda: tiny((6, 2), word_dropout=1.5), "word_dropout must be between 0 and 1"),
         (lambda: tiny((6, 2)).loss(torch.zeros(3, 6, 4)), r"\(3, 6, 4\).*\(N, 6, 2\)"),
         (lambda: tiny((6, 2)).loss(series(), lengths=torch.ones(2)), r"lengths must be \(3,\)"),
     ],

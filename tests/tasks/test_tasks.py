@@ -74,7 +74,7 @@ def test_generate():
     spread = tasks.generate(plain, 4000, temperature=0.5, seed=0, batch_size=999)
     assert spread.shape == (4000, 3)
     torch.testing.assert_close(spread.std(0), torch.full((3,), 0.5), rtol=0.06, atol=0.0)
-    with pytest.raises(ValueError, match="n is 3, but y has 2"):
+    with pytest.raises(ValueError, match="n is 3, but y has 2 entries: they must be equal"):
         tasks.generate(model, 3, torch.tensor([0, 1]))
 
 

@@ -191,7 +191,7 @@ def test_optimizers_that_cannot_work(run, optimizer, message):
     [
         ({"schedule": "linar"}, "objective.schedule 'linar' is unknown.*did you mean 'linear'"),
         ({"period": 0.0}, "objective.period must be above 0"),
-        ({"ramp": 1.5}, "objective.ramp is a part of a cycle, at most 1"),
+        ({"ramp": 1.5}, "objective.ramp, a part of a cycle, must be at most 1"),
         ({"free_bits": -1.0}, "objective.free_bits must be at least 0"),
         ({"unit": "hours"}, "objective.unit 'hours' is unknown: it is one of epochs, steps"),
     ],

@@ -140,7 +140,7 @@ def test_several_processes_take_no_parts(config):
     world = World(2)
     model = build_model(config, (1, 28, 28))
     with pytest.raises(
-        ValueError, match="accumulate 2 needs a single process, and 2 share each batch"
+        ValueError, match="accumulate 2 needs a single process, and 2 share each batch: set it to 1"
     ):
         world.wrap = lambda model, *_, **__: model
         Step(model, TrainConfig(accumulate=2, device="cpu"), torch.device("cpu"), world, 3)

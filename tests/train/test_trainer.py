@@ -324,7 +324,7 @@ def test_one_process_trains_a_run_at_a_time(tmp_path):
     other.start()
     try:
         assert held.wait(60)
-        with pytest.raises(ValueError, match="is being trained by another process"):
+        with pytest.raises(ValueError, match="is being trained by another process: wait"):
             Trainer.resume(tmp_path / "run", epochs=2, **given)
     finally:
         other.kill()

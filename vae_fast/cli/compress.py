@@ -74,7 +74,7 @@ def decompress(arguments: list[str], program: str) -> int:
     if wants and read.labels is None:
         raise ValueError(
             f"{values.file} has no labels, and {restored.config.model} is conditioned on labels: it "
-            "was compressed with another model"
+            "was compressed with another model; give that model's run"
         )
     y = torch.from_numpy(read.labels).long().to(device) if wants else None
     symbols = torch.from_numpy(read.symbols).to(device)

@@ -51,7 +51,7 @@ def read_compressed(path: Path, latent_dim: int) -> CompressedFile:
     if symbols.shape[1] != latent_dim:
         raise ValueError(
             f"{path} has symbols of shape {symbols.shape}, and the model's latent_dim is "
-            f"{latent_dim}: it was compressed with another model"
+            f"{latent_dim}: it was compressed with another model; give that model's run"
         )
     if step.dtype.kind not in "fiu" or step.shape != () or not 0.0 < step < float("inf"):
         raise ValueError(

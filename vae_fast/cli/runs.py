@@ -158,7 +158,9 @@ def samples_of(
     x, labels = x.to(device), None if labels is None else labels.to(device)
     wants = uses_labels(restored.model)
     if wants and labels is None and not isinstance(restored.model, Classifies):
-        raise ValueError(f"{restored.config.model} is conditioned on labels, and {source} has none")
+        raise ValueError(
+            f"{restored.config.model} is conditioned on labels, and {source} has none: give labelled data"
+        )
     files = None if found.files is None else list(found.files)
     if files is not None:
         files = files[: len(x)] if rows is None else [files[row] for row in rows.tolist()]

@@ -116,7 +116,10 @@ class ArrayData:
         labels = self.labels
         if labels is None or int(labels.max()) >= len(classes):
             found = "no labels" if labels is None else f"label {int(labels.max())}"
-            raise ValueError(f"{self.name}: it has {len(classes)} names of classes and {found}")
+            raise ValueError(
+                f"{self.name}: there are {len(classes)} names of classes, and the data have {found}: "
+                "give labels from 0 on, and a name for each"
+            )
         return replace(self, classes=tuple(classes))
 
     def select(self, rows: torch.Tensor) -> ArrayData:
@@ -187,7 +190,10 @@ def from_array(
     found = range_of(tensor, name) if tensor.is_floating_point() else UNIT
     labels, classes = as_labels(labels, len(tensor), name)
     if files is not None and len(files) != len(tensor):
-        raise ValueError(f"{name}: {len(tensor)} images and {len(files)} names of files")
+        raise ValueError(
+            f"{name}: there are {len(tensor)} images and {len(files)} names of files: give one name "
+            "for each image"
+        )
     file = MappedFile.of(cast("np.memmap[Any, Any]", images)) if mapped else None
     data = ArrayData(tensor, labels, name, provenance, mapped, found, classes, files, file=file)
     if bounded:

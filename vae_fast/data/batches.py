@@ -132,7 +132,7 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass. A place to resume at within that epoch is kept."""
         if epoch < 0:
-            raise ValueError(f"an epoch is at least 0, and this one is {epoch}")
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
         if epoch != self._epoch:
             self._epoch, self._given, self._begin, self._pass = epoch, 0, 0, None
 

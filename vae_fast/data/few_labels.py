@@ -35,10 +35,14 @@ def keep_labels(data: Any, keep: int, *, seed: int = 0, repeat: int = 1) -> Arra
             "needed: write -1 for the labels to hide into the data itself"
         )
     if data.labels is None:
-        raise ValueError(f"{data.name} has no labels, and {keep} are to be kept")
+        raise ValueError(
+            f"{data.name} has no labels, and {keep} are to be kept: give labelled data"
+        )
     known = int((data.labels >= 0).sum())
     if not 1 <= keep <= known:
-        raise ValueError(f"{keep} labels are to be kept, and {data.name} has {known}")
+        raise ValueError(
+            f"{keep} labels are to be kept, and {data.name} has {known}: keep from 1 to all of them"
+        )
     if repeat < 1:
         raise ValueError(f"repeat must be at least 1, got {repeat}")
     kept = _balanced(data.labels, keep, seed)

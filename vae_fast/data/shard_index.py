@@ -40,14 +40,17 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # RecursionError: deep nesting
         raise ValueError(f"{path} can't be read: {error}; run pack again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}")
+        raise ValueError(f"{path} is not an index of shards: its format isn't {FORMAT!r}; run pack")
     if index.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {index.get('version')!r}, and this vae_fast reads {VERSION}"
+            f"{path} has version {index.get('version')!r}, and this vae_fast reads {VERSION}: run pack "
+            "again, or read it with the vae_fast that wrote it"
         )
     _check_fields(path, index, _FIELDS)
     if index["dtype"] not in DTYPES:
-        raise ValueError(f"{path}: dtype {index['dtype']!r} is none of {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{path}: dtype {index['dtype']!r} is none of {', '.join(DTYPES)}; run pack again"
+        )
     for entry in index["shards"]:
         labelled = _LABELS if index["labelled"] else {}
         named = _FILES if "files" in entry else {}
@@ -56,7 +59,9 @@ def read_index(folder: Path) -> dict[str, Any]:
             name = entry[field]
             # an index must not name files outside its folder
             if Path(name).name != name or "\0" in name:
-                raise ValueError(f"{path}: {name!r} is not a plain file name")
+                raise ValueError(
+                    f"{path}: {name!r} is not a plain file name, of a file beside the index"
+                )
     return index
 
 
@@ -136,9 +141,13 @@ def map_shard(path: Path) -> np.ndarray:
     try:
         return map_npy(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"shard {path} is missing") from None
+        raise FileNotFoundError(
+            f"shard {path} is missing: put it back, or run pack again"
+        ) from None
     except (ValueError, OSError) as error:
-        raise ValueError(f"shard {path} is damaged: {error}") from error
+        raise ValueError(
+            f"shard {path} is damaged: {error}; get it again, or run pack again"
+        ) from error
 
 
 def check_header(path: Path, shape: tuple[int, ...], dtype: str) -> None:
@@ -146,5 +155,5 @@ def check_header(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     if array.shape != shape or array.dtype.name != dtype or not array.flags.c_contiguous:
         raise ValueError(
             f"shard {path} is {array.dtype} of shape {array.shape}, "
-            f"and the index says {dtype} of {shape}"
+            f"and the index says {dtype} of {shape}: run pack again"
         )

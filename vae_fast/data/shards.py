@@ -306,7 +306,8 @@ def open_shards(
     )  # fmt: skip
     if len(data) != index["samples"]:
         raise ValueError(
-            f"{folder / INDEX} says {index['samples']} samples, and its shards have {len(data)}"
+            f"{folder / INDEX} says {index['samples']} samples, and its shards have {len(data)}: run "
+            "pack again"
         )
     return data
 

@@ -118,7 +118,7 @@ class Sprites:
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """One image (1, 64, 64) and its shape."""
         if not 0 <= index < len(self):  # IndexError also ends a for loop
-            raise IndexError(f"sample {index} of {len(self)}")
+            raise IndexError(f"there is no sample {index}: they go from 0 to {len(self) - 1}")
         images, labels = self.gather(torch.tensor([index]))
         return images[0], int(labels[0])
 

@@ -139,7 +139,9 @@ def from_cells(
     Raises ValueError or TypeError if there is no X, a label is missing, or values do not fit.
     """
     if cells.X is None:
-        raise ValueError(f"{name} has no X, the matrix of cells and genes")
+        raise ValueError(
+            f"{name} has no X, the matrix of cells and genes: set X, for example to one of its layers"
+        )
     x = cells.X
     if hasattr(x, "to_memory"):  # of a file that is read piece by piece
         x = x.to_memory()

@@ -48,7 +48,9 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) ->
         information = sorted((mutual_information(z, factor) for z in binned.t()), reverse=True)
         gaps.append((information[0] - information[1]) / h)
     if not gaps:
-        raise ValueError("no factor varies in this sample of the data")
+        raise ValueError(
+            f"no factor varies in these {len(factors)} samples: take more of them, or shuffled ones"
+        )
     return sum(gaps) / len(gaps)
 
 
@@ -104,7 +106,9 @@ def factor_vae_score_of_codes(
     _check(codes, factors)
     varying = [f for f in range(factors.shape[1]) if len(factors[:, f].unique()) > 1]
     if not varying:
-        raise ValueError("no factor varies in this sample of the data")
+        raise ValueError(
+            f"no factor varies in these {len(factors)} samples: take more of them, or shuffled ones"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def draw(number: int, n: int) -> tuple[Tensor, int]:
@@ -131,11 +135,13 @@ def _check(codes: Tensor, factors: Tensor) -> None:
             f"and {tuple(factors.shape)}"
         )
     if codes.shape[1] < 2:
-        raise ValueError("a gap needs a latent_dim of 2 or more")
+        raise ValueError(f"codes must have a latent_dim of 2 or more, got {codes.shape[1]}")
     if factors.is_floating_point():
         raise TypeError(f"factors must be integers, got {factors.dtype}")
     if len(codes) == 0:
         raise ValueError("there are no codes to score")
     if factors.min() < 0:
-        raise ValueError(f"factors are numbered from 0, and one is {int(factors.min())}")
+        raise ValueError(
+            f"a factor's values must be numbered from 0, got {int(factors.min())}: number them anew"
+        )
     check_finite("codes", codes)

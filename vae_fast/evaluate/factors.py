@@ -113,7 +113,9 @@ def modularity(codes: Tensor, factors: Tensor, *, bins: int = 20) -> float:
 def _varying(factors: Tensor) -> Tensor:
     vary = (factors != factors[:1]).any(0)
     if not vary.any():
-        raise ValueError("no factor varies in this sample of the data")
+        raise ValueError(
+            f"no factor varies in these {len(factors)} samples: take more of them, or shuffled ones"
+        )
     return factors[:, vary]
 
 

@@ -142,6 +142,9 @@ def _check(real: Tensor, made: Tensor) -> None:
             f"{tuple(made.shape)}"
         )
     if min(len(real), len(made)) < 2:
-        raise ValueError(f"two samples of each are needed, got {len(real)} and {len(made)}")
+        raise ValueError(
+            "at least two samples of the data and two of the model are needed, got "
+            f"{len(real)} and {len(made)}"
+        )
     check_finite("features of the data", real)
     check_finite("features of the made samples", made)

@@ -143,12 +143,15 @@ def _with_labels(
     if not normal and not labels_per_class:
         return {}
     if y is None:
-        raise ValueError("AUROC and accuracy at few labels need labels, and these data have none")
+        raise ValueError(
+            "AUROC and accuracy at few labels need labels, and these data have none: give labelled "
+            "data, or leave normal and labels_per_class out"
+        )
     classifies = isinstance(restored.model, Classifies)
     if uses_labels(restored.model) and not classifies:
         raise ValueError(
             f"{restored.config.model} is given the labels: AUROC and accuracy at few labels are for "
-            "models that see samples alone"
+            "models that see samples alone. Leave normal and labels_per_class out"
         )
     found: dict[str, Any] = {}  # the model gets no labels: a classifier explains x alone
     with torch.random.fork_rng():

@@ -124,7 +124,10 @@ def from_state(
         )
     side, f = size or config.get("sample_size", 512), 2 ** (len(widths) - 1)
     if side % f:
-        raise ValueError(f"images of {side} x {side} can't be halved {len(widths) - 1} times")
+        raise ValueError(
+            f"images of {side} x {side} can't be halved {len(widths) - 1} times: give a size that is "
+            f"a multiple of {f}"
+        )
     model = StableDiffusionAutoencoder(
         nn.Sequential(*first),
         nn.Sequential(*last),

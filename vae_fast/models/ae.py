@@ -37,7 +37,10 @@ class AE(WideBuffers, LatentModel):
     def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options: Any) -> None:
         super().__init__(*networks, **options)
         if self.objective is not None and self.objective.deterministic is None:
-            raise ValueError(f"{self.objective.name} is for models that draw z, or quantise it")
+            raise ValueError(
+                f"{self.objective.name} is for models that draw z, or quantise it: take a vae or a "
+                "vq-vae"
+            )
         self.momentum = momentum
         self.register_buffer("code_mean", torch.zeros(self.latent_dim))
         self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]

@@ -106,7 +106,10 @@ class LatentModel(NotScriptable, Model):
                 f"and that of {name} has {density[not has_density]}"
             )
         if prior is not None and not has_density:
-            raise ValueError(f"{name} has no density of z, and so no prior to learn")
+            raise ValueError(
+                f"{name} has no density of z, and so no prior to learn: leave prior out, and fit a "
+                "sampler after training"
+            )
         if posterior is not None and not self.takes_posterior:
             raise ValueError(
                 f"{name} takes no posterior {posterior.name}: one is for vae, cvae, iwae, vrae and "

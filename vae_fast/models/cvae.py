@@ -97,7 +97,7 @@ class CVAE(BetaVAE):
         if y is None:
             y = self.condition.default(n, device_and_dtype(self)[0])
         if y.shape[0] != n:
-            raise ValueError(f"n is {n}, but y has {y.shape[0]} entries")
+            raise ValueError(f"n is {n}, but y has {y.shape[0]} entries: they must be equal")
         z = self.sample_prior(n, temperature, generator, y)
         return self.likelihood.mean(self.decode(z, y))
 

@@ -147,7 +147,8 @@ class HVAE(LatentModel):
         doubly reparameterised gradients need a single level."""
         if constant_posterior:
             raise ValueError(
-                "dreg is not defined here for a hierarchy: a level's z moves the posteriors below"
+                "dreg is not defined here for a hierarchy, where a level's z moves the posteriors below: "
+                "leave it false"
             )
         posterior = self._posterior(x)
         log_weights, nlls, kls = [], [], []

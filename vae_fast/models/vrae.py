@@ -58,7 +58,7 @@ class VRAE(BetaVAE):
     ) -> None:
         super().__init__(encoder, decoder, **options)
         if not 0.0 <= word_dropout <= 1.0:
-            raise ValueError(f"word_dropout is a probability, got {word_dropout}")
+            raise ValueError(f"word_dropout must be between 0 and 1, got {word_dropout}")
         self.head = head
         self.condition = condition
         self.uses_labels = condition is not None

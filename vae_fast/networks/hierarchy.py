@@ -123,7 +123,9 @@ def networks_of_hierarchy(
     if network == "mlp":
         levels = 3 if levels is None else levels
         if not isinstance(levels, int):
-            raise TypeError(f"levels of an mlp is their number, got {levels!r}")
+            raise TypeError(
+                f"levels of an mlp must be a whole number, how many there are, got {levels!r}"
+            )
         check_count("levels", levels)
         check_counts("hidden", hidden)
         return *mlp_ends(input_shape, output_shape, width, hidden), [((1, 1), 1)] * levels

@@ -44,7 +44,10 @@ def linear_probe(
         raise ValueError("a label is negative: leave unlabelled samples out")
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     if int(labels.max()) >= classes:
-        raise ValueError(f"label {int(labels.max())} is out of range for num_classes={classes}")
+        raise ValueError(
+            f"label {int(labels.max())} is out of range for num_classes={classes}: labels are 0 to "
+            f"{classes - 1}"
+        )
     mean = features.mean(0)
     scale = features.std(0, correction=0).clamp_min(1e-6)
     linear = nn.Linear(features.shape[1], classes).to(features)

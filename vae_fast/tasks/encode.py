@@ -36,7 +36,9 @@ def encode(
     if path is not None:
         path = Path(path)
         if path.suffix != ".npy":
-            raise ValueError(f"features are written as .npy, not as {path.name!r}")
+            raise ValueError(
+                f"features are written as .npy: path must end in it, got {path.name!r}"
+            )
         if not path.parent.is_dir():
             raise ValueError(f"the folder {path.parent} doesn't exist: create it first")
     codes = features(model, x, y, batch_size=batch_size)

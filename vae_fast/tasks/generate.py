@@ -40,7 +40,7 @@ def generate(
     if not temperature >= 0:
         raise ValueError(f"temperature can't be negative, got {temperature}")
     if y is not None and len(y) != n:
-        raise ValueError(f"n is {n}, but y has {len(y)} entries")
+        raise ValueError(f"n is {n}, but y has {len(y)} entries: they must be equal")
     device = device_and_dtype(model)[0]
     options: dict[str, object] = {} if temperature == 1.0 else {"temperature": temperature}
     if draw:

@@ -63,7 +63,9 @@ class ObjectiveConfig:
         check_known("objective.unit", self.unit, UNITS)
         check_positive("objective.ramp", self.ramp)
         if self.ramp > 1:
-            raise ValueError(f"objective.ramp is a part of a cycle, at most 1, got {self.ramp}")
+            raise ValueError(
+                f"objective.ramp, a part of a cycle, must be at most 1, got {self.ramp}"
+            )
         at_least("objective.free_bits", self.free_bits, 0)
 
 
@@ -403,7 +405,8 @@ def resolve_device(name: str) -> Any:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {name!r} was asked for, and there are {torch.cuda.device_count()} GPUs"
+            f"device {name!r} was asked for, and the GPUs here are cuda:0 to "
+            f"cuda:{torch.cuda.device_count() - 1}: use one of them"
         )
     return torch.device("cpu") if device.type == "cpu" else device
 

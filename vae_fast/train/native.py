@@ -313,7 +313,9 @@ class NativeStep:
         if samples == 0:
             raise ValueError("the native step needs at least one sample, and the batch is empty")
         if binary_key is not None and images.dtype == torch.float32:
-            raise TypeError("binarising takes uint8 or bool images, and these are float32")
+            raise TypeError(
+                "binarising takes uint8 or bool images, and these are float32: give uint8 (0..255)"
+            )
         if index is None:
             return
         if index.dtype != torch.int64 or index.dim() != 1 or not index.is_contiguous():
@@ -335,7 +337,9 @@ class NativeStep:
         if labels is None:
             raise ValueError("this model is conditional: give it labels or attributes y after x")
         if len(labels) != samples:
-            raise ValueError(f"there are {samples} samples, but {len(labels)} labels")
+            raise ValueError(
+                f"there are {samples} samples, but {len(labels)} labels: they must be equal"
+            )
         seen = cast(CVAE, self.model).condition_features(labels)
         return (seen.bfloat16().float() if self.bf16 else seen).contiguous()
 

@@ -167,7 +167,10 @@ class RunFolder:
             return
         if not held:  # or the lock of a process that was ending and has removed it
             lock.close()
-            raise ValueError(f"{self.path} is being trained by another process")
+            raise ValueError(
+                f"{self.path} is being trained by another process: wait until it has ended, or train "
+                "in another folder"
+            )
         self._lock = lock
 
     def unlock(self) -> None:

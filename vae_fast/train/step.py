@@ -52,7 +52,7 @@ class Step:
         if config.accumulate > 1 and world.is_distributed:
             raise ValueError(
                 f"accumulate {config.accumulate} needs a single process, and {world.size} share each "
-                "batch: start more processes, or set accumulate to 1"
+                "batch: set it to 1, and start more processes if their shares need too much memory"
             )
         self.network = world.wrap(model, device, config, every_parameter=every)
         self.phases = phases_of(model)
@@ -257,7 +257,8 @@ class Step:
         saved = state["updates"]
         if len(saved) != len(self.updates):
             raise ValueError(
-                f"{len(saved)} optimizers were saved, the model has {len(self.updates)}"
+                f"{len(saved)} optimizers were saved, the model has {len(self.updates)}: resume with the "
+                "options of the run, or start a new one"
             )
         for update, value in zip(self.updates, saved, strict=True):
             update.load_state_dict(value)

@@ -31,7 +31,9 @@ def latent_maps(
     parts = chosen.parts()
     del parts["latent_dim"]
     if chosen.q is not None and chosen.q.context:
-        raise ValueError("a flow's context is of models with one latent vector, not of maps")
+        raise ValueError(
+            f"context must be 0 for an autoencoder-kl, whose latent is maps, got {chosen.q.context}"
+        )
     return AutoencoderKL(
         encoder,
         decoder,

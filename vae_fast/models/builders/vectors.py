@@ -177,7 +177,9 @@ def semi_supervised(
     classifier keeps it from memorising few labels.
     """
     if options.pop("prior", "standard") != "standard":
-        raise ValueError("the prior of M2 is N(0, 1); a learned one is for cvae")
+        raise ValueError(
+            "prior must be standard for ssvae, whose p(z) is N(0, 1); cvae can learn it"
+        )
 
     def with_classifier(
         encoder: nn.Module, head: nn.Module, decoder: nn.Module, y: Condition, **rest: Any

@@ -93,7 +93,7 @@ def rate_of(simultaneous: bool, discriminator_lr: float) -> float:
     """``discriminator_lr``; ValueError if the losses share one optimizer, which has one rate."""
     if simultaneous and discriminator_lr != 1.0:
         raise ValueError(
-            f"discriminator_lr {discriminator_lr} is of an optimizer of its own, and simultaneous "
-            "losses share one: set simultaneous to false, or the rate in optimizer.groups"
+            f"discriminator_lr {discriminator_lr} needs an optimizer of its own, and simultaneous "
+            "losses share one: set simultaneous to false, or give the rate in optimizer.groups"
         )
     return discriminator_lr

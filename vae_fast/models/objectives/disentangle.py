@@ -98,7 +98,7 @@ class DIP(Objective):
     def __init__(self, *, kind: int = 1, off: float = 10.0, own: float | None = None) -> None:
         super().__init__()
         if kind not in (1, 2):
-            raise ValueError(f"a DIP-VAE is of kind 1 or 2, got {kind}")
+            raise ValueError(f"kind must be 1 or 2, for DIP-VAE-I or II, got {kind}")
         # Kumar et al. 2018, section 4: lambda_d = 10 lambda_od in DIP-VAE-I, lambda_od in II.
         self.kind, self.off = kind, off
         self.own = (10.0 if kind == 1 else 1.0) * off if own is None else own

@@ -92,7 +92,7 @@ class CIWAE(Samples):
     def __init__(self, *, samples: int = 8, mix: float = 0.5) -> None:
         super().__init__(samples=samples, estimates=1)
         if not 0 <= mix <= 1:
-            raise ValueError(f"mix is a part from 0 to 1, got {mix}")
+            raise ValueError(f"mix must be between 0 and 1, got {mix}")
         self.mix = mix
 
     def terms(self, call: Call) -> Terms:

@@ -58,7 +58,7 @@ class FlowPosterior(PosteriorPart):
     def __init__(self, latent_dim: int, name: str, *, context: int = 0, **options: Any) -> None:
         super().__init__()
         if context < 0:
-            raise ValueError(f"context is a number of features, got {context}")
+            raise ValueError(f"context, a number of features, must be at least 0, got {context}")
         self.name, self.context = name, context
         self.flow = make_flow(name, latent_dim, context=context, **options)
 

@@ -37,7 +37,10 @@ class FSQ(Quantizer):
         self.dim, self.levels = dim, tuple(levels)
         self.sizes = (math.prod(levels),)
         if self.sizes[0] >= 1 << 62:
-            raise ValueError(f"levels {list(levels)} make more codes than a number of 64 bits has")
+            raise ValueError(
+                f"levels {list(levels)} make 2^62 codes or more, which int64 can't number: take fewer "
+                "levels, or several groups"
+            )
 
     def forward(self, z: Tensor) -> Quantized:
         wide = z.to(torch.promote_types(z.dtype, torch.float32))

@@ -81,7 +81,10 @@ def make_sampler(name: str, model: Any, **options: Any) -> Sampler | None:
     if name == "metric":
         objective = part_of(model, "objective")
         if not isinstance(objective, Riemannian):
-            raise ValueError("the sampler metric is for models of the objective riemannian")
+            raise ValueError(
+                "the sampler metric is for models of the objective riemannian, and this one's is "
+                f"{getattr(objective, 'name', 'elbo')}: take another sampler"
+            )
         return MetricSampler(objective, **options)
     if has_codes:
         made = CodeSampler(model.code_shape, model.quantizer.sizes, **options)
@@ -116,7 +119,7 @@ def fit_sampler(
         if x is None or len(x) < 2:
             count = 0 if x is None else len(x)
             raise ValueError(
-                f"the sampler {name} is fitted to codes, and there are {count} samples"
+                f"the sampler {name} is fitted to codes of at least 2 samples x, and there are {count}"
             )
         if name == "pixelcnn":
             codes = in_batches(model, lambda part, *_: model.codes(part), x, batch_size=batch_size)
