@@ -177,20 +177,20 @@ $(TORCH_DONE): $(DONE)/venv
 INSTALL = @VAE_FAST_BUILD=off $(TOLD) "installing what $(@F) needs" $(PIP) install -q --no-build-isolation \
 	-C editable_mode=compat
 
-$(DONE)/train: $(TORCH_DONE) pyproject.toml
+$(DONE)/train: $(TORCH_DONE) pyproject.toml Makefile
 	$(INSTALL) -e ".[train]"
 	touch $@
 
-$(DONE)/test: $(TORCH_DONE) pyproject.toml
+$(DONE)/test: $(TORCH_DONE) pyproject.toml Makefile
 	$(INSTALL) "$(TORCH)" $(TORCHVISION) -e ".[test]"
 	touch $@
 
 # TORCH is named again, so that pip keeps the torch that is installed.
-$(DONE)/clients: $(DONE)/test pyproject.toml
+$(DONE)/clients: $(DONE)/test pyproject.toml Makefile
 	$(INSTALL) "$(TORCH)" -e ".[clients]"
 	touch $@
 
-$(DONE)/bench: $(TORCH_DONE) pyproject.toml
+$(DONE)/bench: $(TORCH_DONE) pyproject.toml Makefile
 	$(INSTALL) -e ".[bench,train]"
 	touch $@
 

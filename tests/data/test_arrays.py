@@ -117,7 +117,7 @@ def test_a_source_knows_its_range(bounded):
     wide = as_data(images * 5 - 2, bounded=False)
     assert wide.range == (-2.0, 3.0)
     for scale, shift, words in (
-        (255, 0, "look like 0..255, so divide"),
+        (255, 0, "if they stand for 0..255, divide"),
         (2, -1, r"\(x \+ 1\) / 2"),
     ):
         with pytest.raises(ValueError, match=rf"in \[0, 1\].*these lie in \[.*{words}.*gaussian"):

@@ -28,6 +28,7 @@ def data_for(likelihood, n=4):
 def test_every_likelihood(backend, name):
     """nll and loss equal the op's. mean and sample have the data's shape and values."""
     p_x = make_likelihood(name, SHAPE, **OPTIONS.get(name, {}))
+    assert p_x.described == name
     x = data_for(p_x)
     params = torch.randn(4, *p_x.parameters_shape(SHAPE)).requires_grad_()
     nll = p_x.nll(params, x, reduction="none")

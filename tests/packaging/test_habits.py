@@ -4,6 +4,7 @@ import fnmatch
 import re
 import runpy
 import subprocess
+import sys
 
 import pytest
 
@@ -35,6 +36,18 @@ def test_the_version_stands_in_one_place(monkeypatch, tmp_path):
     script["problems"].__globals__["ROOT"] = tmp_path
     assert script["problems"]("1.2.3") == []
     assert len(script["problems"]("1.2.30")) == 2
+
+
+def test_a_script_beside_the_clone_imports_the_package(tmp_path):
+    """The clone is a folder named vae_fast. On a script's path it comes before an import hook, which
+    is how setuptools installs an editable package unless it is told otherwise, as in the Makefile."""
+    (tmp_path / "vae_fast").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text("from vae_fast import VAE\n")
+    done = subprocess.run(
+        [sys.executable, script], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_workflows_call_the_steps_of_ci():

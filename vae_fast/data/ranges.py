@@ -64,7 +64,7 @@ def check_unit(found: Range, name: str) -> None:
     if low >= 0 and high <= 1:
         return
     if low >= 0 and 2 <= high <= 255:
-        remedy = "they look like 0..255, so divide them by 255 or convert them to uint8"
+        remedy = "if they stand for 0..255, divide them by 255 or convert them to uint8"
     elif low >= -1 and high <= 1:
         remedy = "they look like [-1, 1], so map them with (x + 1) / 2"
     else:
@@ -72,7 +72,8 @@ def check_unit(found: Range, name: str) -> None:
     raise ValueError(
         f"{name}: floating-point values must lie in [0, 1] for a Bernoulli likelihood, and these lie "
         f"in [{low:g}, {high:g}]: {remedy}; or take a likelihood of real values "
-        "(--model-args.likelihood gaussian; bounded=False where you load them yourself)"
+        "or of counts (--model-args.likelihood gaussian or negative_binomial; bounded=False where you "
+        "load them yourself)"
     )
 
 

@@ -91,6 +91,10 @@ class OfSpec(Likelihood):
             self.parameters_per_element = len(spec.params)
         self.target = self.spec.target
 
+    @property
+    def described(self) -> str:
+        return self.spec.family
+
     def given(self, params: Tensor) -> list[Tensor | float]:
         """The spec's parameters from the decoder's output: one tensor each, or all stacked."""
         return [params]
