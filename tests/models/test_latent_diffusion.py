@@ -167,6 +167,18 @@ def test_the_perceptual_distance_in_half_precision(dtype):
     assert torch.autograd.grad(found.sum(), y)[0].isfinite().all()
 
 
+def test_images_are_not_rounded_to_half_precision():
+    model, x = made(perceptual=None).float(), images().float()
+    seen = []
+    model.objective.nll = lambda x, y: seen.append(y) or (x - y).abs().flatten(1).sum(1)
+    hook = model.decoder.register_forward_hook(lambda *a: seen.append(a[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.loss(x, phase="autoencoder")
+    hook.remove()
+    assert seen[0].dtype == torch.bfloat16
+    torch.testing.assert_close(seen[1], torch.sigmoid(seen[0].float()), rtol=1e-6, atol=0)
+
+
 def test_lpips_is_given_images_that_it_knows(monkeypatch):
     class Fake(nn.Module):
         def __init__(self, net, verbose):
@@ -191,6 +203,12 @@ def test_refusals():
                       likelihood_options={"num_classes": 4})  # fmt: skip
         with pytest.raises(ValueError, match="needs the gradient of E.*classes .categorical. have"):
             model.loss(torch.randint(4, (5, *SHAPE)))
+    with pytest.raises(ValueError, match="at least 6 x 6, and these are 5 x 9"):
+        build("vae", (1, 5, 9), objective="vae-gan")
+    model = made()
+    model.decoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="none of its layers is trained"):
+        model.loss(images())
     with pytest.raises(ValueError, match="distance must be l1 or l2"):
         made(distance="huber")
     with pytest.raises(ValueError, match="perceptual must be lpips, none or an import path"):

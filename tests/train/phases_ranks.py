@@ -36,7 +36,7 @@ CASES = {
         {
             **MAPS,
             "objective": "latent-diffusion",
-            "objective_options": {"start": 1, "channels": 4, "adversarial": 2.0},
+            "objective_options": {"start": 2, "channels": 4, "adversarial": 2.0},
         },
     ),
     "vae-gan of maps": (

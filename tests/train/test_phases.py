@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from tests.train import ranks
-from vae_fast.data import Batches
+from vae_fast.data import Batches, load
 from vae_fast.models import build
 from vae_fast.models.phases import Phase
-from vae_fast.train import TrainConfig
+from vae_fast.train import TrainConfig, Trainer
 from vae_fast.train.config import OptimizerConfig
 from vae_fast.train.distributed import Share, World
+from vae_fast.train.keeping import pointed_folder
 from vae_fast.train.step import Step
 from vae_fast.types import LossOutput
 
@@ -171,6 +172,26 @@ def test_a_discriminator_that_has_not_begun_is_left_as_it_is(optimizer):
         again(share, number)
     for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("start", [2, 99])
+def test_the_best_is_the_latest_once_the_discriminator_has_begun(tmp_path, monkeypatch, start):
+    sizes = {"channels": 4, "multipliers": [1, 2], "groups": 2}
+    options = {
+        "objective": "latent-diffusion",
+        "objective_options": {"channels": 4, "start": start},
+    }
+    config = TrainConfig(model="autoencoder-kl", model_args={**sizes, **options}, epochs=2)
+    config.batch_size, config.out, config.device = 20, str(tmp_path / "run"), "cpu"
+    config.tensorboard, config.pictures_every, config.early_stop = "off", 0, 1
+    data = load(IMAGES)
+    trainer = Trainer(config, train_data=data, val_data=data)
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    trainer.progress.best = -1e9  # no loss is below it
+    trainer.fit()
+    best, last = (pointed_folder(tmp_path / "run" / "checkpoints", n) for n in ("best", "last"))
+    assert best == (last if start == 2 else None)
+    assert trainer.progress.epoch == (2 if start == 2 else 1)  # stopped early, if at all
 
 
 def test_a_batch_in_parts_is_one_step():

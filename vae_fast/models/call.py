@@ -36,6 +36,7 @@ class Call(NamedTuple):
     def mean_at(self, z: Tensor) -> Tensor:
         """E[x | z], scaled like ``network_input``."""
         params = self.model.decode(z, *self.condition)
+        params = params.to(torch.promote_types(params.dtype, torch.float32))  # of autocast
         made = self.model.as_input(self.model.likelihood.mean(params), self.x.dtype)
         if params.requires_grad and not made.requires_grad:
             raise ValueError(

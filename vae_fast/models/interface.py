@@ -175,6 +175,13 @@ def learned_prior_of(model: nn.Module) -> MixturePrior | None:
     return found
 
 
+def ranks_by_loss(model: nn.Module) -> bool:
+    """Whether a lower validation loss means a better model; True by default. Otherwise the latest
+    validated weights are the best."""
+    judged = getattr(part_of(model, "objective"), "ranks_by_loss", None)
+    return judged is None or bool(judged())
+
+
 def part_of(model: nn.Module, name: str) -> Any:
     """An optional part, such as ``objective``, ``posterior`` or ``prior_network``, or None."""
     return getattr(model, name, None)

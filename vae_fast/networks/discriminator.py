@@ -15,6 +15,10 @@ def patch_discriminator(input_shape: Sequence[int], channels: int, layers: int) 
     Group norms replace batch norms, so a sample's loss does not depend on the rest of the batch.
     """
     n, height, width = image_shape(input_shape)
+    if min(height, width) < 6:
+        raise ValueError(
+            f"a discriminator of patches needs images of at least 6 x 6, and these are {height} x {width}"
+        )
     depth = max(1, min(layers, min(height, width).bit_length() - 3))
     made: list[nn.Module] = [nn.Conv2d(n, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     wide = channels

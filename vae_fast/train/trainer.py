@@ -21,6 +21,7 @@ from vae_fast import files
 from vae_fast.data import build_augment
 from vae_fast.extras import check_extras
 from vae_fast.import_paths import Trust
+from vae_fast.models.interface import ranks_by_loss
 from vae_fast.ops import matmul
 from vae_fast.train import checkpoint, config_changes, earlier, rng, run_data, standardize
 from vae_fast.train.callbacks import Callback, loggers
@@ -314,7 +315,7 @@ class Trainer:
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
             step.schedule.report_validation(final)
-        self.improved = final < self.progress.best
+        self.improved = final < self.progress.best or not ranks_by_loss(self.model)
         self.progress.best = final if self.improved else self.progress.best
         self.progress.validated = self.progress.step
         self.progress.stale = 0 if self.improved else self.progress.stale + 1

@@ -94,6 +94,11 @@ class LatentDiffusion(Steps):
             self._counted = int(self.steps)
         return self._counted >= self.start
 
+    def ranks_by_loss(self) -> bool:
+        """Whether a lower validation loss means a better model. The discriminator, which that loss
+        leaves out, makes it higher."""
+        return self.discriminator is None or not self.has_begun()
+
     def count(self) -> bool:
         counted = super().count()
         if torch.compiler.is_compiling():  # a compiled graph must not depend on the number
@@ -148,9 +153,14 @@ class LatentDiffusion(Steps):
         return 0.5 * each.flatten(1).mean(1)
 
     def _weight(self, model: Model, nll: Tensor, fooled: Tensor) -> Tensor:
-        last = [p for p in model.decoder.parameters() if p.dim() > 1][-1]
+        layers = [p for p in model.decoder.parameters() if p.dim() > 1 and p.requires_grad]
+        if not layers:
+            raise ValueError(
+                "latent-diffusion weighs the discriminator by gradients of the decoder's last layer, and "
+                "none of its layers is trained: set adversarial to 0, or train the decoder"
+            )
         norms = [
-            torch.autograd.grad(value.mean(), last, retain_graph=True)[0].detach().norm()
+            torch.autograd.grad(value.mean(), layers[-1], retain_graph=True)[0].detach().norm()
             for value in (nll, fooled)
         ]
         of_nll, of_fooled = (joined_mean(norm.clone()) for norm in norms)
