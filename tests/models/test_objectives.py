@@ -132,7 +132,7 @@ def test_a_learned_prior_is_the_density_that_losses_use(name, prior):
     y = (torch.arange(9),) if model.uses_labels else ()
     p = model.learned_prior
     if prior == "vamp":
-        mu, logvar = model.encode(torch.sigmoid(p.pseudo_inputs))
+        mu, logvar = model.encode(torch.sigmoid(10 * p.points))
         log_w = torch.full((5,), -math.log(5), dtype=torch.float64)
     else:
         mu, logvar, log_w = p.mu, p.logvar, p.logits.log_softmax(0)

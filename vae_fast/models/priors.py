@@ -80,13 +80,17 @@ class MixturePrior(nn.Module):
 class VampPrior(MixturePrior):
     """p(z) = (1/K) sum_k q(z | u_k), a mixture of the posteriors at K learned pseudo-inputs u_k.
 
-    Tomczak & Welling 2018, equation 9.
+    Tomczak & Welling 2018, equation 9. In data bounded to [0, 1] a pseudo-input is
+    sigmoid(10 v) of the learned v: Adam changes each entry of v by about the learning rate, and
+    the factor lets pixels follow an encoder that learns faster.
 
     Args:
         input_shape: the shape of one sample of floating data.
-        components: K.
-        bounded: whether data lie in [0, 1]; a sigmoid then bounds the pseudo-inputs too.
+        components: K. Pseudo-inputs start as draws from N(0, 1), or sigmoids of such draws.
+        bounded: whether data lie in [0, 1]; the pseudo-inputs then do too.
     """
+
+    RATE = 10.0
 
     def __init__(
         self, input_shape: Sequence[int], *, components: int = 100, bounded: bool = True
@@ -94,11 +98,16 @@ class VampPrior(MixturePrior):
         nn.Module.__init__(self)
         check_count("a prior's components", components)
         self.bounded = bounded
-        self.pseudo_inputs = nn.Parameter(torch.randn(components, *input_shape))
+        start = torch.randn(components, *input_shape)
+        self.points = nn.Parameter(start / self.RATE if bounded else start)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """u, (K, *input_shape), floating like ``network_input``'s result."""
+        return torch.sigmoid(self.RATE * self.points) if self.bounded else self.points
 
     def components(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Components:
-        u = self.pseudo_inputs
-        return Components(*encode(torch.sigmoid(u) if self.bounded else u), None)
+        return Components(*encode(self.pseudo_inputs), None)
 
 
 class FlowPrior(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.common import Objective, Terms
+from vae_fast.networks import device_and_dtype
 
 
 class Hamiltonian(Objective):
@@ -63,8 +64,8 @@ class Hamiltonian(Objective):
 
 
 def slope(call: Call, z: Tensor, p: Any) -> tuple[Tensor, Tensor]:
-    """d (-log p(x, z)) / dz, (N, D), and -log p(x | z), (N,); differentiable if gradients are
-    enabled. p is the result of the model's ``prior``."""
+    """d (-log p(x, z)) / dz, (N, D), in z's dtype, and -log p(x | z), (N,), in the model's;
+    differentiable if gradients are enabled. p is the result of the model's ``prior``."""
     needs = torch.is_grad_enabled()
     # cuDNN's recurrent networks have no second derivative.
     recurrent = any(isinstance(m, nn.RNNBase) for m in call.model.modules())
@@ -73,8 +74,9 @@ def slope(call: Call, z: Tensor, p: Any) -> tuple[Tensor, Tensor]:
         torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not recurrent),
     ):
         at = z if z.requires_grad else z.detach().requires_grad_()
-        nll = call.nll_at(at)
-        energy = nll - call.model.log_prior(at, p)
+        given = at.to(device_and_dtype(call.model)[1])
+        nll = call.nll_at(given)
+        energy = nll - call.model.log_prior(given, p)
         force = torch.autograd.grad(energy.sum(), at, create_graph=needs)[0]
     return force, nll if needs else nll.detach()
 

@@ -46,7 +46,7 @@ class Metric(NamedTuple):
     def slope(self, z: Tensor, rho: Tensor | None, inverse: Tensor) -> Tensor:
         """d/dz [log det G(z) + rho^T G(z)^-1 rho] / 2, (N, D); no second term without ``rho``."""
         flat = self.matrices.flatten(1).t()
-        share = -torch.linalg.inv(inverse).flatten(1) @ flat  # -tr(G M_i)
+        share = -torch.linalg.inv_ex(inverse).inverse.flatten(1) @ flat  # -tr(G M_i)
         if rho is not None:
             share = share + (rho.unsqueeze(2) * rho.unsqueeze(1)).flatten(1) @ flat
         share = self.kernel(z) * share / self.temperature**2
@@ -57,7 +57,10 @@ class Riemannian(Objective):
     """``Hamiltonian`` with momenta from N(0, G(z)) and the generalised leapfrog.
 
     In training the metric's centres are the batch's posterior means, and a network gives its
-    matrices. The latest ``anchors`` of both are kept, and form the metric in evaluation and for
+    matrices. Their scale acts on z like the step's, and each leap gains from a longer step until
+    the integration diverges. So the entries of L are bounded: within (-1, 1), and the diagonal
+    within (1/e, e). Phase space is in float64, because G^-1 has eigenvalues from lambda to the
+    number of close centres. The latest ``anchors`` of both are kept, and form the metric in evaluation and for
     ``--sampler metric``. The loss is -[log p(x, z_K) + log N(rho_K; 0, G(z_K)) - log q(z_0 | x)
     - log N(gamma_0; 0, G(z_0))]. It is a negative ELBO if the implicit equations are solved
     exactly; ``iterations`` fixed-point steps approximate their solution.
@@ -121,7 +124,7 @@ class Riemannian(Objective):
     def factors(self, x: Tensor) -> Tensor:
         """L, (N, D, D), lower triangular with a positive diagonal, for x scaled by
         ``network_input``."""
-        raw = self.network(x.flatten(1))
+        raw = torch.tanh(self.network(x.flatten(1)))
         entries = torch.where(self.diagonal, raw.exp(), raw)
         dim = self.centers.shape[1]
         flat = entries.new_zeros(len(x), dim * dim).index_copy(1, self.places, entries)
@@ -135,26 +138,28 @@ class Riemannian(Objective):
     def terms(self, call: Call) -> Terms:
         model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
-        z = reparameterize(*q, noise_key=call.noise_key)
+        drawn = reparameterize(*q, noise_key=call.noise_key)
+        noise, z = call.normals(drawn).double(), drawn.double()
         metric = self.metric(z)
         if self.training and torch.is_grad_enabled():
             lower = self.factors(model.network_input(x)).to(z.dtype)
             matrices = lower @ lower.transpose(1, 2)
+            centers = q.mu.to(z.dtype)
             metric = metric._replace(
-                centers=q.mu, matrices=matrices, weights=torch.ones_like(q.mu[:, 0])
+                centers=centers, matrices=matrices, weights=torch.ones_like(centers[:, 0])
             )
             self._keep(q.mu.detach(), matrices.detach())
-        noise, log_q = call.normals(z), log_density(z, *q)
-        lower = torch.linalg.cholesky(metric.inverse(z))  # so that G = lower^-T lower^-1
+        lower = _cholesky(metric.inverse(z))  # so that G = lower^-T lower^-1
         gamma = torch.linalg.solve_triangular(
             lower.transpose(1, 2), noise.unsqueeze(2), upper=True
         ).squeeze(2)
         start = standard_log_density(noise) + _log_diagonal(lower)
         moved, rho, recon = self.leapfrog(call, z, gamma, p, metric)
-        lower = torch.linalg.cholesky(metric.inverse(moved))
+        lower = _cholesky(metric.inverse(moved))
         whitened = (lower.transpose(1, 2) @ rho.unsqueeze(2)).squeeze(2)
         end = standard_log_density(whitened) + _log_diagonal(lower)
-        kl = log_q + start - end - model.log_prior(moved, p)
+        log_p = model.log_prior(moved.to(drawn.dtype), p)
+        kl = log_density(drawn, *q) + (start - end).to(recon.dtype) - log_p
         return recon + call.beta * kl, recon, kl
 
     def leapfrog(
@@ -205,3 +210,9 @@ class Riemannian(Objective):
 def _log_diagonal(lower: Tensor) -> Tensor:
     """log det of triangular matrices (N, D, D), (N,)."""
     return lower.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    """The lower triangular factors of (N, D, D). NaN gives NaN and no error: the step is skipped,
+    like others of NaN."""
+    return torch.linalg.cholesky_ex(matrices).L
