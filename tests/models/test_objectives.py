@@ -202,3 +202,15 @@ def test_trained_from_a_config_and_evaluated(args, tmp_path):
     assert evaluate.elbo(trainer.model, x).loss.mean() < before - 0.1
     nll = evaluate.importance_nll(trainer.model, x, num_samples=20).mean()
     assert nll <= evaluate.elbo(trainer.model, x).loss.mean() + 0.1
+
+
+def test_a_vamp_priors_pixels_learn_ten_times_as_fast_as_its_logits_would():
+    torch.manual_seed(0)
+    model = build("vae", SHAPE, prior="vamp", **SMALL).double()
+    p = model.learned_prior
+    before = p.pseudo_inputs.detach()
+    assert 0.8 < before.logit().std() < 1.2  # sigmoids of draws from N(0, 1)
+    model.loss(images()).loss.backward()
+    torch.optim.Adam(p.parameters(), 1e-3).step()
+    wanted = 10 * 1e-3 * before * (1 - before)
+    torch.testing.assert_close((p.pseudo_inputs - before).abs(), wanted, rtol=0.02, atol=1e-5)

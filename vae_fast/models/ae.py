@@ -78,7 +78,7 @@ class AE(WideBuffers, LatentModel):
             buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))
 
     def prior_from(
-        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
+        self, eps: Tensor, source: torch.Generator | Tensor | None = None, *condition: Tensor
     ) -> Tensor:
         """z of the Gaussian fitted to the training codes, for each row of eps (N, latent_dim)."""
         covariance = self.code_square - torch.outer(self.code_mean, self.code_mean)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
 from vae_fast.functional.checks import check_count
-from vae_fast.models.call import Call
+from vae_fast.models.call import Call, refuse_unknown
 from vae_fast.models.gaussian import Posterior
 from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
@@ -145,8 +145,10 @@ class LatentModel(NotScriptable, Model):
         """
         call = Call(self, x, condition, beta, free_bits, reduction, noise_key)
         if self.objective is not None:
+            refuse_unknown(self.objective.name, self.objective.terms, options)
             made: LossOutput = self.objective(call, **options)
             return made
+        refuse_unknown(type(self).__name__, self.own_loss, options)
         return self.own_loss(call, **options)
 
     def own_loss(self, call: Call, *arguments: Any, **options: Any) -> LossOutput:
@@ -211,6 +213,10 @@ class LatentModel(NotScriptable, Model):
         """-log p(x | z) of each sample, (N,), in nats, for z (N, latent_dim)."""
         return self.likelihood.nll(self.decode(z, *condition), x, reduction="none")
 
+    def nll_options(self, noise_key: Tensor | None) -> dict[str, Any]:
+        """Options of ``nll_at`` and ``nll_of_draws`` by which a key fixes noise of their own."""
+        return {}
+
     def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:
         """The mean squared error of each sample's reconstruction, (N,), on the scale of
         ``network_input``: [0, 1], log(1 + count), or standardized columns."""
@@ -252,13 +258,13 @@ class LatentModel(NotScriptable, Model):
         return self.prior_from(eps, generator, *condition)
 
     def prior_from(
-        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
+        self, eps: Tensor, source: torch.Generator | Tensor | None = None, *condition: Tensor
     ) -> Tensor:
         """z ~ p(z) for each row of eps (N, latent_dim): draws from N(0, 1), times a temperature if
-        any."""
+        any. ``source``, a generator or a noise key, is for what else the prior draws."""
         if self.learned_prior is None:
             return eps
-        return self.learned_prior.sample(eps, self.encode, generator)
+        return self.learned_prior.sample(eps, self.encode, source)
 
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
         """``loss``, under the name that DistributedDataParallel and torch.compile wrap."""

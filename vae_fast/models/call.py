@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae_fast import noise
 from vae_fast.functional import reparameterize
 from vae_fast.models.gaussian import Draw
 from vae_fast.models.interface import Model
@@ -31,7 +34,8 @@ class Call(NamedTuple):
 
     def nll_at(self, z: Tensor) -> Tensor:
         """-log p(x | z) of each sample, (N,), in nats."""
-        return self.model.nll_at(self.x, z, *self.condition)
+        options = self.model.nll_options(self.noise_key)
+        return self.model.nll_at(self.x, z, *self.condition, **options)
 
     def mean_at(self, z: Tensor) -> Tensor:
         """E[x | z], scaled like ``network_input``."""
@@ -53,7 +57,13 @@ class Call(NamedTuple):
     @torch.no_grad()
     def from_prior(self, like: Tensor) -> Tensor:
         """z of the model's prior for each sample, in the shape of ``like``, without gradients."""
-        return self.model.prior_from(self.normals(like), None, *self.condition)
+        return self.model.prior_from(self.normals(like), self.stream(2), *self.condition)
+
+    def repeatable(self) -> Call:
+        """This call with a noise key, so that all its values of ``nll_at`` are of one noise."""
+        if self.noise_key is not None:
+            return self
+        return self._replace(noise_key=noise.new_key(self.x.device))
 
     def stream(self, i: int) -> Tensor | None:
         """The i-th noise key of this call; None draws new noise."""
@@ -77,6 +87,21 @@ def phases_wanted(phase: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     if phase is not None and phase not in known:
         raise ValueError(f"unknown phase {phase!r}; known: {', '.join(known)}")
     return known if phase is None else (phase,)
+
+
+def refuse_unknown(name: str, loss: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise TypeError if a loss's ``options`` are not among those that ``loss`` takes."""
+    if not options or torch.compiler.is_compiling():
+        return
+    known = inspect.signature(loss).parameters.values()
+    unknown = sorted(options.keys() - {p.name for p in known})
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in known):
+        hint = ""
+        if "lengths" in unknown:
+            hint = (
+                ": give the model padding=VALUE, the value that pads sequences, and pad x with it"
+            )
+        raise TypeError(f"{name}'s loss takes no {', '.join(unknown)}{hint}")
 
 
 def streams_of(noise_key: Tensor, i: int) -> Tensor:

@@ -120,7 +120,7 @@ class HVAE(LatentModel):
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
     def prior_from(
-        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
+        self, eps: Tensor, source: torch.Generator | Tensor | None = None, *condition: Tensor
     ) -> Tensor:
         """z_l ~ p(z_l | z_<l) from the top down, for each row of eps (N, latent_dim)."""
         levels = self._by_level(eps)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae_fast.functional import mixture_log_density
+from vae_fast.functional import mixture_log_density, reparameterize
 from vae_fast.functional.checks import check_count
 from vae_fast.models.gaussian import standard_log_density
 from vae_fast.networks.flows import make_flow
@@ -68,12 +68,19 @@ class MixturePrior(nn.Module):
         self,
         eps: Tensor,
         encode: Callable[[Tensor], tuple[Tensor, Tensor]],
-        generator: torch.Generator | None = None,
+        source: torch.Generator | Tensor | None = None,
     ) -> Tensor:
-        """One z for each row of eps (n, D): draws from N(0, 1), times a temperature if any."""
+        """One z for each row of eps (n, D): draws from N(0, 1), times a temperature if any.
+        ``source`` draws the components: a generator or a noise key."""
         mu, logvar, logits = self.components(encode)
-        weights = torch.ones_like(mu[:, 0]) if logits is None else logits.softmax(0)
-        k = torch.multinomial(weights.float(), len(eps), replacement=True, generator=generator)
+        weights = (torch.ones_like(mu[:, 0]) if logits is None else logits.softmax(0)).float()
+        if isinstance(source, Tensor):
+            zeros = weights.new_zeros(len(eps))
+            below = torch.special.ndtr(reparameterize(zeros, zeros, noise_key=source))
+            up_to = weights.cumsum(0)
+            k = torch.searchsorted(up_to, below * up_to[-1]).clamp(max=len(up_to) - 1)
+        else:
+            k = torch.multinomial(weights, len(eps), replacement=True, generator=source)
         return mu[k] + torch.exp(0.5 * logvar[k]) * eps
 
 
@@ -133,7 +140,7 @@ class FlowPrior(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, eps: Tensor, encode: object = None, generator: torch.Generator | None = None
+        self, eps: Tensor, encode: object = None, source: torch.Generator | Tensor | None = None
     ) -> Tensor:
         """One z for each row of eps (n, D): draws from N(0, 1), times a temperature if any."""
         return (self.flow if self.from_noise else self.flow.inverse)(eps)[0]

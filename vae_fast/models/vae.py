@@ -105,13 +105,13 @@ class BetaVAE(LatentModel):
         return z, log_density(z, *density_of)
 
     def prior_from(
-        self, eps: Tensor, generator: torch.Generator | None = None, *condition: Tensor
+        self, eps: Tensor, source: torch.Generator | Tensor | None = None, *condition: Tensor
     ) -> Tensor:
         if self.has_own_space:
             return self.posterior.sample_prior(eps)
         if self.learned_prior is None and (p := self.prior(*condition)) is not None:
             return p.mu + torch.exp(0.5 * p.logvar) * eps
-        return super().prior_from(eps, generator)
+        return super().prior_from(eps, source)
 
     def log_prior(self, z: Tensor, p: Posterior | None = None) -> Tensor:
         """log p(z) in nats, (...,) for z (..., latent_dim); p is the result of ``prior``."""
@@ -177,7 +177,7 @@ class BetaVAE(LatentModel):
         z, log_q = self.drawn(
             q, num_samples=num_samples, noise_key=noise_key, constant=constant_posterior
         )
-        nll = self.nll_of_draws(x, z, *condition, **options)
+        nll = self.nll_of_draws(x, z, *condition, **options, **self.nll_options(noise_key))
         log_p = self.log_prior(z, p)
         if self.posterior is None and self.learned_prior is None:
             kl = gaussian_kl(*q, *(p or ()), reduction="none")

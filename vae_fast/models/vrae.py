@@ -6,12 +6,14 @@ the previous step and ignoring z.
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae_fast.models.call import Call
+from vae_fast.functional import reparameterize
+from vae_fast.models.call import Call, streams_of
 from vae_fast.models.conditions import Condition
 from vae_fast.models.divergence import free_bits_kl
 from vae_fast.models.gaussian import Posterior, split_gaussian
@@ -23,6 +25,8 @@ from vae_fast.networks.scaling import scaled
 from vae_fast.networks.sequences import from_steps, to_steps
 from vae_fast.reference import reduce
 from vae_fast.types import LossOutput
+
+WORD_DROPOUT = 3  # its noise stream
 
 
 class VRAE(BetaVAE):
@@ -85,7 +89,8 @@ class VRAE(BetaVAE):
         steps, lengths = self.to_steps(call.x, lengths)
         q = self._posterior(steps, lengths, *call.condition)
         _, z, kl = self.drawn_from(q, None, call.noise_key)
-        recon = self._nll(steps, lengths, z, *call.condition)
+        options = self.nll_options(call.noise_key)
+        recon = self._nll(steps, lengths, z, *call.condition, **options)
         if call.free_bits > 0:
             self._refuse_free_bits(call)
             recon = reduce(recon.unsqueeze(1), call.reduction)
@@ -94,16 +99,43 @@ class VRAE(BetaVAE):
         return call.output(recon + call.beta * kl, recon, kl)
 
     def nll_of_draws(
-        self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        z: Tensor,
+        *condition: Tensor,
+        lengths: Tensor | None = None,
+        noise_key: Tensor | None = None,
     ) -> Tensor:
         steps = self.to_steps(x, lengths)
-        return torch.stack([self._nll(*steps, z_k, *condition) for z_k in z])
+        keys = [None if noise_key is None else streams_of(noise_key, k) for k in range(len(z))]
+        each = zip(z, keys, strict=True)
+        return torch.stack([self._nll(*steps, z_k, *condition, noise_key=key) for z_k, key in each])
 
     def nll_at(
-        self, x: Tensor, z: Tensor, *condition: Tensor, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        z: Tensor,
+        *condition: Tensor,
+        lengths: Tensor | None = None,
+        noise_key: Tensor | None = None,
     ) -> Tensor:
-        """-log p(x | z) of each sample, (N,), in nats; each step given the true previous ones."""
-        return self._nll(*self.to_steps(x, lengths), z, *condition)
+        """-log p(x | z) of each sample, (N,), in nats; each step given the true previous ones.
+
+        ``noise_key`` fixes which of them training hides."""
+        return self._nll(*self.to_steps(x, lengths), z, *condition, noise_key=noise_key)
+
+    def nll_options(self, noise_key: Tensor | None) -> dict[str, Any]:
+        return {} if noise_key is None else {"noise_key": streams_of(noise_key, WORD_DROPOUT)}
+
+    def _hidden(self, steps: Tensor, noise_key: Tensor | None) -> Tensor | None:
+        """Which previous steps word dropout hides, (N, T) bool; None: none."""
+        if self.word_dropout == 1.0:
+            return steps.new_ones(steps.shape[:2], dtype=torch.bool)
+        if not self.training or self.word_dropout == 0:
+            return None
+        zeros = steps.new_zeros(steps.shape[:2], dtype=torch.float32)
+        below = NormalDist().inv_cdf(self.word_dropout)
+        return reparameterize(zeros, zeros, noise_key=noise_key) < below
 
     def squared_error(self, x: Tensor, *condition: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The mean squared error of each sample, (N,), without padding."""
@@ -168,16 +200,21 @@ class VRAE(BetaVAE):
         h = self.encoder(steps, lengths, device_and_dtype(self)[1])
         return split_gaussian(self.head(self._with(h, *condition)), self.context)
 
-    def _nll(self, steps: Tensor, lengths: Tensor, z: Tensor, *condition: Tensor) -> Tensor:
-        """-log p(x | z), (N,), each step given the true previous steps."""
+    def _nll(
+        self,
+        steps: Tensor,
+        lengths: Tensor,
+        z: Tensor,
+        *condition: Tensor,
+        noise_key: Tensor | None = None,
+    ) -> Tensor:
+        """-log p(x | z), (N,), each step given the true previous steps, as far as not hidden."""
         z = self._with(z, *condition)
         seen = self.decoder.step_input(steps, z.dtype)
         previous = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], dim=1)
-        if self.word_dropout == 1.0:
-            previous = torch.zeros_like(previous)
-        elif self.training and self.word_dropout > 0:
-            keep = torch.rand(previous.shape[:2], device=z.device) >= self.word_dropout
-            previous = previous * keep.unsqueeze(2)
+        hidden = self._hidden(steps, noise_key)
+        if hidden is not None:
+            previous = previous.masked_fill(hidden.unsqueeze(2), 0)
         params, _ = self.decoder(z, previous, self.decoder.start(z))
         by_step = self.likelihood.nll(
             params.flatten(0, 1), steps.flatten(0, 1), reduction="none"

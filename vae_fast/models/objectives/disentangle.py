@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_fast.functional import reparameterize
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases, rate_of
@@ -70,10 +71,8 @@ class Factor(Objective):
         n = z.shape[0]
         half = n // 2 if n > 1 else n
         joint, other = z[:half], z[n - half :]
-        generator = None
-        if noise_key is not None:  # the same shuffle for the same key
-            generator = torch.Generator(z.device).manual_seed(int(noise_key.sum()) & (1 << 62) - 1)
-        order = torch.rand(other.shape, device=z.device, generator=generator).argsort(0)
+        zeros = torch.zeros_like(other, dtype=torch.float32)
+        order = reparameterize(zeros, zeros, noise_key=noise_key).argsort(0)
         shuffled = other.gather(0, order)
         real, fake = self.discriminator(torch.cat([joint, shuffled])).chunk(2)
         each = 0.5 * (F.softplus(real[:, 1] - real[:, 0]) + F.softplus(fake[:, 0] - fake[:, 1]))

@@ -41,6 +41,7 @@ class Hamiltonian(Objective):
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))
 
     def terms(self, call: Call) -> Terms:
+        call = call.repeatable()  # every force is of one density
         model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
         z, log_q = model.drawn(q, noise_key=call.noise_key)

@@ -67,7 +67,7 @@ class PIWAE(Samples):
             log_p = model.log_prior(z, p)
         with constant(own):
             decoded = z.view_as(z)
-            nll = model.nll_of_draws(x, decoded, *condition)
+            nll = model.nll_of_draws(x, decoded, *condition, **model.nll_options(call.noise_key))
             log_p_of_prior = model.log_prior(z.detach(), model.prior(*condition))
         log_w = (call.beta * (log_p - log_q) - nll).detach()
         c = log_w.softmax(0).masked_fill(negligible(log_w, 0), 0.0)

@@ -136,6 +136,7 @@ class Riemannian(Objective):
         return Metric(centers, matrices, kept, self.scale, self.floor)
 
     def terms(self, call: Call) -> Terms:
+        call = call.repeatable()  # every force is of one density
         model, x, condition = call[:3]
         q, p = model.encode(x, *condition), model.prior(*condition)
         drawn = reparameterize(*q, noise_key=call.noise_key)
