@@ -224,5 +224,5 @@ def test_a_flow_may_depend_on_x(name):
     weight = [p for p in last if p.dim() == 2][-1]
     slope = torch.autograd.grad(model.loss(x, *condition, noise_key=key).loss, weight)[0]
     assert slope.shape[0] == 2 * 2 + 3 and slope[4:].abs().sum() > 0
-    with pytest.raises(ValueError, match="not of maps"):
+    with pytest.raises(ValueError, match="context must be 0 for an autoencoder-kl"):
         build("autoencoder-kl", (1, 8, 8), posterior="iaf", posterior_options={"context": 2})
