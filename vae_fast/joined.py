@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -91,3 +92,27 @@ class WideBuffers(nn.Module):
             if moved.dtype.itemsize < 4:
                 setattr(self, name, buffer.to(moved.device))
         return self
+
+
+class RunningMeans(WideBuffers):
+    """A module with running means of batches: plain means over the first 1 / ``momentum`` batches,
+    and with ``momentum`` as the latest batch's weight from then on."""
+
+    batches_seen: Tensor
+    momentum: float
+
+    def start_means(self, momentum: float, **start: Tensor) -> None:
+        """Register the means as buffers, with these values before the first batch."""
+        self.momentum = momentum
+        for name, value in start.items():
+            self.register_buffer(name, value)
+        self.register_buffer("batches_seen", torch.zeros(()))
+
+    @torch.no_grad()
+    def update_means(self, **means: Tensor) -> None:
+        """Take a batch's means into account, over all processes."""
+        self.batches_seen.add_(1)
+        weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
+        for name, mean in means.items():
+            buffer = getattr(self, name)
+            buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))

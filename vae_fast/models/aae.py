@@ -8,19 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_fast.models.base import LatentModel
+from vae_fast.models.base import Deterministic
 from vae_fast.models.call import Call, phases_wanted
-from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.models.phases import Phase
 from vae_fast.networks.ways import call_frozen
 from vae_fast.types import LossOutput
 
 
-class AAE(LatentModel):
+class AAE(Deterministic):
     """z = encoder(x); adversarial training matches the distribution of z to the prior N(0, 1).
 
-    The encoder is deterministic, the paper's first option, and gives latent_dim features.
-    ``encode`` returns logvar = -inf: a point mass.
+    The encoder is deterministic, the paper's first option.
 
     Each batch trains three sets of parameters in turn, each with its own optimizer (``phases``):
     the encoder and decoder reconstruct, the discriminator learns to tell z from draws of the prior,
@@ -36,8 +34,6 @@ class AAE(LatentModel):
             used; the discriminator sees codes from before the update, and the encoder the
             discriminator from before its own.
     """
-
-    is_probabilistic = False
 
     def __init__(
         self,
@@ -67,9 +63,6 @@ class AAE(LatentModel):
             Phase("discriminator", discriminator),
             Phase("generator", encoder, self.generator_lr),
         ]
-
-    def encode(self, x: Tensor) -> Posterior:
-        return point_mass(self.encoder(self.network_input(x)))
 
     def own_loss(self, call: Call, phase: str | None = None) -> LossOutput:
         """The loss of one phase, or the sum of all three, in nats.

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.backend import is_transforming
-from vae_fast.joined import WideBuffers, joined_mean
-from vae_fast.models.base import LatentModel
+from vae_fast.joined import RunningMeans
+from vae_fast.models.base import Deterministic
 from vae_fast.models.call import Call
-from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.types import LossOutput
 
 
-class AE(WideBuffers, LatentModel):
+class AE(RunningMeans, Deterministic):
     """z = encoder(x), without noise; the decoder parametrises p(x | z).
 
-    The encoder gives latent_dim features, and ``encode`` returns logvar = -inf: a point mass.
     There is no prior. ``sample`` uses a Gaussian fitted to the training codes, with their running
     mean and covariance.
 
@@ -29,9 +27,7 @@ class AE(WideBuffers, LatentModel):
 
     code_mean: Tensor
     code_square: Tensor
-    batches_seen: Tensor
 
-    is_probabilistic = False
     takes_objective = True
 
     def __init__(self, *networks: nn.Module, momentum: float = 0.01, **options: Any) -> None:
@@ -41,13 +37,8 @@ class AE(WideBuffers, LatentModel):
                 f"{self.objective.name} is for models that draw z, or quantise it: take a vae or a "
                 "vq-vae"
             )
-        self.momentum = momentum
-        self.register_buffer("code_mean", torch.zeros(self.latent_dim))
-        self.register_buffer("code_square", torch.eye(self.latent_dim))  # E[z z^T]
-        self.register_buffer("batches_seen", torch.zeros(()))
-
-    def encode(self, x: Tensor) -> Posterior:
-        return point_mass(self.encoder(self.network_input(x)))
+        d = self.latent_dim
+        self.start_means(momentum, code_mean=torch.zeros(d), code_square=torch.eye(d))  # E[z z^T]
 
     def own_loss(self, call: Call) -> LossOutput:
         """-log p(x | z) in nats, with kl = 0."""
@@ -72,10 +63,7 @@ class AE(WideBuffers, LatentModel):
         z = z.to(self.code_mean.dtype)
         with torch.autocast(z.device.type, enabled=False):  # keeps the product in float32
             square = z.t() @ z / z.shape[0]
-        self.batches_seen.add_(1)
-        weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
-        for buffer, mean in ((self.code_mean, z.mean(0)), (self.code_square, square)):
-            buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))
+        self.update_means(code_mean=z.mean(0), code_square=square)
 
     def prior_from(
         self, eps: Tensor, source: torch.Generator | Tensor | None = None, *condition: Tensor

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vae_fast.functional import reparameterize
 from vae_fast.functional.checks import check_count
 from vae_fast.models.call import Call, refuse_unknown
-from vae_fast.models.gaussian import Posterior
+from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.models.interface import Model
 from vae_fast.models.likelihoods import Bernoulli, Likelihood
 from vae_fast.models.likelihoods.standardized import standardized
@@ -269,3 +269,13 @@ class LatentModel(NotScriptable, Model):
     def forward(self, x: Tensor, *condition: Tensor, **options: Any) -> LossOutput:
         """``loss``, under the name that DistributedDataParallel and torch.compile wrap."""
         return self.loss(x, *condition, **options)
+
+
+class Deterministic(LatentModel):
+    """The base of models whose z = encoder(x) has no density. The encoder gives latent_dim features,
+    and ``encode`` returns logvar = -inf: a point mass."""
+
+    is_probabilistic = False
+
+    def encode(self, x: Tensor) -> Posterior:
+        return point_mass(self.encoder(self.network_input(x)))

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vae_fast.functional import gaussian_kl, mmd, reparameterize
+from vae_fast.functional import mmd
 from vae_fast.functional.pairwise import Kernel
-from vae_fast.models.base import LatentModel
+from vae_fast.models.base import Deterministic
 from vae_fast.models.call import Call
-from vae_fast.models.gaussian import Posterior, point_mass
 from vae_fast.models.vae import BetaVAE
 from vae_fast.types import LossOutput
 
@@ -44,7 +43,7 @@ class PriorMMD:
         self.kernel, self.bandwidths = kernel, tuple(bandwidths)
 
     def prior_mmd(self, z: Tensor, call: Call) -> Tensor:
-        """The squared MMD of z (N, D) and N draws from N(0, 1), 0-d, times N for reduction="sum";
+        """The squared MMD of z (N, D) and N draws from N(0, 1), (N,), the same for each sample;
         unbiased for N > 1."""
         found = mmd(
             z,
@@ -53,7 +52,7 @@ class PriorMMD:
             kernel=self.kernel,
             bandwidths=self.bandwidths,
         )
-        return found * len(z) if call.reduction == "sum" else found
+        return found.expand(len(z))
 
 
 class InfoVAE(PriorMMD, BetaVAE):
@@ -85,30 +84,22 @@ class InfoVAE(PriorMMD, BetaVAE):
         """In nats. kl is KL(q(z | x) || N(0, 1)), without gradient. free_bits > 0 and
         reduction="none" raise ValueError."""
         call.refuse(free_bits="bounds a KL alone", none="the MMD")
-        q = self.encode(call.x, *call.condition)
-        z = reparameterize(*q, noise_key=call.noise_key)
-        recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
-        kl = gaussian_kl(*q, reduction=call.reduction)
+        _, z, kl = call.draw()
+        recon = call.nll_at(z)
         far = (self.alpha + self.mmd_weight - 1) * self.prior_mmd(z, call)
-        return LossOutput(recon + call.beta * ((1 - self.alpha) * kl + far), recon, kl.detach())
+        return call.output(recon + call.beta * ((1 - self.alpha) * kl + far), recon, kl.detach())
 
 
-class WAE(PriorMMD, LatentModel):
+class WAE(PriorMMD, Deterministic):
     """The Wasserstein autoencoder WAE-MMD: -log p(x | z) + beta * MMD(z, N(0, 1)), z = encoder(x).
 
     Tolstikhin et al. 2018, algorithm 2, with a deterministic encoder; beta is their lambda.
     """
-
-    is_probabilistic = False
-
-    def encode(self, x: Tensor) -> Posterior:
-        return point_mass(self.encoder(self.network_input(x)))
 
     def own_loss(self, call: Call) -> LossOutput:
         """recon is in nats; kl is the MMD, which has no unit. free_bits > 0 and reduction="none"
         raise ValueError."""
         call.refuse(free_bits="bounds a KL alone", none="the MMD")
         z = self.features(call.x, *call.condition)
-        recon = self.likelihood.nll(self.decode(z), call.x, reduction=call.reduction)
-        far = self.prior_mmd(z, call)
-        return LossOutput(recon + call.beta * far, recon, far)
+        recon, far = call.nll_at(z), self.prior_mmd(z, call)
+        return call.output(recon + call.beta * far, recon, far)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vae_fast.functional import aggregate_log_densities, gaussian_kl, reparameterize
+from vae_fast.functional import aggregate_log_densities
 from vae_fast.functional.pairwise import Sampling
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import log_density, standard_log_density
@@ -52,8 +52,7 @@ class BetaTCVAE(BetaVAE):
                 "total correlation needs dataset_size, how many samples batches are drawn from: "
                 "set model.dataset_size"
             )
-        q = self.encode(call.x, *call.condition)
-        z = reparameterize(*q, noise_key=call.noise_key)
+        q, z, exact = call.draw()
         recon = call.nll_at(z)
         # A validation batch may be larger than the training set.
         size = max(self.dataset_size, len(z))
@@ -62,4 +61,4 @@ class BetaTCVAE(BetaVAE):
         information = log_density(z, *q) - whole
         by_dimension = marginals - standard_log_density(z)
         kl = self.alpha * information + call.beta * (whole - marginals) + self.gamma * by_dimension
-        return call.output(recon + kl, recon, gaussian_kl(*q, reduction="none").detach())
+        return call.output(recon + kl, recon, exact.detach())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional.kmeans import count
-from vae_fast.joined import WideBuffers, joined_mean
-from vae_fast.models.base import LatentModel
+from vae_fast.joined import RunningMeans
+from vae_fast.models.base import Deterministic
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import Draw, Posterior, point_mass
 from vae_fast.models.quantize import Quantized, Quantizer, perplexity
@@ -21,7 +21,7 @@ from vae_fast.types import LossOutput
 MOST_COUNTED = 1 << 20  # the largest table of frequencies, (positions, values of a code)
 
 
-class VQVAE(WideBuffers, LatentModel):
+class VQVAE(RunningMeans, Deterministic):
     """z = quantise(encoder(x)): at each of P positions a D-vector, given by C integer codes.
 
     The public methods take and return flat z, (N, D P): dimension d P + p is element d of the
@@ -37,9 +37,6 @@ class VQVAE(WideBuffers, LatentModel):
         momentum: the latest batch's weight in the running frequencies of the codes.
     """
 
-    batches_seen: Tensor
-
-    is_probabilistic = False
     takes_objective = True
 
     def __init__(
@@ -57,13 +54,14 @@ class VQVAE(WideBuffers, LatentModel):
             raise ValueError(
                 f"a VQVAE takes latent-diffusion as an objective, not {self.objective.name}"
             )
-        self.quantizer, self.latent_shape, self.momentum = quantizer, tuple(latent_shape), momentum
+        self.quantizer, self.latent_shape = quantizer, tuple(latent_shape)
         self.places = math.prod(self.latent_shape[1:])
-        for c, size in enumerate(quantizer.sizes):
-            if size * self.places <= MOST_COUNTED:
-                even = torch.full((self.places, size), 1 / size)
-                self.register_buffer(f"frequency_{c}", even)
-        self.register_buffer("batches_seen", torch.zeros(()))
+        even = {
+            f"frequency_{c}": torch.full((self.places, size), 1 / size)
+            for c, size in enumerate(quantizer.sizes)
+            if size * self.places <= MOST_COUNTED
+        }
+        self.start_means(momentum, **even)
 
     @property
     def code_shape(self) -> tuple[int, ...]:
@@ -153,16 +151,15 @@ class VQVAE(WideBuffers, LatentModel):
 
     @torch.no_grad()
     def _follow(self, codes: Tensor) -> None:
-        self.batches_seen.add_(1)
-        weight = self.batches_seen.reciprocal().clamp_min(self.momentum)
+        means: dict[str, Tensor] = {}
         place = torch.arange(len(codes), device=codes.device) % self.places
         for c, size in enumerate(self.quantizer.sizes):
             buffer = getattr(self, f"frequency_{c}", None)
             if buffer is None or len(codes) == 0:
                 continue
             counts = count(place * size + codes[:, c], self.places * size, buffer.dtype)
-            mean = counts.view(self.places, size) * (self.places / len(codes))
-            buffer.lerp_(joined_mean(mean), weight.to(buffer.dtype))
+            means[f"frequency_{c}"] = counts.view(self.places, size) * (self.places / len(codes))
+        self.update_means(**means)
 
 
 def _perplexities(codes: Tensor, sizes: Sequence[int]) -> Tensor:
