@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
+from vae_fast.functional.metric import Metric
 from vae_fast.joined import of_first
 from vae_fast.models.call import Call
 from vae_fast.models.gaussian import log_density, standard_log_density
 from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.models.objectives.hamiltonian import slope, tempering_factors
 from vae_fast.networks import mlp
-
-
-class Metric(NamedTuple):
-    """G(z)^-1 = sum_i M_i exp(-|z - c_i|^2 / T^2) + floor I (equation 10).
-
-    ``centers``: c, (K, D). ``matrices``: M_i = L_i L_i^T, (K, D, D). ``weights``: (K,), 0 for
-    unused entries and 1 for the others. ``temperature``: T. ``floor``: lambda.
-    """
-
-    centers: Tensor
-    matrices: Tensor
-    weights: Tensor
-    temperature: float
-    floor: float
-
-    def kernel(self, z: Tensor) -> Tensor:
-        """exp(-|z - c_i|^2 / T^2) for z (N, D), (N, K)."""
-        square = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist").square()
-        return self.weights * torch.exp(-square / self.temperature**2)
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """G(z)^-1, (N, D, D)."""
-        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return (self.kernel(z) @ self.matrices.flatten(1)).unflatten(
-            1, eye.shape
-        ) + self.floor * eye
-
-    def slope(self, z: Tensor, rho: Tensor | None, inverse: Tensor) -> Tensor:
-        """d/dz [log det G(z) + rho^T G(z)^-1 rho] / 2, (N, D); no second term without ``rho``."""
-        flat = self.matrices.flatten(1).t()
-        share = -torch.linalg.inv_ex(inverse).inverse.flatten(1) @ flat  # -tr(G M_i)
-        if rho is not None:
-            share = share + (rho.unsqueeze(2) * rho.unsqueeze(1)).flatten(1) @ flat
-        share = self.kernel(z) * share / self.temperature**2
-        return share @ self.centers - share.sum(1, keepdim=True) * z
 
 
 class Riemannian(Objective):
@@ -60,10 +26,10 @@ class Riemannian(Objective):
     matrices. Their scale acts on z like the step's, and each leap gains from a longer step until
     the integration diverges. So the entries of L are bounded: within (-1, 1), and the diagonal
     within (1/e, e). Phase space is in float64, because G^-1 has eigenvalues from lambda to the
-    number of close centres. The latest ``anchors`` of both are kept, and form the metric in evaluation and for
-    ``--sampler metric``. The loss is -[log p(x, z_K) + log N(rho_K; 0, G(z_K)) - log q(z_0 | x)
-    - log N(gamma_0; 0, G(z_0))]. It is a negative ELBO if the implicit equations are solved
-    exactly; ``iterations`` fixed-point steps approximate their solution.
+    number of close centres. The latest ``anchors`` of both are kept, and form the metric in
+    evaluation and for ``--sampler metric``. The loss is -[log p(x, z_K) + log N(rho_K; 0, G(z_K))
+    - log q(z_0 | x) - log N(gamma_0; 0, G(z_0))]. It is a negative ELBO if the implicit equations
+    are solved exactly; ``iterations`` fixed-point steps approximate their solution.
 
     Args:
         input_shape: the shape of one sample; the metric's network flattens samples.
