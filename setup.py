@@ -293,8 +293,12 @@ def cxx_flags() -> list[str]:
 
     # Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and
     # code that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0
-    # undoes the -g of Python's own flags, which is half the compile time and most of the file.
-    flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+    # undoes the -g of Python's own flags, which is half the compile time and most of the file. g++ 12
+    # takes the undefined registers of its own AVX-512 headers for a mistake, ten thousand times.
+    quiet = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *quiet]
+    # torch's headers name themselves in their errors: not by where they lay on the building machine.
+    flags.append(f"-fmacro-prefix-map={Path(torch.__file__).parent}=torch")
     if name := sanitizer(dict(os.environ)):
         flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[name]]
     return [*flags, TORCH_TARGET, f'-DVAE_FAST_BUILD_TORCH="{torch.__version__}"']
@@ -351,7 +355,9 @@ def autograd_extension() -> Extension:
 def cuda_extension(toolkit: CudaToolkit, archs: str) -> Extension:
     # USE_CUDA shows torch's declarations for CUDA streams; no header of torch needs more of it.
     host_flags = [*cxx_flags(), "-DUSE_CUDA", f'-DVAE_FAST_CUDA_ARCHS="{archs}"']
-    nvcc_flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", TORCH_TARGET]
+    nvcc_flags = ["-O3", "-Xcompiler=-fvisibility=hidden,-Wno-psabi", TORCH_TARGET]
+    # Lines for compute-sanitizer and profilers double the library: a wheel goes without them.
+    nvcc_flags += ["-Xfatbin=-compress-all", *(["-lineinfo"] if "--inplace" in sys.argv else [])]
     return Extension(
         "vae_fast._C_cuda",
         sources("csrc/library_cuda.cpp", "csrc/module_cuda.cpp", "csrc/cuda/*.cu"),

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -146,6 +147,14 @@ def test_other_minor_version_is_fine(setup_py, tmp_path):
     setup_py.check_cuda_toolkit(toolkit, torch)
 
 
+def test_line_tables_are_for_builds_in_place(setup_py, monkeypatch, tmp_path):
+    toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(make_toolkit(tmp_path))})
+    for command, has_lines in ((["bdist_wheel"], False), (["build_ext", "--inplace"], True)):
+        monkeypatch.setattr(sys, "argv", ["setup.py", *command])
+        flags = setup_py.cuda_extension(toolkit, "9.0").extra_compile_args["nvcc"]
+        assert ("-lineinfo" in flags) == has_lines and "-Xfatbin=-compress-all" in flags
+
+
 def test_nvcc_that_refuses_the_compiler_says_why(setup_py, tmp_path):
     home = make_toolkit(tmp_path / "cuda", version="13.0")
     toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(home)})
@@ -214,6 +223,6 @@ def test_target_version_is_torch_2_11(setup_py):
 
 
 def test_torch_too_old_is_named(setup_py, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", SimpleNamespace(__version__="2.10.1"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.10.1"))
     with pytest.raises(setup_py.BuildError, match=r"torch >= 2\.11 and this is torch 2\.10\.1"):
         setup_py.import_torch()
