@@ -69,27 +69,46 @@ def draw_samples(
 
 
 def draw_series(
-    path: Path, series: Sequence[torch.Tensor], names: Sequence[str], caption: str, columns: int = 5
+    path: Path,
+    series: Sequence[torch.Tensor],
+    names: Sequence[str],
+    caption: str,
+    columns: int = 5,
+    table: Sequence[str] | None = None,
 ) -> None:
-    """Write a PNG of series against their steps, a small diagram for each.
+    """Write a PNG of series against their steps, or of a table's rows, a small diagram for each.
 
     Args:
         series: one or more of (N, T), drawn over each other: originals and reconstructions.
         names: of each.
+        table: the names of a table's T columns. They have no order, so dots are drawn and no lines.
     """
     lines = [values.detach().float().cpu().numpy() for values in series]
     rows = -(-len(lines[0]) // columns)
-    size = (2.2 * columns, 1.3 * rows + 0.6)
+    named = table is not None and len(table) <= 8
+    below = 0.75 if named else 0.4  # inches
+    size = (2.2 * columns, 1.3 * rows + 0.4 + below)
     with figure_for(path, size, 130) as figure:
-        figure.subplots_adjust(left=0.04, right=0.99, bottom=0.05, top=1.0 - 0.5 / size[1])
+        figure.subplots_adjust(
+            left=0.04, right=0.99, bottom=below / size[1], top=1.0 - 0.5 / size[1]
+        )
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        style = {} if table is None else {"linestyle": "", "marker": "o", "markersize": 4}
+        for axis in axes[-1]:
+            if table is not None and named:
+                axis.set_xticks(
+                    range(len(table)), list(map(printable, table)), rotation=30, ha="right"
+                )
+            else:
+                word = "step" if table is None else "column"
+                axis.set_xlabel(word, fontsize=7, color=_hex(_FAINT), labelpad=1)
         for place, axis in enumerate(axes.flat):
             axis.spines[["top", "right"]].set_visible(False)
             axis.spines[["left", "bottom"]].set_color("#c9cdd3")
             axis.tick_params(colors=_hex(_FAINT), length=2, labelsize=7)
             for values, name, color in zip(lines, names, (_TRAIN, _VAL), strict=False):
                 if place < len(values):
-                    axis.plot(values[place], color=color, linewidth=1.5, label=name)
+                    axis.plot(values[place], color=color, linewidth=1.5, label=name, **style)
         if len(names) > 1:
             handles = axes.flat[0].get_legend_handles_labels()
             figure.legend(*handles, frameon=False, fontsize=7, loc="upper right", ncols=2)

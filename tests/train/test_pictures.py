@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def test_pictures_of_odd_names_are_drawn(tmp_path, monkeypatch):
     draw = {
         "curves": lambda path: pictures.draw_curves(path, rows, ODD),
         "series": lambda path: pictures.draw_series(path, [series], ["x"], ODD),
+        "table": lambda path: pictures.draw_series(path, [series[:, :2]], ["x"], ODD, table=names),
         "samples": lambda path: pictures.draw_samples(path, images, ODD),
         "map": lambda path: of_tasks.draw_latent_map(
             path, series, labels, names=names, caption=ODD
@@ -113,6 +115,30 @@ def test_pictures_of_odd_names_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFont.load_default", without_freetype)
     pictures.draw_samples(tmp_path / "bitmap", images, ODD + " 数据")
     assert np.asarray(Image.open(tmp_path / "bitmap"))[: pictures._MARGIN + 40].min() < 200
+
+
+def test_a_tables_rows_are_dots_over_its_columns_names(tmp_path, monkeypatch):
+    """Columns have no order that a line could follow."""
+    figures = []
+    kept = pictures.figure_for
+
+    @contextlib.contextmanager
+    def keeping(*args, **options):
+        with kept(*args, **options) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(pictures, "figure_for", keeping)
+    many = [f"c{i}" for i in range(9)]
+    for table, style, words, label in (
+        (["age", "income"], "None", ["age", "income"], ""), (many, "None", None, "column"),
+        (None, "-", None, "step"),
+    ):  # fmt: skip
+        values = torch.rand(4, 2 if table is None else len(table))
+        pictures.draw_series(tmp_path / "x.png", [values], ["x"], "caption", table=table)
+        axis = figures[-1].axes[0]
+        assert axis.lines[0].get_linestyle() == style and axis.get_xlabel() == label
+        assert words is None or [t.get_text() for t in axis.get_xticklabels()] == words
 
 
 def test_a_run_draws_its_pictures_in_any_environment(tmp_path, clothes):

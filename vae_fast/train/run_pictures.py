@@ -93,11 +93,16 @@ def draw_pictures(trainer: Any, prefix: str = "", curves: bool = True) -> list[P
             caption += " · columns standardized"
         else:
             shown = torch.Tensor.float
+        table = getattr(trainer.batches.data, "columns", None)
         draws["reconstructions.png"] = lambda path: pictures.draw_series(
-            path, (shown(batch.images), shown(again)), ("data", "reconstruction"), caption
+            path,
+            (shown(batch.images), shown(again)),
+            ("data", "reconstruction"),
+            caption,
+            table=table,
         )
         draws["samples.png"] = lambda path: pictures.draw_series(
-            path, (shown(drawn),), ("sample",), caption
+            path, (shown(drawn),), ("sample",), caption, table=table
         )
     if curves:
         draws["curves.png"] = lambda path: pictures.draw_curves(path, rows, caption)
