@@ -55,9 +55,14 @@ def methods(settings: dict[str, Any], steps: int) -> dict[str, dict[str, Any]]:
     return {
         "VAE (beta = 1)": {"model": "vae"},
         "beta-VAE (beta = 4)": {"model": "vae", "objective": {"beta": 4.0}},
-        "capacity (C = 25, gamma = 1000)": objective(
-            "capacity", capacity=25.0, gamma=1000.0, rise=steps // 3
-        ),
+        # The paper's gamma, and one for short runs: with 1000 and 4,000 steps the encoder reaches C
+        # by shifting its means, the same for all images.
+        **{
+            f"capacity (C = 25, gamma = {gamma})": objective(
+                "capacity", capacity=25.0, gamma=float(gamma), rise=steps // 3
+            )
+            for gamma in (1000, 50)
+        },
         "beta-TCVAE (beta = 6)": {"model": "beta-tcvae", "objective": {"beta": 6.0}},
         "FactorVAE (gamma = 35)": objective("factor", gamma=35.0, hidden=settings["discriminator"]),
         "DIP-VAE-I (10, 100)": objective("dip-i", off=10.0, own=100.0),
@@ -138,18 +143,19 @@ def report(values: dict[str, Any], count: int, steps: int, settings: dict[str, A
     for name in others:
         ours, base = values[name]["mig"], values[plain]["mig"]
         gain = mean(ours) - mean(base)
+        several = min(len(ours), len(base)) > 1  # one seed has no standard error
         measured = f"{shown(ours, 3)} against {shown(base, 3)}"
         verdicts.append(
             Verdict(
                 f"{name}: a higher MIG than beta = 1, by more than two standard errors",
-                gain > 2.0 * error_of_difference(ours, base),
+                gain > 2.0 * error_of_difference(ours, base) if several else None,
                 measured,
             )
         )
         if name.startswith("beta-VAE"):
             larger = clearly_better([-v for v in ours], [-v for v in base])
             claim = f"{name}: a higher MIG than beta = 1, by more than the spread"
-            verdicts.append(Verdict(claim, larger, measured))
+            verdicts.append(Verdict(claim, larger if several else None, measured))
     digits = {"recon": 1, "kl": 1}
     return Result(
         name="disentangle",
@@ -158,7 +164,7 @@ def report(values: dict[str, Any], count: int, steps: int, settings: dict[str, A
             f"sprites, 64×64, {count} images of the training split, {settings['epochs']} epoch(s) "
             f"({steps} steps of {settings['batch_size']}), Adam at {settings['lr']:g}, MLP "
             f"{settings['hidden']}, {settings['latent_dim']} latent dimensions, Bernoulli likelihood. "
-            "Weights are those of the papers; the capacity rises over the first third of the steps. "
+            "Weights are those of the papers, but for the gamma of 50; the capacity rises over the first third of the steps. "
             "The papers train for some 300,000 steps or more: this is a short run of all of them. "
             f"FactorVAE's discriminator has hidden layers of {settings['discriminator']}, and learns "
             "at the model's rate, as in its paper. MIG (Chen et al. 2018), the FactorVAE score (Kim "

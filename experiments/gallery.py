@@ -71,9 +71,10 @@ the examples and of the table.
 
 Each caption has the command, and the date and commit of its training. Flags behind the file's name
 (`SHORTER` in `experiments/gallery.py`) make a training shorter or its networks smaller than the
-example's own, so that no picture takes more than some minutes of one core. Two examples of 2026-11-22
-would be trained otherwise today. `beta_vae` has transposed convolutions, the default at that time;
-today this takes `network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
+example's own, so that no picture takes more than some minutes of one core. For the samples of
+`vae_gan` that is too short. Two examples of 2026-11-22 would be trained otherwise today. `beta_vae` has
+transposed convolutions, the default at that time; today this takes
+`network_options: {upsampling: transposed}`. `autoencoder_kl` was trained in bfloat16
 (`precision: bf16`); its file says float32 today.
 
 Numbers are in nats per sample where nothing else is said. Grey images under a Bernoulli likelihood

@@ -120,6 +120,7 @@ def test_scores_that_are_better_when_higher():
     assert held([0.05, 0.06], [0.2, 0.22]) == [True, True]
     assert held([0.05, 0.15] * 8, [0.1, 0.2] * 8) == [True, False]
     assert held([0.05, 0.2], [0.06, 0.2]) == [False, False]
+    assert held([0.05], [0.2]) == [None, None]  # one seed decides nothing
     values = {few_labels.SSVAE: [0.75, 0.76], few_labels.ALONE: [0.7, 0.71],
               few_labels.LINEAR: [0.75, 0.77]}  # fmt: skip
     verdicts = few_labels.report(values, few_labels.SETTINGS, 10).verdicts
