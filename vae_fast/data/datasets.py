@@ -95,7 +95,7 @@ def checked_item(like: Any, item: Any, index: int) -> tuple[torch.Tensor, int | 
         )
     if not like.labelled:
         return image, None
-    if (value := _whole(label)) is None:
+    if (value := _as_integer(label)) is None:
         raise ValueError(f"{like.name}: the label of item {index} is {label!r}, not an integer")
     if like.takes is not None:
         like.takes.check(value, f"{like.name}, item {index},")
@@ -109,7 +109,7 @@ def first_item(item: Any, name: str, bounded: bool, labels: bool) -> tuple[torch
         TypeError: a label that is no whole number, if ``labels`` are wanted.
     """
     image, label = _split(item, name)
-    if labels and label is not None and _whole(label) is None:
+    if labels and label is not None and _as_integer(label) is None:
         raise TypeError(
             f"{name}: the label of item 0 is {str(label)[:60]!r} ({type(label).__name__}), and a label "
             "is a whole number: give items with such labels, or leave the labels out, "
@@ -308,7 +308,7 @@ def _split(item: Any, name: str) -> tuple[Any, Any]:
     return item, None
 
 
-def _whole(label: Any) -> int | None:
+def _as_integer(label: Any) -> int | None:
     """The label as an int if it is a single integer, else None."""
     if isinstance(label, (torch.Tensor, np.ndarray)) and label.ndim == 0:
         label = label.item()

@@ -72,10 +72,10 @@ def opened(path: Path) -> Iterator[Any]:
             yield image
     # Pillow raises errors of every kind, struct.error and SyntaxError among them.
     except Exception as error:
-        raise ValueError(_why(path, error)) from error
+        raise ValueError(_open_error(path, error)) from error
 
 
-def _why(path: Path, error: Exception) -> str:
+def _open_error(path: Path, error: Exception) -> str:
     name = type(error).__name__
     if name == "UnidentifiedImageError":
         return f"its content is none of {', '.join(FORMATS)}"

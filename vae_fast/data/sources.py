@@ -406,7 +406,7 @@ def custom_split(
             f"{data.name} has {len(data)} sample; holding one out for validation needs at least two"
         )
     if kept is not None:
-        val = _kept(data, kept)
+        val = _held_out_rows(data, kept)
     elif isinstance(data, DatasetData):
         val = held_out(len(data), options.held_out, options.split_seed, known_labels(data))
     else:
@@ -469,7 +469,7 @@ def _sorted_by_class(data: Data, cut: int, options: DataOptions) -> bool:
     return here
 
 
-def _kept(data: Data, kept: Sequence[int | str]) -> torch.Tensor:
+def _held_out_rows(data: Data, kept: Sequence[int | str]) -> torch.Tensor:
     """The numbers of a run's held-out samples."""
     if any(isinstance(name, str) for name in kept):
         numbers = {name: number for number, name in enumerate(data.files or [])}

@@ -55,7 +55,7 @@ def factors_of(index: int | Sequence[int] | np.ndarray | torch.Tensor) -> torch.
     Raises:
         IndexError: an index outside [0, 737280).
     """
-    index = _whole(index, "an index")
+    index = _integers(index, "an index")
     _check(index, COUNT, "image")
     return torch.stack(
         [index // step % size for step, size in zip(_STRIDES, FACTOR_SIZES, strict=True)], dim=-1
@@ -69,7 +69,7 @@ def index_of(factors: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor
         ValueError: the last dimension isn't 5.
         IndexError: a factor outside its range, which is named.
     """
-    factors = _whole(factors, "factors")
+    factors = _integers(factors, "factors")
     if factors.ndim == 0 or factors.shape[-1] != 5:
         raise ValueError(
             f"factors must be (..., 5), for {', '.join(FACTOR_NAMES)}, "
@@ -178,7 +178,7 @@ def _canvases() -> np.ndarray:
     return canvases
 
 
-def _whole(values: object, what: str) -> torch.Tensor:
+def _integers(values: object, what: str) -> torch.Tensor:
     tensor = torch.as_tensor(values).cpu()
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{what} must be integers, and these are {tensor.dtype}")

@@ -119,10 +119,11 @@ def precision_recall(real: Tensor, made: Tensor, *, k: int = 3) -> PrecisionReca
         raise ValueError(
             f"k must be below the numbers of samples, {len(real)} and {len(made)}; got {k}"
         )
-    return PrecisionRecall(_among(made, real, k), _among(real, made, k))
+    return PrecisionRecall(_share_near(made, real, k), _share_near(real, made, k))
 
 
-def _among(points: Tensor, others: Tensor, k: int, chunk: int = 1024) -> float:
+def _share_near(points: Tensor, others: Tensor, k: int, chunk: int = 1024) -> float:
+    """The share of ``points`` that lie nearer to one of ``others`` than its k-th neighbour does."""
     radius = torch.cat(
         [torch.cdist(part, others).kthvalue(k + 1, 1).values for part in others.split(chunk)]
     )

@@ -120,12 +120,12 @@ def _image_quality(model: Model, x: Tensor, y: Tensor | None, batch_size: int) -
     if x.dim() != 4 or model.likelihood.target not in ("unit", "level"):
         return {}
 
-    def both(part: Tensor, *condition: Tensor) -> Tensor:
+    def psnr_and_ssim(part: Tensor, *condition: Tensor) -> Tensor:
         made = model.as_input(model.reconstruct(part, *condition), part.dtype).double()
         truth = model.network_input(part).double()
         return torch.stack([psnr(truth, made), ssim(truth, made)], 1)
 
-    found = in_batches(model, both, x, y, batch_size=batch_size).mean(0).tolist()
+    found = in_batches(model, psnr_and_ssim, x, y, batch_size=batch_size).mean(0).tolist()
     return dict(zip(("reconstruction_psnr", "reconstruction_ssim"), found, strict=True))
 
 

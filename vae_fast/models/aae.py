@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vae_fast.models.base import Deterministic
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.phases import Phase
-from vae_fast.networks.ways import call_frozen
+from vae_fast.networks.separate_gradients import call_frozen
 from vae_fast.types import LossOutput
 
 

@@ -54,13 +54,16 @@ class CVAE(BetaVAE):
         """The condition's features, (N, condition.features)."""
         return self.condition(y, device_and_dtype(self)[1])
 
-    def _given(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def _condition_or_derived(self, x: Tensor, y: Tensor | None) -> Tensor:
         """y, or what ``condition_from`` gives without it."""
         found: Tensor = self.condition_from(x, None)[0] if y is None else y
         return found
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
-        h, c = self.encoder(self.network_input(x)), self.condition_features(self._given(x, y))
+        h, c = (
+            self.encoder(self.network_input(x)),
+            self.condition_features(self._condition_or_derived(x, y)),
+        )
         return split_gaussian(self.head(torch.cat([h, c], dim=-1)), self.context)
 
     def prior(self, *condition: Tensor) -> Posterior | None:
@@ -79,10 +82,10 @@ class CVAE(BetaVAE):
 
     def loss(self, x: Tensor, y: Tensor | None = None, **options: Any) -> LossOutput:  # type: ignore[override]  # y comes after x
         """E_q[-log p(x | z, y)] + beta * KL(q(z | x, y) || p(z | y)), in nats (equation 4)."""
-        return super().loss(x, self._given(x, y), **options)
+        return super().loss(x, self._condition_or_derived(x, y), **options)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]  # y comes after x
-        return super().reconstruct(x, self._given(x, y))
+        return super().reconstruct(x, self._condition_or_derived(x, y))
 
     def sample(
         self,

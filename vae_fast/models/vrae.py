@@ -81,7 +81,7 @@ class VRAE(BetaVAE):
         Each step's mean, for tokens the most probable one, is the input of the next step.
         """
         flat = self.check_latent(z).reshape(-1, self.latent_dim)
-        params = self._laid_out(self._write(self._with(flat, *condition), length)[0])
+        params = self._laid_out(self._write(self._with_condition(flat, *condition), length)[0])
         return params.reshape(*z.shape[:-1], *params.shape[1:])
 
     def own_loss(self, call: Call, lengths: Tensor | None = None) -> LossOutput:
@@ -176,7 +176,7 @@ class VRAE(BetaVAE):
         if self.condition is not None:
             device = device_and_dtype(self)[0]
             condition = (self.condition.default(n, device) if y is None else y,)
-        z = self._with(self.sample_prior(n, temperature, generator), *condition)
+        z = self._with_condition(self.sample_prior(n, temperature, generator), *condition)
         params, steps = self._write(z, length, draw=draw, generator=generator)
         if not draw:
             return self.likelihood.mean(self._laid_out(params))
@@ -190,7 +190,7 @@ class VRAE(BetaVAE):
         """The steps' parameters (N, T, P * F) in the likelihood's layout for x."""
         return from_steps(params, self.input_shape, self.likelihood.parameters_per_element)
 
-    def _with(self, features: Tensor, *condition: Tensor) -> Tensor:
+    def _with_condition(self, features: Tensor, *condition: Tensor) -> Tensor:
         if self.condition is None:
             return features
         seen = self.condition(*condition, device_and_dtype(self)[1])
@@ -198,7 +198,7 @@ class VRAE(BetaVAE):
 
     def _posterior(self, steps: Tensor, lengths: Tensor, *condition: Tensor) -> Posterior:
         h = self.encoder(steps, lengths, device_and_dtype(self)[1])
-        return split_gaussian(self.head(self._with(h, *condition)), self.context)
+        return split_gaussian(self.head(self._with_condition(h, *condition)), self.context)
 
     def _nll(
         self,
@@ -209,7 +209,7 @@ class VRAE(BetaVAE):
         noise_key: Tensor | None = None,
     ) -> Tensor:
         """-log p(x | z), (N,), each step given the true previous steps, as far as not hidden."""
-        z = self._with(z, *condition)
+        z = self._with_condition(z, *condition)
         seen = self.decoder.step_input(steps, z.dtype)
         previous = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], dim=1)
         hidden = self._hidden(steps, noise_key)

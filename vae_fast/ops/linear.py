@@ -158,12 +158,12 @@ class _LinearBernoulliNLL(torch.autograd.Function):
             return differentiable_again(nll, ctx.saved_tensors, (grad_nll,), ctx.needs_input_grad)
         # The gradients made in forward are given away, once: whoever gets them may write to them.
         grads, ctx.grads = ctx.grads, None
-        if ctx.reduction == NONE or grads is None or not rescaled(_given(grads), grad_nll):
+        if ctx.reduction == NONE or grads is None or not rescaled(_present(grads), grad_nll):
             grads = _grads(grad_nll, hidden, weight, bias, target, ctx.reduction)
         return *grads, None, None
 
 
-def _given(grads: list[Maybe]) -> list[Tensor]:
+def _present(grads: list[Maybe]) -> list[Tensor]:
     return [grad for grad in grads if grad is not None]
 
 

@@ -27,13 +27,13 @@ class Deferred(torch.Tensor):
         self, like: Tensor, terms: Callable[[], Tensor], sums: Callable[[], Tensor]
     ) -> None:
         self._terms, self._sums = terms, sums
-        self._made: Tensor | None = None
+        self._computed: Tensor | None = None
 
-    def made(self) -> Tensor:
+    def computed(self) -> Tensor:
         """The terms themselves."""
-        if self._made is None:
-            self._made = self._terms()
-        return self._made
+        if self._computed is None:
+            self._computed = self._terms()
+        return self._computed
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ class Deferred(torch.Tensor):
             others = set(kwargs) - {"dim"}
             if len(args) <= 2 and not others and dims in (-1, len(args[0].shape) - 1, (-1,), [-1]):
                 return args[0]._sums()
-        args, kwargs = tree_map_only(cls, cls.made, (args, kwargs))
+        args, kwargs = tree_map_only(cls, cls.computed, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod

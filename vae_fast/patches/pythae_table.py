@@ -80,7 +80,9 @@ def _weighed(log_w: Tensor) -> Tensor:
     return -(weight * log_w).sum(1)
 
 
-def _usual(method: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _where_supported(
+    method: Callable[..., Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a loss_function that calls the original for losses that it does not support."""
 
     def replace(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -437,20 +439,20 @@ _SAMPLERS = (
     "vamp.vamp_model.VAMP",
 )
 _LOSSES = (
-    ("vae.vae_model.VAE", "805a7f82b413a1f6", _usual(_vae)),
-    ("beta_vae.beta_vae_model.BetaVAE", "4ce879c878fd5a47", _usual(_beta_vae)),
+    ("vae.vae_model.VAE", "805a7f82b413a1f6", _where_supported(_vae)),
+    ("beta_vae.beta_vae_model.BetaVAE", "4ce879c878fd5a47", _where_supported(_beta_vae)),
     (
         "disentangled_beta_vae.disentangled_beta_vae_model.DisentangledBetaVAE",
         "b73bcb3eae073ebe",
-        _usual(_disentangled),
+        _where_supported(_disentangled),
     ),
     ("beta_tc_vae.beta_tc_vae_model.BetaTCVAE", "3de6b90cbcdd1a23", _beta_tc),
-    ("iwae.iwae_model.IWAE", "81e4f8f49c6954ec", _usual(_iwae)),
-    ("ciwae.ciwae_model.CIWAE", "b2f8b0b9cc878df1", _usual(_ciwae)),
-    ("miwae.miwae_model.MIWAE", "7b7c4c9bc003ff56", _usual(_miwae)),
-    ("piwae.piwae_model.PIWAE", "8672281411768343", _usual(_piwae)),
-    ("vae_iaf.vae_iaf_model.VAE_IAF", "a6543dcc90508f4c", _usual(_flow)),
-    ("vae_lin_nf.vae_lin_nf_model.VAE_LinNF", "a6543dcc90508f4c", _usual(_flow)),
+    ("iwae.iwae_model.IWAE", "81e4f8f49c6954ec", _where_supported(_iwae)),
+    ("ciwae.ciwae_model.CIWAE", "b2f8b0b9cc878df1", _where_supported(_ciwae)),
+    ("miwae.miwae_model.MIWAE", "7b7c4c9bc003ff56", _where_supported(_miwae)),
+    ("piwae.piwae_model.PIWAE", "8672281411768343", _where_supported(_piwae)),
+    ("vae_iaf.vae_iaf_model.VAE_IAF", "a6543dcc90508f4c", _where_supported(_flow)),
+    ("vae_lin_nf.vae_lin_nf_model.VAE_LinNF", "a6543dcc90508f4c", _where_supported(_flow)),
 )
 _FORWARDS = (
     ("iwae.iwae_model.IWAE", "24cfb955c588c0ec", lambda self, log_w: _weighed(log_w), (0, 1)),

@@ -33,7 +33,7 @@ def load_initial_weights(model: Model, run: str) -> str:
     if not fits:
         raise ValueError(
             f"init_from: no weight of {run} fits this model by name and shape: "
-            f"{_some(list(theirs))} there, {_some(list(own))} here"
+            f"{_first_names(list(theirs))} there, {_first_names(list(own))} here"
         )
     model.load_state_dict(fits, strict=False)
     shapes = [
@@ -46,13 +46,13 @@ def load_initial_weights(model: Model, run: str) -> str:
         "only there": [k for k in theirs if k not in own],
         "only here": [k for k in own if k not in theirs],
     }
-    said = [f"{what}: {_some(names)}" for what, names in rest.items() if names]
+    said = [f"{what}: {_first_names(names)}" for what, names in rest.items() if names]
     return (
         f"starts from the {which} weights of {run}: {len(fits)} of this model's {len(own)} "
         f"tensors taken{''.join(f'; {line}' for line in said)}"
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

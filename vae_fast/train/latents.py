@@ -57,11 +57,11 @@ def _codes_and_kl(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The posterior's means, (N, D), and the batch's mean KL of each dimension, (D,)."""
 
-    def both() -> tuple[torch.Tensor, torch.Tensor]:
+    def codes_and_kl() -> tuple[torch.Tensor, torch.Tensor]:
         condition = condition_of(model, images, labels)
         return model.features(images, *condition), model.kl_per_dimension(images, *condition)
 
-    return run_whole(model, both)
+    return run_whole(model, codes_and_kl)
 
 
 def collapse_warning(statistics: dict[str, Any]) -> str | None:

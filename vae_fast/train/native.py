@@ -467,13 +467,13 @@ def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.
     def network(plane: int, **options: Any) -> _Param:
         return _Param(source=0, plane=plane, **options)
 
-    def once(parameter: nn.Parameter, **options: Any) -> _Param:
+    def of_all_samples(parameter: nn.Parameter, **options: Any) -> _Param:
         _need(id(parameter) in places, "a parameter of the likelihood is frozen")
         learned.append(parameter)
         place, count = places[id(parameter)], parameter.numel()
         return _Param(source=2, place=place, count=count, **options)
 
-    def above(least: float) -> dict[str, Any]:
+    def floored(least: float) -> dict[str, Any]:
         return {"transform": 2, "least": least}
 
     def refused() -> Refusal:
@@ -481,23 +481,23 @@ def _params_of(p_x: Any, places: dict[int, int]) -> tuple[list[_Param], list[nn.
 
     if kind is likelihoods.Gaussian:
         _need(not p_x._waits, "the likelihood's scale is set by the first batch")
-        floor = {"factor": 0.5, **above(p_x.min_logvar)}
+        floor = {"factor": 0.5, **floored(p_x.min_logvar)}
         log_scale = {
             "fixed": lambda: _Param(source=1, value=0.5 * float(p_x.logvar)),
-            "shared": lambda: once(p_x.logvar, **floor),
+            "shared": lambda: of_all_samples(p_x.logvar, **floor),
             "learned": lambda: network(1, **floor),
         }[p_x.variance]()
         params = [network(0), log_scale]
     elif kind is likelihoods.Laplace:
         params = [network(0), _Param(source=1, value=math.log(p_x.scale))]
     elif kind is likelihoods.StudentT:
-        floor = above(p_x.min_log_scale)
+        floor = floored(p_x.min_log_scale)
         params = [network(0), network(1, **floor), _Param(source=1, value=p_x.df)]
     elif kind in (likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial):
         if p_x.dispersion == "per_element":
             params = [network(0), network(1, transform=1)]
         else:
-            params = [network(0), once(p_x.log_dispersion, transform=1)]
+            params = [network(0), of_all_samples(p_x.log_dispersion, transform=1)]
         if len(p_x.spec.params) > 2:
             params.append(network(p_x.parameters_per_element - 1))
     elif kind in AS_GIVEN and not p_x.spec.planes:

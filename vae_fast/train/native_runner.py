@@ -92,7 +92,7 @@ class NativeRunner:
             return self._leave(share, why_not)
         if self._needs_check():
             return self._checked(share)
-        return self._kept(self._take(share), share)
+        return self._finish(self._take(share), share)
 
     def _needs_check(self) -> bool:
         checks = self._step.checks
@@ -135,7 +135,7 @@ class NativeRunner:
             update=update,
         )
 
-    def _kept(self, terms: StepTerms, share: Share) -> tuple[Any, ...]:
+    def _finish(self, terms: StepTerms, share: Share) -> tuple[Any, ...]:
         self._step.updates[0].guard.learn(terms.norm, terms.skipped)
         self._step.meter.add_numbers(terms[:3], len(share.images), terms.skipped)
         self.taken += 1
@@ -159,7 +159,7 @@ class NativeRunner:
             self._native.weights_changed()
         if not differs:
             self._step.checks["differed"] = 0
-            return self._kept(terms, share)
+            return self._finish(terms, share)
         self._step.checks["differed"] += 1
         if self._step.checks["differed"] < MOST_CONSECUTIVE:
             return self._step.take(share.gathered())

@@ -44,14 +44,14 @@ class PythonSnapshot:
         return ""
 
 
-class _Same:
+class _Identity:
     """An object that equals itself alone. It is held, so that no other object gets its address."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _Identity) and self.value is other.value
 
     __hash__ = None  # type: ignore[assignment]  # Python's way to say so
 
@@ -65,7 +65,7 @@ def _state(model: Model | None) -> dict[str, Any]:
         for key, value in vars(module).items():
             if key in _HOLDERS:
                 for name, held in value.items():
-                    found[f"{path}.{name}".lstrip(".")] = _Same(held)
+                    found[f"{path}.{name}".lstrip(".")] = _Identity(held)
             elif key not in _INTERNAL:
                 found[f"{path}.{key}".lstrip(".")] = _frozen(value, DEPTH)
     return found
@@ -83,20 +83,20 @@ def _frozen(value: Any, depth: int) -> Any:
     if isinstance(value, _VALUES):
         return type(value), repr(value)  # as text NaN equals NaN, and 0.0 differs from -0.0
     if isinstance(value, _WHOLE) or depth == 0:
-        return _Same(value)
+        return _Identity(value)
     if isinstance(value, random.Random):
-        return _Same(value), value.getstate()
+        return _Identity(value), value.getstate()
     if isinstance(value, np.random.Generator):
-        return _Same(value), repr(value.bit_generator.state)
+        return _Identity(value), repr(value.bit_generator.state)
     if isinstance(value, np.random.RandomState):
-        return _Same(value), _drawn(value.get_state())
+        return _Identity(value), _drawn(value.get_state())
     if isinstance(value, np.ndarray):
-        return _Same(value), value.tobytes() if value.nbytes <= BYTES else None
+        return _Identity(value), value.tobytes() if value.nbytes <= BYTES else None
     if isinstance(value, dict):
         return type(value), _frozen(list(value), depth), _frozen(list(value.values()), depth)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         seen = itertools.islice(value, MOST)
         return type(value), len(value), [_frozen(v, depth - 1) for v in seen]
     if isinstance(inner := getattr(value, "__dict__", None), dict):
-        return _Same(value), _frozen(inner, depth - 1)
-    return _Same(value)
+        return _Identity(value), _frozen(inner, depth - 1)
+    return _Identity(value)

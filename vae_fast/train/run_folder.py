@@ -84,7 +84,7 @@ class RunFolder:
                 f"the configuration can't be written to the run's config.yaml ({error.args[-1]!r}): "
                 "it takes numbers, text, lists and dicts"
             ) from None
-        path = Path(config.out) if config.out is not None else _fresh(config)
+        path = Path(config.out) if config.out is not None else _new_folder(config)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             config.out = str(path)
@@ -300,7 +300,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _fresh(config: TrainConfig) -> Path:
+def _new_folder(config: TrainConfig) -> Path:
     """runs/MODEL-DATA, with the lowest number appended that makes the name new."""
     data = Path(config.data.removeprefix(GIVEN)).stem
     name = f"{config.model}-{data}".replace("/", "-").replace(":", "-")

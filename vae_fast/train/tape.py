@@ -199,7 +199,7 @@ class _Recorder(TorchDispatchMode):
         acts = op._schema.is_mutable or draws or not op._schema.returns or op in _WRITERS
         if op._schema.is_mutable:
             self._forget_values(op._schema, args, kwargs)
-        elif not acts and (op in _ALIASES or self._stays(made, storages)):
+        elif not acts and (op in _ALIASES or self._are_outside_views(made, storages)):
             return  # found by its geometry, or a view of memory that is not moved
         arguments = [self._render(a) for a in args]
         arguments += [f"{k}={self._render(v)}" for k, v in kwargs.items()]
@@ -211,8 +211,8 @@ class _Recorder(TorchDispatchMode):
             parts = [len(r) if isinstance(r, (tuple, list)) else None for r in returned]
         self._tape.calls.append(_Call(op, arguments, names, results, parts, acts))
 
-    def _stays(self, made: Sequence[Tensor | None], given: set[int]) -> bool:
-        """Whether all are views of memory that the work did not allocate."""
+    def _are_outside_views(self, made: Sequence[Tensor | None], given: set[int]) -> bool:
+        """Whether all are views of memory that the recorded work did not allocate."""
         found = [_storage(r) for r in made if r is not None]
         return all(s in given and s not in self._made for s in found)
 

@@ -12,7 +12,7 @@ from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases, rate_of
 from vae_fast.models.phases import Phase
 from vae_fast.networks import mlp
-from vae_fast.networks.ways import call_frozen
+from vae_fast.networks.separate_gradients import call_frozen
 
 
 class Factor(Objective):

@@ -11,7 +11,7 @@ from vae_fast.models.call import Call
 from vae_fast.models.gaussian import WeightedSamples
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms
-from vae_fast.networks.ways import constant
+from vae_fast.networks.separate_gradients import frozen
 
 
 class Samples(Objective):
@@ -61,11 +61,11 @@ class PIWAE(Samples):
         own = [p for part in encoders(model) for p in part.parameters()]
         known = {id(p) for p in own}
         count = self.samples * self.estimates
-        with constant([p for p in model.parameters() if id(p) not in known]):
+        with frozen([p for p in model.parameters() if id(p) not in known]):
             q, p = model.encode(x, *condition), model.prior(*condition)
             z, log_q = model.drawn(q, num_samples=count, noise_key=call.noise_key)
             log_p = model.log_prior(z, p)
-        with constant(own):
+        with frozen(own):
             decoded = z.view_as(z)
             nll = model.nll_of_draws(x, decoded, *condition, **model.nll_options(call.noise_key))
             log_p_of_prior = model.log_prior(z.detach(), model.prior(*condition))

@@ -16,7 +16,7 @@ from vae_fast.models.objectives.common import Steps, Terms, adversarial_phases
 from vae_fast.models.phases import Phase
 from vae_fast.networks.discriminator import patch_discriminator
 from vae_fast.networks.perceptual import make_perceptual
-from vae_fast.networks.ways import call_frozen
+from vae_fast.networks.separate_gradients import call_frozen
 
 HIGHEST = 1e4  # the bound of the adaptive weight
 

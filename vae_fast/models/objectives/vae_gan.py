@@ -14,7 +14,7 @@ from vae_fast.models.objectives.common import Objective, Terms, rate_of
 from vae_fast.models.objectives.importance import encoders
 from vae_fast.models.phases import Phase
 from vae_fast.networks.discriminator import patch_discriminator
-from vae_fast.networks.ways import Outputs, by_ways, constant
+from vae_fast.networks.separate_gradients import Outputs, frozen, separate_gradients
 
 
 class VAEGAN(Objective):
@@ -57,8 +57,8 @@ class VAEGAN(Objective):
         known = {id(p) for p in judge + encoder}
         others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
         # These losses do not depend on the likelihood's own parameters.
-        of_decoder = {id(p) for p in model.likelihood.parameters()}
-        decoder = [p for p in others if id(p) not in of_decoder]
+        of_likelihood = {id(p) for p in model.likelihood.parameters()}
+        decoder = [p for p in others if id(p) not in of_likelihood]
         if self.simultaneous:
             return [Phase(None, encoder + decoder + judge)]
         return [
@@ -73,42 +73,44 @@ class VAEGAN(Objective):
         _, z, kl = call.draw()
         loss = recon = torch.zeros_like(kl)
         # x' with gradients for the encoder alone and for the decoder alone.
-        of_encoder, of_decoder, fresh = None, None, None
+        for_encoder, for_decoder, fresh = None, None, None
         if "encoder" in wanted:
-            with constant(list(call.model.decoder.parameters())):
-                of_encoder = call.mean_at(z)
+            with frozen(list(call.model.decoder.parameters())):
+                for_encoder = call.mean_at(z)
         if phase != "encoder":
             z = z.detach()
             with torch.set_grad_enabled(torch.is_grad_enabled() and "decoder" in wanted):
-                of_decoder, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
+                for_decoder, fresh = call.mean_at(z), call.mean_at(call.from_prior(z))
 
         # Each image passes the discriminator once, for all losses.
         trained = "discriminator" in wanted
         judge = list(self.discriminator.parameters()) if trained else []
-        at, *real = by_ways(self._judged if trained else self._features, judge, truth)[0]
-        given = [t for t in (of_encoder, of_decoder) if t is not None]
-        judged, *ways = by_ways(
-            self._features if phase == "encoder" else self._judged, judge, *given
+        at_data, *real = separate_gradients(
+            self._judged if trained else self._features, judge, truth
+        )[0]
+        made = [t for t in (for_encoder, for_decoder) if t is not None]
+        judged, *of_made = separate_gradients(
+            self._features if phase == "encoder" else self._judged, judge, *made
         )
         if "encoder" in wanted:
-            recon = self._off(at, ways[0][0])
+            recon = self._feature_distance(at_data, of_made[0][0])
             loss = loss + recon + call.beta * kl
         else:
             kl = torch.zeros_like(kl)
         if fresh is not None:
-            judged_fresh, (_, told_fresh) = by_ways(self._judged, judge, fresh)
+            judged_fresh, (_, logits_fresh) = separate_gradients(self._judged, judge, fresh)
             if "decoder" in wanted:
-                features, told = ways[-1]
-                fooled = _mean(F.softplus(-told)) + _mean(F.softplus(-told_fresh))
-                loss = loss + self.gamma * self._off(at, features) + fooled
+                features, logits = of_made[-1]
+                fooled = _mean(F.softplus(-logits)) + _mean(F.softplus(-logits_fresh))
+                loss = loss + self.gamma * self._feature_distance(at_data, features) + fooled
             if trained:
                 fakes = _mean(F.softplus(judged[1])) + _mean(F.softplus(judged_fresh[1]))
                 loss = loss + _mean(F.softplus(-real[0])) + fakes
         return loss, recon, kl
 
     @staticmethod
-    def _off(at: Tensor, features: Tensor) -> Tensor:
-        return 0.5 * (at.detach() - features).square().flatten(1).sum(1)
+    def _feature_distance(of_data: Tensor, features: Tensor) -> Tensor:
+        return 0.5 * (of_data.detach() - features).square().flatten(1).sum(1)
 
     def _features(self, x: Tensor) -> Outputs:
         """The features before the discriminator's last layer."""

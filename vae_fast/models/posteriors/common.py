@@ -65,13 +65,13 @@ class FlowPosterior(PosteriorPart):
     def sample(self, q: Any, **noise: Any) -> tuple[Tensor, Tensor]:
         z = reparameterize(*q, **noise)
         log_q = log_density(z, *q)
-        moved, log_det = self.flow(z, *self._given(q))
+        moved, log_det = self.flow(z, *self._flow_context(q))
         return moved, log_q - log_det
 
     def center(self, q: tuple[Tensor, Tensor]) -> Tensor:
-        return self.flow(q[0], *self._given(q))[0]
+        return self.flow(q[0], *self._flow_context(q))[0]
 
-    def _given(self, q: Any) -> tuple[Tensor, ...]:
+    def _flow_context(self, q: Any) -> tuple[Tensor, ...]:
         return (q.context,) if self.context > 0 else ()
 
 

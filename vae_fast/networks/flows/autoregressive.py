@@ -117,16 +117,16 @@ class Coupling(Conditioned, Flow):
         super().__init__([*layers, nn.Linear(sizes[-1], 2 * (dim - dim // 2))], context)
         self.kept = dim // 2
 
-    def _of(self, kept: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+    def _shift_and_scale(self, kept: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         seen = kept if self.kept > 0 else kept.new_zeros(*kept.shape[:-1], 1)
         return self.shift_and_scale(seen, *context)
 
     def forward(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = z[..., : self.kept], z[..., self.kept :]
-        shift, scale = self._of(kept, *context)
+        shift, scale = self._shift_and_scale(kept, *context)
         return torch.cat([kept, (moved - shift) * torch.exp(-scale)], -1), -scale.sum(-1)
 
     def inverse(self, y: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = y[..., : self.kept], y[..., self.kept :]
-        shift, scale = self._of(kept, *context)
+        shift, scale = self._shift_and_scale(kept, *context)
         return torch.cat([kept, moved * torch.exp(scale) + shift], -1), scale.sum(-1)

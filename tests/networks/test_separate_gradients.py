@@ -1,10 +1,10 @@
-"""One forward pass with gradients for parameters alone, and for each input alone."""
+"""One forward pass; copies of its output with gradients for parameters alone, and for each input."""
 
 import pytest
 import torch
 from torch import nn
 
-from vae_fast.networks.ways import by_ways
+from vae_fast.networks.separate_gradients import separate_gradients
 
 
 def network():
@@ -21,12 +21,12 @@ def network():
     return run, [*body.parameters(), *last.parameters()], calls
 
 
-def test_gradients_go_their_own_way():
+def test_each_copy_has_its_own_gradients():
     run, parameters, calls = network()
     x, y = (
         torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3).requires_grad_() for _ in "xy"
     )
-    of_parameters, of_x, of_y = by_ways(run, parameters, x, y)
+    of_parameters, of_x, of_y = separate_gradients(run, parameters, x, y)
     assert len(calls) == 1
     loss = (
         of_parameters[1].square().sum()
@@ -42,7 +42,7 @@ def test_gradients_go_their_own_way():
     torch.testing.assert_close(found[1], torch.autograd.grad((h * out.sum(1, True)).sum(), y)[0])
     own = torch.autograd.grad(run(x.detach())[1].square().sum(), parameters)
     torch.testing.assert_close(found[2:], own)
-    # A part of the loss leaves no other gradient.
+    # A loss of one copy leaves no gradient elsewhere.
     alone = torch.autograd.grad(of_x[0].sum(), [x, y, *parameters], allow_unused=True)
     assert alone[0].any() and all(g is None or not g.any() for g in alone[1:])
 
@@ -50,16 +50,16 @@ def test_gradients_go_their_own_way():
 def test_constants_no_gradients_and_second_derivatives():
     run, parameters, calls = network()
     x = torch.ones(2, 3, dtype=torch.float64)
-    first, second = by_ways(run, parameters, x)
+    first, second = separate_gradients(run, parameters, x)
     assert first[0].requires_grad and not second[0].requires_grad
     z = x.clone().requires_grad_()
-    first, second = by_ways(run, [], z)
+    first, second = separate_gradients(run, [], z)
     assert not first[1].requires_grad and second[1].requires_grad
     with torch.no_grad():
-        first, second = by_ways(run, parameters, x)
+        first, second = separate_gradients(run, parameters, x)
     assert first[1] is second[1] and not first[1].requires_grad and len(calls) == 3
 
-    second = by_ways(run, parameters, z)[1]
+    second = separate_gradients(run, parameters, z)[1]
     slope = torch.autograd.grad(second[1].square().sum(), z, create_graph=True)[0]
     torch.testing.assert_close(slope, torch.autograd.grad(run(z)[1].square().sum(), z)[0])
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -1,7 +1,7 @@
-"""Calls of a network with gradients for its parameters alone, for its input alone, or for each.
+"""One forward pass of a network whose output several losses use, each with gradients of its own.
 
-An adversarial loss needs a network's output several times: with gradients for its parameters, and
-with gradients for its input alone, of other losses. The output is the same, so one pass is enough.
+One adversarial loss trains the discriminator's parameters; others differentiate its output for its
+input alone. All need the same output, so one forward pass is enough.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch.autograd.function import once_differentiable
 Outputs = tuple[Tensor, ...]
 
 
-def by_ways(
+def separate_gradients(
     network: Callable[[Tensor], Outputs], parameters: Sequence[nn.Parameter], *inputs: Tensor
 ) -> list[Outputs]:
-    """``network(x)`` with gradients for ``parameters`` alone, then for each of ``inputs`` alone.
+    """Copies of ``network(x)``: one has gradients for ``parameters`` alone, and then there is one for
+    each of ``inputs``, which has gradients for that input alone.
 
-    Each way's backward computes what that way needs, so no gradient is computed in vain. Gradients
-    cannot be differentiated again (RuntimeError).
+    The backward of each copy computes its own gradients only. They cannot be differentiated again
+    (RuntimeError).
 
     Args:
         network: returns a tuple of tensors. Of its parameters only ``parameters`` get gradients.
@@ -31,39 +32,41 @@ def by_ways(
     """
     if not torch.is_grad_enabled():
         return [network(inputs[0])] * (1 + len(inputs))
-    found = _Ways.apply(network, len(inputs), *inputs, *parameters)
-    each = len(found) // (1 + len(inputs))
-    return [found[i : i + each] for i in range(0, len(found), each)]
+    flat = _SeparateGradients.apply(network, len(inputs), *inputs, *parameters)
+    size = len(flat) // (1 + len(inputs))
+    return [flat[i : i + size] for i in range(0, len(flat), size)]
 
 
-class _Ways(torch.autograd.Function):
+class _SeparateGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, network: Callable[[Tensor], Outputs], count: int, *given: Any) -> Outputs:
+    def forward(
+        ctx: Any, network: Callable[[Tensor], Outputs], count: int, *tensors: Any
+    ) -> Outputs:
         needs = ctx.needs_input_grad[2:]
         ctx.inputs, ctx.of_parameters = needs[:count], needs[count:]
         ctx.parameters = [
-            p for p, need in zip(given[count:], ctx.of_parameters, strict=True) if need
+            p for p, need in zip(tensors[count:], ctx.of_parameters, strict=True) if need
         ]
         with torch.enable_grad():
-            ctx.x = given[0].detach().requires_grad_(any(ctx.inputs))
-            ctx.made = network(ctx.x)
+            ctx.x = tensors[0].detach().requires_grad_(any(ctx.inputs))
+            ctx.outputs = network(ctx.x)
         ctx.set_materialize_grads(False)
-        ways = [[t.detach() for t in ctx.made] for _ in range(1 + count)]
+        copies = [[t.detach() for t in ctx.outputs] for _ in range(1 + count)]
         used = [bool(ctx.parameters), *ctx.inputs]
         ctx.mark_non_differentiable(
-            *(t for way, use in zip(ways, used, strict=True) if not use for t in way)
+            *(t for copy, use in zip(copies, used, strict=True) if not use for t in copy)
         )
-        return tuple(t for way in ways for t in way)
+        return tuple(t for copy in copies for t in copy)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        each = len(ctx.made)
+        size = len(ctx.outputs)
 
-        def of(way: int, wanted: list[Tensor]) -> Iterator[Tensor | None]:
+        def gradients(copy: int, wanted: list[Tensor]) -> Iterator[Tensor | None]:
             pairs = [
                 (t, g)
-                for t, g in zip(ctx.made, upstream[way * each : (way + 1) * each], strict=True)
+                for t, g in zip(ctx.outputs, upstream[copy * size : (copy + 1) * size], strict=True)
                 if g is not None and t.requires_grad
             ]
             if not wanted or not pairs:
@@ -73,14 +76,16 @@ class _Ways(torch.autograd.Function):
                 torch.autograd.grad(outputs, wanted, slopes, retain_graph=True, allow_unused=True)
             )
 
-        own = of(0, ctx.parameters)
+        own = gradients(0, ctx.parameters)
         parameters = [next(own) if need else None for need in ctx.of_parameters]
-        inputs = [next(of(i + 1, [ctx.x])) if need else None for i, need in enumerate(ctx.inputs)]
+        inputs = [
+            next(gradients(i + 1, [ctx.x])) if need else None for i, need in enumerate(ctx.inputs)
+        ]
         return None, None, *inputs, *parameters
 
 
 @contextmanager
-def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """A context in which computations have no gradient for ``parameters``."""
     changed = [p for p in parameters if p.requires_grad]
     for p in changed:
