@@ -174,24 +174,31 @@ def test_a_discriminator_that_has_not_begun_is_left_as_it_is(optimizer):
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("start", [2, 99])
-def test_the_best_is_the_latest_once_the_discriminator_has_begun(tmp_path, monkeypatch, start):
-    sizes = {"channels": 4, "multipliers": [1, 2], "groups": 2}
-    options = {
-        "objective": "latent-diffusion",
-        "objective_options": {"channels": 4, "start": start},
-    }
-    config = TrainConfig(model="autoencoder-kl", model_args={**sizes, **options}, epochs=2)
+@pytest.mark.parametrize(
+    ("objective", "options", "latest"),
+    [
+        ("latent-diffusion", {"channels": 4, "start": 2}, True),
+        ("latent-diffusion", {"channels": 4, "start": 99}, False),
+        ("vae-gan", {"channels": 4}, True),
+    ],
+)
+def test_the_best_is_the_latest_where_losses_do_not_rank(
+    tmp_path, monkeypatch, objective, options, latest
+):
+    """A discriminator that validation leaves out, or whose features are the measure."""
+    args = {"latent_dim": 2, "network_options": {"hidden": [8]}}
+    args |= {"objective": objective, "objective_options": options}
+    config = TrainConfig(model="vae", model_args=args, epochs=2)
     config.batch_size, config.out, config.device = 20, str(tmp_path / "run"), "cpu"
-    config.tensorboard, config.pictures_every, config.early_stop = "off", 0, 1
+    config.tensorboard, config.early_stop = "off", 1
     data = load(IMAGES)
     trainer = Trainer(config, train_data=data, val_data=data)
     monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
     trainer.progress.best = -1e9  # no loss is below it
     trainer.fit()
     best, last = (pointed_folder(tmp_path / "run" / "checkpoints", n) for n in ("best", "last"))
-    assert best == (last if start == 2 else None)
-    assert trainer.progress.epoch == (2 if start == 2 else 1)  # stopped early, if at all
+    assert best == (last if latest else None)
+    assert trainer.progress.epoch == (2 if latest else 1)  # stopped early, if at all
 
 
 def test_a_batch_in_parts_is_one_step():

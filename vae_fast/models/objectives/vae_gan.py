@@ -51,6 +51,10 @@ class VAEGAN(Objective):
         self.discriminator_lr = rate_of(simultaneous, discriminator_lr)
         self.discriminator = patch_discriminator(input_shape, channels, layers)
 
+    def ranks_by_loss(self) -> bool:
+        """False: recon is a distance of features that change, so losses of two epochs differ in kind."""
+        return False
+
     def phases(self, model: Model) -> list[Phase]:
         judge = list(self.discriminator.parameters())
         encoder = [p for part in encoders(model) for p in part.parameters()]
