@@ -125,6 +125,21 @@ def test_several_losses_in_turn_and_labels():
         fit(labelled, loader(X), epochs=1)
 
 
+def test_a_phase_that_is_not_due_and_batches_in_parts():
+    module = VAEModule(
+        model_of(
+            "vae", objective="latent-diffusion", objective_options={"start": 4, "channels": 4}
+        ),
+        lr=0.01,
+    )
+    trainer = fit(module, loader(X))
+    steps = {int(s["step"]) for s in trainer.optimizers[1].state.values()}
+    assert trainer.global_step == 12 and steps == {3}  # of 6; the fourth is its first
+    module = VAEModule(model_of("vae", objective="capacity"), lr=0.01)
+    trainer = fit(module, loader(X), accumulate_grad_batches=2)  # three batches an epoch
+    assert trainer.global_step == 4 and module.model.objective.steps == 4
+
+
 def test_checkpoints_and_what_is_lightnings(tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
