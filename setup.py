@@ -294,10 +294,10 @@ def cxx_flags() -> list[str]:
     # Neither -march nor -ffast-math: instruction sets are chosen in the sources and at load, and
     # code that must see NaN can't be compiled as if there were none. -std is torch's to choose. -g0
     # undoes the -g of Python's own flags, which is half the compile time and most of the file. g++ 12
-    # takes the undefined registers of its own AVX-512 headers for a mistake, ten thousand times.
+    # warns ten thousand times of undefined registers in its own AVX-512 headers.
     quiet = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *quiet]
-    # torch's headers name themselves in their errors: not by where they lay on the building machine.
+    # torch's headers put their paths into errors: the building machine's folders stay out of them.
     flags.append(f"-fmacro-prefix-map={Path(torch.__file__).parent}=torch")
     if name := sanitizer(dict(os.environ)):
         flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[name]]

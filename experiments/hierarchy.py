@@ -145,6 +145,6 @@ def report(
             beaten("HVAE", long, f"which are trained {settings['longer']} times as long"),
         ],
         notes=[
-            "K samples bound the NLL less tightly for the HVAE, with its many latent dimensions, than for 20."
+            "K samples bound the NLL less tightly for the HVAE's many latent dimensions than for the VAEs' 20."
         ],
     )

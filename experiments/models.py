@@ -34,7 +34,7 @@ SETTINGS = {
 QUICK = {**SETTINGS, "seeds": [0], "epochs": 1, "batch_size": 32, "hidden": [8], "latent_dim": 3,
          "train_samples": 96, "test_samples": 8, "nll_samples": 10}  # fmt: skip
 
-# pythae's that are also trained as released; beside ours they are held to the paper.
+# pythae's models that are trained twice: corrected to follow the paper, beside ours, and as released.
 RELEASED = {
     "Hamiltonian": (
         "pythae's HVAE draws z with standard deviation softplus(logvar), and its loss has the "
@@ -44,7 +44,7 @@ RELEASED = {
 }
 AS_RELEASED = "pythae as released"
 
-# Models that pythae does not have, or not so.
+# Models that pythae lacks, or has in another form.
 ALONE: dict[str, dict[str, Any]] = {
     "VAE, mixture prior": {"model": "vae", "model_args": {"prior": "mixture"}},
     "VAE, RealNVP prior": {"model": "vae", "model_args": {"prior": "realnvp"}},

@@ -23,7 +23,7 @@ LARGEST_TINY = torch.finfo(torch.float32).tiny  # float16's subnormal numbers ar
 # Modules whose parameters' moments are flushed under any optimizer of torch.
 _watched: WeakSet[nn.Module] = WeakSet()
 _state = {"is_hooked": False, "has_said": False}
-# Of each optimizer: the parameter that took the most steps, and how many.
+# For each optimizer, the parameter that took the most steps, and how many.
 _leaders: WeakKeyDictionary[torch.optim.Optimizer, tuple[Tensor | None, int]] = WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""A part of data that are sorted by class stands for all of it: measures and pictures take such."""
+"""Of data sorted by class, measures and pictures take a part that stands for all classes."""
 
 import numpy as np
 import pytest

@@ -455,7 +455,7 @@ def test_the_mixtures_clamp_lets_the_gradient_through_at_its_edge():
 
 @pytest.mark.parametrize("rows", [6, 1, 0])
 def test_every_parameter_may_be_shared_by_the_samples(native, rows):
-    """Also where that is all of them, which looks like one set of samples of its own."""
+    """Also where all are shared: they then look like one set of samples, each with its own."""
     for spec in SPECS.values():
         if spec.planes or spec.family == "bernoulli":
             continue

@@ -301,8 +301,8 @@ def test_hamiltonian_by_hand():
 
 
 def test_vae_gan_by_hand_and_without_leaks():
-    """By phases, and all at once: then each network has its own loss's gradient too, and each image
-    passes the discriminator once."""
+    """In phases, and all losses at once: either way each network has its own loss's gradient. At
+    once, each image passes the discriminator once."""
     options = {"shape": (1, 8, 8), "channels": 4, "gamma": 0.3}
     model = made("vae-gan", **options, simultaneous=False)
     x, key = images(5, (1, 8, 8)), noise.new_key()

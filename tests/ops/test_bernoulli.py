@@ -322,7 +322,7 @@ def test_double_backward_in_plain_pytorch():
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "batchmean"])
 def test_double_backward_of_the_native_op(reduction):
-    """By a few ops, to any order, right where a sigmoid is 1 up to rounding."""
+    """It takes a few ops, goes to any order, and is right where a sigmoid rounds to 1."""
     x = torch.tensor([[-30.0, -2, 0.3], [1.5, 20, 37]], dtype=torch.float64).requires_grad_()
     target = torch.tensor([[0, 51, 255], [102, 255, 0]], dtype=torch.uint8)
 

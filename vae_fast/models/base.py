@@ -214,7 +214,7 @@ class LatentModel(NotScriptable, Model):
         return self.likelihood.nll(self.decode(z, *condition), x, reduction="none")
 
     def nll_options(self, noise_key: Tensor | None) -> dict[str, Any]:
-        """Options of ``nll_at`` and ``nll_of_draws`` by which a key fixes noise of their own."""
+        """The options of ``nll_at`` and ``nll_of_draws`` that make a key fix the noise they draw."""
         return {}
 
     def squared_error(self, x: Tensor, *condition: Tensor) -> Tensor:

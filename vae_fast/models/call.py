@@ -60,7 +60,7 @@ class Call(NamedTuple):
         return self.model.prior_from(self.normals(like), self.stream(2), *self.condition)
 
     def repeatable(self) -> Call:
-        """This call with a noise key, so that all its values of ``nll_at`` are of one noise."""
+        """This call with a noise key, so that ``nll_at`` has the same noise every time."""
         if self.noise_key is not None:
             return self
         return self._replace(noise_key=noise.new_key(self.x.device))

@@ -128,7 +128,7 @@ class VRAE(BetaVAE):
         return {} if noise_key is None else {"noise_key": streams_of(noise_key, WORD_DROPOUT)}
 
     def _hidden(self, steps: Tensor, noise_key: Tensor | None) -> Tensor | None:
-        """Which previous steps word dropout hides, (N, T) bool; None: none."""
+        """Which previous steps word dropout hides, (N, T) bool, or None if it hides none."""
         if self.word_dropout == 1.0:
             return steps.new_ones(steps.shape[:2], dtype=torch.bool)
         if not self.training or self.word_dropout == 0:

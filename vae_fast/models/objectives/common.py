@@ -77,9 +77,8 @@ def adversarial_phases(
     lr: float,
     is_due: Callable[[], bool] | None = None,
 ) -> list[Phase]:
-    """The phases ``name``, of all the model's trained parameters but the judge's, and
-    "discriminator", of the judge's at ``lr`` times the run's rate, from when it ``is_due``. Without a
-    judge: one phase."""
+    """Two phases: ``name`` trains all parameters but the judge's, and "discriminator" the judge's, at
+    ``lr`` times the run's rate, if ``is_due()``. Without a judge there is one phase."""
     own = [] if judge is None else list(judge.parameters())
     known = {id(p) for p in own}
     others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
