@@ -51,8 +51,8 @@ def of_first(value: Tensor) -> Tensor:
 
 @contextmanager
 def batch_joined_by(ranks: Ranks | Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """A context in which statistics of the batch are taken over all processes, by ``ranks``. A
-    function alone is ``Ranks.mean``; None means one process."""
+    """A context in which statistics of the batch are taken over all processes, by ``ranks``:
+    `Ranks`, or its ``mean`` alone, or None for one process."""
     global _ranks
     before, _ranks = _ranks, Ranks(ranks) if callable(ranks) else ranks
     try:
