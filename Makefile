@@ -121,6 +121,10 @@ ptx-check: $(DONE)/test ## the CUDA kernels' tests on what nvcc made of them, ru
 sanitize: $(DONE)/test ## the CPU kernels under ASan with UBSan and under TSan, by the op tests
 	PYTHON="$(abspath $(BIN)/python)" scripts/sanitize_cpu.sh $(ARGS)
 
+.PHONY: coverage
+coverage: $(DONE)/coverage ## the lines of Python and C++ that the quick tests run: build/coverage
+	PYTHON="$(abspath $(BIN)/python)" scripts/coverage.sh -n $(JOBS) $(ARGS)
+
 .PHONY: build
 build: $(DONE)/native ## compile the kernels in place
 
@@ -153,6 +157,10 @@ $(DONE)/venv:
 # the tests need, torch's above all.
 $(DONE)/lint: $(DONE)/venv Makefile
 	$(PIP) install -q "ruff==0.17.6" "mypy==2.4.1" "clang-format==23.1.5" "clang-tidy==23.1.4" types-PyYAML types-tqdm
+	touch $@
+
+$(DONE)/coverage: $(DONE)/test
+	$(PIP) install -q "coverage==7.17.5" "gcovr==8.8"
 	touch $@
 
 $(DONE)/dist: $(DONE)/venv

@@ -14,8 +14,9 @@ Environment:
                           else DEFAULT_CUDA_ARCHS as far as the toolkit knows them
     CUDA_HOME             the CUDA toolkit; default: the one behind the nvcc on PATH
     CXX                   the C++ compiler
-    VAE_FAST_SANITIZE     address (with undefined behaviour) | thread: the CPU library alone, for
-                          scripts/sanitize_cpu.sh, into build/sanitize/NAME
+    VAE_FAST_INSTRUMENT   address (with undefined behaviour) | thread: the CPU library alone, for
+                          scripts/sanitize_cpu.sh | coverage: without CUDA, for scripts/coverage.sh;
+                          into build/instrumented/NAME
     MAX_JOBS              compilations at a time
 """
 
@@ -38,9 +39,11 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 BUILD_CHOICES = ("auto", "cpu", "cuda", "off")
-SANITIZERS = {
+INSTRUMENTS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
+    # Counters that threads share, each exact.
+    "coverage": ["--coverage", "-fprofile-update=atomic", "-fprofile-abs-path"],
 }
 OLDEST_TORCH = (2, 11)
 # The macro's layout is one byte each of major, minor, patch: torch/headeronly/version.h.
@@ -70,12 +73,12 @@ def build_choice(environ: dict[str, str]) -> str:
     return choice
 
 
-def sanitizer(environ: dict[str, str]) -> str:
-    """The value of VAE_FAST_SANITIZE, or ""; an unknown one is an error that lists those there are."""
-    name = environ.get("VAE_FAST_SANITIZE", "")
-    if name and name not in SANITIZERS:
+def instrument(environ: dict[str, str]) -> str:
+    """The value of VAE_FAST_INSTRUMENT, or ""; an unknown one is an error that lists those there are."""
+    name = environ.get("VAE_FAST_INSTRUMENT", "")
+    if name and name not in INSTRUMENTS:
         raise BuildError(
-            f"VAE_FAST_SANITIZE={name!r} is not one of {', '.join(SANITIZERS)}; set it to one of "
+            f"VAE_FAST_INSTRUMENT={name!r} is not one of {', '.join(INSTRUMENTS)}; set it to one of "
             "these or leave it unset."
         )
     return name
@@ -299,8 +302,8 @@ def cxx_flags() -> list[str]:
     flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *quiet]
     # torch's headers put their paths into errors: the building machine's folders stay out of them.
     flags.append(f"-fmacro-prefix-map={Path(torch.__file__).parent}=torch")
-    if name := sanitizer(dict(os.environ)):
-        flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[name]]
+    if name := instrument(dict(os.environ)):
+        flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *INSTRUMENTS[name]]
     return [*flags, TORCH_TARGET, f'-DVAE_FAST_BUILD_TORCH="{torch.__version__}"']
 
 
@@ -315,7 +318,8 @@ def link_args(*libraries: str) -> list[str]:
     """Against what of torch is really used and nothing else: that is what keeps one binary good
     for every torch. (In extra_link_args because --as-needed counts only for what follows it.)"""
     folders = [f"-L{folder}" for folder in torch_build().library_paths()]
-    return ["-Wl,--as-needed", *folders, *(f"-l{library}" for library in libraries)]
+    instruments = INSTRUMENTS.get(instrument(dict(os.environ)), [])
+    return ["-Wl,--as-needed", *folders, *(f"-l{library}" for library in libraries), *instruments]
 
 
 def cpu_extension() -> Extension:
@@ -331,7 +335,7 @@ def cpu_extension() -> Extension:
         depends=sources("csrc/**/*.h"),
         include_dirs=include_dirs(),
         extra_compile_args={"cxx": [*cxx_flags(), "-Wno-unknown-pragmas"]},
-        extra_link_args=[*link_args("torch_cpu"), *SANITIZERS.get(sanitizer(dict(os.environ)), [])],
+        extra_link_args=link_args("torch_cpu"),
         language="c++",
     )
 
@@ -340,7 +344,7 @@ def autograd_extension() -> Extension:
     """Autograd nodes in C++, which are outside the stable ABI: vae_fast/backend.py loads them under
     the torch that they were built with alone, and does without them elsewhere."""
     flags = [flag for flag in cxx_flags() if flag != TORCH_TARGET]
-    flags[flags.index("-O3")] = "-O2"
+    flags = ["-O2" if flag == "-O3" else flag for flag in flags]
     return Extension(
         "vae_fast._C_autograd",
         sources("csrc/autograd/*.cpp"),
@@ -419,9 +423,9 @@ def plan() -> list[Extension]:
         )
         return []
     torch = import_torch()
-    if name := sanitizer(dict(os.environ)):
-        say(f"building CPU kernels under the {name} sanitizer, into build/sanitize/{name}.")
-        return [cpu_extension()]
+    if name := instrument(dict(os.environ)):
+        say(f"building instrumented CPU kernels ({name}) into build/instrumented/{name}.")
+        return [cpu_extension(), *([autograd_extension()] if name == "coverage" else [])]
     cuda = plan_cuda(choice, torch) if choice != "cpu" else None
     say(f"building CPU kernels against torch {torch.__version__}.")
     autograd = [autograd_extension()] if sources("csrc/autograd/*.cpp") else []
@@ -433,10 +437,10 @@ def build_command() -> type:
 
     class BuildKernels(torch_build().BuildExtension):
         def finalize_options(self) -> None:
-            if name := sanitizer(dict(os.environ)):
-                # Never where a user's package would load it: it runs under its runtime alone.
+            if name := instrument(dict(os.environ)):
+                # Never where a user's package would load it: it is slow, and may need a runtime.
                 self.inplace = False
-                self.build_lib = str(ROOT / "build" / "sanitize" / name)
+                self.build_lib = str(ROOT / "build" / "instrumented" / name)
                 self.build_temp = f"{self.build_lib}/objects"
             super().finalize_options()
 

@@ -4,7 +4,7 @@
 #
 #   scripts/sanitize_cpu.sh [address] [thread]      PYTHON has torch and what the tests need
 #
-# Each library is built in build/sanitize/NAME, and compiled again only where a source has changed.
+# Each library is built in build/instrumented/NAME, and compiled again only where a source has changed.
 # Status 77 where the compiler brings no runtime of a sanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,9 +21,9 @@ for name in "$@"; do
     esac
     runtime="$(${CXX:-c++} -print-file-name=$runtime)"
     [ -e "$runtime" ] || { echo "sanitize: SKIP: ${CXX:-c++} brings no $runtime"; exit 77; }
-    folder="$root/build/sanitize/$name"
+    folder="$root/build/instrumented/$name"
     mkdir -p "$folder"
-    VAE_FAST_SANITIZE="$name" VAE_FAST_BUILD=cpu "$PYTHON" setup.py -q build_ext \
+    VAE_FAST_INSTRUMENT="$name" VAE_FAST_BUILD=cpu "$PYTHON" setup.py -q build_ext \
         >"$folder/build.log" 2>&1 || { cat "$folder/build.log"; exit 1; }
     # The package and the tests as they are now, beside the library.
     tree="$folder/tree"

@@ -214,6 +214,9 @@ def test_unusual_calls_use_the_python_node(calls):
     assert calls == [False]  # the node was not tried
     with pytest.raises(TypeError, match="target must be"):
         taken((loc, log_scale), target.to(torch.int64))
+    latent = torch.zeros(len(target), 2)
+    with pytest.raises(ValueError, match="beta is beyond a float's range: 1000"):
+        functional.elbo(spec, (loc, log_scale), target, latent, latent, beta=10**400)
 
 
 def test_gaussians_derivatives_of_all_kinds():

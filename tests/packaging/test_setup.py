@@ -51,14 +51,26 @@ def test_unknown_choice_lists_those_there_are(project):
     )
 
 
-def test_a_sanitized_build_has_its_flags_and_its_own_folder(setup_py, monkeypatch):
-    monkeypatch.setenv("VAE_FAST_SANITIZE", "thread")
-    assert "-fsanitize=thread" in setup_py.cxx_flags() and "-O3" not in setup_py.cxx_flags()
-    assert "-fsanitize=thread" in setup_py.cpu_extension().extra_link_args
-    monkeypatch.delenv("VAE_FAST_SANITIZE")
-    assert not any("sanitize" in flag for flag in setup_py.cxx_flags())
-    with pytest.raises(setup_py.BuildError, match="'memory' is not one of address, thread"):
-        setup_py.sanitizer({"VAE_FAST_SANITIZE": "memory"})
+@pytest.mark.parametrize(
+    ("name", "flag"), [("thread", "-fsanitize=thread"), ("coverage", "--coverage")]
+)
+def test_an_instrumented_build_has_its_flags_and_its_own_folder(setup_py, monkeypatch, name, flag):
+    monkeypatch.setenv("VAE_FAST_INSTRUMENT", name)
+    assert flag in setup_py.cxx_flags() and "-O3" not in setup_py.cxx_flags()
+    assert flag in setup_py.cpu_extension().extra_link_args
+    command = setup_py.build_command()(setup_py.setup(script_args=["--name"]))
+    command.inplace = True
+    command.finalize_options()
+    assert not command.inplace
+    assert command.build_lib == str(setup_py.ROOT / "build" / "instrumented" / name)
+    monkeypatch.setattr(setup_py, "missing_for_cpu", lambda: None)
+    assert len(setup_py.plan()) == (2 if name == "coverage" else 1)
+    monkeypatch.delenv("VAE_FAST_INSTRUMENT")
+    assert flag not in setup_py.cxx_flags() + setup_py.cpu_extension().extra_link_args
+    with pytest.raises(
+        setup_py.BuildError, match="'memory' is not one of address, thread, coverage"
+    ):
+        setup_py.instrument({"VAE_FAST_INSTRUMENT": "memory"})
 
 
 def test_off_builds_nothing(project):

@@ -150,7 +150,7 @@ def test_it_agrees_with_the_eager_step(name, cpu_level, threads):
         options = {"weight_decay": 0.1, "maximize": True}
     runs = [Run(model, dtype=d, **options) for d in (None, torch.float32, torch.float64)]
     dtype = {"ae": torch.float32, "deep": torch.bool}.get(name, torch.uint8)
-    for i, (x, y, key) in enumerate(batches(shape, (37, 128, 1, 37), dtype)):
+    for i, (x, y, key) in enumerate(batches(shape, (37, 145, 1, 37), dtype)):
         condition = (y,) if model.uses_labels else ()
         beta = (1.0, 0.0, 0.5, 4.0)[i]
         terms = [run.step(x, *condition, beta=beta, key=key) for run in runs]
