@@ -265,8 +265,8 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     ("options", "says"),
     [
         ({"model": "iwae"}, "IWAE is not a VAE"),
-        ({"objective": ObjectiveConfig(free_bits=0.1)}, "it knows no free bits"),
-        ({"model_args": {"prior": "vamp"}}, "learned_prior"),
+        ({"objective": ObjectiveConfig(free_bits=0.1)}, "free bits are not supported"),
+        ({"model_args": {"prior": "vamp"}}, "no code for the model's learned prior"),
         ({"optimizer": OptimizerConfig(args={"amsgrad": True})}, "amsgrad"),
     ],
 )
