@@ -25,10 +25,20 @@ SIZES = [
     ("vae", IMAGE, lambda n: {"posterior": "iaf", "posterior_options": {"hidden": [n]}}, "hidden"),
     ("vae", IMAGE, lambda n: {"posterior": "iaf", "posterior_options": {"steps": n}}, "steps"),
     ("vae", IMAGE, lambda n: {"objective": "miwae", "objective_options": {"samples": n}}, "samples"),
+    *(("vae", IMAGE, lambda n, kind=kind, name=name: {
+        "objective": kind, "objective_options": {name: n}}, name)
+      for kind, names in {
+          "vae-gan": ("channels", "layers"), "latent-diffusion": ("channels", "layers"),
+          "hamiltonian": ("leaps",), "riemannian": ("leaps", "anchors", "iterations"),
+      }.items() for name in names),
+    *(("vae", IMAGE, lambda n, kind=kind: {
+        "objective": kind, "objective_options": {"hidden": [n]}}, "each of hidden")
+      for kind in ("factor", "riemannian")),
     ("iwae", IMAGE, lambda n: {"num_samples": n}, "num_samples"),
     ("aae", IMAGE, lambda n: {"discriminator_hidden": [n]}, "each of discriminator_hidden"),
     ("cvae", IMAGE, lambda n: {"hidden": n, **CLASSES}, "hidden|an MLP's sizes"),
     ("cvae", IMAGE, lambda n: {"condition_options": {"num_classes": n}}, "num_classes"),
+    ("cvae", IMAGE, lambda n: {"condition": "attributes", "condition_options": {"size": n}}, "size"),
     ("ssvae", IMAGE, lambda n: {"hidden": n, **CLASSES}, "hidden|an MLP's sizes"),
     ("hvae", IMAGE, lambda n: {"levels": n, "network": "mlp"}, "levels"),
     ("hvae", IMAGE, lambda n: {"width": n}, "width"),

@@ -82,6 +82,7 @@ class Attributes(Condition):
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        check_count("size", size)
         self.features = size
 
     def forward(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.networks.images import image_shape
 
 
@@ -14,6 +15,8 @@ def patch_discriminator(input_shape: Sequence[int], channels: int, layers: int) 
 
     Group norms replace batch norms, so a sample's loss does not depend on the rest of the batch.
     """
+    check_count("channels", channels)
+    check_count("layers", layers)
     n, height, width = image_shape(input_shape)
     if min(height, width) < 6:
         raise ValueError(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_fast.functional import reparameterize
+from vae_fast.functional.checks import check_counts
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
 from vae_fast.models.objectives.common import Objective, Terms, adversarial_phases, rate_of
@@ -40,6 +41,7 @@ class Factor(Objective):
         discriminator_lr: float = 1.0,
     ) -> None:
         super().__init__()
+        check_counts("hidden", hidden)
         self.gamma, self.simultaneous = gamma, simultaneous
         self.discriminator_lr = rate_of(simultaneous, discriminator_lr)
         self.discriminator = mlp([latent_dim, *hidden, 2], activation="leaky_relu")

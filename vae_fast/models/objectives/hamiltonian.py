@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_fast.functional.checks import check_count
 from vae_fast.models.call import Call
 from vae_fast.models.objectives.common import Objective, Terms
 from vae_fast.networks import device_and_dtype
@@ -32,10 +33,10 @@ class Hamiltonian(Objective):
         self, latent_dim: int, *, leaps: int = 3, step: float = 0.05, temperature: float = 0.3
     ) -> None:
         super().__init__()
-        if leaps < 1 or not step > 0 or not 0 < temperature <= 1:
+        check_count("leaps", leaps)
+        if not step > 0 or not 0 < temperature <= 1:
             raise ValueError(
-                "leaps is at least 1, step above 0, and temperature in (0, 1]: got "
-                f"{leaps}, {step} and {temperature}"
+                f"step is above 0, and temperature in (0, 1]: got {step} and {temperature}"
             )
         self.leaps, self.temperature = leaps, temperature
         self.log_step = nn.Parameter(torch.full((latent_dim,), math.log(step)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import reparameterize
+from vae_fast.functional.checks import check_count, check_counts
 from vae_fast.functional.metric import Metric
 from vae_fast.joined import of_first
 from vae_fast.models.call import Call
@@ -66,17 +67,19 @@ class Riemannian(Objective):
         iterations: int = 3,
     ) -> None:
         super().__init__()
-        counts = leaps >= 1 and anchors >= 1 and iterations >= 1
-        if not (counts and step > 0 and scale > 0 and floor > 0 and 0 < temperature <= 1):
+        counts = {"leaps": leaps, "anchors": anchors, "iterations": iterations}
+        for name, count in counts.items():
+            check_count(name, count)
+        if not (step > 0 and scale > 0 and floor > 0 and 0 < temperature <= 1):
             raise ValueError(
-                "leaps, anchors and iterations are at least 1, step, scale and floor above 0, and "
-                f"temperature in (0, 1]: got {leaps}, {anchors}, {iterations}, {step}, {scale}, {floor} "
-                f"and {temperature}"
+                "step, scale and floor are above 0, and temperature in (0, 1]: got "
+                f"{step}, {scale}, {floor} and {temperature}"
             )
         self.leaps, self.temperature, self.scale, self.floor = leaps, temperature, scale, floor
         self.iterations = iterations
         self.log_step = nn.Parameter(torch.tensor([math.log(step)]))
         entries = latent_dim * (latent_dim + 1) // 2
+        check_counts("hidden", hidden)
         self.network = mlp([math.prod(input_shape), *hidden, entries], activation="relu")
         row, column = torch.tril_indices(latent_dim, latent_dim)
         self.register_buffer("places", row * latent_dim + column, persistent=False)
