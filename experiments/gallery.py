@@ -38,10 +38,10 @@ LEFT_OUT = {
 SHORTER: dict[str, dict[str, Any]] = {
     "beta_tcvae": {"epochs": 4},
     "latent_diffusion": {
-        "epochs": 2,
+        "epochs": 1,
         "model_args.channels": 8,
         "model_args.objective_options.channels": 8,
-        "model_args.objective_options.start": 150,
+        "model_args.objective_options.start": 80,
     },
     "vae_gan": {
         "epochs": 2,
@@ -49,7 +49,7 @@ SHORTER: dict[str, dict[str, Any]] = {
         "model_args.network_options.channels": [16, 32],
         "model_args.objective_options.channels": 8,
     },
-    "vq_vae": {"epochs": 2, "batch_size": 64, "model_args.network_options.channels": 8},
+    "vq_vae": {"epochs": 1, "batch_size": 32, "model_args.network_options.channels": 4},
 }
 ANSWERS = {
     "elbo": "ELBO {:.1f}",
@@ -97,20 +97,27 @@ def main(quick: bool = False, out: Path | None = None, only: list[str] | None = 
     folder = docs / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     facts_file, clock = folder / "gallery.json", Clock()
-    facts = json.loads(facts_file.read_text()) if facts_file.is_file() else {}
     parts = [name for name in only or ["parts"] if name == "parts" or name.startswith("part-")]
     examples = None if only is None else [name for name in only if name not in parts]
     for name in names(examples):
         clock.say(f"examples/{name}.yaml")
-        facts[name] = show(name, folder, quick)
-        clock.say(caption(facts[name]))
+        found = show(name, folder, quick)
+        clock.say(caption(found))
+        # Read anew: another process may have made another example meanwhile.
+        facts = {**made(facts_file), name: found}
         facts_file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     gallery_parts.make(folder, parts, quick, clock)
+    facts = made(facts_file)
     ordered = {name: facts[name] for name in names(None) if name in facts}
     text = page(ordered) + "\n" + gallery_parts.table(gallery_parts.made(folder))
     (docs / "gallery.md").write_text(text)
     print(docs / "gallery.md")
     return 0
+
+
+def made(file: Path) -> dict[str, Any]:
+    """The facts of the examples trained so far."""
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def names(only: list[str] | None) -> list[str]:

@@ -150,7 +150,11 @@ BANDS: dict[str, Callable[..., list[Band]]] = {
         "gmm", "samples of 10 Gaussians fitted to the codes (--sampler gmm)"
     ),
     "vq_vae": _sampled(
-        "pixelcnn", "samples of a PixelCNN of 600 steps (--sampler pixelcnn)", steps=600
+        "pixelcnn",
+        "samples of a small PixelCNN of 300 steps (--sampler pixelcnn)",
+        steps=300,
+        channels=32,
+        layers=4,
     ),
     "cvae": _by_class,
     "ssvae": _by_class,

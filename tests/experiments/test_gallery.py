@@ -1,5 +1,7 @@
 """The gallery's page and pictures."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,22 @@ def test_the_captions_command_trains_what_the_gallery_trains(name, monkeypatch):
     values = gallery.shortened(name)
     assert values.pop("words") and values != gallery.read(name)
     assert to_dict(found[0]) == to_dict(from_dict(values))
+
+
+def test_two_processes_make_two_examples(tmp_path, monkeypatch):
+    """Facts that another process has written while an example trained are kept."""
+    facts = gallery.made(gallery.DOCS / "gallery" / "gallery.json")
+    file = tmp_path / "gallery" / "gallery.json"
+
+    def show(name, *_):
+        file.write_text(json.dumps({"fashion": facts["fashion"]}))
+        return facts[name]
+
+    monkeypatch.setattr(gallery, "show", show)
+    monkeypatch.setattr(gallery.gallery_parts, "make", lambda *_: None)
+    assert gallery.main(out=tmp_path, only=["ae"]) == 0
+    assert gallery.made(file) == {name: facts[name] for name in ("fashion", "ae")}
+    assert "## ae" in (tmp_path / "gallery.md").read_text()
 
 
 def test_a_page_lists_the_measurements():
