@@ -208,9 +208,9 @@ def caption(facts: dict[str, Any]) -> str:
     """An example's measurements in one line."""
     steps = f" ({facts['steps']:,} steps)" if "steps" in facts else ""
     answers = "; ".join(ANSWERS[key].format(value) for key, value in facts["measured"].items())
-    made = facts["made"]
+    made, epochs = facts["made"], "epoch" if facts["epochs"] == 1 else "epochs"
     return (
-        f"{facts['parameters']:,} parameters, {facts['epochs']} epochs{steps} on {facts['data']}, "
+        f"{facts['parameters']:,} parameters, {facts['epochs']} {epochs}{steps} on {facts['data']}, "
         f"{facts['cpu_seconds']:.0f} CPU-seconds of training. On {facts['samples']} validation "
         f"samples ({facts['pixels']}, {facts['likelihood']}): {answers}. "
         f"{made['date']}, commit {made['commit']}, torch {made['torch']}, seed 0."
