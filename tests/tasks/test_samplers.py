@@ -167,7 +167,10 @@ def test_a_kept_sampler_draws_as_the_fitted_one(name, tmp_path):
 
 def test_the_metrics_draws_lie_where_its_volume_is():
     """One centre in one dimension: the density is that of numbers on a grid."""
-    objective = build("vae", (1, 4, 4), latent_dim=1, objective="riemannian").objective
+    model = build(
+        "vae", (1, 4, 4), latent_dim=1, objective="riemannian", objective_options={"anchors": 1}
+    )
+    objective = model.objective
     objective.centers[0], objective.matrices[0], objective.floor = 1.0, 2.0, 0.2
     torch.manual_seed(0)
     sampler = MetricSampler(objective.double(), proposals=60, leaps=10, step=0.3)
