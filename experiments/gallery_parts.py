@@ -52,8 +52,8 @@ defaults except for the arguments shown and these (`SIZES` in `experiments/galle
   of `vq-vae` is convolutional.
 
 That is enough to see that each part learns, and too little to compare them. `vae-gan` is the
-exception: with MLPs and so few steps its posterior is still the prior. The example `vae_gan` above
-has convolutional networks and a lower learning rate, and reconstructs. Rows of a picture:
+exception: with MLPs and so few steps its images are still noise. The example `vae_gan` above has
+convolutional networks and a lower learning rate, and reconstructs. Rows of a picture:
 validation images, their reconstructions, samples. A vq-vae's samples are of codes drawn singly, by
 their frequency, and so show no objects: `--sampler pixelcnn` draws them jointly. NLL is an importance-sampled bound (K = {NLL_SAMPLES})
 over {TEST_SAMPLES} grey validation images, in nats; error is squared, per pixel.
