@@ -352,6 +352,65 @@ def test_vae_gan_by_hand_and_without_leaks():
         torch.testing.assert_close(found, list(theirs))
 
 
+def test_vae_gan_of_a_decoder_with_dropout():
+    """Each pass's images are judged themselves: the decoder's gradient is that of its own pass."""
+    model = made("vae-gan", shape=(1, 8, 8), channels=4)
+    model.decoder = torch.nn.Sequential(torch.nn.Dropout(0.5), model.decoder)
+    x, key, seen, decode = images(5, (1, 8, 8)), noise.new_key(), [], model.decode
+    model.decode = lambda z: (seen.append(decode(z)), seen[-1])[1]
+    model.loss(x, noise_key=key).loss.backward(retain_graph=True)
+    judge = model.objective.discriminator
+    of_x = judge[:-1](x).detach()
+    _, y, other = map(torch.sigmoid, seen)  # the encoder's pass, the decoder's, and of the prior
+    off = 0.5 * (of_x - judge[:-1](y)).square().flatten(1).sum(1).mean()
+    fooled = F.softplus(-judge(y)).mean() + F.softplus(-judge(other)).mean()
+    own = list(model.decoder.parameters())
+    wanted = torch.autograd.grad(model.objective.gamma * off + fooled, own, retain_graph=True)
+    torch.testing.assert_close([p.grad for p in own], list(wanted))
+    told = (
+        F.softplus(-judge(x)).mean() + F.softplus(judge(y)).mean() + F.softplus(judge(other)).mean()
+    )
+    wanted = torch.autograd.grad(told, list(judge.parameters()))
+    torch.testing.assert_close([p.grad for p in judge.parameters()], list(wanted))
+
+
+@pytest.mark.parametrize("simultaneous", [True, False])
+def test_vae_gan_of_recomputed_blocks(simultaneous):
+    losses, grads = [], []
+    x, key = images(3, (1, 16, 16)), noise.new_key()
+    for checkpointing in ("none", "blocks"):
+        torch.manual_seed(0)
+        model = build("autoencoder-kl", (1, 16, 16), channels=4, multipliers=[1, 2], groups=2,
+                      z_channels=2, checkpointing=checkpointing, objective="vae-gan",
+                      objective_options={"channels": 4, "simultaneous": simultaneous})  # fmt: skip
+        for phase in phases_of(model.double()):
+            options = {} if phase.name is None else {"phase": phase.name}
+            losses.append(model.loss(x, noise_key=key, **options).loss)
+            losses[-1].backward()
+        grads.append([p.grad for p in model.parameters()])
+    half = len(losses) // 2
+    torch.testing.assert_close(losses[:half], losses[half:])
+    torch.testing.assert_close(*grads)
+    assert all(g is not None for g in grads[0])
+
+
+@pytest.mark.parametrize("part", [{"prior": "vamp"}, {"prior": "maf"}, {"prior": "learned"}])
+def test_vae_gan_in_turn_trains_a_learned_prior_with_the_encoder(part):
+    name, condition = ("cvae", (torch.arange(4),)) if part["prior"] == "learned" else ("vae", ())
+    options = {"simultaneous": False, "channels": 4}
+    model = build(
+        name, (1, 8, 8), objective="vae-gan", objective_options=options, latent_dim=3, **part
+    )
+    for phase in phases_of(model):
+        model.zero_grad()
+        model.loss(torch.rand(4, 1, 8, 8), *condition, phase=phase.name).loss.backward()
+        own = {id(p) for p in phase.parameters}
+        assert all(p.grad is None for p in model.parameters() if id(p) not in own), phase.name
+        prior = model.prior_network if name == "cvae" else model.learned_prior
+        if phase.name == "encoder":
+            assert any(p.grad is not None and p.grad.any() for p in prior.parameters())
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_vae_gans_discriminator_runs_channels_last(channels):
     shape = (channels, 16, 16)

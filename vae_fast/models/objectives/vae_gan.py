@@ -6,21 +6,22 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_fast.models.call import Call, phases_wanted
-from vae_fast.models.interface import Model
+from vae_fast.models.interface import Model, part_of
 from vae_fast.models.objectives.common import Objective, Terms, rate_of
 from vae_fast.models.objectives.importance import encoders
 from vae_fast.models.phases import Phase
 from vae_fast.networks.discriminator import patch_discriminator
-from vae_fast.networks.separate_gradients import Outputs, frozen, separate_gradients
+from vae_fast.networks.separate_gradients import Outputs, separate_gradients
 
 
 class VAEGAN(Objective):
     """Three losses, each with gradients for its own network alone.
 
-    The encoder minimises L + beta KL, and the decoder gamma L plus its adversarial loss. The
+    The encoder, with a learned prior, minimises L + beta KL, and the decoder gamma L plus its
+    adversarial loss. The
     discriminator separates data from x', decoded from codes and from draws of the prior.
     L = |D_l(x) - D_l(x')|^2 / 2, up to a constant the NLL of a Gaussian over the discriminator's
     features before its last layer. recon is L.
@@ -57,7 +58,10 @@ class VAEGAN(Objective):
 
     def phases(self, model: Model) -> list[Phase]:
         judge = list(self.discriminator.parameters())
-        encoder = [p for part in encoders(model) for p in part.parameters()]
+        # A learned prior is trained by the KL, so by the encoder's loss.
+        priors = (part_of(model, "learned_prior"), part_of(model, "prior_network"))
+        of_kl = [*encoders(model), *(part for part in priors if part is not None)]
+        encoder = [p for part in of_kl for p in part.parameters()]
         known = {id(p) for p in judge + encoder}
         others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
         # These losses do not depend on the likelihood's own parameters.
@@ -79,8 +83,8 @@ class VAEGAN(Objective):
         # x' with gradients for the encoder alone and for the decoder alone.
         for_encoder, for_decoder, fresh = None, None, None
         if "encoder" in wanted:
-            with frozen(list(call.model.decoder.parameters())):
-                for_encoder = call.mean_at(z)
+            # Parameters frozen for this pass only would not be so where blocks are recomputed.
+            ((for_encoder,),) = separate_gradients(lambda t: (call.mean_at(t),), [], z)[1:]
         if phase != "encoder":
             z = z.detach()
             with torch.set_grad_enabled(torch.is_grad_enabled() and "decoder" in wanted):
@@ -93,9 +97,13 @@ class VAEGAN(Objective):
             self._judged if trained else self._features, judge, truth
         )[0]
         made = [t for t in (for_encoder, for_decoder) if t is not None]
-        judged, *of_made = separate_gradients(
+        of_made: list[Outputs] = []
+        if len(made) > 1 and _draws(call.model.decoder):  # the two passes differ
+            of_made.append(separate_gradients(self._features, [], made.pop(0))[1])
+        judged, *others = separate_gradients(
             self._features if phase == "encoder" else self._judged, judge, *made
         )
+        of_made += others
         if "encoder" in wanted:
             recon = self._feature_distance(at_data, of_made[0][0])
             loss = loss + recon + call.beta * kl
@@ -129,6 +137,12 @@ class VAEGAN(Objective):
         """The features before the discriminator's last layer, and its logits."""
         (features,) = self._features(x)
         return features, self.discriminator[-1](features)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether dropout makes two passes of the module differ."""
+    dropouts = (m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+    return any(m.training and m.p > 0 for m in dropouts)
 
 
 def _mean(patches: Tensor) -> Tensor:
