@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vae_fast import noise
 from vae_fast.joined import Ranks, batch_joined_by
@@ -217,3 +218,29 @@ def test_refusals():
         made().loss(images(), phase="encoder")
     with pytest.raises(ValueError, match="takes latent-diffusion as an objective, not RAE"):
         build("vq-vae", SHAPE, objective="rae-l2", network_options={"multipliers": [1, 2]})
+
+
+class NoReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, (
+            "Python reads a tensor's value"
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_steps_are_read_only_where_the_discriminator_depends_on_them():
+    """Otherwise a step could not be recorded, nor an evaluation vmapped over models."""
+    with NoReads():
+        made(adversarial=0.0).loss(images())
+        with torch.no_grad():
+            made().loss(images())
+    models = [build("vae", SHAPE, objective="latent-diffusion").double().eval() for _ in "ab"]
+    x, key = images(), noise.new_key()
+    stacked = torch.func.stack_module_state(models)
+
+    def loss(*state):
+        return torch.func.functional_call(models[0], state, x, {"noise_key": key}).loss
+
+    with torch.no_grad():
+        found = torch.vmap(loss)(*stacked)
+        torch.testing.assert_close(found[1], models[1].loss(x, noise_key=key).loss)

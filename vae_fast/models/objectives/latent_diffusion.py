@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_fast.backend import is_transforming
 from vae_fast.joined import joined_mean
 from vae_fast.models.call import Call, phases_wanted
 from vae_fast.models.interface import Model
@@ -110,26 +111,32 @@ class LatentDiffusion(Steps):
     def terms(self, call: Call, phase: str | None = None) -> Terms:
         phases_wanted(phase, ("autoencoder", "discriminator"))
         truth = call.model.network_input(call.x)
-        # A compiled graph serves all steps, so there the discriminator is computed before its start.
-        compiled = torch.compiler.is_compiling()
-        begun = torch.ge(self.steps, self.start) if compiled else self.has_begun()
         if phase == "discriminator":
             with torch.no_grad():
                 made = call.mean_at(call.draw().z)
             zero = self.log_scale.new_zeros(len(truth))
-            return self.of_discriminator(truth, made) * begun, zero, zero
+            return self.of_discriminator(truth, made) * self._begun(), zero, zero
         _, z, kl = call.draw()
         made = call.mean_at(z)
         nll = self.nll(truth, made)
         loss = nll + call.beta * kl
-        if self.discriminator is not None and torch.is_grad_enabled() and begun is not False:
-            fooled = -call_frozen(self.discriminator, made).flatten(1).mean(1)
-            weight = self.adversarial * self._weight(call.model, nll, fooled) * begun
-            loss = loss + weight * fooled
-        if self.discriminator is not None and torch.is_grad_enabled() and phase is None:
-            loss = loss + self.of_discriminator(truth, made.detach()) * begun
+        if self.discriminator is not None and torch.is_grad_enabled():
+            begun = self._begun()
+            if begun is not False:
+                fooled = -call_frozen(self.discriminator, made).flatten(1).mean(1)
+                weight = self.adversarial * self._weight(call.model, nll, fooled) * begun
+                loss = loss + weight * fooled
+            if phase is None:
+                loss = loss + self.of_discriminator(truth, made.detach()) * begun
         self.count()
         return loss, nll, kl
+
+    def _begun(self) -> bool | Tensor:
+        """``has_begun``. A compiled graph serves all steps, and vmap several models, so there it is a
+        tensor, and the discriminator is computed before its start."""
+        if torch.compiler.is_compiling() or is_transforming():
+            return torch.ge(self.steps, self.start)
+        return self.has_begun()
 
     def nll(self, x: Tensor, made: Tensor) -> Tensor:
         """The reconstruction loss of each sample, (N,). For "l1" without P it is the NLL in nats of
