@@ -300,6 +300,20 @@ def test_hamiltonian_by_hand():
         torch.testing.assert_close(model.loss(x, noise_key=key).loss, wanted.mean().detach())
 
 
+def test_rae_l2_has_forward_derivatives():
+    """Along all weights at once, as the gradient gives them."""
+    model, x = made("rae-l2", "ae").eval(), images()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (x,)).loss
+
+    along = {name: torch.ones_like(p) for name, p in weights.items()}
+    slopes = torch.func.grad(loss)(weights)
+    found = torch.func.jvp(loss, (weights,), (along,))[1]
+    torch.testing.assert_close(found, sum(slope.sum() for slope in slopes.values()))
+
+
 def test_vae_gan_by_hand_and_without_leaks():
     """In phases, and all losses at once: either way each network has its own loss's gradient. At
     once, each image passes the discriminator once."""

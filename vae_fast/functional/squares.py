@@ -24,8 +24,14 @@ class _SumOfSquares(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], _: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (t,) = ctx.saved_tensors
         return 2 * grad * t
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return 2 * torch.dot(t.flatten(), tangent.flatten())
