@@ -43,6 +43,15 @@ CASES = {
         "autoencoder-kl",
         {**MAPS, "objective": "vae-gan", "objective_options": {"channels": 4}},
     ),
+    "vae-gan of blocks": (  # sharded one by one
+        "autoencoder-kl",
+        {
+            **MAPS,
+            "checkpointing": "blocks",
+            "objective": "vae-gan",
+            "objective_options": {"channels": 4},
+        },
+    ),
 }
 
 
@@ -68,11 +77,11 @@ def leaks(step):
     for phase, update in step.each():
         own = {id(p) for p in update.parameters}
 
-        def follow(loss, phase=phase, own=own, follow=update.follow):
+        def follow(loss, part=1.0, *, phase=phase, own=own, follow=update.follow):
             for name, p in step.model.named_parameters():
                 if p.grad is not None and id(p) not in own:
                     found.append((phase.name, name))
-            return follow(loss)
+            return follow(loss, part)
 
         update.follow = follow
     return found

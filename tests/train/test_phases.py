@@ -301,8 +301,8 @@ def test_phases_shared_out_by_fsdp_are_those_of_ddp(tmp_path):
     processes = ranks.start(2, "-m", "tests.train.phases_ranks", out)
     assert [p.wait() for p in processes] == [0, 0]
     results = json.loads(out.read_text())
-    assert len(results) == 7
+    assert len(results) == 8
     for name, found in results.items():
-        assert found["off"] < 1e-4 and found["leaked"] == [] and found["resumed"], (name, found)
+        assert found["off"] < 5e-4 and found["leaked"] == [] and found["resumed"], (name, found)
         assert found["loss"][1] == pytest.approx(found["loss"][0], rel=1e-5), name
         assert found["moved"] > 0.7 * found["of"], (name, found)
