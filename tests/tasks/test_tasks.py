@@ -191,6 +191,8 @@ def test_traverse_moves_one_dimension_at_a_time():
         [[[0.1, 0.2, -1.0], [0.1, 0.2, 5.0]], [[-1.0, 0.2, 0.3], [5.0, 0.2, 0.3]]]
     )
     torch.testing.assert_close(walk, expected)
+    order = torch.tensor([1.0, 0.5, 2.0]).argsort(descending=True)[:2]  # 2 and 0
+    assert torch.equal(tasks.traverse(model, z, dimensions=order, values=[-1.0, 5.0]), walk)
     with pytest.raises(ValueError, match=r"not \[3\]"):
         tasks.traverse(model, z, dimensions=[3])
 

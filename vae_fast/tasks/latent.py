@@ -93,7 +93,7 @@ def traverse(
     model: Model,
     z: Tensor,
     *,
-    dimensions: Sequence[int] | None = None,
+    dimensions: Sequence[int] | Tensor | None = None,
     values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3),
     y: Tensor | None = None,
 ) -> Tensor:
@@ -101,6 +101,8 @@ def traverse(
     *shape), under one condition y (1, ...)."""
     if z.dim() != 1:
         raise ValueError(f"traverse walks from one code (latent_dim,), got {tuple(z.shape)}")
+    if isinstance(dimensions, Tensor):  # such as an argsort's
+        dimensions = dimensions.tolist()
     dimensions = list(range(len(z))) if dimensions is None else list(dimensions)
     for dimension in dimensions:
         check_count("a dimension", dimension, 0)
