@@ -16,7 +16,7 @@ from tests.train import ranks
 from vae_fast.data import Batches, load
 from vae_fast.models import build
 from vae_fast.models.phases import Phase
-from vae_fast.train import TrainConfig, Trainer
+from vae_fast.train import TrainConfig, Trainer, TrainingError
 from vae_fast.train.config import OptimizerConfig
 from vae_fast.train.distributed import Share, World
 from vae_fast.train.keeping import pointed_folder
@@ -199,6 +199,29 @@ def test_the_best_is_the_latest_where_losses_do_not_rank(
     best, last = (pointed_folder(tmp_path / "run" / "checkpoints", n) for n in ("best", "last"))
     assert best == (last if latest else None)
     assert trainer.progress.epoch == (2 if latest else 1)  # stopped early, if at all
+
+
+def test_the_best_has_a_finite_loss_where_losses_do_not_rank(tmp_path, monkeypatch):
+    args = {"latent_dim": 2, "network_options": {"hidden": [8]}}
+    args |= {"objective": "vae-gan", "objective_options": {"channels": 4}}
+    config = TrainConfig(model="vae", model_args=args, epochs=2)
+    config.batch_size, config.out, config.device = 20, str(tmp_path / "run"), "cpu"
+    config.tensorboard = "off"
+    data = load(IMAGES)
+    trainer = Trainer(config, train_data=data, val_data=data)
+    monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
+    objective = trainer.step.objective
+
+    def broken(*arguments, **options):
+        terms = objective(*arguments, **options)
+        fails = trainer.progress.epoch == 2 and not torch.is_grad_enabled()
+        return LossOutput(*(term * math.nan for term in terms)) if fails else terms
+
+    monkeypatch.setattr(trainer.step, "objective", broken)
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer.fit()
+    best, last = (pointed_folder(tmp_path / "run" / "checkpoints", n) for n in ("best", "last"))
+    assert int(best.name) < int(last.name) and math.isfinite(trainer.progress.best)
 
 
 def test_a_batch_in_parts_is_one_step():

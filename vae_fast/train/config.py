@@ -223,7 +223,9 @@ class TrainConfig:
         epochs: passes over the training data.
         max_steps: the largest number of steps, also before the last epoch; 0 for no limit.
         early_stop: the number of consecutive validations without a new lowest loss after which the
-            run ends; 0 for never.
+            run ends; 0 for never. Under an adversarial objective, where the latest validation is the
+            best (vae-gan, and latent-diffusion once its discriminator has begun), each counts as the
+            lowest.
         batch_size: samples per step.
         accumulate: the number of parts in which a batch goes through the model. Their gradients are
             added. This is for batches that do not fit into memory. Steps are then eager.

@@ -315,7 +315,8 @@ class Trainer:
         final = means["recon"] + step.final_beta * means["kl"]
         if step.schedule is not None:
             step.schedule.report_validation(final)
-        self.improved = final < self.progress.best or not ranks_by_loss(self.model)
+        latest = math.isfinite(final) and not ranks_by_loss(self.model)
+        self.improved = final < self.progress.best or latest
         self.progress.best = final if self.improved else self.progress.best
         self.progress.validated = self.progress.step
         self.progress.stale = 0 if self.improved else self.progress.stale + 1
