@@ -180,10 +180,8 @@ $(TORCH_DONE): $(DONE)/venv
 	rm -f $(DONE)/torch* && touch $@
 
 # The package itself is installed editable and without its kernels: those are compiled below, where
-# only what changed is compiled again. "compat" is a path on sys.path: setuptools' other way, an import
-# hook, loses to a folder named vae_fast beside a script, such as this clone itself.
-INSTALL = @VAE_FAST_BUILD=off $(TOLD) "installing what $(@F) needs" $(PIP) install -q --no-build-isolation \
-	-C editable_mode=compat
+# only what changed is compiled again.
+INSTALL = @VAE_FAST_BUILD=off $(TOLD) "installing what $(@F) needs" $(PIP) install -q --no-build-isolation
 
 $(DONE)/train: $(TORCH_DONE) pyproject.toml Makefile
 	$(INSTALL) -e ".[train]"

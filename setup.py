@@ -479,6 +479,9 @@ def main() -> None:
     setup(
         ext_modules=extensions,
         cmdclass={"build_ext": build_command()} if extensions else {},
+        # An editable package is a path on sys.path. setuptools' other way, an import hook, loses to a
+        # folder named vae_fast beside a script, such as the clone itself.
+        options={"editable_wheel": {"mode": "compat"}},
     )
 
 

@@ -40,7 +40,7 @@ def test_the_version_stands_in_one_place(monkeypatch, tmp_path):
 
 def test_a_script_beside_the_clone_imports_the_package(tmp_path):
     """The clone is a folder named vae_fast. On a script's path it comes before an import hook, which
-    is how setuptools installs an editable package unless it is told otherwise, as in the Makefile."""
+    is how setuptools installs an editable package unless it is told otherwise, as in setup.py."""
     (tmp_path / "vae_fast").mkdir()
     script = tmp_path / "script.py"
     script.write_text("from vae_fast import VAE\n")

@@ -2,7 +2,9 @@
 
 import os
 import stat
+import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +73,21 @@ def test_an_instrumented_build_has_its_flags_and_its_own_folder(setup_py, monkey
         setup_py.BuildError, match="'memory' is not one of address, thread, coverage"
     ):
         setup_py.instrument({"VAE_FAST_INSTRUMENT": "memory"})
+
+
+def test_an_editable_package_is_a_path(project):
+    """By setup.py and not by a flag of pip's: pip before 23.1 has no -C."""
+    (project.path / "vae_fast" / "data" / "x.LICENSE.txt").write_text("x")
+    code = "from setuptools import build_meta; print(build_meta.build_editable('out'))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=False, cwd=project.path,
+        env=project.environment(VAE_FAST_BUILD="off"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (project.path / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        (path,) = (name for name in file.namelist() if name.endswith(".pth"))
+        assert file.read(path).decode().strip() == str(project.path)
 
 
 def test_off_builds_nothing(project):
