@@ -39,6 +39,22 @@ def test_rows_are_taken_out_of_a_pass(binarize):
     assert len(take(parts, None).images) == 90
 
 
+def test_other_items_of_a_dataset_are_not_read():
+    read = []
+
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    batches = Batches(Counted(IMAGES[:, None], SORTED), 8, shuffle=False)
+    rows = torch.tensor([0, 30, 89])
+    read.clear()
+    found = take(batches, 3, rows)
+    assert read == rows.tolist()
+    assert torch.equal(found.images, IMAGES[rows, None]) and found.labels.tolist() == [0, 1, 2]
+
+
 @pytest.mark.filterwarnings("ignore:.*sorted by class")
 def test_a_runs_measures_and_pictures_are_of_all_classes(tmp_path, monkeypatch):
     monkeypatch.setattr("vae_fast.train.trainer.draw_pictures", lambda *_: [])
