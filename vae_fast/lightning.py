@@ -108,7 +108,10 @@ class VAEModule(lightning.LightningModule):  # type: ignore[misc]  # found at ru
         for phase, optimizer in zip(phases_of(self.model), optimizers, strict=True):
             optimizer.zero_grad()
             if not phase.is_due():
-                optimizer.step()  # without gradients it changes nothing, and Lightning counts it
+                # Without gradients a step changes nothing, and Lightning counts it. (A scaler of
+                # float16's losses refuses it, so there it is not counted.)
+                if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+                    optimizer.step()
                 continue
             terms, size = self.terms(batch, beta, phase.name)
             self.manual_backward(terms.loss)

@@ -140,6 +140,21 @@ def test_a_phase_that_is_not_due_and_batches_in_parts():
     assert trainer.global_step == 4 and module.model.objective.steps == 4
 
 
+def test_a_phase_that_is_not_due_under_a_loss_scaler():
+    """The scaler refuses to step an optimizer without gradients."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    module = VAEModule(
+        model_of(
+            "vae", objective="latent-diffusion", objective_options={"start": 4, "channels": 4}
+        ),
+        lr=0.01,
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer = fit(module, loader(X), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert {int(s["step"]) for s in trainer.optimizers[1].state.values()} == {3}
+
+
 def test_checkpoints_and_what_is_lightnings(tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
