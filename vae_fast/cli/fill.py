@@ -38,7 +38,9 @@ def inpaint(arguments: list[str], program: str) -> int:
     from vae_fast import tasks
     from vae_fast.tasks.pictures import draw_strips
 
-    restored, (x, _, y, source, *_) = model_and_samples(values)
+    # A mask's rows are those of the data.
+    in_order = values.missing.endswith(".npy")
+    restored, (x, _, y, source, *_) = model_and_samples(values, in_order=in_order)
     torch.manual_seed(values.seed)
     missing = _mask(values.missing, x).to(x.device)
     found = tasks.impute(restored.model, x, ~missing, y, steps=values.steps, draws=values.draws)

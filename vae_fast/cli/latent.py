@@ -101,7 +101,7 @@ def traverse(arguments: list[str], program: str) -> int:
     from vae_fast.models.interface import is_probabilistic
     from vae_fast.tasks.pictures import draw_grid
 
-    restored, (x, _, y, source, *_) = model_and_samples(values)
+    restored, (x, _, y, source, *_) = model_and_samples(values, in_order=True)
     if not 0 <= values.index < len(x):
         raise ValueError(
             f"--index {values.index} is not among the {len(x)} samples (0 is the first)"
