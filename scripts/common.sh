@@ -90,7 +90,8 @@ build_wheel() {
         sdist="$(cd "$source" && "$VERIFY_DIR/new/bin/python" -W ignore -c '
 import sys
 from setuptools import build_meta
-print(build_meta.build_sdist(sys.argv[1]))' "$folder" 2>"$log" | tail -n 1)"
+print(build_meta.build_sdist(sys.argv[1]))' "$folder" 2>"$log" | tail -n 1)" ||
+            { tail -n 40 "$log" >&2; fail "setuptools could not build a source distribution"; }
         # A GPU here would narrow the list of architectures, and a build must not need one.
         CUDA_VISIBLE_DEVICES="" "$PYTHON" -m pip wheel -v --disable-pip-version-check \
             --no-deps -w "$folder" "$folder/$sdist" >"$log" 2>&1 ||
