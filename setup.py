@@ -301,7 +301,10 @@ def cxx_flags() -> list[str]:
     quiet = ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     flags = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *quiet]
     # torch's headers put their paths into errors: the building machine's folders stay out of them.
-    flags.append(f"-fmacro-prefix-map={Path(torch.__file__).parent}=torch")
+    # ccache with a base directory (CCACHE_BASEDIR) makes the paths relative to the objects' folder.
+    folder = Path(torch.__file__).parent
+    for prefix in (folder, os.path.relpath(folder, ROOT / "build" / "temp")):
+        flags.append(f"-fmacro-prefix-map={prefix}=torch")
     if name := instrument(dict(os.environ)):
         flags[:2] = ["-O1", "-g1", "-fno-omit-frame-pointer", *INSTRUMENTS[name]]
     return [*flags, TORCH_TARGET, f'-DVAE_FAST_BUILD_TORCH="{torch.__version__}"']

@@ -5,9 +5,11 @@ import stat
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 
 def write_script(path, text):
@@ -174,6 +176,15 @@ def test_other_minor_version_is_fine(setup_py, tmp_path):
     toolkit = setup_py.find_cuda_toolkit({"CUDA_HOME": str(home)})
     torch = SimpleNamespace(__version__="2.15.0", version=SimpleNamespace(cuda="13.2"))
     setup_py.check_cuda_toolkit(toolkit, torch)
+
+
+def test_paths_of_torchs_headers_are_mapped_also_where_ccache_makes_them_relative(setup_py):
+    folder = Path(torch.__file__).parent
+    here = setup_py.ROOT / "build" / "temp.linux"
+    maps = [flag for flag in setup_py.cxx_flags() if flag.startswith("-fmacro-prefix-map=")]
+    assert f"-fmacro-prefix-map={folder}=torch" in maps
+    relative = [flag.split("=")[1] for flag in maps if flag.split("=")[1].startswith("..")]
+    assert [(here / path).resolve() for path in relative] == [folder.resolve()]
 
 
 def test_line_tables_are_for_builds_in_place(setup_py, monkeypatch, tmp_path):
