@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from vae_fast.cli import flags, main
+from vae_fast.cli import flags, interrupts, main
+from vae_fast.cli.commands import COMMANDS
 from vae_fast.train import RunFolder, TrainConfig, Trainer
 
 PROGRAM = [sys.executable, "-m", "vae_fast"]
@@ -132,6 +133,30 @@ def test_ctrl_c_shows_no_traceback(workplace, after):
     assert "Traceback" not in shown and "Exception ignored" not in shown, shown
     assert process.returncode == 130, shown
     assert "interrupted" in shown or "stopped by SIGINT" in shown, shown
+
+
+def test_ctrl_c_during_a_late_import_is_an_interrupt(capsys, monkeypatch):
+    """A C++ library whose import is cut short raises an ImportError, "initialization failed"."""
+
+    def command(arguments, program):
+        interrupts.begin_work()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupts, "came", False)
+    monkeypatch.setattr(interrupts, "_leave", None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setitem(COMMANDS, "train", command)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interrupts.quiet(lambda: 0):
+            assert main(["train"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "vae-fast train: error: interrupted\n"
 
 
 # --- what a user is shown ------------------------------------------------------------------------

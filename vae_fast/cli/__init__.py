@@ -25,7 +25,7 @@ def script() -> int:
     warnings.formatwarning = _warning  # without the code's file, line and text
     with interrupts.quiet(lambda: _fail(f"{PROGRAM} {_command(sys.argv[1:])}", "interrupted", 130)):
         status = main()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE", "1") != "1" or interrupts.came:
         _end(status)
     return status
 
@@ -35,7 +35,7 @@ def _end(status: int) -> NoReturn:
 
     A thread of torch.distributed releases a collective's tensors after the waiting thread has gone
     on. During the teardown this aborts the process, and torchrun then reports a finished run as a
-    failed one.
+    failed one. An import that Ctrl-C cut short can do the same.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
     except Exception as error:  # noqa: BLE001 (shown, in a sentence)
+        if interrupts.came and not show_traceback:
+            return _fail(program, "interrupted", 130)
         if show_traceback:
             import traceback
 

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 _leave: Callable[[int, FrameType | None], None] | None = None  # the handler, while it is installed
+# Whether Ctrl-C came while a command worked. The exception may arrive as another one: a C++ library
+# that is being imported turns it into an ImportError.
+came = False
 
 
 @contextmanager
@@ -60,7 +63,13 @@ def begin_work() -> None:
     if os.environ.get("RANK", "0") == "0":
         _show_progress()
     if _leave is not None and signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global came
+    came = True
+    raise KeyboardInterrupt
 
 
 class _OnStderr(logging.Handler):
