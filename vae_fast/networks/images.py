@@ -126,7 +126,9 @@ def conv_encoder(
     """Stride-2 convolutions, one per entry of ``channels`` (``default_channels``), then an MLP with
     one hidden layer. Only the decoder uses ``upsampling``."""
     _check_upsampling(upsampling)
-    shapes = stage_shapes(input_shape, channels or default_channels(input_shape))
+    shapes = stage_shapes(
+        input_shape, default_channels(input_shape) if channels is None else channels
+    )
     layers: list[nn.Module] = []
     for (n_in, *_), (n_out, *_) in itertools.pairwise(shapes):
         layers.append(downsampling(n_in, n_out))
@@ -148,7 +150,7 @@ def conv_decoder(
     upsampling: str = "resize",
 ) -> nn.Sequential:
     """The mirror image of ``conv_encoder``. ``upsampling`` is the ``kind`` of ``upsample``."""
-    channels = channels or default_channels(output_shape)
+    channels = default_channels(output_shape) if channels is None else channels
     small, *larger = reversed(stage_shapes(output_shape, channels))
     layers: list[nn.Module] = [
         *mlp([features, hidden, math.prod(small)], activation=activation, dropout=dropout),

@@ -21,10 +21,9 @@ class VAEGAN(Objective):
     """Three losses, each with gradients for its own network alone.
 
     The encoder, with a learned prior, minimises L + beta KL, and the decoder gamma L plus its
-    adversarial loss. The
-    discriminator separates data from x', decoded from codes and from draws of the prior.
-    L = |D_l(x) - D_l(x')|^2 / 2, up to a constant the NLL of a Gaussian over the discriminator's
-    features before its last layer. recon is L.
+    adversarial loss. The discriminator separates data from x', decoded from codes and from draws of
+    the prior. L = |D_l(x) - D_l(x')|^2 / 2, up to a constant the NLL of a Gaussian over the
+    discriminator's features before its last layer. recon is L.
 
     As in algorithm 1, all gradients are of one forward pass and the same weights, so one optimizer
     minimises the sum of the losses.
