@@ -20,6 +20,7 @@ from tests.ops.accuracy import (
     spread,
 )
 from vae_fast import bernoulli_nll, reference
+from vae_fast.backend import native_reason
 from vae_fast.likelihoods.bernoulli import BERNOULLI, BERNOULLI_PROBS
 
 INPUTS = pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
@@ -320,6 +321,7 @@ def test_double_backward_in_plain_pytorch():
         assert torch.autograd.gradgradcheck(loss, (x.clone().requires_grad_(),))
 
 
+@pytest.mark.skipif(native_reason("cpu") is not None, reason="the native library is not built")
 @pytest.mark.parametrize("reduction", ["none", "sum", "batchmean"])
 def test_double_backward_of_the_native_op(reduction):
     """It takes a few ops, goes to any order, and is right where a sigmoid rounds to 1."""
