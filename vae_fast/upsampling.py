@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
@@ -29,7 +31,7 @@ def doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
 def can_spread(conv: nn.Module) -> bool:
     """Whether ``conv`` is a convolution of our own that no tool has replaced, wrapped or hooked, with
     weights of at least 32 bits: sums of shorter ones would be rounded."""
-    return is_unchanged(conv, nn.Conv2d) and conv.get_parameter("weight").dtype.itemsize >= 4
+    return is_unchanged(conv, nn.Conv2d) and cast(nn.Conv2d, conv).weight.dtype.itemsize >= 4
 
 
 def is_unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:

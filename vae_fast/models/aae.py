@@ -82,7 +82,7 @@ class AAE(Deterministic):
             recon = call.nll_at(z)
         if "discriminator" in wanted:
             prior = call.normals(z, stream=0)
-            real, fake = self.discriminator(torch.cat([prior, z.detach()])).chunk(2)
+            real, fake = self.discriminator(torch.cat([prior, z.detach()])).split([z.shape[0]] * 2)
             of_discriminator = (F.softplus(-real) + F.softplus(fake)).squeeze(1)
         if "generator" in wanted:
             kl = F.softplus(-call_frozen(self.discriminator, z)).squeeze(1)

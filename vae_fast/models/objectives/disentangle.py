@@ -76,7 +76,7 @@ class Factor(Objective):
         zeros = torch.zeros_like(other, dtype=torch.float32)
         order = reparameterize(zeros, zeros, noise_key=noise_key).argsort(0)
         shuffled = other.gather(0, order)
-        real, fake = self.discriminator(torch.cat([joint, shuffled])).chunk(2)
+        real, fake = self.discriminator(torch.cat([joint, shuffled])).split([joint.shape[0]] * 2)
         each = 0.5 * (F.softplus(real[:, 1] - real[:, 0]) + F.softplus(fake[:, 0] - fake[:, 1]))
         return each.mean().expand(n) if n > 0 else each
 
