@@ -280,11 +280,11 @@ model = build("aae", (1, 6, 6), latent_dim=2, network_options={"hidden": [8]},
 draws = torch.randn(3, 12, 2, dtype=torch.float64)
 step = Step(model, TrainConfig(model="aae", lr=0.01), cpu, world, 3)
 images = torch.randint(0, 256, (12, 1, 6, 6), dtype=torch.uint8)
-import vae_fast.models.aae as aae
+from vae_fast.models import call
 for number in range(3):
     # The ranks' draws are of their own; here each has its part of the same ones.
     part = draws[number][world.rank * 12 // world.size : (world.rank + 1) * 12 // world.size]
-    aae.reparameterize = lambda *_, part=part, **__: part
+    call.reparameterize = lambda *_, part=part, **__: part
     for share in world.shares(world.batches(images, 12, shuffle=False)):
         step(share, number)
 if world.is_main:
